@@ -1,0 +1,3 @@
+"""Trajectory-Refined Distillation in JAX."""
+
+__version__ = "0.1.0"
