@@ -1,0 +1,291 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trd_jax import cli
+from trd_jax.experiment import KEYS
+
+_PACKAGE = Path(cli.__file__).parent
+_STAGES = sorted(
+  path.stem
+  for path in _PACKAGE.glob("*.py")
+  if "cli.main(" in path.read_text() and path.stem != "cli"
+)
+_HEAVY = ("jax", "flax", "optax", "orbax", "transformers", "torch", "sympy")
+
+_CONFIG = """
+from trd_jax import experiment
+
+def get_config(arg=None):
+  variant = experiment.parse_arg(arg, method="trd")
+  config = experiment.default_config()
+  config.method = variant.method
+  config.train.epochs = 2
+  return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+  """Path of a config file."""
+  path = tmp_path / "mine.py"
+  path.write_text(_CONFIG)
+  return path
+
+
+def _main(*argv, flags=(), run=None, **options):
+  """Runs a stage in this process; what its `run` was given."""
+  given = []
+  run = run or (lambda *arguments: given.append(arguments))
+  argv = [str(argument) for argument in argv]
+  cli.main("rollout", run, "does it", flags, argv=argv, **options)
+  return given[0] if given else None
+
+
+def _complaint(capsys, *argv, **options):
+  """The one line on stderr of a command line that is refused."""
+  with pytest.raises(SystemExit) as end:
+    _main(*argv, **options)
+  assert end.value.code == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith("trd-jax rollout: ")
+  assert err.endswith("\n")
+  assert err.count("\n") == 1
+  return err
+
+
+def test_a_stage_gets_its_experiment_directory_and_flags(config, tmp_path):
+  experiment, run_dir, flags = _main(
+    f"--config={config}:method=jsd",
+    "--workdir",
+    tmp_path / "run",
+    "--config.seed=3",
+    "--config.rollout.top_k",
+    "-1",
+    "--noconfig.loss.diagnostics",
+    "--config.metrics.tensorboard",
+    "--which=trained",
+    flags=[cli.Flag("which", "base", "what"), cli.Flag("n", 4, "how many")],
+  )
+  assert (experiment.method, experiment.seed) == ("jsd", 3)
+  assert experiment.train.epochs == 2
+  assert experiment.rollout.top_k == -1
+  assert experiment.loss.diagnostics is False
+  assert experiment.metrics.tensorboard is True
+  assert run_dir.root == tmp_path / "run"
+  assert (flags.which, flags.n) == ("trained", 4)
+  assert json.loads(run_dir.config.read_text())["seed"] == 3
+
+
+def test_the_config_travels_to_another_stage(config, tmp_path):
+  argv = [
+    f"--config={config}:method=jsd",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.loss.clip=None",
+    "--config.evaluate.benchmarks=a,b",
+    "--noconfig.loss.diagnostics",
+    "--config.engine.jax.slots=3",
+  ]
+  experiment, _, flags = _main(*argv)
+  again, _, _ = _main(*flags.config_argv)
+  assert again == experiment
+  # The workdir alone is enough too, but for keys of the run only.
+  alone, _, _ = _main(f"--workdir={tmp_path / 'run'}")
+  assert alone == experiment
+
+
+def test_a_standalone_stage_needs_neither_config_nor_workdir():
+  experiment, run_dir, _ = _main("--config.seed=3", standalone=True)
+  assert experiment.seed == 3
+  assert run_dir is None
+
+
+@pytest.mark.parametrize(
+  ("argument", "told"),
+  [
+    ("--config.train.epoch=1", ["train.epoch", "train.epochs", "mine.py"]),
+    ("--config.learning_rate=1", ["train.learning_rate", "mine.py"]),
+    ("--config.train=1", ["it is a section", "mine.py"]),
+    ("--config.train.epochs=x", ["train.epochs", "an integer", "mine.py"]),
+    ("--config.method=tdr", ["one of trd", "'tdr'", "mine.py"]),
+    ("--config.mesh.fsdp=-1", ["mesh.data, mesh.fsdp", "mine.py"]),
+    ("--wich=base", ["--wich", '"which"']),
+    ("--n=many", ["n must be an integer"]),
+    ("rollout", ['"rollout" is no flag']),
+    ("--config.seed", ["Missing value", "--config.seed"]),
+  ],
+)
+def test_a_wrong_argument_is_one_line_and_nothing_is_written(
+  argument, told, config, tmp_path, capsys
+):
+  workdir = tmp_path / "run"
+  line = _complaint(
+    capsys,
+    f"--config={config}",
+    f"--workdir={workdir}",
+    argument,
+    flags=[cli.Flag("which", "base", "what"), cli.Flag("n", 4, "how many")],
+  )
+  for part in told:
+    assert part in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("body", "told"),
+  [
+    ("config.train.epochs = 'x'", [":6:", "train.epochs must be an integer"]),
+    ("config.train.epoch = 1", [":6:", '"train.epoch"', '"train.epochs"']),
+    ("config.trian.epochs = 1", [":6:", '"trian"']),
+    ("config['train']['epochz'] = 1", [":6:", '"epochz"', "train.epochs"]),
+    ("t = config.lora; t.rnk = 1", [":6:", '"rnk"', "lora.rank"]),
+    ("t = config.lora; t.rank = 'x'", [":6:", "lora.rank must be an int"]),
+    ("config.train.epochs = 0", ["train.epochs must be", "at least 1"]),
+    ("config = {'method': 'trd', 'x': 1}", ['no key "x"']),
+    ("config = 3", ["must give a ConfigDict, not a int"]),
+    ("1 / 0", [":6:", "ZeroDivisionError"]),
+    ("{}['nano']", [":6:", "KeyError", "nano"]),
+    ("import nothing_there", [":6:", "nothing_there"]),
+    ("if", [":6", "SyntaxError"]),
+    ("raise TypeError('many\\nlines')", [":6:", "many lines"]),
+  ],
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_line(
+  body, told, tmp_path, capsys
+):
+  path = tmp_path / "bad.py"
+  path.write_text(
+    "from trd_jax import experiment\n\n"
+    "def get_config():\n"
+    "  config = experiment.default_config()\n"
+    "  # the mistake:\n"
+    f"  {body}\n"
+    "  return config\n"
+  )
+  workdir = tmp_path / "run"
+  line = _complaint(capsys, f"--config={path}", f"--workdir={workdir}")
+  for part in ["bad.py", *told]:
+    assert part in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ("spec", "told"),
+  [
+    ("nowhere.py", "there is no file nowhere.py"),
+    ("mine.py:methd=jsd", 'no variant "methd"'),
+    ("empty.py", "defines no get_config"),
+    ("plain.py:method=jsd", "takes no argument"),
+    ("list.json", "must give a ConfigDict"),
+    ("torn.json", "is not JSON"),
+  ],
+)
+def test_a_config_that_is_none_is_told(
+  spec, told, config, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  Path("empty.py").write_text("")
+  Path("plain.py").write_text("def get_config(): return {}")
+  Path("list.json").write_text("[1]")
+  Path("torn.json").write_text('{"method": ')
+  assert told in _complaint(capsys, f"--config={spec}", "--workdir=run")
+
+
+def test_what_is_missing_is_asked_for(config, tmp_path, capsys):
+  assert "--workdir=DIR is missing" in _complaint(capsys, f"--config={config}")
+  fresh = f"--workdir={tmp_path / 'run'}"
+  assert "--config=FILE.py is missing" in _complaint(capsys, fresh)
+
+
+def test_another_config_is_refused_and_the_workdir_stays(
+  config, tmp_path, capsys
+):
+  argv = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+  _main(*argv)
+  before = (tmp_path / "run" / "config.json").read_bytes()
+  line = _complaint(capsys, *argv, "--config.method=jsd")
+  assert 'method is "trd" there and "jsd" here' in line
+  assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_stage_is_held_while_it_runs_unless_it_says_otherwise(
+  config, tmp_path
+):
+  argv = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+  other = (
+    "import sys; from trd_jax.run_dir import RunDir\n"
+    "with RunDir(sys.argv[1]).lock('rollout'): pass"
+  )
+
+  def run(experiment, run_dir, flags):
+    command = [sys.executable, "-c", other, str(run_dir.root)]
+    ended.append(subprocess.run(command, capture_output=True))
+
+  ended = []
+  _main(*argv, run=run)
+  _main(*argv, run=run, exclusive=False)
+  assert b"is at work on rollout" in ended[0].stderr
+  assert ended[1].returncode == 0
+
+
+def test_an_interrupt_is_one_line_and_130(config, tmp_path, capsys):
+  def run(experiment, run_dir, flags):
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as end:
+    _main(f"--config={config}", f"--workdir={tmp_path / 'run'}", run=run)
+  assert end.value.code == 130
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1
+  assert "interrupted" in err
+
+
+def test_a_bug_is_no_users_mistake(config, tmp_path):
+  def run(experiment, run_dir, flags):
+    raise ValueError("a bug")
+
+  with pytest.raises(ValueError, match="a bug"):
+    _main(f"--config={config}", f"--workdir={tmp_path / 'run'}", run=run)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_a_stage_and_not_every_key(flag, capsys):
+  assert _main(flag, flags=[cli.Flag("which", "base", "what to do")]) is None
+  out = capsys.readouterr().out
+  for part in (
+    "does it",
+    "python -m trd_jax.rollout --config=",
+    "y_o with verdicts",
+    "--which",
+    "what to do [base]",
+    "--help_config",
+  ):
+    assert part in out
+  assert len(out.splitlines()) < 30
+
+
+def test_help_config_shows_every_key(capsys):
+  _main("--help_config")
+  out = " ".join(capsys.readouterr().out.split())
+  for name, key in KEYS.items():
+    assert f"--config.{name} {key.doc}" in out
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+def test_the_help_of_every_stage_imports_nothing_heavy(stage):
+  program = (
+    "import runpy, sys\n"
+    "sys.argv = [sys.argv[1], '--help']\n"
+    "runpy.run_module('trd_jax.' + sys.argv[0], run_name='__main__')\n"
+    f"heavy = [name for name in {_HEAVY} if name in sys.modules]\n"
+    "assert not heavy, heavy\n"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", program, stage], capture_output=True, text=True
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert f"python -m trd_jax.{stage} --config=" in ended.stdout

@@ -1,0 +1,319 @@
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trd_jax import experiment, records, shards
+from trd_jax.errors import UserError
+from trd_jax.records import Problem, Rejected
+from trd_jax.run_dir import RunDir, write_json_atomic
+
+
+def _problem(name, text="1+1"):
+  return Problem(str(name), text, "2", None, "arithmetic", "s", None, "{}")
+
+
+def _config(**sections):
+  return experiment.to_json(experiment.from_config(sections))
+
+
+# Writes the rows 0 … 20 that are not there yet, ever larger ones. It dies at
+# the n-th flush to the disk or renaming, or in the middle of the first file
+# that outgrows a limit (the kernel's SIGXFSZ, which is sent at that byte).
+_MORTAL = """
+import os, pathlib, random, resource, signal, sys
+root, fatal, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+from trd_jax.records import Problem
+from trd_jax.run_dir import RunDir
+count = 0
+def mortal(function):
+  def call(*args):
+    global count
+    count += 1
+    if count == fatal:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args)
+  return call
+os.fsync = mortal(os.fsync)
+pathlib.Path.replace = mortal(pathlib.Path.replace)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+if limit:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+run_dir = RunDir(root)
+there = run_dir.keys('problems')
+with run_dir.shard_writer('problems', Problem, rows_per_shard=3) as writer:
+  for i in range(21):
+    text = random.Random(i).randbytes(100 * i).hex()
+    if str(i) not in there:
+      writer.add(Problem(str(i), text, '', None, 'math', 's', None, '{}'))
+run_dir.mark_done('problems', {'rows': 21})
+"""
+
+
+def _visible(run_dir):
+  """The rows in all files that a reader sees, repeats included."""
+  return [
+    row
+    for path in run_dir.problems_dir.glob("*.parquet")
+    for row in records.from_table(Problem, shards.read_table(path, Problem))
+  ]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_rows_none_twice(tmp_path):
+  run_dir = RunDir(tmp_path)
+  deaths, most = [], 0
+  for fatal, limit in (
+    *((fatal, 0) for fatal in range(1, 6)),
+    *((0, limit) for limit in (4000, 5000, 7000)),
+    (0, 0),
+  ):
+    command = [sys.executable, "-c", _MORTAL, str(tmp_path)]
+    command += [str(fatal), str(limit)]
+    ended = subprocess.run(command, check=False, capture_output=True)
+    deaths.append(-ended.returncode)
+    rows = _visible(run_dir)
+    assert len({row.key for row in rows}) == len(rows) >= most
+    assert run_dir.keys("problems") == {row.key for row in rows}
+    assert (run_dir.done("problems") is None) == bool(ended.returncode)
+    most = len(rows)
+  assert deaths == [signal.SIGKILL] * 5 + [signal.SIGXFSZ] * 3 + [0]
+  rows = run_dir.read("problems", Problem)
+  assert [row.key for row in rows] == sorted(str(i) for i in range(21))
+  for row in rows:
+    text = random.Random(int(row.key)).randbytes(100 * int(row.key)).hex()
+    assert row.text == text
+  assert run_dir.done("problems") == {"rows": 21}
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_row_that_waits_lands_without_another_one(tmp_path):
+  run_dir = RunDir(tmp_path)
+  writer = run_dir.shard_writer("problems", Problem, flush_seconds=0.01)
+  with writer as rows:
+    rows.add(_problem("p"))
+    for _ in range(1000):
+      if run_dir.keys("problems"):
+        break
+      time.sleep(0.01)
+    assert run_dir.keys("problems") == {"p"}
+
+
+def _write_and_fail(run_dir, error):
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("p"))
+    raise error
+
+
+def test_rows_added_before_an_error_land(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(ZeroDivisionError):
+    _write_and_fail(run_dir, ZeroDivisionError())
+  assert run_dir.keys("problems") == {"p"}
+
+
+def _write_a_bad_row_and_go_on(run_dir, added):
+  bad = Problem("p", None, "2", None, "math", "s", None, "{}")  # type: ignore
+  writer = run_dir.shard_writer("problems", Problem, flush_seconds=0.01)
+  with writer as rows:
+    rows.add(bad)
+    for i in range(100):
+      time.sleep(0.01)
+      rows.add(_problem(i))
+      added.append(i)
+
+
+def test_a_failed_write_in_the_background_stops_who_adds_rows(tmp_path):
+  added = []
+  with pytest.raises(ValueError, match=r"Problem\.text is None"):
+    _write_a_bad_row_and_go_on(RunDir(tmp_path), added)
+  assert len(added) < 100
+
+
+def test_repeated_keys_are_read_once_and_the_first_stays(tmp_path):
+  run_dir = RunDir(tmp_path)
+  for text in ("first", "second"):
+    with run_dir.shard_writer("problems", Problem, rows_per_shard=1) as writer:
+      writer.add(_problem("b", text))
+      writer.add(_problem("a", text))
+  rows = run_dir.read("problems", Problem)
+  assert [(row.key, row.text) for row in rows] == [
+    ("a", "first"),
+    ("b", "first"),
+  ]
+  table = run_dir.table("problems", Problem, columns=["text"])
+  assert table.to_pydict() == {"text": ["first", "first"]}
+
+
+def test_a_stage_without_rows_reads_as_empty(tmp_path):
+  assert RunDir(tmp_path).read("rollout", records.Trajectory) == []
+  assert RunDir(tmp_path).keys("rollout") == set()
+  assert RunDir(tmp_path).read_rejected("rollout") == []
+  assert RunDir(tmp_path).done("rollout") is None
+
+
+def test_a_damaged_shard_and_a_foreign_one_are_named(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("p"))
+  with pytest.raises(UserError, match="holds Problem version 1"):
+    run_dir.read("problems", Rejected)
+  (shard,) = run_dir.problems_dir.glob("*.parquet")
+  shard.write_bytes(shard.read_bytes()[:-9])
+  with pytest.raises(UserError, match=f"{shard.name} cannot be read"):
+    run_dir.read("problems", Problem)
+
+
+_HOLDER = """
+import sys
+from trd_jax.run_dir import RunDir
+with RunDir(sys.argv[1]).lock('evaluate/base'):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+  run_dir = RunDir(tmp_path)
+  command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    writer = run_dir.shard_writer("evaluate/base", Problem)
+    with pytest.raises(UserError, match=f"process {holder.pid} on .* is at"):
+      writer.__enter__()
+    with run_dir.lock("evaluate/trained"):
+      pass
+    holder.kill()
+  # The kernel took the lock from the killed process.
+  with run_dir.lock("evaluate/base"):
+    second = subprocess.run(command, input=b"", capture_output=True)
+  assert b"is at work on evaluate/base" in second.stderr
+  third = subprocess.run(command, input=b"", capture_output=True)
+  assert third.stdout == b"held\n"
+
+
+def test_leaving_an_inner_lock_keeps_the_outer_one(tmp_path):
+  with RunDir(tmp_path).lock("evaluate/base"):
+    with RunDir(tmp_path).lock("evaluate/base"):
+      pass
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+    second = subprocess.run(command, input=b"", capture_output=True)
+    assert b"is at work on evaluate/base" in second.stderr
+
+
+def test_a_claim_holds_against_another_config_and_names_the_keys(tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.claim(_config(method="trd"))
+  run_dir.claim(_config(method="trd"))
+  with pytest.raises(UserError) as error:
+    run_dir.claim(_config(method="jsd", train={"epochs": 3}))
+  told = str(error.value)
+  assert 'method is "trd" there and "jsd" here' in told
+  assert "train.epochs is 1 there and 3 here" in told
+  assert str(run_dir.root) in told
+  assert "\n" not in told
+  assert json.loads(run_dir.config.read_text())["method"] == "trd"
+
+
+def test_keys_that_compute_nothing_may_differ(tmp_path):
+  config = RunDir(tmp_path, _config()).config
+  before = config.read_bytes()
+  other = _config(
+    engine={"jax": {"slots": 3}},
+    mesh={"fsdp": 2},
+    metrics={"tensorboard": True},
+    python={"train": "python3.12"},
+    train={"log_every": 5},
+  )
+  RunDir(tmp_path, other)
+  assert config.read_bytes() == before
+
+
+def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
+  run_dir = RunDir(tmp_path, _config())
+  older = json.loads(run_dir.config.read_text())
+  del older["evaluate"]["root"]
+  run_dir.config.write_text(json.dumps(older))
+  run_dir.claim(_config())
+  with pytest.raises(UserError, match=r"evaluate\.root is null there"):
+    run_dir.claim(_config(evaluate={"root": "elsewhere"}))
+
+
+def test_a_workdir_that_cannot_be_one_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot be written"):
+    RunDir(tmp_path / "file", _config())
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "summary.json"
+  write_json_atomic(path, {"avg": 0.5, "name": "é"})
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    write_json_atomic(path, {"avg": float("nan")})
+  assert json.loads(path.read_text()) == {"avg": 0.5, "name": "é"}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_half(path):
+  with shards.atomic_file(path) as file:
+    file.write(b"half of the new")
+    raise ZeroDivisionError
+
+
+def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):
+  path = tmp_path / "file"
+  path.write_bytes(b"old")
+  with pytest.raises(ZeroDivisionError):
+    _write_half(path)
+  assert path.read_bytes() == b"old"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rejected_rows_are_kept_with_their_reasons(tmp_path):
+  run_dir = RunDir(tmp_path)
+  rows = [Rejected("p", "jsonl", "problems", "no answer")]
+  run_dir.write_rejected("problems", rows)
+  run_dir.write_rejected("problems", rows)
+  assert run_dir.read_rejected("problems") == rows
+  assert run_dir.keys("problems") == set()
+
+
+def test_every_path_is_inside_the_directory(tmp_path):
+  run_dir = RunDir(tmp_path)
+  paths: list[Path] = [
+    run_dir.problems_dir,
+    run_dir.stage("evaluate/base"),
+    run_dir.checkpoints,
+    run_dir.adapter,
+    run_dir.merged,
+    run_dir.metrics_file("train"),
+    run_dir.rejected("rollout"),
+    run_dir.summary,
+    run_dir.timings,
+    run_dir.config,
+    run_dir.model_folder_for_random("nano"),
+  ]
+  assert len(set(paths)) == len(paths)
+  assert all(path.is_relative_to(tmp_path) for path in paths)
+  for outside in ("../x", "/x", "a//b", "", "A"):
+    with pytest.raises(ValueError, match="is no name"):
+      run_dir.stage(outside)
+
+
+def test_a_claim_under_which_nothing_was_made_can_be_given_up(tmp_path):
+  run_dir = RunDir(tmp_path)
+  assert run_dir.claim(_config(method="trd"))
+  with run_dir.lock("rollout"):
+    run_dir.abandon()
+  assert run_dir.claim(_config(method="jsd"))
+  assert not run_dir.claim(_config(method="jsd"))
+  run_dir.mark_done("rollout", {})
+  run_dir.abandon()
+  with pytest.raises(UserError, match="made by another config"):
+    run_dir.claim(_config(method="trd"))

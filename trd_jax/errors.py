@@ -1,0 +1,40 @@
+"""The one exception that a user's mistake becomes."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """Bad input: one line that says what is wrong, where, and what to do.
+
+  `trd_jax.cli` prints it to stderr and exits with code 2; raise it before
+  anything is half-written.
+  """
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+  """The nearest of `names` as a clause to end an error with.
+
+  A dotted name that is in the wrong section is found by its last part:
+  `train.rank` finds `lora.rank`.
+
+  Returns:
+    `did you mean "…"?`, or the choice where it is short and none is near, or
+    '' where nothing helpful can be said.
+  """
+  names = list(names)
+  last = _last_part(name)
+  by_last = {_last_part(candidate): candidate for candidate in reversed(names)}
+  elsewhere = [each for each in names if _last_part(each) == last]
+  if near := (
+    difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
+    or difflib.get_close_matches(name, names, n=1)
+  ):
+    return f'did you mean "{near[0]}"?'
+  if near := difflib.get_close_matches(last, by_last, n=1):
+    return f'did you mean "{by_last[near[0]]}"?'
+  return f"choose from {', '.join(names)}" if 0 < len(names) <= 12 else ""
+
+
+def _last_part(dotted: str) -> str:
+  return dotted.rpartition(".")[2]

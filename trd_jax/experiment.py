@@ -1,0 +1,251 @@
+"""One experiment: what a config file says, checked at the door.
+
+A config file fills in the `ConfigDict` that `default_config` makes;
+`from_config` checks it whole and unpacks it into the frozen dataclasses of
+`sections.py`, and no other module ever sees a `ConfigDict`.
+"""
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Any
+
+from ml_collections import config_dict
+
+from trd_jax import keys
+from trd_jax.errors import UserError, did_you_mean
+from trd_jax.keys import at_least, key, one_of
+from trd_jax.sections import (
+  Data,
+  Engine,
+  Evaluate,
+  Lora,
+  Loss,
+  Mesh,
+  Metrics,
+  Model,
+  Python,
+  Refine,
+  Rollout,
+  Teacher,
+  Train,
+)
+
+METHODS = (
+  "trd",
+  "forward_kl",
+  "forward_kl_clip",
+  "reverse_kl",
+  "reverse_kl_topk",
+  "sampled_reverse_kl",
+  "jsd",
+  "tip",
+)
+REGIMES = ("opd", "opsd")
+
+# What `forward_kl_clip` cuts a token's divergence at, in nats.
+_CLIP = {"opd": 0.1, "opsd": 0.06}
+
+# Keys that say how a run is carried out, not what it computes: they may
+# differ between the runs that share a workdir.
+RUNTIME_KEYS = ("engine.", "metrics.", "python.", "mesh.", "train.log_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One experiment, checked.
+
+  In OPD the teacher is a frozen model of its own. In OPSD it is the student's
+  frozen base, so that of the section `teacher` only `thinking` is read:
+  `teacher_model` is the model either way.
+  """
+
+  regime: str = key(
+    "opsd", "whose teacher: opd a larger model, opsd itself", one_of(*REGIMES)
+  )
+  method: str = key("trd", "what is distilled", one_of(*METHODS))
+  domain: str = key(
+    "arithmetic",
+    "chooses prompts and grader",
+    one_of("arithmetic", "math", "code"),
+  )
+  seed: int = key(0, "seed of everything without one of its own", at_least(0))
+  student: Model = field(default_factory=Model)
+  teacher: Teacher = field(default_factory=Teacher)
+  data: Data = field(default_factory=Data)
+  rollout: Rollout = field(default_factory=Rollout)
+  refine: Refine = field(default_factory=Refine)
+  engine: Engine = field(default_factory=Engine)
+  train: Train = field(default_factory=Train)
+  loss: Loss = field(default_factory=Loss)
+  lora: Lora = field(default_factory=Lora)
+  mesh: Mesh = field(default_factory=Mesh)
+  evaluate: Evaluate = field(default_factory=Evaluate)
+  metrics: Metrics = field(default_factory=Metrics)
+  python: Python = field(default_factory=Python)
+
+  @property
+  def refines(self) -> bool:
+    """Whether the method has a second stage."""
+    return self.method == "trd"
+
+  @property
+  def trains_on(self) -> str:
+    """'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
+    return "y_r" if self.refines else "y_o"
+
+  @property
+  def trajectory_stage(self) -> str:
+    """The stage whose trajectories are trained on."""
+    return "refine" if self.refines else "rollout"
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The stages that make the trained student, in order."""
+    refine = ("refine",) if self.refines else ()
+    return ("rollout", *refine, "train", "merge")
+
+  @property
+  def teacher_model(self) -> Model:
+    """The model that refines and that is distilled from."""
+    if self.regime == "opd":
+      return self.teacher
+    return dataclasses.replace(self.student, thinking=self.teacher.thinking)
+
+  @property
+  def clip(self) -> float | None:
+    """Largest divergence of a token in nats (SPEC §2), or None."""
+    if self.loss.clip is None and self.method == "forward_kl_clip":
+      return _CLIP[self.regime]
+    return self.loss.clip
+
+
+KEYS: Mapping[str, keys.Key] = keys.keys_of(Experiment)
+
+
+def default_config() -> config_dict.ConfigDict:
+  """Every key at its default: what a config file starts from.
+
+  The ConfigDict is locked (a key that does not exist cannot be set) and keeps
+  each key's type; keys that may be None are typed placeholders.
+  """
+  return keys.config_of(Experiment)
+
+
+def from_config(
+  config: config_dict.ConfigDict | Mapping[str, Any], source: str = "config"
+) -> Experiment:
+  """Checks a config whole and unpacks it; an absent key has its default.
+
+  Args:
+    config: `default_config()` with changes, or any mapping of the same keys.
+    source: where it comes from (the file), for errors.
+
+  Raises:
+    UserError: a key that does not exist, a value of the wrong type or out of
+      its range, or keys that contradict one another. It names the key, the
+      source, and the nearest right name.
+  """
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  checked = {}
+  for name, value in keys.flatten(config).items():
+    if name not in KEYS:
+      raise unknown_key(name, source)
+    try:
+      checked[name] = KEYS[name].check(value)
+    except ValueError as error:
+      raise UserError(f"{source}: {error}") from None
+  experiment = keys.unflatten(Experiment, checked)
+  for contradiction in _contradictions(experiment):
+    raise UserError(f"{source}: {contradiction}")
+  return experiment
+
+
+def unknown_key(name: str, source: str) -> UserError:
+  """The complaint about a key that does not exist."""
+  inside = [other for other in KEYS if other.startswith(name + ".")]
+  hint = f"it is a section: name a key in it, as {inside[0]}" if inside else ""
+  hint = hint or did_you_mean(name, KEYS) or "see --help_config"
+  return UserError(f'{source}: there is no key "{name}"; {hint}')
+
+
+def to_json(experiment: Experiment) -> str:
+  """Canonical JSON: equal experiments give equal text."""
+  return (
+    json.dumps(dataclasses.asdict(experiment), sort_keys=True, indent=2) + "\n"
+  )
+
+
+def from_json(text: str, source: str) -> Experiment:
+  """The experiment that `to_json` wrote; errors as `from_config`'s."""
+  try:
+    config = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{source} is not JSON: {error}") from None
+  if not isinstance(config, dict):
+    raise UserError(f"{source} holds no JSON object: it is not a config")
+  return from_config(config, source)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+  """Reads the `key=value,…` after the colon of --config=FILE.py:key=value,….
+
+  Args:
+    arg: what `get_config` was given; None or '' changes nothing.
+    **defaults: the variants that the config file knows and their defaults,
+      whose types the values take.
+
+  Returns:
+    The defaults, changed, as attributes.
+
+  Raises:
+    UserError: an unknown variant, or a value of another type.
+  """
+  variants = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    name, equals, text = part.partition("=")
+    if name not in defaults:
+      hint = did_you_mean(name, defaults) or "this config has no variants"
+      raise UserError(f'there is no variant "{name}" in ":{arg}"; {hint}')
+    kind = type(defaults[name])
+    if not equals and kind is bool:
+      text = "true"  # a bare name switches a boolean on
+    rule = keys.filled() if kind is str else None
+    declared = keys.Key(name, kind, False, defaults[name], "", rule)
+    try:
+      variants[name] = declared.parse(text)
+    except ValueError as error:
+      raise UserError(f'{error} (in ":{arg}")') from None
+  return types.SimpleNamespace(**variants)
+
+
+def _contradictions(experiment: Experiment) -> Iterator[str]:
+  """What no single key is to blame for."""
+  e = experiment
+  if e.method == "reverse_kl_topk" and not e.loss.top_k:
+    yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
+  if e.method == "sampled_reverse_kl" and e.loss.clip is not None:
+    yield (
+      "loss.clip bounds a divergence, and sampled_reverse_kl has none for a "
+      "token: set loss.clip=None"
+    )
+  if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
+    yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
+  axes = dataclasses.asdict(e.mesh)
+  if len(rest := [axis for axis, size in axes.items() if size == -1]) > 1:
+    yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"
+  steps = e.data.arithmetic
+  if (
+    steps.min_steps is not None
+    and steps.max_steps is not None
+    and steps.min_steps > steps.max_steps
+  ):
+    yield (
+      f"data.arithmetic.min_steps={steps.min_steps} is more than "
+      f"data.arithmetic.max_steps={steps.max_steps}"
+    )
+  if len(set(e.evaluate.benchmarks)) < len(e.evaluate.benchmarks):
+    yield f"evaluate.benchmarks names one twice: {e.evaluate.benchmarks}"

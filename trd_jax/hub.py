@@ -1,0 +1,144 @@
+"""Model paths: from what a config says to a folder on this machine."""
+
+import hashlib
+import importlib.resources
+import re
+from pathlib import Path
+
+from trd_jax.errors import UserError
+from trd_jax.run_dir import RunDir
+
+_LAB = "lab:"
+_RANDOM = "random:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+# A revision reads small files whole and of large ones so many blocks, evenly
+# spread: enough to tell two fine-tunes of one model apart, and quick.
+_WHOLE_BYTES = 32 * 2**20
+_BLOCKS = 256
+_BLOCK_BYTES = 4096
+
+
+def model_folder(
+  path: str, run_dir: RunDir | None = None, revision: str | None = None
+) -> Path:
+  """The folder with a model's config.json and safetensors.
+
+  Args:
+    path: 'lab:student' and 'lab:teacher' ship with this package;
+      'random:<size>' is what `trd_jax.convert` made in the run directory;
+      else a folder, or a hub id, which is downloaded (or found in the cache).
+    run_dir: the run directory, for 'random:<size>'.
+    revision: a hub id's commit, tag or branch.
+
+  Raises:
+    UserError: there is no such model, or it cannot be downloaded.
+  """
+  if path.startswith(_LAB):
+    return _lab_folder(path)
+  if path.startswith(_RANDOM):
+    return _random_folder(path, run_dir)
+  if (folder := Path(path).expanduser()).is_dir():
+    if not (folder / "config.json").is_file():
+      raise UserError(f"{path} has no config.json: it is no model folder")
+    return folder
+  if _HUB_ID.fullmatch(path) and not path.startswith("."):
+    return _download(path, revision)
+  raise UserError(
+    f'there is no model "{path}": name a folder, a hub id (Qwen/Qwen3-8B), '
+    "lab:student, lab:teacher, or random:<size>"
+  )
+
+
+def tokenizer_folder(path: str, run_dir: RunDir | None = None) -> Path:
+  """The folder with a tokenizer.json: a model's, or one that has no weights.
+
+  Raises:
+    UserError: as `model_folder`, or the folder has no tokenizer.json.
+  """
+  folder = Path(path).expanduser()
+  if not folder.is_dir():
+    folder = model_folder(path, run_dir)
+  if not (folder / "tokenizer.json").is_file():
+    raise UserError(f"{folder} has no tokenizer.json: it holds no tokenizer")
+  return folder
+
+
+def model_revision(folder: Path) -> str:
+  """A short name for a model's content, the same on every machine.
+
+  It covers config.json and, of every safetensors file, its name, its size and
+  its bytes: all of them up to 32 MiB, evenly spread blocks of a larger file.
+
+  Returns:
+    16 hexadecimal digits.
+
+  Raises:
+    UserError: the folder lacks config.json or any weights.
+  """
+  weights = sorted(folder.glob("*.safetensors"))
+  config = folder / "config.json"
+  if not weights or not config.is_file():
+    lacks = "*.safetensors" if config.is_file() else "config.json"
+    raise UserError(f"{folder} has no {lacks}: it is no model folder")
+  digest = hashlib.sha256()
+  for path in (config, *weights):
+    size = path.stat().st_size
+    digest.update(f"{path.name}\0{size}\0".encode())
+    with path.open("rb") as file:
+      if size <= _WHOLE_BYTES:
+        digest.update(file.read())
+        continue
+      last = size - _BLOCK_BYTES
+      for block in range(_BLOCKS):
+        file.seek(last * block // (_BLOCKS - 1))
+        digest.update(file.read(_BLOCK_BYTES))
+  return digest.hexdigest()[:16]
+
+
+def _lab_folder(path: str) -> Path:
+  lab = Path(str(importlib.resources.files("trd_jax") / "lab"))
+  folder = lab / path.removeprefix(_LAB)
+  if path.removeprefix(_LAB) and (folder / "config.json").is_file():
+    return folder
+  there = sorted(
+    _LAB + config.parent.name for config in lab.glob("*/config.json")
+  )
+  raise UserError(
+    f'this installation has no model "{path}"; it has '
+    f"{', '.join(there) or 'none: make them with python -m trd_jax.pretrain'}"
+  )
+
+
+def _random_folder(path: str, run_dir: RunDir | None) -> Path:
+  if run_dir is None:
+    raise UserError(f"{path} lives in a run directory: name it by --workdir")
+  size = path.removeprefix(_RANDOM)
+  try:
+    folder = run_dir.model_folder_for_random(size)
+  except ValueError:
+    raise UserError(
+      f'"{path}": a size is lower-case letters, digits and dashes'
+    ) from None
+  if not (folder / "config.json").is_file():
+    raise UserError(
+      f"{path} is not made yet ({folder}): run python -m trd_jax.convert with "
+      "the same --config and --workdir"
+    )
+  return folder
+
+
+def _download(path: str, revision: str | None) -> Path:
+  from huggingface_hub import snapshot_download
+
+  try:
+    return Path(
+      snapshot_download(path, revision=revision, allow_patterns=_HUB_FILES)
+    )
+  except Exception as error:  # whatever happens between here and the hub
+    at = f" at {revision}" if revision else ""
+    why = str(error).strip().partition("\n")[0] or type(error).__name__
+    raise UserError(
+      f'"{path}" is no folder here and cannot be had from the hub{at}: {why}'
+    ) from error

@@ -1,0 +1,314 @@
+"""The run directory: the only place that spells a path.
+
+    config.json               the experiment that the directory belongs to
+    problems/                 the problems, as rows
+    rollout/ refine/          trajectories, as rows
+    train/checkpoints/        adapter, optimizer, cursor
+    merge/adapter/ model/     the PEFT adapter; the merged student
+    evaluate/base/ trained/   graded samples, as rows
+    models/random-<size>/     randomly initialised models
+    summary.json timings.jsonl locks/
+
+Beside its rows a stage has `rejected.parquet` (what it set aside), possibly
+`metrics.jsonl`, and, last of all, `done.json`. What is visible is whole: a
+file is written under another name, flushed to the disk, and renamed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trd_jax import keys, records, shards
+from trd_jax.errors import UserError
+from trd_jax.experiment import KEYS, RUNTIME_KEYS
+from trd_jax.records import RecordT, Rejected
+from trd_jax.shards import ShardWriter
+
+_STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
+_MOST_DIFFERENCES = 6
+
+# Locks of this process, so that taking one again is no conflict: POSIX locks
+# know processes only. With the process's id, for a fork inherits the table
+# and not the locks.
+_held: set[tuple[int, Path]] = set()
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new, whole.
+
+  Raises:
+    TypeError: the value is not JSON-serialisable.
+    ValueError: it holds a NaN or an infinity.
+  """
+  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+  with shards.atomic_file(path) as file:
+    file.write((text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+  """Reads JSON that `write_json_atomic` wrote.
+
+  Raises:
+    UserError: it is absent or damaged.
+  """
+  try:
+    return json.loads(path.read_bytes())
+  except FileNotFoundError:
+    raise UserError(f"{path} is not there: run its stage first") from None
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}): remove it") from None
+
+
+class RunDir:
+  """The directory of one experiment.
+
+  Args:
+    root: the directory; it is made when something is written into it.
+    config_json: where given, the directory is claimed for it at once.
+  """
+
+  def __init__(self, root: Path | str, config_json: str | None = None):
+    self.root = Path(root)
+    if config_json is not None:
+      self.claim(config_json)
+
+  def __repr__(self) -> str:
+    return f"RunDir({str(self.root)!r})"
+
+  # -- whose it is ---------------------------------------------------------
+
+  def claim(self, experiment_json: str) -> bool:
+    """Makes the directory this experiment's, or sees that it is.
+
+    Keys that say only how a run is carried out may differ (see
+    `experiment.RUNTIME_KEYS`); the file keeps what it was first made with.
+
+    Returns:
+      Whether this call made it this experiment's.
+
+    Raises:
+      UserError: it belongs to another experiment (the differing keys are
+        named with both values), or cannot be written.
+    """
+    is_new = not self.config.exists()
+    try:
+      if is_new:
+        mine = self.root / f"config.json.{os.getpid()}"
+        with shards.atomic_file(mine) as file:
+          file.write(experiment_json.encode())
+        # A rename would replace what another process has claimed meanwhile.
+        with contextlib.suppress(FileExistsError):
+          self.config.hardlink_to(mine)
+        mine.unlink()
+    except OSError as error:
+      raise UserError(
+        f"--workdir={self.root} cannot be written: {error.strerror}"
+      ) from error
+    differences = list(_differences(self.config, experiment_json))
+    if differences:
+      shown = ", ".join(differences[:_MOST_DIFFERENCES])
+      if more := len(differences) - _MOST_DIFFERENCES:
+        shown += f" and {more} more" if more > 0 else ""
+      raise UserError(
+        f"--workdir={self.root} was made by another config: {shown}; name "
+        "another --workdir, or go back to that config"
+      )
+    return is_new
+
+  def abandon(self) -> None:
+    """Gives up a claim under which nothing has been made.
+
+    For a config that turned out to be unusable: mending it must not count as
+    another config in the same place.
+    """
+    ours = {self.config, self.timings, self.root / "locks"}
+    if all(
+      path in ours
+      or (path.is_dir() and not any(p.is_file() for p in path.rglob("*")))
+      for path in self.root.iterdir()
+    ):
+      self.config.unlink(missing_ok=True)
+
+  @contextlib.contextmanager
+  def lock(self, name: str) -> Iterator[None]:
+    """Holds a stage for this process; a process that ends lets go.
+
+    A process that holds it already may take it again. Not inherited by
+    children.
+
+    Raises:
+      UserError: another process holds it; its id is named.
+    """
+    path = self.root / "locks" / f"{self._checked(name, '-')}.lock"
+    token = (os.getpid(), path.absolute())
+    if token in _held:
+      yield
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+      try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read().decode().strip() or "another process"
+        raise UserError(
+          f"{holder} is at work on {name} in {self.root}: wait for it, or "
+          "stop it"
+        ) from None
+      file.truncate(0)
+      file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+      file.flush()
+      _held.add(token)
+      try:
+        yield
+      finally:
+        _held.discard(token)
+
+  # -- paths ---------------------------------------------------------------
+
+  def stage(self, name: str) -> Path:
+    """The folder of a stage, such as 'rollout' or 'evaluate/base'."""
+    return self.root / self._checked(name, "/")
+
+  @property
+  def config(self) -> Path:
+    """The experiment that the directory belongs to, as JSON."""
+    return self.root / "config.json"
+
+  @property
+  def problems_dir(self) -> Path:
+    """The folder of the stage 'problems'."""
+    return self.stage("problems")
+
+  @property
+  def checkpoints(self) -> Path:
+    """Folder of the training checkpoints."""
+    return self.stage("train") / "checkpoints"
+
+  @property
+  def adapter(self) -> Path:
+    """Folder of the PEFT adapter."""
+    return self.stage("merge") / "adapter"
+
+  @property
+  def merged(self) -> Path:
+    """Folder of the merged student, as Hugging Face reads it."""
+    return self.stage("merge") / "model"
+
+  @property
+  def summary(self) -> Path:
+    """JSON of what the pipeline found."""
+    return self.root / "summary.json"
+
+  @property
+  def timings(self) -> Path:
+    """JSON lines of where the time went (see `metrics.Stopwatch`)."""
+    return self.root / "timings.jsonl"
+
+  def metrics_file(self, stage: str) -> Path:
+    """JSON lines of a stage's metrics (see `metrics.MetricWriter`)."""
+    return self.stage(stage) / "metrics.jsonl"
+
+  def rejected(self, stage: str) -> Path:
+    """Parquet file of the rows that a stage set aside."""
+    return self.stage(stage) / "rejected.parquet"
+
+  def model_folder_for_random(self, name: str) -> Path:
+    """Folder of the randomly initialised model `random:<name>`."""
+    return self.stage("models") / f"random-{self._checked(name, '-')}"
+
+  # -- rows ----------------------------------------------------------------
+
+  @contextlib.contextmanager
+  def shard_writer(
+    self,
+    stage: str,
+    record_cls: type[RecordT],
+    rows_per_shard: int = 256,
+    flush_seconds: float = 20.0,
+  ) -> Iterator[ShardWriter[RecordT]]:
+    """A writer of the stage's rows, which holds the stage's lock.
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    folder = self.stage(stage)
+    with (
+      self.lock(stage),
+      ShardWriter(folder, record_cls, rows_per_shard, flush_seconds) as writer,
+    ):
+      yield writer
+
+  def read(self, stage: str, record_cls: type[RecordT]) -> list[RecordT]:
+    """A stage's rows by ascending key, each key once.
+
+    Raises:
+      UserError: a shard is damaged, or holds another record kind or version.
+    """
+    return records.from_table(record_cls, self.table(stage, record_cls))
+
+  def table(
+    self,
+    stage: str,
+    record_cls: type[RecordT],
+    columns: Sequence[str] | None = None,
+  ) -> pa.Table:
+    """As `read`, in columns: for a large run, or a few columns of it."""
+    return shards.read_shards(self.stage(stage), record_cls, columns)
+
+  def keys(self, stage: str) -> set[str]:
+    """The keys of the rows that a stage has on disk."""
+    return shards.read_keys(self.stage(stage))
+
+  def write_rejected(self, stage: str, rows: Sequence[Rejected]) -> None:
+    """Sets rows aside, in the place of those that were there."""
+    shards.write_table(self.rejected(stage), records.to_table(rows, Rejected))
+
+  def read_rejected(self, stage: str) -> list[Rejected]:
+    """The rows that a stage set aside."""
+    path = self.rejected(stage)
+    if not path.exists():
+      return []
+    return records.from_table(Rejected, shards.read_table(path, Rejected))
+
+  # -- what is done --------------------------------------------------------
+
+  def done(self, stage: str) -> dict[str, Any] | None:
+    """What a finished stage said of itself; None for an unfinished one."""
+    path = self.stage(stage) / "done.json"
+    return read_json(path) if path.exists() else None
+
+  def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
+    """Declares a stage finished: its last write."""
+    write_json_atomic(self.stage(stage) / "done.json", dict(summary))
+
+  @staticmethod
+  def _checked(name: str, slash: str) -> str:
+    if not _STAGE_NAME.fullmatch(name):
+      raise ValueError(f"{name!r} is no name of a stage")
+    return name.replace("/", slash)
+
+
+def _differences(config: Path, experiment_json: str) -> Iterator[str]:
+  """Each key that tells two experiments apart, with both values.
+
+  A key that one of them doesn't have, because a version of this program in
+  between introduced or dropped it, counts as being at its default.
+  """
+  there = keys.flatten(read_json(config))
+  here = keys.flatten(json.loads(experiment_json))
+  for name in sorted(there.keys() | here.keys()):
+    default = KEYS[name].default if name in KEYS else None
+    was, now = (
+      json.dumps(values.get(name, default)) for values in (there, here)
+    )
+    if was != now and not name.startswith(RUNTIME_KEYS):
+      yield f"{name} is {was} there and {now} here"

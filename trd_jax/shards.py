@@ -1,0 +1,206 @@
+"""Rows on disk as parquet shards that appear whole or not at all.
+
+A shard is written under a name that no reader looks at, flushed to the disk
+and renamed. A process killed at any moment loses the rows of one unfinished
+shard and nothing else; a row that was written twice is read once.
+"""
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Generic, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_jax import records
+from trd_jax.errors import UserError
+from trd_jax.records import RecordT
+
+_SHARDS = "shard-*.parquet"
+_UNFINISHED = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+  """A binary file that becomes `path` at the end of the block.
+
+  Readers see what was there before or the whole new file. Where the block
+  raises, nothing changes.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+  try:
+    with unfinished.open("wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    unfinished.replace(path)
+  except BaseException:
+    unfinished.unlink(missing_ok=True)
+    raise
+  # The new name must survive a power cut as the bytes do.
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+  """Writes one parquet file (zstd), atomically."""
+  with atomic_file(path) as file:
+    pq.write_table(table, file, compression="zstd")
+
+
+class ShardWriter(Generic[RecordT]):
+  """Collects rows and lands them as shards; a context manager.
+
+  A shard lands when it is full, when the block ends (by an error too: rows
+  that were added are good), and every `flush_seconds` from a thread of its
+  own, however long the next row takes. One writer a folder at a time:
+  `RunDir.shard_writer` sees to that.
+
+  Args:
+    folder: where the shards go; unfinished ones of a killed process are
+      removed.
+    record_cls: the kind of the rows.
+    rows_per_shard: rows of a full shard.
+    flush_seconds: the longest that a row stays in memory only.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    record_cls: type[RecordT],
+    rows_per_shard: int = 256,
+    flush_seconds: float = 20.0,
+  ):
+    self._folder = folder
+    self._record_cls = record_cls
+    self._rows_per_shard = rows_per_shard
+    self._flush_seconds = flush_seconds
+    self._rows: list[RecordT] = []
+    self._mutex = threading.Lock()
+    self._closing = threading.Event()
+    self._failure: Exception | None = None
+    self._clock = threading.Thread(target=self._flush_often, daemon=True)
+    self._numbers = itertools.count()
+
+  def __enter__(self) -> Self:
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in self._folder.glob(_SHARDS + ".*" + _UNFINISHED):
+      unfinished.unlink()
+    self._clock.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._closing.set()
+    self._clock.join()
+    self.flush()
+
+  def add(self, row: RecordT) -> None:
+    """Takes a row over.
+
+    Raises:
+      TypeError: the row is of another kind.
+      OSError, ValueError: this or an earlier row could not be written.
+    """
+    if type(row) is not self._record_cls:
+      raise TypeError(f"{row!r} is no {self._record_cls.__name__}")
+    with self._mutex:
+      self._rows.append(row)
+      full = len(self._rows) >= self._rows_per_shard
+    if full or self._failure:
+      self.flush()
+
+  def flush(self) -> None:
+    """Lands the rows that are still in memory, if any."""
+    with self._mutex:
+      if self._failure:
+        raise self._failure
+      if not self._rows:
+        return
+      # Time first, so that shards sort in the order of their writing.
+      name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
+      write_table(
+        self._folder / _SHARDS.replace("*", name),
+        records.to_table(self._rows, self._record_cls),
+      )
+      self._rows.clear()
+
+  def _flush_often(self) -> None:
+    while not self._closing.wait(self._flush_seconds):
+      try:
+        self.flush()
+      except Exception as error:  # raised again where the rows come from
+        self._failure = error
+        return
+
+
+def read_table(
+  path: Path,
+  record_cls: type[RecordT],
+  columns: Sequence[str] | None = None,
+) -> pa.Table:
+  """Reads one parquet file of records.
+
+  Raises:
+    UserError: it is damaged, or holds another record kind or version.
+  """
+  with _parquet(path) as file:
+    records.check_schema(record_cls, file.schema_arrow, str(path))
+    return file.read(columns=columns)
+
+
+def read_shards(
+  folder: Path,
+  record_cls: type[RecordT],
+  columns: Sequence[str] | None = None,
+) -> pa.Table:
+  """All rows of a folder's shards, by ascending key, each key once.
+
+  Of rows with the same key the one that was written first stays.
+
+  Raises:
+    UserError: a shard is damaged, or holds another record kind or version.
+  """
+  schema, key = records.schema(record_cls), record_cls.KEY
+  wanted = list(columns or schema.names)
+  read = [key, *(name for name in wanted if name != key)]
+  tables = [
+    read_table(path, record_cls, read) for path in sorted(folder.glob(_SHARDS))
+  ]
+  empty = schema.empty_table().select(read)
+  table = pa.concat_tables([empty, *tables])
+  first: dict[str, int] = {}
+  for index, name in enumerate(table[key].to_pylist()):
+    first.setdefault(name, index)
+  order = pa.array([first[name] for name in sorted(first)], pa.int64())
+  return table.take(order).select(wanted)
+
+
+def read_keys(folder: Path) -> set[str]:
+  """The keys of the rows in a folder's shards, whatever kind they are."""
+  found: set[str] = set()
+  for path in folder.glob(_SHARDS):
+    with _parquet(path) as file:
+      name = (file.schema_arrow.metadata or {}).get(b"trd_jax.key", b"key")
+      found.update(file.read(columns=[name.decode()])[0].to_pylist())
+  return found
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+  try:
+    with pq.ParquetFile(path) as file:
+      yield file
+  except (pa.ArrowException, OSError, IndexError) as error:
+    raise UserError(
+      f"{path} cannot be read ({str(error).splitlines()[0]}): remove it and "
+      "run its stage again"
+    ) from error
