@@ -1,0 +1,246 @@
+"""The shape of a Qwen3 model, to and from Hugging Face's `config.json`."""
+
+import dataclasses
+import math
+from typing import Any
+
+from trd_jax.errors import UserError
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+# Types of rotary scaling and the fields that each may have.
+_TRAINED = "original_max_position_embeddings"
+_ROPE_FIELDS = {
+  "default": set(),
+  "linear": {"factor", _TRAINED},
+  "yarn": {
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    _TRAINED,
+  },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes and constants of a dense Qwen3 model.
+
+  Attributes:
+    vocab_size: rows of the embedding and of the head; may exceed the
+      tokenizer's ids (Qwen3 pads 151,669 ids to 151,936 rows).
+    hidden_size: width of the residual stream (D).
+    intermediate_size: width of the SwiGLU's two inner products (F).
+    num_layers: transformer blocks (L).
+    num_heads: query heads (N).
+    num_kv_heads: key and value heads (K); N is a multiple of K.
+    head_dim: width of a head (H); N * H need not equal D.
+    max_positions: the longest context that the checkpoint claims, in tokens.
+    rope_theta: base of the rotary frequencies.
+    rope_scaling: scaling of the rotary frequencies as `(key, value)` pairs of
+      the checkpoint's own field, `()` for none; types linear and yarn.
+    norm_eps: epsilon inside every RMSNorm.
+    tie_embeddings: whether the head is the embedding itself.
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  max_positions: int = 40_960
+  rope_theta: float = 1_000_000.0
+  rope_scaling: tuple[tuple[str, Any], ...] = ()
+  norm_eps: float = 1e-6
+  tie_embeddings: bool = False
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise UserError(
+        f"config.json: num_attention_heads={self.num_heads} is not a multiple"
+        f" of num_key_value_heads={self.num_kv_heads}; check the file"
+      )
+    if self.head_dim % 2:
+      raise UserError(
+        f"config.json: head_dim={self.head_dim} is odd, so rotary embedding"
+        " cannot pair its channels; check the file"
+      )
+
+  @classmethod
+  def from_hf(cls, fields: dict[str, Any]) -> "ModelConfig":
+    """Reads the fields of a `config.json`.
+
+    Accepts both spellings of the rotary fields: `rope_theta` with
+    `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
+
+    Raises:
+      UserError: on an architecture other than Qwen3, on a missing field and on
+        a feature that this model doesn't have (sliding windows, attention
+        bias, another activation, an unknown rope type).
+    """
+    names = fields.get("architectures") or [fields.get("model_type")]
+    if ARCHITECTURE not in names and fields.get("model_type") != "qwen3":
+      raise UserError(
+        f"config.json: architecture {names} is not supported; use a dense"
+        f" {ARCHITECTURE} checkpoint"
+      )
+    if fields.get("use_sliding_window"):
+      raise UserError(
+        "config.json: use_sliding_window=true is not supported; use a"
+        " checkpoint with full attention"
+      )
+    if fields.get("attention_bias"):
+      raise UserError(
+        "config.json: attention_bias=true is not Qwen3's layout; use a dense"
+        " Qwen3 checkpoint"
+      )
+    if fields.get("hidden_act", "silu") != "silu":
+      raise UserError(
+        f"config.json: hidden_act={fields['hidden_act']!r} is not supported;"
+        " Qwen3 uses 'silu'"
+      )
+
+    def size(name: str, default: int | None = None) -> int:
+      value = fields.get(name)
+      value = default if value is None else value
+      if type(value) is not int or value < 1:
+        problem = "missing" if value is None else f"{value!r}, not a size"
+        raise UserError(
+          f"config.json: the field {name!r} is {problem}; copy the file from"
+          " the checkpoint again"
+        )
+      return value
+
+    theta, scaling = _rope(fields)
+    width, heads = size("hidden_size"), size("num_attention_heads")
+    # transformers takes 128 where the field is absent, as Qwen3 has it.
+    head_dim = size("head_dim", width // heads if "head_dim" in fields else 128)
+    return cls(
+      vocab_size=size("vocab_size"),
+      hidden_size=width,
+      intermediate_size=size("intermediate_size"),
+      num_layers=size("num_hidden_layers"),
+      num_heads=heads,
+      num_kv_heads=size("num_key_value_heads", heads),
+      head_dim=head_dim,
+      max_positions=size("max_position_embeddings", 32_768),
+      rope_theta=theta,
+      rope_scaling=scaling,
+      norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+      tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+    )
+
+  def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The fields of a `config.json` that transformers and vLLM read."""
+    return {
+      "architectures": [ARCHITECTURE],
+      "model_type": "qwen3",
+      "vocab_size": self.vocab_size,
+      "hidden_size": self.hidden_size,
+      "intermediate_size": self.intermediate_size,
+      "num_hidden_layers": self.num_layers,
+      "num_attention_heads": self.num_heads,
+      "num_key_value_heads": self.num_kv_heads,
+      "head_dim": self.head_dim,
+      "max_position_embeddings": self.max_positions,
+      "rope_theta": self.rope_theta,
+      "rope_scaling": dict(self.rope_scaling) or None,
+      "rms_norm_eps": self.norm_eps,
+      "tie_word_embeddings": self.tie_embeddings,
+      "hidden_act": "silu",
+      "attention_bias": False,
+      "attention_dropout": 0.0,
+      "use_sliding_window": False,
+      "sliding_window": None,
+      "max_window_layers": self.num_layers,
+      "initializer_range": 0.02,
+      "use_cache": True,
+      "torch_dtype": dtype,
+    }
+
+  def num_parameters(self) -> int:
+    """Parameters of the base model, a tied head counted once."""
+    attention = self.hidden_size * self.head_dim * 2
+    attention *= self.num_heads + self.num_kv_heads
+    mlp = 3 * self.hidden_size * self.intermediate_size
+    norms = 2 * self.hidden_size + 2 * self.head_dim
+    heads = 1 if self.tie_embeddings else 2
+    return (
+      self.num_layers * (attention + mlp + norms)
+      + heads * self.vocab_size * self.hidden_size
+      + self.hidden_size
+    )
+
+
+def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
+  """Base and scaling of the rotary embedding, whichever way they are spelt."""
+  scaling = dict(fields.get("rope_parameters") or {})
+  scaling.update(fields.get("rope_scaling") or {})
+  theta = scaling.pop("rope_theta", None)
+  theta = fields.get("rope_theta") or theta or 10_000.0
+  old_name = scaling.pop("type", "default")
+  rope_type = scaling.setdefault("rope_type", old_name)
+  if rope_type not in _ROPE_FIELDS:
+    raise UserError(
+      f"config.json: rope type {rope_type!r} is not supported; known types:"
+      f" {', '.join(_ROPE_FIELDS)}"
+    )
+  unknown = sorted(scaling.keys() - {"rope_type"} - _ROPE_FIELDS[rope_type])
+  if unknown:
+    raise UserError(
+      f"config.json: the rope scaling's field {unknown[0]!r} is not supported"
+      f" for type {rope_type!r}; use a checkpoint without it"
+    )
+  if rope_type == "default":
+    return float(theta), ()
+  if not isinstance(scaling.get("factor"), int | float):
+    raise UserError(
+      f"config.json: rope scaling of type {rope_type!r} needs a number"
+      " 'factor'; add it"
+    )
+  return float(theta), tuple(sorted(scaling.items()))
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
+  """Angular frequencies of the rotary embedding and the factor on its values.
+
+  Returns:
+    The `head_dim / 2` frequencies in radians a token, slowest last, and the
+    factor that multiplies cosines and sines: 1 unless the scaling is yarn
+    (Peng et al. 2023, section 3.4), which sharpens attention by
+    `0.1 ln(factor) + 1`.
+  """
+  dim = config.head_dim
+  base = config.rope_theta
+  plain = [base ** (-2 * i / dim) for i in range(dim // 2)]
+  scaling = dict(config.rope_scaling)
+  rope_type = scaling.get("rope_type", "default")
+  if rope_type == "default":
+    return plain, 1.0
+  factor = float(scaling["factor"])
+  if rope_type == "linear":
+    return [f / factor for f in plain], 1.0
+  trained = scaling.get(_TRAINED) or config.max_positions
+
+  def channel(rotations: float) -> float:
+    # The channel that turns `rotations` times over the trained context.
+    turns = trained / (rotations * 2 * math.pi)
+    return dim * math.log(turns) / (2 * math.log(base))
+
+  low = channel(scaling.get("beta_fast") or 32)
+  high = channel(scaling.get("beta_slow") or 1)
+  if scaling.get("truncate", True):
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, dim - 1)
+  width = (high - low) or 0.001
+  frequencies = []
+  for i, f in enumerate(plain):
+    ramp = min(max((i - low) / width, 0.0), 1.0)
+    frequencies.append(f / factor * ramp + f * (1 - ramp))
+  attention = scaling.get("attention_factor")
+  if attention is None:
+    attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+  return frequencies, float(attention)

@@ -1,0 +1,163 @@
+"""The parts of a Qwen3 block.
+
+Shape key: B rows, T tokens, D residual width, N query heads, K key heads,
+H head width, F inner width of the SwiGLU, S cache length, L layers.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from trd_jax.model.attention import attend, attend_one
+from trd_jax.model.config import ModelConfig, rope_frequencies
+from trd_jax.model.lora import Linear, LoraConfig
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square norm with a learnt scale, computed in float32."""
+
+  def __init__(
+    self, size: int, axis: str, eps: float, dtype: jax.typing.DTypeLike
+  ):
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((size,), dtype), axes=(axis,))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises the last axis; keeps the input's dtype."""
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * self.scale[
+      ...
+    ]
+
+
+def rope_table(
+  config: ModelConfig, position_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines `[B, T, 1, H/2]`, float32, for the given positions."""
+  frequencies, factor = rope_frequencies(config)
+  angle = position_BT[..., None, None].astype(jnp.float32) * jnp.array(
+    frequencies, jnp.float32
+  )
+  return factor * jnp.cos(angle), factor * jnp.sin(angle)
+
+
+def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotary embedding (Su et al. 2021) that pairs channel i with i + H/2."""
+  cos, sin = table
+  left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate(
+    [left * cos - right * sin, right * cos + left * sin], axis=-1
+  )
+  return out.astype(x_BTNH.dtype)
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with a norm on each query and key head."""
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    self.config = config
+    D, H = config.hidden_size, config.head_dim
+    queries, keys = config.num_heads * H, config.num_kv_heads * H
+    make = {"lora": lora, "dtype": dtype, "rngs": rngs}
+    self.q = Linear(D, queries, ("embed", "heads"), **make)
+    self.k = Linear(D, keys, ("embed", "kv_heads"), **make)
+    self.v = Linear(D, keys, ("embed", "kv_heads"), **make)
+    self.o = Linear(queries, D, ("heads", "embed"), **make)
+    self.q_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
+    self.k_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
+
+  def project(self, x_BTD, table, keys=(None, None, None)):
+    """Rotated queries `[B, T, N, H]`, rotated keys and values `[B,T,K,H]`."""
+    B, T, _ = x_BTD.shape
+    c = self.config
+    q = self.q(x_BTD, keys[0]).reshape(B, T, c.num_heads, c.head_dim)
+    k = self.k(x_BTD, keys[1]).reshape(B, T, c.num_kv_heads, c.head_dim)
+    v = self.v(x_BTD, keys[2]).reshape(B, T, c.num_kv_heads, c.head_dim)
+    return rotate(self.q_norm(q), table), rotate(self.k_norm(k), table), v
+
+  def output(self, mixed_BTNH, key=None):
+    """Projects the heads' outputs back to the residual width."""
+    B, T, N, H = mixed_BTNH.shape
+    return self.o(mixed_BTNH.reshape(B, T, N * H), key)
+
+
+class Mlp(nnx.Module):
+  """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    D, F = config.hidden_size, config.intermediate_size
+    make = {"lora": lora, "dtype": dtype, "rngs": rngs}
+    self.gate = Linear(D, F, ("embed", "mlp"), **make)
+    self.up = Linear(D, F, ("embed", "mlp"), **make)
+    self.down = Linear(F, D, ("mlp", "embed"), **make)
+
+  def __call__(self, x_BTD, keys=(None, None, None)):
+    """Applies the layer; `keys` are dropout keys of gate, up and down."""
+    inner = jax.nn.silu(self.gate(x_BTD, keys[0])) * self.up(x_BTD, keys[1])
+    return self.down(inner, keys[2])
+
+
+class Block(nnx.Module):
+  """One pre-norm transformer block."""
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    make = {"lora": lora, "dtype": dtype, "rngs": rngs}
+    eps = config.norm_eps
+    self.input_norm = RMSNorm(config.hidden_size, "embed", eps, dtype)
+    self.attention = Attention(config, **make)
+    self.post_norm = RMSNorm(config.hidden_size, "embed", eps, dtype)
+    self.mlp = Mlp(config, **make)
+
+  def __call__(self, x_BTD, table, position_BT, segment_BT, dropout_key=None):
+    """Full forward over rows; also returns the rotated keys and values."""
+    keys = [None] * 7
+    if dropout_key is not None:
+      keys = list(jax.random.split(dropout_key, 7))
+    q, k, v = self.attention.project(self.input_norm(x_BTD), table, keys[:3])
+    mixed = attend(
+      q,
+      k,
+      v,
+      query_position_BT=position_BT,
+      key_position_BS=position_BT,
+      query_segment_BT=segment_BT,
+      key_segment_BS=segment_BT,
+    )
+    mixed = checkpoint_name(mixed, "attention")
+    x_BTD = x_BTD + self.attention.output(mixed, keys[3])
+    x_BTD = x_BTD + self.mlp(self.post_norm(x_BTD), keys[4:])
+    return x_BTD, (k, v)
+
+  def decode(self, x_BTD, table, position_B, key_BKHS, value_BKSH):
+    """One token a row against the layer's cache, which it is written into."""
+    q, k, v = self.attention.project(self.input_norm(x_BTD), table)
+    row = jnp.arange(x_BTD.shape[0])
+    key_BKHS = key_BKHS.at[row, :, :, position_B].set(k[:, 0], mode="drop")
+    value_BKSH = value_BKSH.at[row, :, position_B].set(v[:, 0], mode="drop")
+    mixed = attend_one(q[:, 0], key_BKHS, value_BKSH, position_B)
+    x_BTD = x_BTD + self.attention.output(mixed[:, None])
+    x_BTD = x_BTD + self.mlp(self.post_norm(x_BTD))
+    return x_BTD, key_BKHS, value_BKSH

@@ -1,0 +1,90 @@
+"""Low-rank adapters (Hu et al. 2021) on the model's linear layers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Size of the adapters, as in SPEC's training table.
+
+  Attributes:
+    rank: inner width r.
+    alpha: the adapter's output is scaled by `alpha / rank`.
+    dropout: probability of dropping a channel of the adapter's input.
+  """
+
+  rank: int = 64
+  alpha: float = 128.0
+  dropout: float = 0.05
+
+  @property
+  def scale(self) -> float:
+    """The factor on `x A B`."""
+    return self.alpha / self.rank
+
+
+class Linear(nnx.Module):
+  """A bias-free linear layer, with an adapter beside it where asked for.
+
+  Computes `x W + (alpha / r) dropout(x) A B`. The kernel is frozen in `dtype`;
+  A and B are float32 `nnx.LoRAParam`s, so that a step of 5e-6 isn't lost, and
+  are cast to the input's dtype where they are used. A starts uniform in
+  +-1/sqrt(in) and B at zero: the adapter begins as no change.
+
+  Args:
+    in_size: channels in.
+    out_size: channels out.
+    axes: logical axis names of the kernel, in and out.
+    lora: the adapter's size, or None for no adapter.
+    dtype: dtype of the kernel.
+    rngs: source of the initial values.
+  """
+
+  def __init__(
+    self,
+    in_size: int,
+    out_size: int,
+    axes: tuple[str, str],
+    *,
+    lora: LoraConfig | None,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    self.lora_config = lora
+    std = in_size**-0.5
+    kernel = std * jax.random.truncated_normal(
+      rngs.params(), -3, 3, (in_size, out_size)
+    )
+    self.kernel = nnx.Param(kernel.astype(dtype), axes=axes)
+    if lora is None:
+      self.lora_a = self.lora_b = None
+    else:
+      self.lora_a = nnx.LoRAParam(
+        jax.random.uniform(
+          rngs.params(), (in_size, lora.rank), minval=-std, maxval=std
+        ),
+        axes=(axes[0], "rank"),
+      )
+      self.lora_b = nnx.LoRAParam(
+        jnp.zeros((lora.rank, out_size)), axes=("rank", axes[1])
+      )
+
+  def __call__(
+    self, x: jax.Array, dropout_key: jax.Array | None = None
+  ) -> jax.Array:
+    """Applies the layer to `x[..., in]`; dropout only where a key is given."""
+    y = x @ self.kernel[...]
+    if self.lora_a is None or self.lora_b is None or self.lora_config is None:
+      return y
+    z = x
+    rate = self.lora_config.dropout
+    if dropout_key is not None and rate > 0:
+      keep = jax.random.bernoulli(dropout_key, 1 - rate, x.shape)
+      z = jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    z = z @ self.lora_a[...].astype(x.dtype)
+    z = z @ self.lora_b[...].astype(x.dtype)
+    return y + self.lora_config.scale * z

@@ -1,0 +1,226 @@
+"""Qwen3 as a Flax NNX module: a typed container around plain JAX transforms.
+
+Shape key: B rows, T tokens, S cache length, D residual width, V vocabulary,
+L layers, K key heads, H head width.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.layers import Block, RMSNorm, rope_table
+from trd_jax.model.lora import LoraConfig
+from trd_jax.sharding import constrain
+
+# Rows stay where the batch put them. Left alone, the compiler follows the
+# split of the weights under FSDP and gathers activations instead of weights.
+_RESIDUAL = ("batch", None, None)
+
+Remat = Literal["none", "full", "dots", "attention"]
+
+
+class KVCache(NamedTuple):
+  """Rotated keys and values by position in the sequence, a pair a layer.
+
+  Separate arrays, so that a decoding step updates each in place and reads it
+  whole: slicing a stacked or over-long cache would copy it at every step.
+  Sequence length is the keys' last axis because that is the order in which
+  the scores are computed.
+
+  Attributes:
+    keys: L arrays `[B, K, H, S]`.
+    values: L arrays `[B, K, S, H]`.
+  """
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+
+
+class Embed(nnx.Module):
+  """The table of token embeddings, `[V, D]`."""
+
+  def __init__(self, config: ModelConfig, dtype, rngs: nnx.Rngs):
+    shape = (config.vocab_size, config.hidden_size)
+    values = 0.02 * jax.random.normal(rngs.params(), shape)
+    self.embedding = nnx.Param(values.astype(dtype), axes=("vocab", "embed"))
+
+
+class Head(nnx.Module):
+  """The untied output matrix, kept `[V, D]` like the embedding."""
+
+  def __init__(self, config: ModelConfig, dtype, rngs: nnx.Rngs):
+    shape = (config.vocab_size, config.hidden_size)
+    values = 0.02 * jax.random.normal(rngs.params(), shape)
+    self.weight = nnx.Param(values.astype(dtype), axes=("vocab", "embed"))
+
+
+class Qwen3(nnx.Module):
+  """A dense Qwen3 decoder, with adapters on its seven linear kinds or without.
+
+  The blocks' parameters are stacked along a leading layer axis and run by one
+  `lax.scan`. With `lora=None` the state is exactly the base state of the
+  adapted model, so a self-distillation teacher is the same arrays under the
+  other graph definition (`nnx.split(model, nnx.LoRAParam, ...)`).
+
+  Args:
+    config: the model's shape.
+    lora: the adapters' size, or None for the base alone.
+    dtype: dtype of the base parameters and of the activations.
+    rngs: source of initial values; use `jax.eval_shape` where weights are
+      going to be loaded.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    *,
+    lora: LoraConfig | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.config = config
+    self.embed = Embed(config, dtype, rngs)
+    self.layers = jax.vmap(
+      lambda key: Block(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(key))
+    )(jax.random.split(rngs.params(), config.num_layers))
+    self.norm = RMSNorm(config.hidden_size, "embed", config.norm_eps, dtype)
+    if config.tie_embeddings:
+      self.head = None
+    else:
+      self.head = Head(config, dtype, rngs)
+
+  @property
+  def head_VD(self) -> jax.Array:
+    """The output matrix `[V, D]`; logits are `hidden @ head_VD.T`."""
+    if self.head is None:
+      return self.embed.embedding[...]
+    return self.head.weight[...]
+
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    position_BT: jax.Array,
+    segment_BT: jax.Array,
+    *,
+    remat: Remat = "none",
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Hidden states `[B, T, D]` after the final norm.
+
+    Args:
+      tokens_BT: int32 token ids.
+      position_BT: int32 positions, each segment's own from 0.
+      segment_BT: int32 segment ids; 0 is padding. Attention is causal and
+        never crosses a segment.
+      remat: what the backward pass keeps of a block: `none` all, `full` the
+        block's input alone, `dots` also the products with weights,
+        `attention` also the attention's output.
+      dropout_key: key of the adapters' dropout, None for none.
+    """
+    hidden_BTD, _ = self._forward(
+      tokens_BT, position_BT, segment_BT, remat, dropout_key
+    )
+    return hidden_BTD
+
+  def prefill(
+    self, tokens_BT: jax.Array, length_B: jax.Array
+  ) -> tuple[jax.Array, KVCache]:
+    """Hidden states of left-aligned prompts and their cache of length T.
+
+    Args:
+      tokens_BT: int32 ids, one prompt a row, right-padded.
+      length_B: int32 tokens a row that count.
+    """
+    T = tokens_BT.shape[1]
+    position_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
+    segment_BT = (position_BT < length_B[:, None]).astype(jnp.int32)
+    hidden_BTD, (k_LBTKH, v_LBTKH) = self._forward(
+      tokens_BT, position_BT, segment_BT, "none", None, cache=True
+    )
+    return hidden_BTD, KVCache(
+      tuple(jnp.einsum("LBTKH->LBKHT", k_LBTKH)),
+      tuple(jnp.einsum("LBTKH->LBKTH", v_LBTKH)),
+    )
+
+  def blocks(self) -> list[Block]:
+    """The layers one by one; take them outside of a loop over `decode`."""
+    graph, stacked = nnx.split(self.layers)
+    return [
+      nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
+      for i in range(self.config.num_layers)
+    ]
+
+  def decode(
+    self,
+    tokens_B: jax.Array,
+    position_B: jax.Array,
+    cache: KVCache,
+    blocks: list[Block] | None = None,
+  ) -> tuple[jax.Array, KVCache]:
+    """One step: writes each row's token into the cache and attends to it.
+
+    Costs as much as the cache is long: give it no longer a cache than the
+    rows need.
+
+    Args:
+      tokens_B: int32 ids, one a row.
+      position_B: int32 position of the token in its row's cache; a position
+        past the cache writes nothing.
+      cache: keys and values of the positions before.
+      blocks: `self.blocks()`, where the caller has them already.
+
+    Returns:
+      Hidden states `[B, D]` after the final norm, and the cache.
+    """
+    table = rope_table(self.config, position_B[:, None])
+    x_BTD = self.embed.embedding[tokens_B][:, None]
+    keys, values = [], []
+    for block, key_BKHS, value_BKSH in zip(
+      blocks or self.blocks(), *cache, strict=True
+    ):
+      x_BTD, key_BKHS, value_BKSH = block.decode(
+        x_BTD, table, position_B, key_BKHS, value_BKSH
+      )
+      keys.append(key_BKHS)
+      values.append(value_BKSH)
+    return self.norm(x_BTD)[:, 0], KVCache(tuple(keys), tuple(values))
+
+  def _forward(
+    self, tokens_BT, position_BT, segment_BT, remat, dropout_key, cache=False
+  ):
+    table = rope_table(self.config, position_BT)
+    keys = None
+    if dropout_key is not None:
+      keys = jax.random.split(dropout_key, self.config.num_layers)
+
+    def body(x, block_and_key):
+      block, key = block_and_key
+      x, kv = block(x, table, position_BT, segment_BT, key)
+      return constrain(x, *_RESIDUAL), (kv if cache else None)
+
+    policies = jax.checkpoint_policies
+    if remat == "full":
+      body = jax.checkpoint(body)
+    elif remat == "dots":
+      body = jax.checkpoint(
+        body, policy=policies.dots_with_no_batch_dims_saveable
+      )
+    elif remat == "attention":
+      body = jax.checkpoint(
+        body, policy=policies.save_only_these_names("attention")
+      )
+    elif remat != "none":
+      raise ValueError(f"unknown remat policy {remat!r}")
+    x_BTD = constrain(self.embed.embedding[tokens_BT], *_RESIDUAL)
+    x_BTD, kv = jax.lax.scan(body, x_BTD, (self.layers, keys))
+    return self.norm(x_BTD), kv
+
+
+def logits(hidden: jax.Array, head_VD: jax.Array) -> jax.Array:
+  """Float32 logits `[..., V]` of hidden states `[..., D]`."""
+  return jnp.einsum(
+    "...D,VD->...V", hidden, head_VD, preferred_element_type=jnp.float32
+  )
