@@ -1,0 +1,82 @@
+"""Problems from every source, through one door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trd_jax.errors import UserError, did_you_mean
+from trd_jax.problems import arithmetic, benchmarks, deepscaler, jsonl
+from trd_jax.records import Problem, Rejected, content_key
+from trd_jax.sections import Data
+
+SUBSETS = ("all", "with_cot", "answer_only")
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """The problems that an experiment's `data` section names.
+
+  Args:
+    data: `source` is 'arithmetic', 'deepscaler', 'jsonl' or a key of
+      `benchmarks.BENCHMARKS`; `root` its local copy; `subset` 'all', 'with_cot'
+      (with a worked solution) or 'answer_only' (without); `limit` how many to
+      keep, chosen by `seed`: a larger limit keeps what a smaller one kept.
+
+  Returns:
+    Problems in the order of their source, with distinct ids, and the rows
+    that were set aside, each with its reason.
+
+  Raises:
+    UserError: an unknown name, a missing or empty file, or no problem left.
+  """
+  loaders = {
+    "arithmetic": arithmetic.load,
+    "deepscaler": deepscaler.load,
+    "jsonl": jsonl.load,
+    **dict.fromkeys(benchmarks.BENCHMARKS, benchmarks.load),
+  }
+  name = benchmarks.canonical(data.source)
+  if name == "taco":
+    raise UserError(
+      "data.source=taco: not read by this version; convert it to JSON lines "
+      "with problem, solution and tests, and use data.source=jsonl"
+    )
+  if name not in loaders:
+    raise UserError(
+      f"data.source={data.source}: no such source; "
+      f"{did_you_mean(name, loaders)}"
+    )
+  if data.subset not in SUBSETS:
+    raise UserError(
+      f"data.subset={data.subset}: choose from {', '.join(SUBSETS)}"
+    )
+  problems, rejected = loaders[name](data)
+  if not problems:
+    first = f", the first because: {rejected[0].reason}" if rejected else ""
+    raise UserError(
+      f"data.source={data.source}: no usable problem; {len(rejected)} rows "
+      f"were set aside{first}"
+    )
+  if data.subset != "all":
+    worked = data.subset == "with_cot"
+    problems = [p for p in problems if (p.solution is not None) == worked]
+    if not problems:
+      raise UserError(
+        f"data.subset={data.subset}: no such problem in "
+        f"data.source={data.source}; use data.subset=all"
+      )
+  return choose(problems, data.limit, data.seed), rejected
+
+
+def choose(
+  problems: Sequence[Problem], limit: int | None, seed: int
+) -> list[Problem]:
+  """At most `limit` problems, in their order; the same for the same seed.
+
+  Each problem draws a number from the seed and its own id and the smallest
+  are kept, so that neither the order nor other problems matter.
+  """
+  if limit is None or limit >= len(problems):
+    return list(problems)
+  draws = {p.problem_id: content_key(seed, p.problem_id) for p in problems}
+  kept = set(sorted(draws, key=lambda i: draws[i])[:limit])
+  return [p for p in problems if p.problem_id in kept]

@@ -1,0 +1,59 @@
+"""DeepScaleR: some forty thousand competition problems, few with solutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_jax.errors import UserError
+from trd_jax.problems import rows
+from trd_jax.records import Problem, Rejected
+from trd_jax.sections import Data
+
+HUB = ("agentica-org/DeepScaleR-Preview-Dataset", "deepscaler.json")
+_STEMS = ("deepscaler", "deepscaler_merged", "train")
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """The corpus from `data.root` (a file or a folder) or from the hub.
+
+  A row's `solution` is kept where it says more than the answer does: these
+  rows are the subset `with_cot`, the others `answer_only` (Appendix B.1).
+
+  Raises:
+    UserError: the file is missing, unreadable or empty.
+  """
+  return rows.collect("deepscaler", _files(data.root), _problem)
+
+
+def _files(root: str | None) -> list[Path]:
+  if root is None:
+    return rows.fetch(*HUB, "data.source=deepscaler")
+  path = rows.local_root(root)
+  if path.is_file():
+    return [path]
+  for stem in _STEMS:
+    if found := rows.in_folder(path, stem):
+      return [found]
+  files = rows.data_files(path)
+  if len(files) != 1:
+    raise UserError(
+      f"data.root={root}: {len(files)} data files and none is called "
+      f"{' or '.join(_STEMS)}; give the file itself"
+    )
+  return files
+
+
+def _problem(row: Mapping[str, Any]) -> Problem:
+  problem = rows.to_problem(row, "deepscaler")
+  if problem.solution and not _says_more(problem.solution, problem.answer):
+    return rows.to_problem({**row, "solution": None}, "deepscaler")
+  return problem
+
+
+def _says_more(solution: str, answer: str) -> bool:
+  bare = solution.strip().strip("$").strip()
+  if bare.startswith("\\boxed{") and bare.endswith("}"):
+    bare = bare[len("\\boxed{") : -1]
+  return rows.comparable(bare) != rows.comparable(answer)

@@ -1,0 +1,54 @@
+"""Anybody's own problems: JSON lines, JSON lists or parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trd_jax.errors import UserError
+from trd_jax.problems import rows
+from trd_jax.records import Problem, Rejected
+from trd_jax.sections import Data
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """Problems from the file, or all data files of the folder, `data.root`.
+
+  Columns: `problem` (or `question`), `answer`, and where there are such
+  `solution` (the reference y*), `tests` (a text, or JSON that becomes one),
+  `domain` (default `code` for a row with tests, else `math`). A row with tests
+  may do without an answer. Other scalar columns are kept in `meta`.
+
+  Raises:
+    UserError: no `data.root`, or it is missing, unreadable or empty.
+  """
+  if data.root is None:
+    raise UserError(
+      "data.source=jsonl: no file; set data.root to a .jsonl, .json or "
+      ".parquet file with the columns problem and answer"
+    )
+  path = rows.local_root(data.root)
+  files = [path] if path.is_file() else rows.data_files(path)
+  if not files:
+    raise UserError(
+      f"data.root={data.root}: no data file in this folder; give one that "
+      f"ends in {', '.join(rows.SUFFIXES)}"
+    )
+  return rows.collect("jsonl", files, _problem)
+
+
+def _problem(row: Mapping[str, Any]) -> Problem:
+  tests = row.get("tests")
+  if tests is not None and not isinstance(tests, str):
+    tests = json.dumps(tests)
+  tests = tests or None
+  domain = row.get("domain") or ("code" if tests else "math")
+  has_answer = row.get("answer") not in (None, "") or row.get("Answer")
+  return rows.to_problem(
+    row,
+    "jsonl",
+    answer="" if tests and not has_answer else None,
+    domain=domain,
+    tests=tests,
+  )

@@ -1,0 +1,333 @@
+"""Rows of data files: found locally or on the hub, read, checked, counted.
+
+A source says how one row becomes a `Problem` and raises `BadRow` for a row
+that can't; `collect` does the rest. No row vanishes: it becomes a problem, or
+a `Rejected` that says why not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_jax.errors import UserError
+from trd_jax.records import Domain, Problem, Rejected, content_key
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
+STAGE = "problems"
+
+_DOMAINS: tuple[str, ...] = typing.get_args(Domain)
+_PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
+_ANSWER_KEYS = ("answer", "Answer")
+_SOLUTION_KEYS = ("solution", "Solution")
+
+
+class BadRow(Exception):
+  """A row that can't become a problem; its text is the reason."""
+
+
+def fetch(repo_id: str, pattern: str, name: str) -> list[Path]:
+  """Downloads a data set's files that match a glob pattern.
+
+  Raises:
+    UserError: the hub does not give them.
+  """
+  import huggingface_hub  # slow to import, and only needed here
+
+  try:
+    folder = huggingface_hub.snapshot_download(
+      repo_id, repo_type="dataset", allow_patterns=[pattern]
+    )
+  except Exception as error:  # the library's errors share no base class
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise UserError(
+      f"{name}: {repo_id} can't be fetched from the Hugging Face hub "
+      f"({text[:160]}); give a local copy with data.root"
+    ) from error
+  files = sorted(Path(folder).glob(pattern))
+  if not files:
+    raise UserError(
+      f"{name}: {repo_id} on the Hugging Face hub has no {pattern}; give a "
+      "local copy with data.root"
+    )
+  return files
+
+
+def local_root(root: str) -> Path:
+  """An existing file or folder.
+
+  Raises:
+    UserError: there is nothing at `root`.
+  """
+  path = Path(root).expanduser()
+  if not path.exists():
+    raise UserError(
+      f"data.root={root}: no such file or folder; give the local copy's path, "
+      "or leave data.root out to download it"
+    )
+  return path
+
+
+def in_folder(folder: Path, stem: str) -> Path | None:
+  """The file called `stem` with a suffix that we read, if there is one."""
+  paths = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
+  return next((path for path in paths if path.is_file()), None)
+
+
+def data_files(folder: Path) -> list[Path]:
+  """All files in a folder that we read, by name."""
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if path.is_file() and path.name.endswith(SUFFIXES)
+  )
+
+
+def read(path: Path) -> Iterator[tuple[str, Any]]:
+  """Yields `(where, row)`; a line that is no JSON yields a `BadRow` as row.
+
+  Raises:
+    UserError: the file can't be read, is of a kind that we don't know, or is
+      empty.
+  """
+  count = 0
+  for where, row in _read(path):
+    count += 1
+    yield where, row
+  if not count:
+    raise UserError(f"{path}: no rows; give a file with at least one problem")
+
+
+def collect(
+  source: str,
+  files: Iterable[Path],
+  build: Callable[[Mapping[str, Any]], Problem],
+) -> tuple[list[Problem], list[Rejected]]:
+  """All rows of some files as problems, each statement once.
+
+  Rows that repeat a statement (up to white space) with the same answer are
+  set aside but for one, preferably one with a worked solution. Where they
+  disagree on the answer all of them are, since none can be trusted.
+
+  Args:
+    source: names the source.
+    files: read one after the other.
+    build: one row to one problem, or raises `BadRow`.
+  """
+  groups: dict[str, list[tuple[str, Problem]]] = {}
+  rejected: list[Rejected] = []
+  for path in files:
+    for where, row in read(path):
+      try:
+        if isinstance(row, BadRow):
+          raise row
+        if not isinstance(row, Mapping):
+          raise BadRow(f"a {type(row).__name__}, not an object with columns")
+        problem = build(row)
+      except BadRow as error:
+        rejected.append(Rejected(where, source, STAGE, f"{where}: {error}"))
+        continue
+      groups.setdefault(problem.problem_id, []).append((where, problem))
+  problems = []
+  for key, group in groups.items():
+    if len(group) == 1:
+      problems.append(group[0][1])
+      continue
+    answers = {comparable(p.answer): p.answer for _, p in group}
+    if len(answers) > 1:
+      shown = ", ".join(list(answers.values())[:3])
+      rejected += [
+        Rejected(
+          key,
+          source,
+          STAGE,
+          f"{where}: {len(group)} rows of this problem disagree on its answer "
+          f"({shown})",
+        )
+        for where, _ in group
+      ]
+      continue
+    kept = next((g for g in group if g[1].solution), group[0])
+    problems.append(kept[1])
+    rejected += [
+      Rejected(key, source, STAGE, f"{where}: repeats {kept[0]}")
+      for where, problem in group
+      if problem is not kept[1]
+    ]
+  return problems, rejected
+
+
+def to_problem(
+  row: Mapping[str, Any],
+  source: str,
+  *,
+  text: str | None = None,
+  answer: str | None = None,
+  solution: str | None = None,
+  domain: str = "math",
+  tests: str | None = None,
+) -> Problem:
+  """A problem of a row's columns; arguments win over columns.
+
+  Scalar columns that are not used otherwise go to `meta`.
+
+  Raises:
+    BadRow: a column is missing, empty or of the wrong type.
+  """
+  if text is None:
+    text = statement(row)
+  if answer is None:
+    answer = answer_text(column(row, _ANSWER_KEYS))
+  if solution is None:
+    solution = _optional_text(row, _SOLUTION_KEYS)
+  if domain not in _DOMAINS:
+    raise BadRow(f"domain {domain!r} is not one of {', '.join(_DOMAINS)}")
+  used = {*_PROBLEM_KEYS, *_ANSWER_KEYS, *_SOLUTION_KEYS, "tests", "domain"}
+  meta = {
+    key: value
+    for key, value in row.items()
+    if key not in used
+    and isinstance(value, str | int | float)
+    and not (isinstance(value, float) and not math.isfinite(value))
+  }
+  return Problem(
+    problem_id=problem_id(source, text),
+    text=text,
+    answer=answer,
+    solution=solution,
+    domain=typing.cast(Domain, domain),
+    source=source,
+    tests=tests,
+    meta=json.dumps(meta, sort_keys=True),
+  )
+
+
+def problem_id(source: str, text: str) -> str:
+  """The same for the same source and statement, white space apart."""
+  return f"{source}-{content_key(source, ' '.join(text.split()))[:16]}"
+
+
+def statement(row: Mapping[str, Any]) -> str:
+  """The problem statement of a row, without white space around it."""
+  return _text(column(row, _PROBLEM_KEYS), "problem")
+
+
+def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+  """The first of the named columns that holds something, or None."""
+  return next((row[n] for n in names if row.get(n) is not None), None)
+
+
+def answer_text(value: Any) -> str:
+  """A gold answer as text; whole floats as integers, one-element lists open.
+
+  Raises:
+    BadRow: there is none, or there are several that differ.
+  """
+  if isinstance(value, list | tuple):
+    answers: dict[str, str] = {}
+    for answer in map(answer_text, value):
+      answers.setdefault(comparable(answer), answer)
+    if len(answers) > 1:
+      raise BadRow(
+        f"{len(answers)} different answers ({', '.join(answers.values())}); "
+        "one can be graded"
+      )
+    value = next(iter(answers.values()), None)
+  if isinstance(value, float) and not math.isfinite(value):
+    value = None
+  if value is None or (isinstance(value, str) and not value.strip()):
+    raise BadRow("no answer")
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    raise BadRow(f"answer is a {type(value).__name__}, not a text or a number")
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  return _text(str(value), "answer")
+
+
+def comparable(answer: str) -> str:
+  """An answer without differences of notation; for comparing golds only."""
+  answer = re.sub(r"\\[dt]frac", r"\\frac", answer)
+  answer = re.sub(r"\\left|\\right|\\[!,;\s]|\\\$|[\s$]", "", answer)
+  answer = answer.rstrip(".")
+  return str(int(answer)) if re.fullmatch(r"-?[0-9]{1,100}", answer) else answer
+
+
+def _text(value: Any, what: str) -> str:
+  if value is None:
+    raise BadRow(f"no {what}")
+  if not isinstance(value, str):
+    raise BadRow(f"{what} is a {type(value).__name__}, not a text")
+  if not (value := value.strip()):
+    raise BadRow(f"no {what}")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise BadRow(f"{what} is not valid Unicode") from error
+  return value
+
+
+def _optional_text(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+  value = column(row, names)
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return None
+  return _text(value, "solution")
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+  if path.name.endswith(".parquet"):
+    try:
+      rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+      raise UserError(
+        f"{path}: can't be read as parquet "
+        f"({str(error).splitlines()[0][:160]}); fetch the file again"
+      ) from error
+    for i, row in enumerate(rows):
+      yield f"{path.name} row {i + 1}", row
+    return
+  if not path.name.endswith(SUFFIXES):
+    raise UserError(
+      f"{path}: not a data file; give one that ends in {', '.join(SUFFIXES)}"
+    )
+  try:
+    content = path.read_bytes()
+    if path.name.endswith(".gz"):
+      content = gzip.decompress(content)
+    text = content.decode("utf-8-sig")
+  except (OSError, EOFError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{path}: can't be read as text ({error}); fetch the file again"
+    ) from error
+  if ".jsonl" not in path.name:
+    try:
+      rows = json.loads(text) if text.strip() else []
+    except ValueError as error:
+      if "Extra data" not in str(error):
+        raise UserError(
+          f"{path}: not JSON ({error}); fetch the file again"
+        ) from error
+    else:
+      if not isinstance(rows, list):
+        raise UserError(
+          f"{path}: one JSON {type(rows).__name__}; give a list of objects"
+        )
+      for i, row in enumerate(rows):
+        yield f"{path.name} row {i + 1}", row
+      return
+  # splitlines() would also cut at separators that JSON allows in a string.
+  for i, line in enumerate(text.split("\n")):
+    if line.strip():
+      try:
+        row = json.loads(line)
+      except ValueError as error:
+        row = BadRow(f"not JSON ({error})")
+      yield f"{path.name} line {i + 1}", row

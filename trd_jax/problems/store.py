@@ -1,0 +1,89 @@
+"""The problems of a run, kept in its run directory, and its benchmarks."""
+
+import dataclasses
+
+from trd_jax import problems
+from trd_jax.errors import UserError, did_you_mean
+from trd_jax.experiment import Experiment
+from trd_jax.problems import arithmetic, benchmarks
+from trd_jax.records import Problem
+from trd_jax.run_dir import RunDir
+
+STAGE = "problems"
+
+
+def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
+  """The problems that the run trains on, in the order of their ids.
+
+  The first call reads them from their source and writes them, and the rows
+  that were set aside, into the run directory; later calls, of any stage, read
+  them there, so that a source that changes can't change a run.
+
+  Raises:
+    UserError: as `problems.load`; or a problem's domain isn't the
+      experiment's, so that prompts and grader would not fit.
+  """
+  if run_dir.done(STAGE) is None:
+    found, rejected = problems.load(experiment.data)
+    for problem in found:
+      if problem.domain != experiment.domain:
+        raise UserError(
+          f"data.source={experiment.data.source} holds {problem.domain}"
+          f" problems but domain={experiment.domain}; set"
+          f" --config.domain={problem.domain}"
+        )
+    with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
+      for problem in found:
+        writer.add(problem)
+    run_dir.write_rejected(STAGE, rejected)
+    run_dir.mark_done(
+      STAGE, {"problems": len(found), "rejected": len(rejected)}
+    )
+    print(
+      f"problems: {len(found):,} from {experiment.data.source},"
+      f" {len(rejected):,} set aside",
+      flush=True,
+    )
+  return run_dir.read(STAGE, Problem)
+
+
+# Held-out splits of the laboratory that serve as benchmarks.
+_LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
+_LABORATORY_PROBLEMS = 64
+
+
+def benchmark(experiment: Experiment, name: str) -> list[Problem]:
+  """The problems of one benchmark of `evaluate.benchmarks`.
+
+  `arithmetic` and `arithmetic_hard` are the laboratory's held-out splits, 64
+  problems unless `evaluate.num_problems` says otherwise; every other name is a
+  benchmark of `problems.benchmarks`, read from `evaluate.root` or the hub.
+
+  Raises:
+    UserError: an unknown name, or files that are missing or unusable.
+  """
+  section = experiment.evaluate
+  data = dataclasses.replace(
+    experiment.data,
+    source=name,
+    root=section.root,
+    limit=section.num_problems,
+    seed=section.seed,
+    subset="all",
+  )
+  if name in _LABORATORY:
+    count = section.num_problems or _LABORATORY_PROBLEMS
+    return arithmetic.generate(_LABORATORY[name], count, section.seed)
+  if name not in benchmarks.BENCHMARKS:
+    known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+    raise UserError(
+      f"evaluate.benchmarks: there is no benchmark {name};"
+      f" {did_you_mean(name, known)}"
+    )
+  found, rejected = problems.load(data)
+  if rejected:
+    raise UserError(
+      f"{name}: {len(rejected)} rows can't be used, the first because:"
+      f" {rejected[0].reason}; a benchmark has to be whole"
+    )
+  return found
