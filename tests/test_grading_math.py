@@ -1,0 +1,353 @@
+"""The math grader: what counts as the answer, and what equals it.
+
+The tables are policies, the properties are about whole families of answers.
+"""
+
+import collections
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trd_jax.grading import extract, judge, latex, numbers
+from trd_jax.grading import math as grading
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+MATCHES = r"""
+1/2004! == \frac{1}{2004!}
+2^{-99} == \frac{1}{2^{99}}
+\frac{7}{2} == 3\frac{1}{2}
+\frac{7}{2} == 3.5
+\frac{1}{2} == \frac{2}{4}
+073 == 73
+1234567 == 1\,234\,567
+1234567 == 1,234,567
+10,\!080 == 10080
+1000 == 1 000
+100 == 100 dollars
+100 == \$100
+C == \text{(C) }\frac{1}{2}
+C == \textbf{(C)}
+\text{even} == Even
+42 == \text{The answer is }42
+\sqrt{3} == √3
+123 == １２３
+\sqrt{2+\sqrt{3}} == \frac{\sqrt{6}+\sqrt{2}}{2}
+e^{i\pi/3} == \frac12+\frac{\sqrt3}2 i
+[0,1) == 0\le x<1
+(0,1) == ]0,1[
+(-\infty,-1)\cup(1,\infty) == |x|>1
+(2,\infty) == x > 2
+x \in [-2,7] == -2 \le x \le 7
+90^\circ == 90
+90^\circ == 90 degrees
+28\% == 28
+15\mbox{ cm}^2 == 15\text{ square cm}
+12 == 12\,\mathrm{km/h}
+\{1,2,3\} == 3,2,1
+1,2 == 2 and 1
+1 \pm \sqrt{19} == 1-\sqrt{19}, 1+\sqrt{19}
+x=5 == 5
+5 == x = 5
+4 == 2+2 = 4
+y = 2x+3 == 2x - y + 3 = 0
+x^2+y^2=4 == 4y^2 = 16 - 4x^2
+x < 1 == -x > -1
+x+y < 1 == -x-y > -1
+2k == k+k
+\frac{n(n+1)}{2} == \binom{n+1}{2}
+\frac{1}{3} == 0.333333
+42.43 == 42.4264
+42.43 == 30\sqrt{2}
+0.0000672 == 6.72\times 10^{-5}
+\begin{pmatrix}1\\2\end{pmatrix} == \begin{bmatrix} 1 \\ 2 \end{bmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} == (1,2)
+2:3 == \frac23
+8\binom{50}{19} == \binom{50}{31}\cdot 8
+6 == 3(2)
+2^{2026}-1 == 2\cdot 2^{2025} - 1
+\left(3,\frac{\pi}{2}\right) == (r,\theta)=(3,\pi/2)
+\frac{\sqrt{2}}{2} == \sin 45^\circ
+\log_2 8 == 3
+52_8 == 52_{8}
+\frac{2}{3} == \frac{2}{3} \approx 0.667
+55 == \sum_{k=1}^{10} k
+"""
+MISMATCHES = r"""
+\frac{1}{2004!} == \frac{1}{2006!}
+2^{-99} == 2^{-98}
+2^{2026}-1 == 2^{2026}
+2^{2026}+\sqrt2 == 2^{2026}
+1,2,\ldots,n == 1,3,\ldots,2n-1
+6 == 6 or 7
+6 == 6, 7
+6 == \pm 6
+0.5 == 50\%
+28\% == 0.28
+3.14 == \pi
+0.15 == 0.1523
+16386.17 == 16386.16
+\frac13 == 0.33
+1234567 == 1234567.4
+(1,2) == (2,1)
+(1,2) == \{1,2\}
+(1,234) == 1234
+32349 == 32, 349
+[0,1) == [0,1]
+[0,1) == (0,1)
+\{1,2,3\} == \{1,2\}
+\{1,2\} == \{1,2,2\}
+x=5 == y=5
+12\text{ cm} == 12\text{ m}
+a+3z=0 == 0
+7=11a+c == 11a+c
+5 == 3(2)
+18 == 8\binom{5}{2}
+5 == 5c
+2 == 2m
+3 == 3x
+x^2 == x^3
+x == |x|
+R == r
+C == D
+\text{Evelyn} == \text{Evelyn or Karla}
+100 == \text{not }100
+52_8 == 52
+52_8 == 52_9
+\begin{pmatrix}1\\2\end{pmatrix} == (2,1)
+x>5 == x<5
+x+y<1 == x+y>1
+x+y<1 == -x-y<-1
+x+y<1 == x+y\le 1
+\frac{\sqrt{2}}{2^{399}} == \frac{\sqrt{2}}{2^{398}}
+x>5 == x\ge 5
+x<1 == x>-1
+12:00 == 1:00
+\infty == -\infty
+\frac{1}{0} == \frac{2}{0}
+10 == 1 0
+2 == \sqrt{4}+10^{-30}
+"""
+
+
+def _pairs(table):
+  for line in table.strip().splitlines():
+    gold, _, answer = line.partition(" == ")
+    yield f"So it is \\boxed{{{answer}}}.", gold
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_the_workers():
+  yield
+  grading.close()
+
+
+# --- what is equal -----------------------------------------------------------
+
+
+def test_equal_answers_match_however_they_are_written():
+  pairs = list(_pairs(MATCHES))
+  verdicts = grading.verify_batch(pairs, workers=1)
+  wrong = [p for p, v in zip(pairs, verdicts, strict=True) if not v.correct]
+  assert not wrong
+  assert {verdict.reason for verdict in verdicts} == {"match"}
+
+
+def test_different_answers_do_not_match_however_alike():
+  pairs = list(_pairs(MISMATCHES))
+  verdicts = grading.verify_batch(pairs, workers=1)
+  wrong = [
+    p for p, v in zip(pairs, verdicts, strict=True) if v.correct is not False
+  ]
+  assert not wrong
+  assert {verdict.reason for verdict in verdicts} <= {"mismatch", "unparsed"}
+
+
+_spelling = st.sampled_from(
+  [
+    lambda n: f"{n}",
+    lambda n: f" {n} ",
+    lambda n: f"{n:,}",
+    lambda n: f"{n:,}".replace(",", "{,}"),
+    lambda n: f"{n:,}".replace(",", "\\,"),
+    lambda n: f"{n:,}".replace(",", ",\\!"),
+    lambda n: f"00{n}" if n >= 0 else f"-00{-n}",
+    lambda n: f"x = {n}",
+    lambda n: f"{n}.0",
+    lambda n: f"\\text{{{n}}}",
+    lambda n: f"{n}^\\circ",
+    lambda n: f"\\${n}",
+    lambda n: f"\\left({n}\\right)",
+    lambda n: f"\\frac{{{2 * n}}}{{2}}",
+    lambda n: f"{n} \\text{{ apples}}",
+    lambda n: f"{n}".translate(
+      str.maketrans("0123456789-", "０１２３４５６７８９−")
+    ),
+  ]
+)
+
+
+@given(st.integers(-(10**12), 10**12), _spelling, st.integers(1, 1000))
+@settings(deadline=None)
+def test_integers_are_settled_here_and_exactly(value, spell, off):
+  right = judge.prepare(f"\\boxed{{{spell(value)}}}", str(value))
+  assert (right.correct, right.reason) == (True, "match")
+  wrong = judge.prepare(f"\\boxed{{{spell(value + off)}}}", str(value))
+  assert (wrong.correct, wrong.reason) == (False, "mismatch")
+
+
+_fractions = st.fractions(
+  min_value=-100, max_value=100, max_denominator=200
+).map(lambda value: (value.numerator, value.denominator))
+
+
+@given(_fractions, _fractions, st.integers(1, 9))
+def test_fractions_are_equal_exactly_when_their_values_are(one, other, times):
+  gold = f"\\frac{{{one[0]}}}{{{one[1]}}}"
+  for answer, value in (
+    (f"{other[0]}/{other[1]}", other),
+    (f"\\dfrac{{{one[0] * times}}}{{{one[1] * times}}}", one),
+    (f"{one[0] * 10**9 + times}/{one[1] * 10**9}", (1, 0)),
+  ):
+    found = numbers.equal(latex.clean(gold), latex.clean(answer))
+    assert found == (value[1] > 0 and Fraction(*one) == Fraction(*value))
+
+
+@given(st.decimals(-(10**6), 10**6, places=2), st.decimals(0, 1, places=4))
+@settings(deadline=None)
+def test_a_rounded_gold_takes_what_rounds_to_it_and_nothing_else(gold, more):
+  found = numbers.literal(str(gold))
+  assert found is not None
+  answer = Fraction(gold) + Fraction(more) / 50  # up to four times half a unit
+  if found.significant >= 4:
+    rounds = abs(answer - found.value) <= Fraction(1, 200)
+    assert numbers.close(found, answer, False) == rounds
+  elif found.value and answer != found.value:
+    relative = abs(answer - found.value) / abs(found.value)
+    assert numbers.close(found, answer, False) == (
+      relative <= Fraction(1, 10**6)
+    )
+
+
+# --- what counts as the answer -----------------------------------------------
+
+_content = st.recursive(
+  st.text("ab1+ ^", min_size=1, max_size=4)
+  | st.sampled_from(["\\{", "\\}", "\\\\", "\\frac12"]),
+  lambda inner: st.builds(lambda x, y: f"{x}{{{y}}}", inner, inner),
+  max_leaves=6,
+)
+
+
+@given(
+  _content, st.sampled_from(["boxed", "fbox"]), st.text("a{}1 ", max_size=9)
+)
+def test_the_last_box_is_read_to_its_own_brace(content, command, before):
+  text = f"{before}\\boxed{{9}}{before}\\{command}{{{content}}}"
+  assert extract.last_box(text + " } and so on").content == content
+  # Cut anywhere inside, it is no answer, and the earlier box is none either.
+  start = text.rfind("\\" + command) + len(command) + 2
+  for end in range(start, len(text)):
+    assert judge.prepare(text[:end], "9").reason == "no_box"
+
+
+@pytest.mark.parametrize(
+  ("text", "gold", "reason", "extracted"),
+  [
+    ("\\boxed{41} no, \\boxed{42}", "42", "match", "42"),
+    ("\\boxed{42}. Then \\boxed{}", "42", "no_box", None),
+    ("\\boxed{42}. Then \\boxed{ }", "42", "no_box", None),
+    ("\\boxed{42} and \\boxed{4", "42", "no_box", None),
+    ("\\boxed{42} ends in \\boxed", "42", "no_box", None),
+    ("just 42", "42", "no_box", None),
+    ("", "42", "no_box", None),
+    ("\\boxed 7", "7", "match", "7"),
+    ("\\boxed{\\boxed{42}}", "42", "match", "42"),
+    ("<think>\\boxed{1}</think> \\boxed{2}", "2", "match", "2"),
+    ("<think>\\boxed{1}</think> \\boxed{2}", "1", "mismatch", "2"),
+    ("<think>a \\boxed{1}</think> so it goes", "1", "no_box", None),
+    ("</think> \\boxed{1} </think> \\boxed{2}", "2", "match", "2"),
+    ("\\boxed{1} and \\boxed{2}", "1, 2", "match", "1, 2"),
+    ("\\boxed{1} and \\boxed{2}", "2", "match", "2"),
+    ("\\boxed{1}. It is not that. So now \\boxed{2}", "1,2", "mismatch", "2"),
+    ("The final answer is $(7, 6)$.", "(7,6)", "match", "(7, 6)"),
+    ("The final answer is $(7, 6)$.", "(7,5)", "no_box", "(7, 6)"),
+    ("The answer is 7. Wait, let me check that", "7", "no_box", None),
+    ("<|begin_of_box|>B<|end_of_box|>", "B", "match", "B"),
+    ("<|begin_of_box|>B", "B", "no_box", None),
+    ("\\boxed{5}", "\\boxed{5}", "match", "5"),
+    ("\\boxed{5}", "Since $x=\\boxed{5}$, done.", "match", "5"),
+  ],
+)
+def test_which_text_is_the_answer(text, gold, reason, extracted):
+  verdict = grading.verify(text, gold)
+  assert (verdict.reason, verdict.extracted) == (reason, extracted)
+  assert verdict.correct == (reason == "match")
+
+
+@given(
+  st.text("\\{}[]()|$^_=<>,.1aπ√½ \n", max_size=40),
+  st.sampled_from(
+    ["5", "1,2", "[0,1)", "(1,2)", "x=3", "\\frac{1}{2}", "C", "x>2"]
+  ),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_text_breaks_the_grader(text, gold):
+  for completion in (text, f"\\boxed{{{text}}}", f"The answer is ${text}$"):
+    found = judge.prepare(completion, gold)
+    assert (found.question is None) == (found.correct is not None)
+    judge.prepare("\\boxed{1}", text)
+
+
+# --- real data ---------------------------------------------------------------
+
+
+def _rows(path):
+  if not path.exists():
+    pytest.skip(f"{path} is not on this machine")
+  with path.open() as lines:
+    return [json.loads(line) for line in lines]
+
+
+def test_the_collected_cases():
+  rows = _rows(SHARED / "grading" / "cases.jsonl")
+  verdicts = grading.verify_batch(
+    [(row["completion"], row["gold"]) for row in rows]
+  )
+  table = collections.defaultdict(lambda: [0, 0, 0])
+  for row, verdict in zip(rows, verdicts, strict=True):
+    if row["disputed"]:
+      continue
+    counts = table[row["category"]]
+    counts[0] += 1
+    correct = verdict.correct is True
+    counts[1] += correct and not row["expected"]
+    counts[2] += row["expected"] and not correct
+  print(f"\n{'category':34}{'cases':>6}{'false +':>9}{'false -':>9}")
+  for category, counts in sorted(table.items()):
+    print(f"{category:34}{counts[0]:6}{counts[1]:9}{counts[2]:9}")
+  cases, positives, negatives = map(sum, zip(*table.values(), strict=True))
+  print(f"{'all':34}{cases:6}{positives:9}{negatives:9}")
+  assert positives == 0
+  assert negatives <= 14
+  assert 1 - negatives / cases >= 0.965
+
+
+def test_every_gold_of_the_benchmarks_equals_itself():
+  pairs = []
+  for path in sorted((SHARED / "math_eval").glob("*.jsonl")):
+    for row in _rows(path):
+      if "answer" in row:
+        gold = row["answer"].rpartition("####")[2].strip()
+        pairs.append((f"Hence $\\boxed{{ {gold} }}$.", gold))
+  if not pairs:
+    pytest.skip(f"{SHARED} is not on this machine")
+  verdicts = grading.verify_batch(pairs)
+  assert [
+    p for p, v in zip(pairs, verdicts, strict=True) if not v.correct
+  ] == []

@@ -1,0 +1,309 @@
+"""Avg@K, unbiased pass@k, and their intervals, from verdict counts.
+
+A benchmark's result is its verdicts: one row a question (Q of them), one
+column a sample (n a question), each True, False or None (could not be judged,
+counted as not correct and reported as a share). Everything here works on
+c, the number of correct samples of each question:
+
+  Avg@K  = mean over questions of c / n
+  pass@k = mean over questions of 1 − C(n − c, k) / C(n, k)
+
+The latter is the unbiased estimate, from n samples, of the chance that k
+samples hold a correct one; Pass@K is its value at k = n, the share of
+questions solved at least once. Questions are what a benchmark draws, so
+intervals resample questions, never samples; for two models on the same
+questions they are resampled together.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from trd_jax.errors import UserError
+
+LEVEL = 0.95
+_BLOCK = 1 << 22  # elements of a resampling block
+
+Interval = tuple[float, float]
+
+
+def _checked(counts: ArrayLike, n: int) -> np.ndarray:
+  """Correct samples a question as int64 [Q]."""
+  values = np.asarray(counts)
+  if values.ndim != 1 or values.size == 0:
+    raise UserError(
+      f"estimators: correct counts have shape {values.shape}; they must be one"
+      " a question, for at least one question"
+    )
+  if n < 1 or values.min() < 0 or values.max() > n:
+    raise UserError(
+      f"estimators: correct counts must lie in 0..{n}, the samples a question;"
+      f" they reach from {values.min()} to {values.max()}"
+    )
+  return values.astype(np.int64)
+
+
+def per_question_avg(counts: ArrayLike, n: int) -> np.ndarray:
+  """c / n of each question, float64 [Q]."""
+  return _checked(counts, n) / n
+
+
+def per_question_pass(counts: ArrayLike, n: int, k: int) -> np.ndarray:
+  """The unbiased pass@k of each question, float64 [Q].
+
+  1 − C(n−c, k) / C(n, k) as a product of k factors, each at most one, so
+  that nothing overflows and the result is exact to a few ulp for any n.
+
+  Args:
+    counts: correct samples of each question, integers [Q] in 0..n.
+    n: samples a question.
+    k: 1 ≤ k ≤ n.
+
+  Raises:
+    UserError: k or a count is out of range, or there is no question.
+  """
+  values = _checked(counts, n)
+  if not 1 <= k <= n:
+    raise UserError(f"estimators: pass@k needs 1 <= k <= n; k={k}, n={n}")
+  distinct, where = np.unique(values, return_inverse=True)
+  steps = np.arange(k)
+  wrong = np.maximum(n - distinct[:, None] - steps, 0)
+  return (1.0 - np.prod(wrong / (n - steps), axis=1))[where]
+
+
+def avg_at_k(counts: ArrayLike, n: int) -> float:
+  """Avg@K: the mean over questions of the share of correct samples."""
+  return float(per_question_avg(counts, n).mean())
+
+
+def pass_at_k(counts: ArrayLike, n: int, k: int) -> float:
+  """Unbiased pass@k, the mean over questions; see `per_question_pass`."""
+  return float(per_question_pass(counts, n, k).mean())
+
+
+def bootstrap_intervals(
+  scores: ArrayLike,
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+  level: float = LEVEL,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Percentile intervals of the means of statistics of the same questions.
+
+  Args:
+    scores: float [Q, M]; the M columns are resampled together.
+    resamples: bootstrap samples of Q questions each, at least 1.
+    seed: the same seed resamples the same questions, whatever the scores.
+    level: coverage, between 0 and 1.
+
+  Returns:
+    (low, high), float64 [M] each.
+
+  Raises:
+    UserError: there is no question, or an argument is out of range.
+  """
+  values = np.asarray(scores, dtype=np.float64)
+  if values.ndim != 2 or values.shape[0] == 0:
+    raise UserError(
+      f"estimators: scores have shape {values.shape}; they must be one row a"
+      " question, for at least one question"
+    )
+  if resamples < 1 or not 0 < level < 1:
+    raise UserError(
+      f"estimators: resamples={resamples}, level={level}; they need at least"
+      " 1 resample and a level between 0 and 1"
+    )
+  generator = np.random.default_rng(seed)
+  questions = len(values)
+  means = np.empty((resamples, values.shape[1]))
+  block = max(1, _BLOCK // questions)
+  for start in range(0, resamples, block):
+    count = min(block, resamples - start)
+    drawn = generator.integers(0, questions, size=(count, questions))
+    # How often each question was drawn, then one product for all statistics.
+    drawn += np.arange(count)[:, None] * questions
+    times = np.bincount(drawn.ravel(), minlength=count * questions)
+    means[start : start + count] = times.reshape(count, -1) @ values / questions
+  tail = (1.0 - level) / 2
+  low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
+  return low, high
+
+
+def bootstrap_interval(
+  scores: ArrayLike,
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+  level: float = LEVEL,
+) -> Interval:
+  """Percentile interval of the mean of per-question scores, float [Q].
+
+  See `bootstrap_intervals` for the other arguments and the errors.
+  """
+  low, high = bootstrap_intervals(
+    np.asarray(scores, dtype=np.float64)[..., None],
+    resamples=resamples,
+    seed=seed,
+    level=level,
+  )
+  return float(low[0]), float(high[0])
+
+
+def _estimate(
+  avg_scores: np.ndarray,
+  pass_scores: np.ndarray,
+  k: int,
+  resamples: int,
+  seed: int,
+) -> dict[str, Any]:
+  """Avg@K and Pass@K with intervals from per-question scores or differences."""
+  both = np.stack([avg_scores, pass_scores], axis=1)
+  low, high = bootstrap_intervals(both, resamples=resamples, seed=seed)
+  mean = both.mean(axis=0)
+  return {
+    "avg_at_k": float(mean[0]),
+    "avg_at_k_interval": [float(low[0]), float(high[0])],
+    "pass_at_k": float(mean[1]),
+    "pass_at_k_interval": [float(low[1]), float(high[1])],
+    "k": int(k),
+    "n": len(avg_scores),
+  }
+
+
+def paired_difference(
+  base_counts: ArrayLike,
+  trained_counts: ArrayLike,
+  k: int,
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Trained minus base on the same questions, resampled together.
+
+  Args:
+    base_counts: correct samples of each question, int [Q] in 0..k.
+    trained_counts: the same of the other model, in the same order.
+    k: samples a question, of both.
+    resamples: see `bootstrap_interval`.
+    seed: see `bootstrap_interval`.
+
+  Returns:
+    avg_at_k, pass_at_k (differences), their `_interval`s, k, n (questions).
+
+  Raises:
+    UserError: the two don't have the same number of questions.
+  """
+  base, trained = _checked(base_counts, k), _checked(trained_counts, k)
+  if len(base) != len(trained):
+    raise UserError(
+      f"estimators: {len(base)} questions for the base model and"
+      f" {len(trained)} for the trained one; a paired difference needs the same"
+    )
+  return _estimate(
+    per_question_avg(trained, k) - per_question_avg(base, k),
+    per_question_pass(trained, k, k) - per_question_pass(base, k, k),
+    k,
+    resamples,
+    seed,
+  )
+
+
+def correct_counts(
+  verdicts: Mapping[str, Sequence[bool | None]],
+) -> tuple[np.ndarray, int, float]:
+  """Counts correct samples, question by question, in the order of their ids.
+
+  Args:
+    verdicts: question id to its samples' verdicts (None: not judged).
+
+  Returns:
+    counts int64 [Q] sorted by id, samples a question, share of None.
+
+  Raises:
+    UserError: no question, or questions with different numbers of samples.
+  """
+  sizes = {len(samples) for samples in verdicts.values()}
+  if not sizes or 0 in sizes:
+    raise UserError("estimators: there is nothing graded to summarise")
+  if len(sizes) > 1:
+    few = min(verdicts, key=lambda name: len(verdicts[name]))
+    raise UserError(
+      f"estimators: question {few} has {len(verdicts[few])} samples where"
+      f" others have {max(sizes)}; run the evaluation again to fill them in"
+    )
+  (samples_each,) = sizes
+  rows = [verdicts[name] for name in sorted(verdicts)]
+  counts = np.array([sum(one is True for one in row) for row in rows])
+  unjudged = sum(one is None for row in rows for one in row)
+  return counts, samples_each, unjudged / (len(rows) * samples_each)
+
+
+def pass_curve(counts: ArrayLike, n: int) -> dict[str, float]:
+  """pass@k at k = 1, 2, 4, … and n, keyed by k as text (it goes into JSON)."""
+  ks = sorted({1 << power for power in range(n.bit_length())} | {n})
+  return {str(k): pass_at_k(counts, n, k) for k in ks if k <= n}
+
+
+def summarize(
+  verdicts: Mapping[str, Sequence[bool | None]],
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """One model on one benchmark, as `summary.json` carries it.
+
+  Returns:
+    avg_at_k, pass_at_k, their `_interval`s [low, high], k (samples a
+    question), n (questions), pass_curve, unjudged_share.
+  """
+  counts, k, unjudged = correct_counts(verdicts)
+  return {
+    **_estimate(
+      per_question_avg(counts, k),
+      per_question_pass(counts, k, k),
+      k,
+      resamples,
+      seed,
+    ),
+    "pass_curve": pass_curve(counts, k),
+    "unjudged_share": unjudged,
+  }
+
+
+def compare(
+  base: Mapping[str, Sequence[bool | None]],
+  trained: Mapping[str, Sequence[bool | None]],
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Two models on one benchmark, as `summary.json` carries them.
+
+  Returns:
+    base, trained (see `summarize`) and paired_difference.
+
+  Raises:
+    UserError: they weren't asked the same questions equally often.
+  """
+  if set(base) != set(trained):
+    missing = sorted(set(base) ^ set(trained))
+    raise UserError(
+      f"estimators: {len(missing)} questions were graded for one model only,"
+      f" {missing[0]} for one; evaluate both on the same problems"
+    )
+  base_counts, k, _ = correct_counts(base)
+  trained_counts, trained_k, _ = correct_counts(trained)
+  if k != trained_k:
+    raise UserError(
+      f"estimators: {k} samples a question for the base model and {trained_k}"
+      " for the trained one; evaluate both with the same evaluate.k"
+    )
+  return {
+    "base": summarize(base, resamples=resamples, seed=seed),
+    "trained": summarize(trained, resamples=resamples, seed=seed),
+    "paired_difference": paired_difference(
+      base_counts, trained_counts, k, resamples=resamples, seed=seed
+    ),
+  }

@@ -1,0 +1,240 @@
+r"""Number literals, and the words and units that stand around them.
+
+Policies:
+- fractions need not be reduced; mixed numbers and `a/b` are fractions;
+- a percent sign is a unit: 28\% = 28, and neither is 0.28;
+- a unit may be left out or spelt differently, but not contradict the gold's;
+- integers and fractions are compared exactly. A decimal stands for the number
+  that it rounds: to a relative 1e-6, and where the gold is itself a decimal
+  the answer must also round to the gold's digits. A gold decimal of at least
+  four significant digits is taken for a rounded value: then its own digits
+  are all that the answer has to reproduce.
+"""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+RELATIVE = Fraction(1, 10**6)
+_ROUNDED_DIGITS = 4
+_MAX_DIGITS = 4000  # int() refuses more than 4,300
+_MAX_EXPONENT = 400
+
+_DIGITS = r"\d{1,3}(?:,\d{3})+|\d+"
+_UNSIGNED = rf"(?:(?:{_DIGITS})(?:\.\d*)?|\.\d+)"
+_DECIMAL = re.compile(rf"([+-]?)\s*({_UNSIGNED})\Z")
+_RATIO = re.compile(
+  rf"([+-]?)\s*\(?\s*([+-]?\s*{_UNSIGNED})\s*/\s*([+-]?\s*{_UNSIGNED})\s*\)?\Z"
+)
+_FRACTION = re.compile(
+  rf"([+-]?)\s*(\d+)?\s*\\frac\{{\s*([+-]?\s*{_UNSIGNED})\s*\}}"
+  rf"\{{\s*([+-]?\s*{_UNSIGNED})\s*\}}\Z"
+)
+_SCIENTIFIC = re.compile(
+  rf"([+-]?)\s*(?:({_UNSIGNED})\s*\\(?:times|cdot)\s*)?"
+  r"10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?\Z"
+)
+
+# Canonical name: spellings. Only what may stand bare after a number.
+_UNITS = {
+  "%": r"\\?% percent percentage pct",
+  "degree": r"\^\\circ degrees? deg",
+  "dollar": "dollars? usd bucks",
+  "cent": "cents?",
+  "mm": "mm millimet(?:er|re)s?",
+  "cm": "cm centimet(?:er|re)s?",
+  "m": "m met(?:er|re)s?",
+  "km": "km kilomet(?:er|re)s?",
+  "inch": "inch inches",
+  "foot": "ft feet foot",
+  "yard": "yards? yd",
+  "mile": "miles? mi",
+  "second": "seconds? secs?",
+  "minute": "minutes? mins?",
+  "hour": "hours? hrs?",
+  "day": "days?",
+  "week": "weeks?",
+  "month": "months?",
+  "year": "years?",
+  "gram": "grams?",
+  "kg": "kg kilograms?",
+  "pound": "pounds? lbs?",
+  "liter": "lit(?:er|re)s?",
+  "mph": "mph",
+  "km/h": r"km/h kmh km/hr",
+  "unit": "units?",
+}
+_SPELLINGS = [
+  (name, re.compile(f"(?:{'|'.join(spellings.split())})\\Z", re.IGNORECASE))
+  for name, spellings in _UNITS.items()
+]
+_WORD = "|".join(
+  spelling
+  for names in _UNITS.values()
+  for spelling in names.split()
+  if spelling != "m"  # bare, that is a variable
+)
+_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
+_TEXT_UNIT = re.compile(rf"\s*\\text\s*\{{([^{{}}]*)\}}({_POWER})\Z")
+# A letter straight after a number may be a variable; a unit word is not.
+_BARE_UNIT = re.compile(
+  rf"(?<=[\d}})\s])\s*((?:sq(?:uare|\.)?|cubic)?\s*(?:{_WORD}))({_POWER})\Z",
+  re.IGNORECASE,
+)
+_WORDS_BEFORE = re.compile(
+  r"\s*(?![^0-9]*\b(?:not|no|less|more|greater|least|most|under|over)\b)"
+  r"(?:\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
+)
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_ASIDE = re.compile(
+  r"\s*(?:\\approx|\(\s*\\approx|,?\s*\(?\s*\\text\s*\{\s*\(?\s*(?:or )?"
+  r"(?:approx|about|i\.e|roughly)).*\Z",
+  re.DOTALL,
+)
+
+
+class Literal(NamedTuple):
+  """An exact value; `places` is the count of decimals it was written with."""
+
+  value: Fraction
+  places: int | None
+  significant: int
+
+
+def _unsigned(text: str) -> tuple[Fraction, int | None, int]:
+  """Value, decimals written, significant digits of a literal with a sign."""
+  text = text.replace(",", "").replace(" ", "")
+  whole, point, part = text.partition(".")
+  digits = (whole.lstrip("+-") + part).lstrip("0")
+  value = Fraction(int(whole + part or "0"), 10 ** len(part))
+  return value, len(part) if point else None, len(digits)
+
+
+def literal(text: str) -> Literal | None:
+  r"""Reads an integer, decimal, fraction, mixed number or a·10^b.
+
+  Args:
+    text: a cleaned answer (`latex.clean`), without words and units.
+
+  Returns:
+    The exact value, or None where the text is anything else, divides by zero
+    or has more than 4,000 characters.
+  """
+  text = text.strip()
+  if len(text) > _MAX_DIGITS:
+    return None
+  sign = 1
+  if match := _DECIMAL.match(text):
+    value, places, significant = _unsigned(match[2])
+    sign = -1 if match[1] == "-" else 1
+    return Literal(sign * value, places, significant)
+  if match := _RATIO.match(text):
+    top, bottom, whole = match[2], match[3], None
+  elif match := _FRACTION.match(text):
+    top, bottom, whole = match[3], match[4], match[2]
+  elif match := _SCIENTIFIC.match(text):
+    mantissa, places, significant = _unsigned(match[2] or "1")
+    exponent = int(match[3].replace(" ", ""))
+    if abs(exponent) > _MAX_EXPONENT:
+      return None
+    sign = -1 if match[1] == "-" else 1
+    value = sign * mantissa * Fraction(10) ** exponent
+    return Literal(value, None, significant)
+  else:
+    return None
+  numerator, denominator = _unsigned(top)[0], _unsigned(bottom)[0]
+  if denominator == 0:
+    return None
+  value = numerator / denominator
+  if whole is not None:
+    if value < 0:
+      return None
+    value += int(whole)
+  return Literal(-value if match[1] == "-" else value, None, 0)
+
+
+def close(gold: Literal, answer: Fraction, exact: bool) -> bool:
+  """Whether `answer` is the gold's value under the decimal policy above.
+
+  Args:
+    gold: the gold's value and how it was written.
+    answer: the answer's value (exact, or to well over 6 digits).
+    exact: whether the answer was written without a decimal point.
+  """
+  if gold.value == answer:
+    return True
+  if gold.places is None:
+    if exact:
+      return False
+    # 1234567.4 is not 1234567, however small the relative difference.
+    whole = gold.value.denominator == 1
+    scale = min(abs(gold.value), 1) if whole else abs(gold.value)
+    return abs(gold.value - answer) <= RELATIVE * scale
+  rounds = abs(gold.value - answer) * 2 * 10**gold.places <= 1
+  if gold.significant >= _ROUNDED_DIGITS:
+    return rounds
+  return rounds and abs(gold.value - answer) <= RELATIVE * abs(gold.value)
+
+
+def literals_equal(gold: Literal, answer: Literal) -> bool:
+  """Compares two literals under the policies at the module's head."""
+  if gold.places is not None and -1 < (answer.places or -1) <= gold.places:
+    return gold.value == answer.value
+  return close(gold, answer.value, answer.places is None)
+
+
+def _unit_name(words: str, power: str) -> str | None:
+  words = words.strip().rstrip(".").lower()
+  for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
+    if words.startswith(prefix):
+      words, power = words[len(prefix) :].strip(), exponent
+  exponent = "".join(filter(str.isdigit, power))
+  for name, spelling in _SPELLINGS:
+    if spelling.match(words):
+      return name + exponent
+  return None
+
+
+def measure(text: str) -> tuple[str, str | None]:
+  """Splits a scalar answer into its value and its unit.
+
+  Args:
+    text: a cleaned answer.
+
+  Returns:
+    The text without words before it, asides ("≈ 4.15") and units after it,
+    and the unit's canonical name (None: none, or one that we don't know).
+  """
+  value = _ASIDE.sub("", text)
+  before = _WORDS_BEFORE.match(value)
+  value = value[before.end() :] if before else value or text
+  unit = None
+  for _ in range(2):
+    found = _TEXT_UNIT.search(value) or _BARE_UNIT.search(value)
+    rest = value[: found.start()].strip() if found else ""
+    if found and "circ" in found[1] and _ANGLE.search(rest):
+      break
+    if not found or not rest or rest.endswith(("+", "-", "=", "^", "_")):
+      break
+    unit = _unit_name(found[1], found[2]) or unit
+    value = rest
+  if "\\circ" in value:
+    value = value.replace("^\\circ", "\\cdot\\frac{\\pi}{180}")
+  return value.strip() or text, unit
+
+
+def equal(gold: str, answer: str) -> bool | None:
+  """Compares two single values that are literals; None where one is not.
+
+  Args:
+    gold: the right one, cleaned.
+    answer: the one being judged, cleaned.
+  """
+  mine, unit = measure(gold)
+  yours, other_unit = measure(answer)
+  one, other = literal(mine), literal(yours)
+  if one is None or other is None:
+    return None
+  if unit and other_unit and unit != other_unit:
+    return False
+  return literals_equal(one, other)

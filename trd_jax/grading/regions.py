@@ -1,0 +1,150 @@
+r"""Intervals, unions and inequalities in one unknown, read as lists of spans.
+
+`[0, 1)`, `]0,1[`, `0 \le x < 1`, `x \in [0,1)`, `|x| > 1` and unions of them
+become spans with their ends as text; the ends are compared elsewhere.
+"""
+
+import re
+from typing import NamedTuple
+
+_INFINITY = "\\infty"
+_COMPARISON = re.compile(r"\\(le|ge|ne)(?![a-z])|(?<!\\)([<>])")
+_INTERVAL = re.compile(r"([(\[\]])\s*(.+)\s*([)\]\[])\Z", re.DOTALL)
+_NAME = re.compile(r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([A-Za-z]\))\Z")
+_ABSOLUTE = re.compile(r"\|\s*(\\?[A-Za-z]+)\s*\|\Z")
+_MEMBER = re.compile(r"\\in(?![a-z])")
+_WHOLE = ("\\mathbb{R}", "\\mathbb R", "\\R")
+
+
+class Span(NamedTuple):
+  """From `low` to `high`; equal and closed where it is a single point."""
+
+  low: str
+  high: str
+  left_open: bool
+  right_open: bool
+
+
+def is_region(text: str) -> bool:
+  r"""Whether `text` can only be read as a region (`(0,1)` is a pair, too)."""
+  return bool(
+    _COMPARISON.search(text)
+    or _MEMBER.search(text)
+    or "\\cup" in text
+    or re.match(r"\s*[\[\]]", text)
+    or re.search(r"(?<!\\)[\[\]]\s*\Z", text)
+  )
+
+
+def parse(text: str) -> list[Span] | None:
+  """The spans of a region, or None where `text` is not one we can read.
+
+  Args:
+    text: an answer as `latex.clean` writes it.
+  """
+  text = text.strip()
+  member = _MEMBER.split(text)
+  if len(member) == 2 and _NAME.match(member[0].strip()):
+    text = member[1].strip()
+  spans: list[Span] = []
+  parts = text.split("\\cup")
+  if len(parts) == 1 and _COMPARISON.search(text):
+    parts = text.split(",")
+  for part in map(str.strip, parts):
+    read = _inequality(part) if _COMPARISON.search(part) else _interval(part)
+    if read is None:
+      return None
+    spans += read
+  return spans
+
+
+def _end(text: str) -> str:
+  text = text.strip()
+  return text.removeprefix("+").strip() if _INFINITY in text else text
+
+
+def _interval(text: str) -> list[Span] | None:
+  if text in _WHOLE:
+    return [Span("-" + _INFINITY, _INFINITY, True, True)]
+  if text.startswith("\\{") and text.endswith("\\}"):
+    points = [point.strip() for point in text[2:-2].split(",")]
+    if any("(" in point or not point for point in points):
+      return None
+    return [Span(point, point, False, False) for point in points]
+  match = _INTERVAL.match(text)
+  if not match:
+    return None
+  ends = _halves(match[2])
+  if ends is None:
+    return None
+  low, high = map(_end, ends)
+  left_open = match[1] != "[" or low == "-" + _INFINITY
+  right_open = match[3] != "]" or high == _INFINITY
+  return [Span(low, high, left_open, right_open)]
+
+
+def _halves(text: str) -> tuple[str, str] | None:
+  """The two ends around the one comma outside of brackets."""
+  depth, commas = 0, []
+  for at, character in enumerate(text):
+    depth += (character in "([{") - (character in ")]}")
+    if depth < 0:
+      return None
+    if character in ",;" and depth == 0:
+      commas.append(at)
+  if len(commas) != 1 or not text[: commas[0]].strip():
+    return None
+  high = text[commas[0] + 1 :]
+  return (text[: commas[0]], high) if high.strip() else None
+
+
+def _negative(text: str) -> str:
+  return f"-{text}" if re.fullmatch(r"[\w.\\]+", text) else f"-({text})"
+
+
+def _inequality(text: str) -> list[Span] | None:
+  """`a < x`, `x \\ge b`, `a \\le x < b`, and the same of |x|."""
+  signs = [one or two for one, two in _COMPARISON.findall(text)]
+  sides = [side.strip() for side in _COMPARISON.sub("\0", text).split("\0")]
+  if not all(sides) or len(signs) > 2:
+    return None
+  if signs[0] in ("ge", ">"):
+    flip = {"ge": "le", ">": "<", "le": "ge", "<": ">"}
+    if any(sign not in flip for sign in signs):
+      return None
+    signs = [flip[sign] for sign in reversed(signs)]
+    sides.reverse()
+  if signs == ["ne"]:
+    name, value = sides if _NAME.match(sides[0]) else sides[::-1]
+    if not _NAME.match(name):
+      return None
+    return [
+      Span("-" + _INFINITY, value, True, True),
+      Span(value, _INFINITY, True, True),
+    ]
+  if any(sign not in ("le", "<") for sign in signs):
+    return None
+  opened = [sign == "<" for sign in signs]
+  if len(signs) == 2:
+    low, middle, high = sides
+    if _NAME.match(middle):
+      return [Span(_end(low), _end(high), opened[0], opened[1])]
+    if _ABSOLUTE.match(middle):
+      return [
+        Span(_negative(high), _negative(low), opened[1], opened[0]),
+        Span(low, high, opened[0], opened[1]),
+      ]
+    return None
+  left, right = sides
+  if _NAME.match(right):
+    return [Span(_end(left), _INFINITY, opened[0], True)]
+  if _NAME.match(left):
+    return [Span("-" + _INFINITY, _end(right), True, opened[0])]
+  if _ABSOLUTE.match(right):
+    return [
+      Span("-" + _INFINITY, _negative(left), True, opened[0]),
+      Span(left, _INFINITY, opened[0], True),
+    ]
+  if _ABSOLUTE.match(left):
+    return [Span(_negative(right), right, opened[0], opened[0])]
+  return None

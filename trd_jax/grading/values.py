@@ -1,0 +1,346 @@
+"""Reads LaTeX into trees and finds what they are worth, within bounds.
+
+LaTeX is read by latex2sympy (which math-verify builds on) without letting
+sympy simplify anything. A tree is evaluated here: exactly, in rational
+arithmetic, as far as that goes, else to as many digits as telling two values
+apart takes, and with unknowns at random points. Sizes are bounded before each
+operation, so that a tower of powers raises `TooLarge` instead of running for
+ever.
+
+Only the worker process imports this module: sympy takes most of a second.
+"""
+
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, cast
+
+import mpmath
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from sympy.core.function import AppliedUndef
+
+_MAX_BITS = 200_000  # of an exact numerator or denominator
+_MAX_FACTORIAL = 20_000
+_MAX_TERMS = 5_000  # of a finite sum or product
+DIGITS = 50  # both relative and absolute agreement that "equal" takes
+POINTS = 6
+ENOUGH_POINTS = 3
+
+DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
+_AMBIGUOUS = re.compile(r"(?<![_^])\d\s+\d")  # 10, 1·0 or 1, 0?
+_MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
+
+
+class _Reader(_Latex2Sympy):
+  """latex2sympy 1.11.0, which math-verify pins, with juxtaposition a product.
+
+  It reads `3(2)` and `8\\binom{5}{2}` as mixed numbers: 5 and 18.
+  """
+
+  def __init__(self):
+    super().__init__(config=ConversionConfig(lowercase_symbols=False))
+
+  def convert_postfix_list(self, arr, i: int = 0):
+    factors = [self.convert_postfix(one) for one in arr[i:]]
+    if not all(isinstance(f, sympy.Expr | sympy.MatrixBase) for f in factors):
+      if len(factors) == 1:
+        return factors[0]
+      raise ValueError("a factor that is no expression")
+    product = factors.pop()
+    while factors:
+      left = factors.pop()
+      matrices = isinstance(left, sympy.MatrixBase | sympy.MatrixExpr) or (
+        isinstance(product, sympy.MatrixBase | sympy.MatrixExpr)
+      )
+      multiply = self.mat_mul_flat if matrices else self.mul_flat
+      product = multiply(left, product)
+    return product
+
+
+class TooLarge(Exception):
+  """A value that nothing sensible can be done with."""
+
+
+class Unsupported(Exception):
+  """A tree with something in it that we don't evaluate."""
+
+
+@functools.lru_cache(maxsize=512)
+def parse(text: str) -> sympy.Basic | None:
+  """Reads one value; None where it can't be read.
+
+  Decimals become exact fractions, `i` the imaginary unit and `e` its base.
+  """
+
+  def fraction(match: re.Match[str]) -> str:
+    value = Fraction(match[0].rstrip("."))
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+  text = _MIXED.sub(r"(\1+\2)", text)
+  text = DECIMAL.sub(fraction, text)
+  text = re.sub(r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 ", text)
+  if re.fullmatch(r"[^:]+:[^:]+", text):
+    text = "\\frac{{{}}}{{{}}}".format(*text.split(":"))
+  text = text.replace("\\ldots", " l_{dots} ")
+  if _AMBIGUOUS.search(text):
+    return None
+  try:
+    tree = _Reader().parse(text)
+  except Exception:  # the grammar raises bare Exceptions
+    return None
+  if not isinstance(tree, sympy.Basic | sympy.MatrixBase):
+    return None
+  return cast(sympy.Basic, tree)  # or a matrix, which nothing here evaluates
+
+
+def _bits(value: Fraction) -> int:
+  return value.numerator.bit_length() + value.denominator.bit_length()
+
+
+def _integer(value: Fraction | None) -> int | None:
+  if value is None or value.denominator != 1:
+    return None
+  return value.numerator
+
+
+def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
+  power = _integer(exponent)
+  if power is None:
+    return None
+  if base in (0, 1, -1):
+    if base == 0 and power < 0:
+      raise ZeroDivisionError
+    return base ** (power % 2 if base == -1 else min(abs(power), 1))
+  if abs(power) * max(1, _bits(base) - 2) > _MAX_BITS:
+    raise TooLarge
+  return base**power
+
+
+def exact(tree: sympy.Basic) -> Fraction | None:
+  """The rational value of a tree, or None where it is not visibly rational.
+
+  Raises:
+    TooLarge: it has more than 200,000 bits.
+    ZeroDivisionError: it divides by zero.
+  """
+  if isinstance(tree, sympy.Rational):
+    return Fraction(int(tree.p), int(tree.q))
+  kinds = (sympy.Add, sympy.Mul, sympy.Pow, sympy.factorial, sympy.binomial)
+  if not isinstance(tree, kinds):
+    return None
+  values = []
+  for argument in tree.args:
+    value = exact(argument)
+    if value is None:
+      return None
+    values.append(value)
+  if isinstance(tree, sympy.Pow):
+    return _exact_power(values[0], values[1])
+  if isinstance(tree, sympy.factorial):
+    n = _integer(values[0])
+    if n is None or n < 0:
+      return None
+    if n > _MAX_FACTORIAL:
+      raise TooLarge
+    return Fraction(math.factorial(n))
+  if isinstance(tree, sympy.binomial):
+    n, k = _integer(values[0]), _integer(values[1])
+    if n is None or k is None or n < 0 or k < 0:
+      return None
+    if n > _MAX_FACTORIAL:
+      raise TooLarge
+    return Fraction(int(sympy.binomial(n, k)))
+  total = Fraction(1 if isinstance(tree, sympy.Mul) else 0)
+  for value in values:
+    total = total * value if isinstance(tree, sympy.Mul) else total + value
+    if _bits(total) > _MAX_BITS:
+      raise TooLarge
+  return total
+
+
+_FUNCTIONS = {
+  sympy.exp: mpmath.exp,
+  sympy.sin: mpmath.sin,
+  sympy.cos: mpmath.cos,
+  sympy.tan: mpmath.tan,
+  sympy.cot: mpmath.cot,
+  sympy.sec: mpmath.sec,
+  sympy.csc: mpmath.csc,
+  sympy.asin: mpmath.asin,
+  sympy.acos: mpmath.acos,
+  sympy.atan: mpmath.atan,
+  sympy.sinh: mpmath.sinh,
+  sympy.cosh: mpmath.cosh,
+  sympy.tanh: mpmath.tanh,
+  sympy.Abs: abs,
+  sympy.re: mpmath.re,
+  sympy.im: mpmath.im,
+  sympy.conjugate: mpmath.conj,
+  sympy.factorial: mpmath.factorial,
+  sympy.gamma: mpmath.gamma,
+  sympy.binomial: mpmath.binomial,
+  sympy.floor: mpmath.floor,
+  sympy.ceiling: mpmath.ceil,
+  sympy.log: mpmath.log,
+  sympy.Max: max,
+  sympy.Min: min,
+}
+_CONSTANTS = {
+  sympy.pi: lambda: +mpmath.pi,
+  sympy.E: lambda: +mpmath.e,
+  sympy.I: lambda: mpmath.mpc(0, 1),
+  sympy.GoldenRatio: lambda: +mpmath.phi,
+}
+
+
+def _log10(magnitude) -> float:
+  """log10 of a non-negative number, from its exponent, to within 0.4."""
+  if not magnitude:
+    return -math.inf
+  return float(mpmath.mag(magnitude)) * math.log10(2)
+
+
+class Evaluator:
+  """Evaluates one tree at one point with mpmath's current precision.
+
+  Attributes:
+    largest: log10 of the largest magnitude met on the way, at least 0.
+  """
+
+  def __init__(self, seed: int):
+    self._seed = seed
+    self.largest = 0.0
+
+  def _unknown(self, name: str):
+    """The value of an unknown at this point: real, of either sign."""
+    digest = hashlib.sha256(f"{name}:{self._seed}".encode()).digest()
+    size = mpmath.mpf(int.from_bytes(digest[:8], "big")) / 2**64
+    # The first points are positive: roots and logarithms exist there.
+    sign = -1 if self._seed >= ENOUGH_POINTS and digest[8] & 1 else 1
+    return sign * (mpmath.mpf(1) / 4 + 2 * size)
+
+  def _note(self, value):
+    magnitude = abs(value)
+    if mpmath.isnan(magnitude) or mpmath.isinf(magnitude):
+      raise ZeroDivisionError
+    if magnitude > 1:
+      size = _log10(magnitude)
+      if size > _MAX_BITS:
+        raise TooLarge
+      self.largest = max(self.largest, size)
+    return value
+
+  def __call__(self, tree: sympy.Basic) -> Any:
+    """The tree's value: an mpf, or an mpc where it is not real."""
+    return self._note(self._value(tree))
+
+  def _power(self, base, exponent):
+    if base == 0:
+      if mpmath.re(exponent) < 0:
+        raise ZeroDivisionError
+      return mpmath.mpf(1 if exponent == 0 else 0)
+    size = max(1.0, abs(_log10(abs(base))))
+    if abs(exponent) * size > _MAX_BITS:
+      raise TooLarge
+    return mpmath.power(base, exponent)
+
+  def _value(self, tree: sympy.Basic):
+    if tree in _CONSTANTS:
+      return _CONSTANTS[tree]()
+    if isinstance(tree, sympy.Symbol):
+      return mpmath.mpc(0, 1) if tree.name == "i" else self._unknown(tree.name)
+    if isinstance(tree, sympy.Rational):
+      if _bits(Fraction(int(tree.p), int(tree.q))) > _MAX_BITS:
+        raise TooLarge
+      return mpmath.mpf(int(tree.p)) / int(tree.q)
+    if isinstance(tree, AppliedUndef):
+      return self._unknown(sympy.srepr(tree))
+    if isinstance(tree, sympy.UnevaluatedExpr):
+      return self(tree.args[0])
+    if isinstance(tree, sympy.Sum | sympy.Product):
+      return self._series(tree)
+    values = [self(argument) for argument in tree.args]
+    if isinstance(tree, sympy.Add):
+      return mpmath.fsum(values)
+    if isinstance(tree, sympy.Mul):
+      return mpmath.fprod(values)
+    if isinstance(tree, sympy.Pow):
+      return self._power(values[0], values[1])
+    function = _FUNCTIONS.get(tree.func)
+    if function is None:
+      raise Unsupported
+    if isinstance(tree, sympy.factorial | sympy.binomial | sympy.gamma):
+      if abs(values[0]) > _MAX_FACTORIAL:
+        raise TooLarge
+    elif isinstance(tree, sympy.exp) and abs(values[0]) > _MAX_BITS:
+      raise TooLarge
+    return function(*values)
+
+  def _series(self, tree: sympy.Sum | sympy.Product):
+    if len(tree.limits) != 1:
+      raise Unsupported
+    index, low, high = tree.limits[0]
+    first, last = _integer(exact(low)), _integer(exact(high))
+    if first is None or last is None:
+      raise Unsupported
+    if last - first > _MAX_TERMS:
+      raise TooLarge
+    terms = [
+      self(tree.function.xreplace({index: sympy.Integer(k)}))
+      for k in range(first, last + 1)
+    ]
+    total = mpmath.fsum if isinstance(tree, sympy.Sum) else mpmath.fprod
+    return total(terms)
+
+
+def values_at(
+  trees: Sequence[sympy.Basic], seed: int
+) -> tuple[list[Any], float]:
+  """The trees' values at one point and log10 of the rounding in them."""
+  evaluator = Evaluator(seed)
+  found = [evaluator(tree) for tree in trees]
+  return found, evaluator.largest + 10 - mpmath.mp.dps
+
+
+def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
+  """Equality at one point, relative as well as absolute, to 50 digits."""
+  digits = 2 * DIGITS + 20
+  for _ in range(4):
+    with mpmath.workdps(digits):
+      (one, other), rounding = values_at((gold, answer), seed)
+      top = max(abs(one), abs(other))
+      size = _log10(top) if top else -math.inf
+      if rounding <= min(size, 0) - DIGITS:
+        return _log10(abs(one - other)) <= min(size, 0) - DIGITS
+    # Tiny values, or large ones that cancel: look again, closer.
+    digits += DIGITS + int(max(0, rounding) - min(0, max(size, rounding)))
+  return True  # both vanish, to hundreds of digits
+
+
+def has_unknowns(tree: sympy.Basic) -> bool:
+  """Whether a tree's value depends on anything; `i` is a number here."""
+  return bool(tree.atoms(AppliedUndef)) or any(
+    str(symbol) != "i" for symbol in tree.free_symbols
+  )
+
+
+def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:
+  """Whether two trees have one value, or one at every point; None: unknown."""
+  if not has_unknowns(gold) and not has_unknowns(answer):
+    one, other = exact(gold), exact(answer)
+    if one is not None and other is not None:
+      return one == other
+    return same_at(gold, answer, 0)
+  agreed = 0
+  for seed in range(POINTS):
+    try:
+      if not same_at(gold, answer, seed):
+        return False
+      agreed += 1
+    except ZeroDivisionError:
+      continue
+  return True if agreed >= ENOUGH_POINTS else None
