@@ -1,0 +1,266 @@
+"""Rollout, refine and evaluate on the shipped student, for real."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from trd_jax import evaluate, experiment, refine, rollout
+from trd_jax.errors import UserError
+from trd_jax.records import GradedSample, Problem, Rejected, Trajectory
+from trd_jax.run_dir import RunDir
+
+
+def small(**changes):
+  """The demo's experiment on few problems and few tokens."""
+  config = experiment.default_config()
+  config.data.arithmetic.num_problems = 24
+  for stage in (config.rollout, config.refine, config.evaluate):
+    stage.max_prompt_tokens = 448
+    stage.max_response_tokens = 160
+  config.evaluate.num_problems = 8
+  config.evaluate.k = 4
+  config.evaluate.bootstrap = 200
+  config.engine.jax.slots = 16
+  config.update_from_flattened_dict(changes)
+  return experiment.from_config(config)
+
+
+def go(stage, chosen, run_dir, **flags):
+  stage.run(chosen, run_dir, types.SimpleNamespace(**flags))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """A run directory with both kinds of trajectories."""
+  run_dir = RunDir(tmp_path_factory.mktemp("run"))
+  chosen = small()
+  go(rollout, chosen, run_dir)
+  go(refine, chosen, run_dir)
+  return chosen, run_dir
+
+
+def test_every_problem_has_one_graded_rollout(done):
+  _, run_dir = done
+  problems = {p.problem_id: p for p in run_dir.read("problems", Problem)}
+  rows = run_dir.read("rollout", Trajectory)
+  assert {row.problem_id for row in rows} == set(problems)
+  assert len(rows) == len(problems) == 24
+  for row in rows:
+    # The verdict can be had from the text and the problem alone.
+    answer = rf"\boxed{{{problems[row.problem_id].answer}}}"
+    assert row.correct == row.text.endswith(answer)
+    assert row.truncated == (row.finish_reason == "length")
+  assert {row.correct for row in rows} == {True, False}
+
+
+def test_a_refinement_prompt_holds_its_draft_and_the_reference(done):
+  from trd_jax import hub
+  from trd_jax.chat import Chat
+
+  _, run_dir = done
+  chat = Chat.load(hub.model_folder("lab:student"))
+  problems = {p.problem_id: p for p in run_dir.read("problems", Problem)}
+  drafts = {row.key: row for row in run_dir.read("rollout", Trajectory)}
+  refined = run_dir.read("refine", Trajectory)
+  assert len(refined) == len(drafts)
+  for row in refined:
+    draft, problem = drafts[row.draft_key], problems[row.problem_id]
+    prompt = chat.decode(row.prompt_ids)
+    for part in (problem.text, draft.text, problem.solution):
+      assert part in prompt
+  assert sum(r.correct for r in refined) > sum(
+    d.correct for d in drafts.values()
+  )
+
+
+def test_the_teacher_of_opd_never_sees_the_reference(done, tmp_path):
+  _, from_opsd = done
+  chosen = small(regime="opd", **{"teacher.path": "lab:student"})
+  run_dir = RunDir(tmp_path)
+  go(rollout, chosen, run_dir)
+  go(refine, chosen, run_dir)
+  from trd_jax import hub
+  from trd_jax.chat import Chat
+
+  chat = Chat.load(hub.model_folder("lab:student"))
+  for row in run_dir.read("refine", Trajectory):
+    assert "Reference" not in chat.decode(row.prompt_ids)
+  # The student's own answers are the same in both regimes.
+  rows = [r.read("rollout", Trajectory) for r in (run_dir, from_opsd)]
+  assert rows[0] == rows[1]
+
+
+def test_a_finished_stage_does_nothing(done, capsys):
+  chosen, run_dir = done
+  before = sorted(run_dir.stage("rollout").iterdir())
+  go(rollout, chosen, run_dir)
+  assert "done before" in capsys.readouterr().out
+  assert sorted(run_dir.stage("rollout").iterdir()) == before
+
+
+def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
+  chosen, whole = done
+  rows = whole.read("rollout", Trajectory)
+  run_dir = RunDir(tmp_path)
+  marked = [dataclasses.replace(row, text="kept") for row in rows[::2]]
+  with run_dir.shard_writer("rollout", Trajectory) as writer:
+    for row in marked:
+      writer.add(row)
+  go(rollout, chosen, run_dir)
+  found = run_dir.read("rollout", Trajectory)
+  assert [row.key for row in found] == [row.key for row in rows]
+  assert [row for row in found if row.text == "kept"] == marked
+  assert [r for r in found if r.text != "kept"] == rows[1::2]
+
+
+def test_killed_at_any_moment_a_rollout_ends_with_the_same_rows(tmp_path):
+  config = tmp_path / "config.json"
+  chosen = small(**{"data.arithmetic.num_problems": 96})
+  config.write_text(experiment.to_json(chosen))
+  run_dir = RunDir(tmp_path / "killed")
+  # Shards of few rows land often, so that a kill finds some on disk.
+  program = (
+    "from trd_jax import rollout, cli, run_dir\n"
+    "write = run_dir.RunDir.shard_writer\n"
+    "run_dir.RunDir.shard_writer = lambda s, *a, **k: write(s, *a, 4)\n"
+    "cli.main('rollout', rollout.run, '')\n"
+  )
+  command = [sys.executable, "-c", program, f"--config={config}"]
+  command.append(f"--workdir={run_dir.root}")
+  killed = 0
+  for wanted in (1, 30):
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+      while process.poll() is None and len(run_dir.keys("rollout")) < wanted:
+        time.sleep(0.02)
+    finally:
+      if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+        killed += 1
+      process.wait()
+  assert killed
+  assert run_dir.done("rollout") is None
+  assert len(run_dir.keys("rollout")) > 0
+  subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+  whole = RunDir(tmp_path / "whole")
+  go(rollout, chosen, whole)
+  assert run_dir.read("rollout", Trajectory) == whole.read(
+    "rollout", Trajectory
+  )
+
+
+def test_prompts_over_the_budget_are_set_aside_and_counted(tmp_path):
+  run_dir = RunDir(tmp_path)
+  chosen = small(**{"rollout.max_prompt_tokens": 34})
+  go(rollout, chosen, run_dir)
+  rejected = run_dir.read_rejected("rollout")
+  rows = run_dir.read("rollout", Trajectory)
+  assert rejected
+  assert rows
+  assert len(rejected) + len(rows) == 24
+  assert all("over max_prompt_tokens=34" in row.reason for row in rejected)
+  assert max(len(row.prompt_ids) for row in rows) <= 34
+  assert run_dir.done("rollout")["rejected"] == len(rejected)
+
+
+def test_over_long_drafts_lose_their_middle_or_their_sample(done, tmp_path):
+  _, whole = done
+  lengths = sorted(
+    len(row.prompt_ids) for row in whole.read("refine", Trajectory)
+  )
+  budget = lengths[len(lengths) // 2]
+  for overflow in ("trim_middle", "drop"):
+    run_dir = RunDir(tmp_path / overflow)
+    chosen = small(
+      **{"refine.max_prompt_tokens": budget, "refine.overflow": overflow}
+    )
+    go(rollout, chosen, run_dir)
+    go(refine, chosen, run_dir)
+    rows = run_dir.read("refine", Trajectory)
+    over = sum(length > budget for length in lengths)
+    assert over > 0
+    assert max(len(row.prompt_ids) for row in rows) <= budget
+    trimmed = sum(row.draft_elided_tokens > 0 for row in rows)
+    aside = run_dir.read_rejected("refine")
+    assert (trimmed, len(aside)) == (
+      (over, 0) if overflow == "trim_middle" else (0, over)
+    )
+
+
+def test_stages_out_of_order_say_which_comes_first(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(UserError, match=r"run trd_jax\.rollout"):
+    go(refine, small(), run_dir)
+  with pytest.raises(UserError, match="has no refine stage"):
+    go(refine, small(method="forward_kl"), run_dir)
+  with pytest.raises(UserError, match=r"trd_jax\.merge first"):
+    go(evaluate, small(), run_dir, model="trained")
+  with pytest.raises(UserError, match="choose base or trained"):
+    go(evaluate, small(), run_dir, model="tuned")
+  assert not run_dir.keys("refine")
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(UserError, match=r"--config\.domain=arithmetic"):
+    go(rollout, small(domain="math"), run_dir)
+  chosen = small(**{"evaluate.benchmarks": ("arithmetics",)})
+  with pytest.raises(UserError, match="no benchmark arithmetics"):
+    go(evaluate, chosen, run_dir, model="base")
+  assert not run_dir.root.exists() or not list(run_dir.root.rglob("*.parquet"))
+
+
+def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path):
+  from trd_jax import hub, random_model
+
+  small_head = tmp_path / "model"
+  lab = hub.model_folder("lab:student")
+  with pytest.raises(UserError, match="ask for more rows"):
+    random_model.random_folder("nano", small_head, lab, vocab_size=300)
+  random_model.random_folder("nano", small_head, lab, vocab_size=512)
+  import json
+
+  fields = json.loads((small_head / "config.json").read_text())
+  fields["vocab_size"] = 300
+  (small_head / "config.json").write_text(json.dumps(fields))
+  chosen = small(**{"student.path": str(small_head)})
+  with pytest.raises(UserError, match="has a head of 300 rows"):
+    go(rollout, chosen, RunDir(tmp_path / "run"))
+
+
+def test_evaluation_counts_every_sample_and_resumes(tmp_path, done):
+  chosen = small(**{"evaluate.benchmarks": ("arithmetic", "arithmetic_hard")})
+  run_dir = RunDir(tmp_path)
+  go(evaluate, chosen, run_dir, model="base")
+  rows = run_dir.read("evaluate/base", GradedSample)
+  assert len(rows) == 2 * 8 * 4
+  summary = run_dir.done("evaluate/base")
+  for name in ("arithmetic", "arithmetic_hard"):
+    here = [row for row in rows if row.benchmark == name]
+    right = sum(row.correct is True for row in here)
+    assert summary[name]["avg_at_k"] == pytest.approx(right / 32)
+    solved = {row.problem_id for row in here if row.correct}
+    assert summary[name]["pass_at_k"] == pytest.approx(len(solved) / 8)
+    assert (summary[name]["k"], summary[name]["n"]) == (4, 8)
+  # Half of the samples gone: the rest is drawn again, the same as before.
+  again = RunDir(tmp_path / "again")
+  with again.shard_writer("evaluate/base", GradedSample) as writer:
+    for row in rows[::2]:
+      writer.add(row)
+  go(evaluate, chosen, again, model="base")
+  assert again.read("evaluate/base", GradedSample) == rows
+
+
+def test_rejected_rows_have_one_reason_each(done):
+  _, run_dir = done
+  assert all(
+    isinstance(row, Rejected) and row.reason
+    for stage in ("problems", "rollout", "refine")
+    for row in run_dir.read_rejected(stage)
+  )

@@ -1,0 +1,205 @@
+"""The compiled programs of a training run, placed on its mesh, and the loop.
+
+`distill_step` says what an update computes; this is the shell around it.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trd_jax import distill_step, sharding
+from trd_jax.distill_step import Setup, Totals, TrainState, Tree
+from trd_jax.optimizer import state_shardings
+from trd_jax.packing import MicroBatch, Slots
+
+# Dropout bits from the hardware generator: threefry takes seconds to compile.
+_PRNG = "rbg"
+
+
+class Distiller:
+  """The programs of a run, and the loop over the packs of an update.
+
+  Args:
+    setup: what they are compiled for.
+    lora: the adapter before the first update, placed on the mesh.
+    base: the student's base arrays, placed on the mesh.
+    teacher_base: the teacher's; the same object in OPSD.
+    buffer_slots: slots of a group's teacher buffer (C).
+  """
+
+  def __init__(
+    self,
+    setup: Setup,
+    lora: Tree,
+    base: Tree,
+    teacher_base: Tree,
+    buffer_slots: int,
+  ):
+    mesh = setup.mesh
+    self._setup = setup
+    self._bases = base, teacher_base
+    self._everywhere = everywhere = sharding.replicated(mesh)
+    groups = sharding.batch_sharding(mesh)
+    heads = _heads(setup, lora, base, teacher_base)
+    shape = (sharding.num_groups(mesh), buffer_slots, heads[1].shape[1])
+    like = self.abstract_state(lora)
+    totals = _abstract_totals(setup, like.lora, heads)
+    places = jax.tree.map(
+      lambda x: x.sharding, (like, totals, base, teacher_base)
+    )
+    state_at, totals_at, base_at, teacher_at = places
+
+    def more(totals, lora, base, teacher_base, buffer, pack, *at):
+      rng, step, number = at
+      key = jax.random.fold_in(jax.random.wrap_key_data(rng, impl=_PRNG), step)
+      key = jax.random.fold_in(key, number)
+      one = distill_step.learn(
+        setup, lora, base, teacher_base, buffer, pack, key
+      )
+      return jax.tree.map(jnp.add, totals, one)
+
+    self._teach = jax.jit(
+      functools.partial(distill_step.teach, setup),
+      in_shardings=(groups, teacher_at, groups),
+      out_shardings=groups,
+      donate_argnums=0,
+    )
+    self._learn = jax.jit(
+      more,
+      in_shardings=(
+        totals_at,
+        state_at.lora,
+        base_at,
+        teacher_at,
+        groups,
+        groups,
+        *[everywhere] * 3,
+      ),
+      out_shardings=totals_at,
+      donate_argnums=0,
+    )
+    self._update = jax.jit(
+      functools.partial(distill_step.update, setup),
+      in_shardings=(state_at, totals_at),
+      out_shardings=(state_at, totals_at, everywhere),
+      donate_argnums=(0, 1),
+    )
+    self._init = jax.jit(
+      setup.optimizer.init,
+      in_shardings=(state_at.lora,),
+      out_shardings=state_at.opt_state,
+    )
+    self._buffer, self._totals = jax.jit(
+      lambda: jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        (jax.ShapeDtypeStruct(shape, heads[1].dtype), totals),
+      ),
+      out_shardings=(groups, totals_at),
+    )()
+
+  def init(self, lora: Tree, seed: int) -> TrainState:
+    """The state before the first update; `seed` is the dropout's."""
+    step, rng = jax.device_put(
+      (np.int32(0), jax.random.key_data(jax.random.key(seed, impl=_PRNG))),
+      self._everywhere,
+    )
+    return TrainState(step, lora, self._init(lora), rng)
+
+  def abstract_state(self, lora: Tree) -> TrainState:
+    """Shapes, dtypes and shardings of the state, to restore into."""
+    setup = self._setup
+
+    def place(x, where):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    lora_at = jax.tree.map(lambda x: x.sharding, lora)
+    opt_state_at = state_shardings(setup.optimizer, lora, lora_at, setup.mesh)
+    rng = jax.eval_shape(
+      lambda: jax.random.key_data(jax.random.key(0, impl=_PRNG))
+    )
+    return TrainState(
+      place(jax.ShapeDtypeStruct((), jnp.int32), self._everywhere),
+      jax.tree.map(place, lora, lora_at),
+      jax.tree.map(
+        place, jax.eval_shape(setup.optimizer.init, lora), opt_state_at
+      ),
+      place(rng, self._everywhere),
+    )
+
+  def update(
+    self, state: TrainState, batches: Sequence[MicroBatch]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update; returns before the devices have done it.
+
+    Args:
+      state: is donated.
+      batches: the whole optimizer batch, from `packing.pack`.
+
+    Returns:
+      The new state and the metrics, see `update`.
+    """
+    mesh = self._setup.mesh
+    base, teacher_base = self._bases
+    number = 0
+    with jax.set_mesh(mesh):
+      for batch in batches:
+        for pack in batch.teacher:
+          pack = sharding.shard_batch(pack, mesh)
+          self._buffer = self._teach(self._buffer, teacher_base, pack)
+        for pack in batch.student:
+          self._totals = self._learn(
+            self._totals,
+            state.lora,
+            base,
+            teacher_base,
+            self._buffer,
+            sharding.shard_batch(pack, mesh),
+            state.rng,
+            state.step,
+            np.int32(number),
+          )
+          number += 1
+      state, self._totals, metrics = self._update(state, self._totals)
+    return state, metrics
+
+
+def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:
+  """Shapes of the student's and the teacher's head."""
+  return jax.eval_shape(
+    lambda lora, base, teacher_base: (
+      nnx.merge(setup.student, lora, base).head_VD,
+      nnx.merge(setup.teacher, teacher_base).head_VD,
+    ),
+    lora,
+    base,
+    teacher_base,
+  )
+
+
+def _abstract_totals(setup, lora, heads) -> Totals:
+  """Shapes and places of the totals; the loss is asked for its metrics."""
+  rows, row = setup.rows, "data" if setup.replicated else None
+
+  def place(shape, spec):
+    where = NamedSharding(setup.mesh, P(row, *spec))
+    return jax.ShapeDtypeStruct((rows, *shape), jnp.float32, sharding=where)
+
+  ints = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+  floats = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+  student, teacher = (
+    jax.ShapeDtypeStruct((1, 1, 1, head.shape[1]), head.dtype) for head in heads
+  )
+  buffer = jax.ShapeDtypeStruct((1, *teacher.shape[2:]), teacher.dtype)
+  slots = Slots(*(ints,) * len(Slots._fields))._replace(weight=floats)
+  score = functools.partial(distill_step.score, setup.loss)
+  _, metrics = jax.eval_shape(score, student, buffer, slots, *heads)
+  return Totals(
+    jax.tree.map(lambda x: place(x.shape, x.sharding.spec), lora),
+    {name: place((2,), ()) for name in metrics},
+  )

@@ -1,0 +1,160 @@
+"""Stage 5: K graded samples a benchmark question, Avg@K and Pass@K.
+
+`--model=base` samples from the student as it was before training,
+`--model=trained` from the merged weights. Both draw with the same seeds, so
+that the two are compared question by question.
+"""
+
+from typing import Any
+
+from trd_jax import cli
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+STAGE = "evaluate"
+FLAGS = (
+  cli.Flag("model", "trained", "whose samples: base or trained (merged)"),
+)
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Samples, grades and sums up every benchmark of the experiment.
+
+  Raises:
+    UserError: an unknown benchmark or model name, merged weights that aren't
+      there yet, or a benchmark question over the prompt budget.
+  """
+  from trd_jax import generation
+  from trd_jax.errors import UserError
+  from trd_jax.problems import store
+  from trd_jax.prompts import fit_initial
+  from trd_jax.records import GradedSample, Rejected
+
+  if flags.model not in ("base", "trained"):
+    raise UserError(f"--model={flags.model}: choose base or trained")
+  stage = f"{STAGE}/{flags.model}"
+  if generation.skip_if_done(run_dir, stage, describe):
+    return
+  if flags.model == "trained" and run_dir.done("merge") is None:
+    raise UserError(
+      f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
+      " trd_jax.merge first, or evaluate --model=base"
+    )
+  section, student = experiment.evaluate, experiment.student
+
+  # 1. Questions and the model.
+  folder = run_dir.merged if flags.model == "trained" else None
+  who = generation.speaker(student, run_dir, folder)
+  questions = {
+    name: store.benchmark(experiment, name) for name in section.benchmarks
+  }
+
+  # 2. K prompts a question; none may be left out of a benchmark.
+  prompts: list[generation.Prompt] = []
+  of_benchmark: dict[str, str] = {}
+  for name, problems in questions.items():
+    for problem in problems:
+      ids = fit_initial(
+        who.chat, problem, student.thinking, section.max_prompt_tokens, STAGE
+      )
+      if isinstance(ids, Rejected):
+        raise UserError(
+          f"{name}, problem {problem.problem_id}: {ids.reason}; raise"
+          " evaluate.max_prompt_tokens"
+        )
+      for sample in range(section.k):
+        key, _ = generation.identity(
+          stage, who, section, ids, name, problem.problem_id, sample
+        )
+        seed = generation.paired_seed(
+          section.seed, name, problem.problem_id, sample
+        )
+        prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+        of_benchmark[key] = name
+
+  # 3. What is not on disk yet is sampled, graded and written as it ends.
+  there = run_dir.keys(stage)
+  pending = [prompt for prompt in prompts if prompt.key not in there]
+  with run_dir.shard_writer(stage, GradedSample, 1024) as writer:
+    for sample in generation.generate(
+      experiment,
+      who,
+      section,
+      pending,
+      desc=f"evaluate {flags.model}",
+      already=len(prompts) - len(pending),
+    ):
+      writer.add(
+        generation.graded_sample(
+          sample,
+          of_benchmark[sample.prompt.key],
+          who,
+          section,
+          student.thinking,
+        )
+      )
+
+  # 4. The numbers.
+  summary = summarise(
+    run_dir.read(stage, GradedSample), of_benchmark, experiment
+  )
+  run_dir.mark_done(stage, summary)
+  print(f"{stage}: {describe(summary)}", flush=True)
+
+
+def summarise(
+  rows, of_benchmark: dict[str, str], experiment: Experiment
+) -> dict[str, Any]:
+  """Each benchmark's figures, from its graded rows.
+
+  Args:
+    rows: `GradedSample`s.
+    of_benchmark: the benchmark of every key that belongs to this run.
+    experiment: for K, the seed and the number of resamples.
+
+  Returns:
+    By benchmark: `verdicts` (those of a problem's samples, by its id), the
+    figures of `estimators.summarize`, and shares and lengths.
+
+  Raises:
+    UserError: samples are missing.
+  """
+  import statistics
+
+  from trd_jax.errors import UserError
+  from trd_jax.grading import estimators
+
+  mine = [row for row in rows if row.key in of_benchmark]
+  if missing := len(of_benchmark) - len(mine):
+    raise UserError(f"evaluate: {missing} samples are missing; run it again")
+  section = experiment.evaluate
+  summary: dict[str, Any] = {}
+  for name in section.benchmarks:
+    here = [row for row in mine if row.benchmark == name]
+    verdicts: dict[str, list[bool | None]] = {}
+    for row in sorted(here, key=lambda row: (row.problem_id, row.sample)):
+      verdicts.setdefault(row.problem_id, []).append(row.correct)
+    summary[name] = {
+      **estimators.summarize(
+        verdicts, resamples=section.bootstrap, seed=section.seed
+      ),
+      "verdicts": verdicts,
+      "truncated_share": sum(row.truncated for row in here) / len(here),
+      "no_box_share": sum(r.reason == "no_box" for r in here) / len(here),
+      "median_tokens": statistics.median(row.num_tokens for row in here),
+      "grader_version": here[0].grader_version,
+    }
+  return summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+  """One line: Avg@K and Pass@K of every benchmark."""
+  return "; ".join(
+    f"{name} Avg@{row['k']} {100 * row['avg_at_k']:.1f}%,"
+    f" Pass@{row['k']} {100 * row['pass_at_k']:.1f}% (n={row['n']})"
+    for name, row in summary.items()
+  )
+
+
+if __name__ == "__main__":
+  cli.main(STAGE, run, "K graded samples a question; Avg@K and Pass@K", FLAGS)

@@ -1,0 +1,391 @@
+"""Prompts in, graded samples out: what rollout, refine and evaluate share.
+
+An engine streams completions as they finish; each is decoded, graded and
+handed on at once, so that the stage can write it down before the next one is
+there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trd_jax import hub
+from trd_jax.chat import Chat
+from trd_jax.engines import engine as engines
+from trd_jax.engines.engine import Completion, Request, Sampling
+from trd_jax.errors import UserError
+from trd_jax.experiment import Experiment
+from trd_jax.grading import math as math_grading
+from trd_jax.metrics import Progress
+from trd_jax.records import (
+  GradedSample,
+  Problem,
+  Trajectory,
+  TrajectoryStage,
+  Verdict,
+  content_key,
+)
+from trd_jax.run_dir import RunDir
+from trd_jax.sections import Generation, Model
+
+UNGRADABLE = "ungradable"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A problem with the token ids that are to be completed.
+
+  Attributes:
+    key: content key of the sample: of all that determines its tokens.
+    problem: the problem that the completion answers.
+    ids: prompt ids, generation prompt included.
+    seed: seed of the sample's own random numbers.
+    sample: which of a problem's samples it is, from 0.
+    draft_key: key of the draft in a refinement prompt, else None.
+    elided_tokens: tokens of the draft that were left out.
+  """
+
+  key: str
+  problem: Problem
+  ids: Sequence[int]
+  seed: int
+  sample: int = 0
+  draft_key: str | None = None
+  elided_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A completion of a prompt, decoded and graded.
+
+  Attributes:
+    prompt: what was completed.
+    completion: the ids as sampled and why they ended.
+    text: the decoded response, without the stop token.
+    verdict: what the domain's grader says of it.
+    grader: name and version of the grader.
+  """
+
+  prompt: Prompt
+  completion: Completion
+  text: str
+  verdict: Verdict
+  grader: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+  """A model on disk with its tokenizer and a way to talk to it.
+
+  Attributes:
+    name: the path as the config says it.
+    folder: where it lies.
+    revision: short digest of its content (`hub.model_revision`).
+    chat: tokenizer and template.
+    dtype: dtype that it runs in.
+  """
+
+  name: str
+  folder: Path
+  revision: str
+  chat: Chat
+  dtype: str
+
+
+def speaker(
+  model: Model, run_dir: RunDir | None, folder: Path | None = None
+) -> Speaker:
+  """Finds a model and its tokenizer, and checks that they fit.
+
+  Args:
+    model: the experiment's section.
+    run_dir: for models that live in the run directory.
+    folder: other weights of the same architecture and tokenizer (the merged
+      student), in place of the section's.
+
+  Raises:
+    UserError: something is missing, or the tokenizer has ids that the model's
+      head has no row for.
+  """
+  base = hub.model_folder(model.path, run_dir, model.revision)
+  tokenizer = base
+  if model.tokenizer is not None:
+    tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
+  chat = Chat.load(tokenizer, model.chat_template)
+  found = folder or base
+  rows = json.loads((found / "config.json").read_text()).get("vocab_size", 0)
+  if chat.vocab_size > rows:
+    raise UserError(
+      f"{tokenizer}: the tokenizer has ids up to {chat.vocab_size - 1} but"
+      f" {found} has a head of {rows} rows; use the model's own tokenizer"
+    )
+  name = model.path if folder is None else str(folder)
+  revision = hub.model_revision(found)
+  return Speaker(name, found, revision, chat, model.dtype)
+
+
+def sampling_of(section: Generation, chat: Chat) -> Sampling:
+  """The engine's view of a section's sampling keys."""
+  return Sampling(
+    temperature=section.temperature,
+    top_p=section.top_p,
+    top_k=section.top_k,
+    stop_ids=tuple(chat.stop_ids),
+    vocab_size=chat.vocab_size,
+  )
+
+
+def sampling_json(section: Generation) -> str:
+  """The sampling keys as they are recorded with each sample."""
+  return json.dumps(
+    {
+      "temperature": section.temperature,
+      "top_p": section.top_p,
+      "top_k": section.top_k,
+      "max_response_tokens": section.max_response_tokens,
+    },
+    sort_keys=True,
+  )
+
+
+def identity(
+  stage: str,
+  who: Speaker,
+  section: Generation,
+  ids: Sequence[int],
+  *parts: Any,
+) -> tuple[str, int]:
+  """Key and seed of a sample: equal for equal causes, else unrelated.
+
+  Args:
+    stage: the stage or benchmark that asks.
+    who: the model that answers.
+    section: how it samples.
+    ids: the prompt's token ids.
+    *parts: what else tells samples apart: problem, number, seed.
+  """
+  sampling = sampling_json(section)
+  key = content_key(
+    stage, who.revision, who.dtype, sampling, list(map(int, ids)), *parts
+  )
+  return key, int(key[:15], 16)
+
+
+def paired_seed(*parts: Any) -> int:
+  """A seed from what is asked alone, the same for every model."""
+  return int(content_key("sample", *parts)[:15], 16)
+
+
+def generate(
+  experiment: Experiment,
+  who: Speaker,
+  section: Generation,
+  prompts: Sequence[Prompt],
+  *,
+  desc: str,
+  already: int = 0,
+) -> Iterator[Sample]:
+  """Completes prompts with the experiment's engine and grades each answer.
+
+  Args:
+    experiment: chooses the engine and, by its domain, nothing else.
+    who: the model.
+    section: how it samples.
+    prompts: what to complete, in any order.
+    desc: what the progress bar says.
+    already: samples that are on disk from before, for the bar.
+
+  Yields:
+    Samples in the order in which they are finished and judged.
+  """
+  if not prompts:
+    return
+  by_key = {prompt.key: prompt for prompt in prompts}
+  longest = max(len(prompt.ids) for prompt in prompts)
+  engine = engines.make(
+    experiment.engine,
+    who.folder,
+    dtype=who.dtype,
+    max_model_tokens=longest + section.max_response_tokens,
+  )
+  requests = [
+    Request(p.key, list(p.ids), p.seed, section.max_response_tokens)
+    for p in prompts
+  ]
+  stops = set(who.chat.stop_ids)
+  completions = engine.generate(requests, sampling_of(section, who.chat))
+  with Progress(
+    already + len(prompts), desc, "samples", initial=already
+  ) as progress:
+
+    def decoded() -> Iterator[tuple[Prompt, Completion, str]]:
+      for completion in completions:
+        ids = list(completion.ids)
+        if completion.finish_reason == "stop" and ids and ids[-1] in stops:
+          ids.pop()
+        yield by_key[completion.key], completion, who.chat.decode(ids)
+
+    for sample in _graded(decoded()):
+      progress.update(1)
+      yield sample
+
+
+def _graded(
+  answers: Iterator[tuple[Prompt, Completion, str]],
+) -> Iterator[Sample]:
+  """Judges answers as they come; slow ones don't hold up the rest."""
+  held: dict[int, tuple[Prompt, Completion, str]] = {}
+  ungraded: list[Sample] = []
+
+  def pairs() -> Iterator[tuple[str, str]]:
+    position = 0
+    for prompt, completion, text in answers:
+      if prompt.problem.domain == "code":
+        verdict = Verdict(None, UNGRADABLE, None)
+        ungraded.append(Sample(prompt, completion, text, verdict, UNGRADABLE))
+        continue
+      held[position] = (prompt, completion, text)
+      position += 1
+      yield text, prompt.problem.answer
+
+  for position, verdict in math_grading.verify_stream(pairs()):
+    yield from _drain(ungraded)
+    prompt, completion, text = held.pop(position)
+    yield Sample(prompt, completion, text, verdict, math_grading.VERSION)
+  yield from _drain(ungraded)
+
+
+def _drain(samples: list[Sample]) -> Iterator[Sample]:
+  while samples:
+    yield samples.pop(0)
+
+
+def trajectory(
+  sample: Sample,
+  stage: TrajectoryStage,
+  who: Speaker,
+  section: Generation,
+  thinking: bool | None,
+  prompt_version: str,
+) -> Trajectory:
+  """The row that a rollout or refinement becomes."""
+  prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
+  return Trajectory(
+    key=prompt.key,
+    problem_id=prompt.problem.problem_id,
+    stage=stage,
+    prompt_ids=list(prompt.ids),
+    response_ids=list(completion.ids),
+    text=sample.text,
+    finish_reason=completion.finish_reason,
+    truncated=completion.finish_reason == "length",
+    seed=prompt.seed,
+    thinking=thinking,
+    sampling=sampling_json(section),
+    model=who.name,
+    model_revision=who.revision,
+    prompt_version=prompt_version,
+    draft_key=prompt.draft_key,
+    draft_elided_tokens=prompt.elided_tokens,
+    correct=verdict.correct,
+    reason=verdict.reason,
+    extracted=verdict.extracted,
+    grader_version=sample.grader,
+  )
+
+
+def graded_sample(
+  sample: Sample,
+  benchmark: str,
+  who: Speaker,
+  section: Generation,
+  thinking: bool | None,
+) -> GradedSample:
+  """The row that a benchmark sample becomes."""
+  prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
+  ids = np.asarray(prompt.ids, "<i4").tobytes()
+  return GradedSample(
+    key=prompt.key,
+    benchmark=benchmark,
+    problem_id=prompt.problem.problem_id,
+    sample=prompt.sample,
+    prompt_sha256=hashlib.sha256(ids).hexdigest(),
+    response_ids=list(completion.ids),
+    text=sample.text,
+    num_tokens=len(completion.ids),
+    finish_reason=completion.finish_reason,
+    truncated=completion.finish_reason == "length",
+    seed=prompt.seed,
+    thinking=thinking,
+    sampling=sampling_json(section),
+    model=who.name,
+    model_revision=who.revision,
+    correct=verdict.correct,
+    reason=verdict.reason,
+    extracted=verdict.extracted,
+    grader_version=sample.grader,
+  )
+
+
+def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
+  """What a stage's rows on disk add up to.
+
+  Raises:
+    UserError: rows that were asked for are missing, so the stage can't be
+      called done.
+  """
+  columns = ["key", "correct", "reason", "truncated", "response_ids"]
+  table = run_dir.table(stage, Trajectory, columns)
+  rows = [row for row in table.to_pylist() if row["key"] in wanted]
+  if missing := len(wanted) - len(rows):
+    raise UserError(
+      f"{run_dir.stage(stage)}: {missing} of {len(wanted)} samples are missing;"
+      " run the stage again"
+    )
+  lengths = [len(row["response_ids"]) for row in rows]
+  return {
+    "samples": len(rows),
+    "correct": sum(row["correct"] is True for row in rows),
+    "unjudged": sum(row["correct"] is None for row in rows),
+    "truncated": sum(row["truncated"] for row in rows),
+    "no_box": sum(row["reason"] == "no_box" for row in rows),
+    "tokens": sum(lengths),
+    "median_tokens": statistics.median(lengths) if lengths else 0,
+  }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+  """One line about a stage's rows, from its summary."""
+  total = summary["samples"]
+  parts = [
+    f"{total:,} samples",
+    f"{_share(summary['correct'], total)} correct",
+    f"{_share(summary['truncated'], total)} truncated",
+    f"median {summary['median_tokens']:,.0f} tokens",
+  ]
+  if summary["unjudged"]:
+    parts.append(f"{_share(summary['unjudged'], total)} not judged")
+  if summary.get("rejected"):
+    parts.append(f"{summary['rejected']} problems set aside")
+  return ", ".join(parts)
+
+
+def _share(count: int, total: int) -> str:
+  return f"{100 * count / total:.1f}%" if total else "none"
+
+
+def skip_if_done(
+  run_dir: RunDir, stage: str, describe: Callable[[dict], str]
+) -> bool:
+  """Says so and returns True where a stage has been finished before."""
+  done = run_dir.done(stage)
+  if done is None:
+    return False
+  print(f"{stage}: done before: {describe(done)}", flush=True)
+  return True

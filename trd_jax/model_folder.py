@@ -1,0 +1,100 @@
+"""What of a Hugging Face model folder isn't weights, and its atomic writing."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trd_jax.errors import UserError
+
+CONFIG = "config.json"
+_TEMPLATE = "chat_template.jinja"
+# What beside config.json and the weights belongs to a model folder.
+_COMPANIONS = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  _TEMPLATE,
+  "generation_config.json",
+)
+_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path | str) -> Iterator[Path]:
+  """A folder to fill that becomes `folder` at the end of the block.
+
+  Readers see what was there before or the whole new folder. Where the block
+  raises, nothing changes; what a killed process left is cleared away.
+  """
+  folder = Path(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = folder.with_name(f".{folder.name}.tmp")
+  former = folder.with_name(f".{folder.name}.old")
+  for left_over in (unfinished, former):
+    shutil.rmtree(left_over, ignore_errors=True)
+  unfinished.mkdir()
+  try:
+    yield unfinished
+    for path in [*unfinished.rglob("*"), unfinished]:
+      descriptor = os.open(path, os.O_RDONLY)
+      os.fsync(descriptor)
+      os.close(descriptor)
+    if folder.exists():
+      folder.rename(former)
+    unfinished.rename(folder)
+  finally:
+    for left_over in (unfinished, former):
+      shutil.rmtree(left_over, ignore_errors=True)
+
+
+def copy_companions(
+  source: Path | str, out: Path, chat_template: Path | str | None = None
+) -> None:
+  """Copies a tokenizer, its chat template and the generation config.
+
+  Args:
+    source: a model's or a tokenizer's folder.
+    out: the folder to copy them to.
+    chat_template: a jinja file to put in the place of the source's template.
+  """
+  for name in _COMPANIONS:
+    if (Path(source) / name).exists():
+      shutil.copyfile(Path(source) / name, out / name)
+  if chat_template is not None:
+    shutil.copyfile(chat_template, out / _TEMPLATE)
+
+
+def token_ids(source: Path | str) -> dict[str, Any]:
+  """The special tokens' ids that a folder's config.json names, if any."""
+  path = Path(source) / CONFIG
+  fields = read_json(path) if path.exists() else {}
+  return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object.
+
+  Raises:
+    UserError: the file is missing or holds something else.
+  """
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{path} is missing; name a folder that has it") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({error}); fetch it again") from None
+  if not isinstance(fields, dict):
+    raise UserError(f"{path} holds no JSON object; fetch it again")
+  return fields
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON into a folder that isn't visible yet."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,159 @@
+"""All stages in order, each a process of its own, then one table.
+
+    evaluate base → rollout → refine → train → merge → evaluate trained
+
+A stage that is done is skipped by itself, so the same command goes on where an
+earlier one was stopped. What comes out stands in `summary.json`.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from trd_jax import cli
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+_RANDOM = "random:"
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Runs what isn't done yet and sums up.
+
+  Raises:
+    SystemExit: a stage failed; with its own exit code, its message having
+      gone to stderr.
+  """
+  from trd_jax.metrics import timed
+
+  steps = list(commands(experiment, run_dir))
+  for number, (account, module, own) in enumerate(steps, 1):
+    if is_done(run_dir, account):
+      print(f"[{number}/{len(steps)}] {account}: done before", flush=True)
+      continue
+    print(f"[{number}/{len(steps)}] {account}", flush=True)
+    python = getattr(experiment.python, module, None) or sys.executable
+    command = [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
+    with timed(run_dir.timings, account):
+      code = subprocess.run(command, check=False).returncode
+    if code:
+      print(
+        f"trd-jax pipeline: {account} ended with exit code {code}; mend what"
+        " it says above and give the same command again",
+        file=sys.stderr,
+      )
+      sys.exit(code if code > 0 else 128 - code)
+
+  summary = summarise(experiment, run_dir)
+  from trd_jax.run_dir import write_json_atomic
+
+  write_json_atomic(run_dir.summary, summary)
+  print(table(summary))
+  print(f"written: {run_dir.summary}")
+
+
+def commands(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, str, list[str]]]:
+  """The stages of an experiment: (account, module, its own flags)."""
+  del run_dir
+  models = [experiment.student.path]
+  if experiment.regime == "opd":
+    models.append(experiment.teacher.path)
+  if any(path.startswith(_RANDOM) for path in models):
+    yield "convert", "convert", []
+  yield "evaluate/base", "evaluate", ["--model=base"]
+  for stage in experiment.stages:
+    yield stage, stage, []
+  yield "evaluate/trained", "evaluate", ["--model=trained"]
+
+
+def is_done(run_dir: RunDir, account: str) -> bool:
+  """Whether a stage has nothing left to do."""
+  return run_dir.done(account) is not None
+
+
+def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
+  """What the run found: figures by benchmark, trajectories, seconds.
+
+  Returns:
+    `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
+    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions;
+    `trajectories`, `training`, `merge`: what the stages said of themselves;
+    `seconds`: wall-clock by stage, over all the processes that worked on it.
+  """
+  from trd_jax import __version__
+  from trd_jax.grading import estimators
+  from trd_jax.metrics import seconds_by_stage
+
+  base = run_dir.done("evaluate/base") or {}
+  trained = run_dir.done("evaluate/trained") or {}
+  section = experiment.evaluate
+  figures = {}
+  for name in section.benchmarks:
+    pair = estimators.compare(
+      base[name]["verdicts"],
+      trained[name]["verdicts"],
+      resamples=section.bootstrap,
+      seed=section.seed,
+    )
+    for side, row in (("base", base[name]), ("trained", trained[name])):
+      shares = ("truncated_share", "no_box_share", "median_tokens")
+      pair[side] |= {share: row[share] for share in shares}
+    figures[name] = pair
+  stages = ("rollout", "refine", "train", "merge")
+  return {
+    "version": __version__,
+    "regime": experiment.regime,
+    "method": experiment.method,
+    "student": experiment.student.path,
+    "teacher": experiment.teacher_model.path,
+    "benchmarks": figures,
+    "stages": {s: d for s in stages if (d := run_dir.done(s)) is not None},
+    "seconds": seconds_by_stage(run_dir.timings),
+  }
+
+
+def table(summary: dict[str, Any]) -> str:
+  """The summary as a person reads it."""
+  head = ("benchmark", "", "base", "trained", "difference (paired)")
+  rows = [head]
+  for name, pair in summary["benchmarks"].items():
+    k, n = pair["base"]["k"], pair["base"]["n"]
+    for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):
+      cells = [
+        _with_interval(pair[side], metric)
+        for side in ("base", "trained", "paired_difference")
+      ]
+      rows.append((f"{name} (n={n})", title, *cells))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+  lines = [
+    "",
+    f"{summary['method']}, {summary['regime']}: {summary['student']} taught by"
+    f" {summary['teacher']}; percent, 95% intervals over questions",
+    "",
+  ]
+  for row in rows:
+    cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+    lines.append("  ".join(cells).rstrip())
+  seconds = summary["seconds"]
+  total = sum(seconds.values())
+  lines += ["", "where the time went"]
+  for stage, spent in [*seconds.items(), ("all", total)]:
+    share = f"{100 * spent / total:4.0f}%" if total else ""
+    lines.append(f"{stage:<18}{spent:8.1f} s {share}")
+  return "\n".join([*lines, ""])
+
+
+def _with_interval(figures: dict[str, Any], metric: str) -> str:
+  low, high = figures[f"{metric}_interval"]
+  return f"{100 * figures[metric]:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+if __name__ == "__main__":
+  cli.main(
+    "pipeline",
+    run,
+    "runs every stage that is not done, then prints base against trained",
+  )

@@ -1,0 +1,131 @@
+"""Stage 2: the teacher rewrites every rollout; y_r with its verdict.
+
+In OPD the separate teacher sees the problem and y_o; in OPSD the student's own
+base also sees the reference y* (Equation 5).
+"""
+
+from trd_jax import cli
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+STAGE = "refine"
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Samples one refinement a rollout and grades it.
+
+  A truncated rollout is refined too (SPEC §5.4); a draft that doesn't fit
+  loses its middle or its sample, as `refine.overflow` says.
+
+  Raises:
+    UserError: the rollouts are missing, the model or tokenizer is bad, or a
+      method that doesn't refine; nothing is written then.
+  """
+  del flags
+  from trd_jax import generation
+  from trd_jax.errors import UserError
+  from trd_jax.metrics import Progress
+  from trd_jax.problems import store
+  from trd_jax.prompts import VERSION, fit_refinement
+  from trd_jax.records import Rejected, Trajectory
+
+  if not experiment.refines:
+    raise UserError(
+      f"method={experiment.method} trains on raw rollouts and has no refine"
+      " stage; use method=trd, or go on with trd_jax.train"
+    )
+  if generation.skip_if_done(run_dir, STAGE, generation.describe):
+    return
+  if run_dir.done("rollout") is None:
+    raise UserError(
+      f"{run_dir.root}: the rollout stage has not finished here; run"
+      " trd_jax.rollout with the same --config and --workdir first"
+    )
+  section = experiment.refine
+
+  # 1. Drafts, problems and the model that rewrites.
+  problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
+  drafts = run_dir.read("rollout", Trajectory)
+  who = generation.speaker(experiment.teacher_model, run_dir)
+
+  # 2. Refinement prompts, within their budget.
+  prompts: list[generation.Prompt] = []
+  rejected: list[Rejected] = []
+  with Progress(len(drafts), "refinement prompts", "prompts") as progress:
+    for draft in drafts:
+      problem = problems[draft.problem_id]
+      fitted = fit_refinement(
+        who.chat,
+        problem,
+        draft.text,
+        experiment.regime,
+        section.thinking,
+        section.max_prompt_tokens,
+        section.overflow,
+        section.draft_think,
+      )
+      progress.update()
+      if isinstance(fitted, Rejected):
+        rejected.append(fitted)
+        continue
+      key, seed = generation.identity(
+        STAGE, who, section, fitted.ids, draft.key, experiment.seed
+      )
+      prompts.append(
+        generation.Prompt(
+          key,
+          problem,
+          fitted.ids,
+          seed,
+          draft_key=draft.key,
+          elided_tokens=fitted.elided_tokens,
+        )
+      )
+  run_dir.write_rejected(STAGE, rejected)
+  trimmed = sum(prompt.elided_tokens > 0 for prompt in prompts)
+  print(
+    f"refine: {len(prompts)} drafts, {trimmed} trimmed in the middle,"
+    f" {len(rejected)} set aside",
+    flush=True,
+  )
+
+  # 3. What is not on disk yet is sampled, graded and written as it ends.
+  there = run_dir.keys(STAGE)
+  pending = [prompt for prompt in prompts if prompt.key not in there]
+  with run_dir.shard_writer(STAGE, Trajectory) as writer:
+    for sample in generation.generate(
+      experiment,
+      who,
+      section,
+      pending,
+      desc="refine",
+      already=len(prompts) - len(pending),
+    ):
+      writer.add(
+        generation.trajectory(
+          sample, STAGE, who, section, section.thinking, VERSION
+        )
+      )
+
+  # 4. What came out, and how it compares with the drafts.
+  summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})
+  summary |= {"rejected": len(rejected), "trimmed": trimmed}
+  summary["by_draft"] = confusion(drafts, run_dir.read(STAGE, Trajectory))
+  run_dir.mark_done(STAGE, summary)
+  print(f"refine: {generation.describe(summary)}", flush=True)
+
+
+def confusion(drafts, refined) -> dict[str, int]:
+  """Counts of (verdict of y_o, verdict of y_r), as in the paper's Figure 7."""
+  verdict = {draft.key: draft.correct for draft in drafts}
+  counts = dict.fromkeys(
+    (f"{a}_to_{b}" for a in ("fail", "succ") for b in ("fail", "succ")), 0
+  )
+  for row in refined:
+    before = "succ" if verdict.get(row.draft_key) else "fail"
+    counts[f"{before}_to_{'succ' if row.correct else 'fail'}"] += 1
+  return counts
+
+
+if __name__ == "__main__":
+  cli.main(STAGE, run, "the teacher rewrites every rollout (y_r)")

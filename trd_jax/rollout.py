@@ -1,0 +1,76 @@
+"""Stage 1: the student answers every problem; y_o with its verdict."""
+
+from trd_jax import cli
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+STAGE = "rollout"
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Samples `rollout.samples` answers a problem and grades them.
+
+  Goes on where an earlier process stopped: samples whose key is on disk are
+  not drawn again.
+
+  Raises:
+    UserError: bad problems, model or tokenizer; nothing is written then.
+  """
+  del flags
+  from trd_jax import generation
+  from trd_jax.problems import store
+  from trd_jax.prompts import VERSION, fit_initial
+  from trd_jax.records import Rejected, Trajectory
+
+  if generation.skip_if_done(run_dir, STAGE, generation.describe):
+    return
+  section, student = experiment.rollout, experiment.student
+
+  # 1. The problems and the model that answers them.
+  problems = store.load(experiment, run_dir)
+  who = generation.speaker(student, run_dir)
+
+  # 2. Prompts, within their budget.
+  prompts: list[generation.Prompt] = []
+  rejected: list[Rejected] = []
+  for problem in problems:
+    ids = fit_initial(
+      who.chat, problem, student.thinking, section.max_prompt_tokens
+    )
+    if isinstance(ids, Rejected):
+      rejected.append(ids)
+      continue
+    for sample in range(section.samples):
+      key, seed = generation.identity(
+        STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
+      )
+      prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+  run_dir.write_rejected(STAGE, rejected)
+
+  # 3. What is not on disk yet is sampled, graded and written as it ends.
+  there = run_dir.keys(STAGE)
+  pending = [prompt for prompt in prompts if prompt.key not in there]
+  with run_dir.shard_writer(STAGE, Trajectory) as writer:
+    for sample in generation.generate(
+      experiment,
+      who,
+      section,
+      pending,
+      desc="rollout",
+      already=len(prompts) - len(pending),
+    ):
+      writer.add(
+        generation.trajectory(
+          sample, STAGE, who, section, student.thinking, VERSION
+        )
+      )
+
+  # 4. What came out.
+  summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})
+  summary["rejected"] = len(rejected)
+  run_dir.mark_done(STAGE, summary)
+  print(f"rollout: {generation.describe(summary)}", flush=True)
+
+
+if __name__ == "__main__":
+  cli.main(STAGE, run, "the student answers every problem once (y_o)")

@@ -1,0 +1,264 @@
+"""Stage 3: the student's adapter learns the teacher's distributions.
+
+Reads trajectories (y_r for method=trd, else y_o), scores their tokens under
+the student's and the teacher's own prompts, and takes AdamW steps on the
+divergence that the method names (SPEC §2). Killed and started again, it ends
+with the bits of a run that was not.
+"""
+
+import time
+
+from trd_jax import cli
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+STAGE = "train"
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Trains the adapter for `train.epochs` or `train.max_steps`.
+
+  Raises:
+    UserError: the trajectories are missing or none is left, a model or a
+      tokenizer is bad, the teacher's ids or vocabulary are not the student's,
+      or the loss stops being a number.
+  """
+  del flags
+  import grain
+  import jax
+  from flax import nnx
+
+  from trd_jax import (
+    generation,
+    layout,
+    objective,
+    optimizer,
+    packing,
+    sharding,
+    training_set,
+    weights,
+  )
+  from trd_jax.checkpoint import Checkpoints
+  from trd_jax.contexts import thinking_warnings
+  from trd_jax.distill_step import Setup
+  from trd_jax.distiller import Distiller
+  from trd_jax.metrics import MetricWriter, Progress
+  from trd_jax.model.lora import LoraConfig
+  from trd_jax.model.qwen3 import Qwen3
+
+  if generation.skip_if_done(run_dir, STAGE, describe):
+    return
+  train, teacher_model = experiment.train, experiment.teacher_model
+
+  # 1. Who learns and who teaches: they must speak in the same ids.
+  student = generation.speaker(experiment.student, run_dir)
+  teacher = generation.speaker(teacher_model, run_dir)
+  _check_vocabularies(student, teacher)
+  for warning in thinking_warnings(
+    method=experiment.method,
+    regime=experiment.regime,
+    student_chat=student.chat,
+    teacher_chat=teacher.chat,
+    student=experiment.student.thinking,
+    teacher=teacher_model.thinking,
+    refine=experiment.refine.thinking,
+  ):
+    print(f"train: note: {warning}", flush=True)
+
+  # 2. What they read: trajectories in the contexts of both sides.
+  data = training_set.build(experiment, run_dir, student.chat, teacher.chat)
+  run_dir.write_rejected(STAGE, data.rejected)
+  dropped = "".join(f", {n} {why}" for why, n in data.dropped.items())
+  print(f"train: {len(data.samples):,} trajectories{dropped}", flush=True)
+
+  # 3. The order: shuffled anew each epoch, cut into batches. The last batch
+  #    is what is left; its loss is the mean over the trajectories it has.
+  order = (
+    grain.MapDataset.source(range(len(data.samples)))
+    .shuffle(seed=experiment.seed)
+    .repeat(train.epochs)
+    .batch(train.batch_size, batch_fn=list)
+  )
+  num_steps = min(len(order), train.max_steps or len(order))
+
+  # 4. The models, placed on the mesh. In OPSD the teacher is the student's
+  #    own base: the same arrays under a graph definition without adapters.
+  sizes = experiment.mesh
+  mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+  lora_config = LoraConfig(**vars(experiment.lora))
+  model = weights.load(
+    student.folder,
+    dtype=student.dtype,
+    mesh=mesh,
+    lora=lora_config,
+    seed=experiment.seed,
+  )
+  graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+  lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
+  if experiment.regime == "opsd":
+    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
+  else:
+    other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
+    teacher_graph, teacher_base = nnx.split(other)
+    teacher_base = nnx.to_pure_dict(teacher_base)
+
+  # 5. The programs of an update, for as few shapes as the lengths allow.
+  shapes = layout.plan(
+    data.samples,
+    groups=sharding.num_groups(mesh),
+    batch_size=train.batch_size,
+    pack_tokens=train.pack_tokens,
+    teacher_pack_tokens=train.teacher_pack_tokens,
+    rows_per_device=train.rows_per_device,
+  )
+  setup = Setup(
+    student=graph,
+    teacher=teacher_graph,
+    loss=objective.slot_loss(
+      objective.Objective.of(experiment), student.chat.onset_ids()
+    ),
+    optimizer=optimizer.make_optimizer(train, num_steps),
+    schedule=optimizer.schedule(train, num_steps),
+    mesh=mesh,
+    remat=train.remat,
+    dropout=experiment.lora.dropout > 0,
+  )
+  distiller = Distiller(setup, lora, base, teacher_base, shapes.buffer_slots)
+
+  # 6. Where to begin: the newest checkpoint, or the start. The number of
+  #    updates done is the cursor into the order and the key of the dropout.
+  checkpoints = Checkpoints(run_dir.checkpoints, train.keep_checkpoints)
+  if checkpoints.latest() is None:
+    start, state = 0, distiller.init(lora, experiment.seed)
+  else:
+    start, state = checkpoints.restore(distiller.abstract_state(lora))
+    print(f"train: goes on after update {start}", flush=True)
+  del lora, model
+
+  # 7. Updates. The metrics of one are fetched after the next is launched, so
+  #    that packing overlaps with the devices' work.
+  began = time.monotonic()
+  seen = 0
+  with (
+    MetricWriter(
+      run_dir.metrics_file(STAGE), start, **vars(experiment.metrics)
+    ) as writer,
+    Progress(num_steps, "train", "updates", initial=start) as progress,
+  ):
+
+    def record(step, metrics, facts):
+      """Waits for an update and writes its row."""
+      row = objective.finish(jax.device_get(metrics)) | facts
+      _check_finite(step, row)
+      row["elapsed_seconds"] = time.monotonic() - began
+      if step % train.log_every == 0 or step == num_steps - 1:
+        writer.write(step, row)
+      progress.update(1, f"loss {row['loss']:.4f}")
+
+    pending = None
+    for step in range(start, num_steps):
+      batch = [data.samples[i] for i in order[step]]
+      packs = packing.pack(batch, shapes)
+      state, metrics = distiller.update(state, packs)
+      if pending is not None:
+        record(*pending)
+      facts = _facts(batch, packs)
+      seen += facts["tokens_student"] + facts["tokens_teacher"]
+      pending = step, metrics, facts
+      if (step + 1) % train.checkpoint_every == 0 or step + 1 == num_steps:
+        # Rows first: a run that goes on from here must find them written.
+        record(*pending)
+        pending = None
+        checkpoints.save(step + 1, state)
+  checkpoints.wait()
+
+  # 8. What was done.
+  seconds = time.monotonic() - began
+  summary = {
+    "updates": num_steps,
+    "trajectories": len(data.samples),
+    "dropped": dict(data.dropped),
+    "seconds": round(seconds, 3),
+    "tokens_per_second": round(seen / seconds, 1),
+    "restarted_after": start,
+  }
+  run_dir.mark_done(STAGE, summary)
+  print(f"train: {describe(summary)}", flush=True)
+
+
+def describe(summary: dict) -> str:
+  """One line about a finished training run."""
+  return (
+    f"{summary['updates']} updates on {summary['trajectories']:,} trajectories"
+    f" ({sum(summary['dropped'].values()):,} dropped),"
+    f" {summary['tokens_per_second']:,.0f} tokens/s"
+  )
+
+
+def _base_graph(model_class, model):
+  """The graph definition of the model without its adapters."""
+  import jax
+  from flax import nnx
+
+  dtype = model.head_VD.dtype
+  return nnx.graphdef(
+    jax.eval_shape(
+      lambda: model_class(model.config, dtype=dtype, rngs=nnx.Rngs(0))
+    )
+  )
+
+
+def _check_vocabularies(student, teacher) -> None:
+  """Both sides must give every id the same token and a row of the head."""
+  from trd_jax import weights
+  from trd_jax.errors import UserError
+
+  if not student.chat.same_ids(teacher.chat):
+    raise UserError(
+      f"teacher.path={teacher.name}: its tokenizer gives other ids than"
+      f" student.path={student.name}'s, and a full-vocabulary divergence"
+      " compares id by id; choose a teacher of the same family"
+    )
+  rows = [weights.read_config(s.folder).vocab_size for s in (student, teacher)]
+  if rows[0] != rows[1]:
+    raise UserError(
+      f"teacher.path={teacher.name} has a head of {rows[1]} rows and"
+      f" student.path={student.name} one of {rows[0]}; choose a teacher with"
+      " the student's vocabulary"
+    )
+
+
+def _facts(batch, packs) -> dict[str, float]:
+  """What the host knows of an update."""
+  from trd_jax import packing
+
+  tokens = (
+    sum(s.student_length for s in batch),
+    sum(s.teacher_length for s in batch),
+  )
+  padded = packing.padded_tokens(packs)
+  return {
+    "truncated_share": sum(s.truncated for s in batch) / len(batch),
+    "trajectories": len(batch),
+    "tokens_student": tokens[0],
+    "tokens_teacher": tokens[1],
+    "fill_student": tokens[0] / padded[0],
+    "fill_teacher": tokens[1] / padded[1],
+  }
+
+
+def _check_finite(step: int, row: dict[str, float]) -> None:
+  import math
+
+  from trd_jax.errors import UserError
+
+  if not all(math.isfinite(row[name]) for name in ("loss", "grad_norm")):
+    raise UserError(
+      f"update {step}: the loss is {row['loss']} and its gradient's norm"
+      f" {row['grad_norm']}; the checkpoints before it are kept: lower"
+      " train.learning_rate, in a new --workdir"
+    )
+
+
+if __name__ == "__main__":
+  cli.main(STAGE, run, "distils the teacher into the student's adapter")
