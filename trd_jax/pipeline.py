@@ -137,6 +137,12 @@ def table(summary: dict[str, Any]) -> str:
   for row in rows:
     cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
     lines.append("  ".join(cells).rstrip())
+  if summary["student"].startswith(_RANDOM):
+    lines += [
+      "",
+      "The student is randomly initialised: an accuracy of 0 is what it should"
+      " have, and what the run shows is the path.",
+    ]
   seconds = summary["seconds"]
   total = sum(seconds.values())
   lines += ["", "where the time went"]

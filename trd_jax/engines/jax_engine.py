@@ -72,11 +72,10 @@ class Rows(NamedTuple):
 
 
 def bucket(length: int) -> int:
-  """The smallest of 32, 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
-  if length <= 128:
-    return max(32, -(-length // 32) * 32)
-  half = 1 << ((length - 1).bit_length() - 1)
-  return half * 3 // 2 if length <= half * 3 // 2 else half * 2
+  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
+  power = max(64, 1 << (length - 1).bit_length())
+  half = power * 3 // 4
+  return half if half >= max(length, 96) else power
 
 
 class JaxEngine:
@@ -251,13 +250,16 @@ class _Batch:
     # Requests whose prompts are in the staging area, with the row there.
     self.staged: collections.deque[tuple[_Waiting, int]] = collections.deque()
     self.staging: KVCache | None = None
-    self.length = 0
+    # Not 0: a program over several devices can't take an empty array.
+    self.length = bucket(1)
     shape = (B, config.num_kv_heads, config.head_dim)
     dtype = engine.model.embed.embedding[...].dtype
     empty = KVCache(
-      tuple(np.zeros((*shape, 0), dtype) for _ in range(config.num_layers)),
       tuple(
-        np.zeros((*shape[:2], 0, shape[2]), dtype)
+        np.zeros((*shape, self.length), dtype) for _ in range(config.num_layers)
+      ),
+      tuple(
+        np.zeros((*shape[:2], self.length, shape[2]), dtype)
         for _ in range(config.num_layers)
       ),
     )
@@ -284,7 +286,7 @@ class _Batch:
     devices = engine.mesh.size
     platform = engine.mesh.devices.flat[0].platform
     tokens = _PREFILL_TOKENS.get(platform, _PREFILL_TOKENS_ACCELERATOR)
-    P = max(1, min(tokens // T, engine.slots) // devices) * devices
+    P = -(-tokens // (T * devices)) * devices
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
     row_of: dict[bytes, int] = {}
@@ -330,8 +332,12 @@ class _Batch:
     """Makes the cache as long as the next chunk needs, and no longer."""
     rows = self.rows
     steps = np.minimum(self.engine.decode_steps, rows.limit - rows.index)
-    need = np.max((rows.position + steps)[rows.index < rows.limit], initial=1)
-    length = bucket(max(int(need), least))
+    active_B = rows.index < rows.limit
+    need = max(least, int(np.max((rows.position + steps)[active_B], initial=1)))
+    length = bucket(need)
+    if length < self.length:
+      # Room for what follows, or it would shrink and grow by turns.
+      length = min(self.length, bucket(need + 2 * self.engine.decode_steps))
     if length != self.length:
       self.cache = self.engine.run(
         _resize,
@@ -379,9 +385,7 @@ class _Batch:
         rows.limit[slot] = 0
         waiting = self.running.pop(slot)
         reason = "stop" if stopped else "length"
-        yield Completion(
-          waiting.request.key, tuple(self.ids.pop(slot)), reason
-        )
+        yield Completion(waiting.request.key, tuple(self.ids.pop(slot)), reason)
 
 
 def _program(*, static: tuple[str, ...] = (), donate: int | None = None):
@@ -503,7 +507,9 @@ def _decode(plan: Plan, vocab_size: int, steps: int):
         token=jnp.where(active_B, token_B, rows.token),
         position=rows.position + active_B,
         index=index_B,
-        limit=jnp.where(stopped_B, jnp.minimum(index_B, rows.limit), rows.limit),
+        limit=jnp.where(
+          stopped_B, jnp.minimum(index_B, rows.limit), rows.limit
+        ),
         seed=rows.seed,
       )
       return step + 1, rows, cache, out_CB

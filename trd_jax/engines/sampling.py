@@ -88,9 +88,7 @@ def sample(
   return jnp.take_along_axis(id_BC, best_B1, axis=-1)[:, 0].astype(jnp.int32)
 
 
-def nucleus(
-  scaled_BV: jax.Array, top_p: jax.Array | float
-) -> jax.Array:
+def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
   """Which tokens top-p keeps, bool `[B, V]`, without sorting.
 
   Bisects on the bits of the logits for the smallest one kept: 32 sums over
