@@ -189,8 +189,8 @@ def test_extreme_logits_stay_finite_and_right(kind):
 def test_top_k_breaks_ties_like_lax_top_k():
   rng = np.random.default_rng(0)
   for width in 7, 128, 1000, 5003:
-    # Few distinct values: the k-th is nearly always one of many equals.
-    x = jnp.asarray(rng.integers(0, 12, (16, width)), jnp.float32)
+    # Whole numbers with a tail: best entries differ, the k-th has many equals.
+    x = jnp.asarray(rng.geometric(0.3, (64, width)), jnp.float32)
     for k in 1, 5, 9:
       values, ids = top_k(x, k)
       wanted_values, wanted_ids = jax.lax.top_k(x, min(k, width))

@@ -272,6 +272,7 @@ def test_the_last_box_is_read_to_its_own_brace(content, command, before):
     ("<think>\\boxed{1}</think> \\boxed{2}", "1", "mismatch", "2"),
     ("<think>a \\boxed{1}</think> so it goes", "1", "no_box", None),
     ("</think> \\boxed{1} </think> \\boxed{2}", "2", "match", "2"),
+    ("</think> \\boxed{1} </think> so", "1", "no_box", None),
     ("\\boxed{1} and \\boxed{2}", "1, 2", "match", "1, 2"),
     ("\\boxed{1} and \\boxed{2}", "2", "match", "2"),
     ("\\boxed{1}. It is not that. So now \\boxed{2}", "1,2", "mismatch", "2"),

@@ -109,29 +109,7 @@ def load_peft(
       of another shape, or the adapter is of a variety that this model lacks.
   """
   folder = Path(folder)
-  fields = read_json(folder / _CONFIG)
-  if fields.get("peft_type") != "LORA":
-    raise UserError(
-      f"{folder / _CONFIG}: peft_type is {fields.get('peft_type')!r}; only LORA"
-      " adapters are read"
-    )
-  for name, off in _VARIANTS:
-    if fields.get(name, off) not in (off, None):
-      raise UserError(
-        f"{folder / _CONFIG}: {name}={fields[name]!r} is not supported; use a"
-        " plain LoRA adapter"
-      )
-  try:
-    lora = LoraConfig(
-      rank=int(fields["r"]),
-      alpha=float(fields["lora_alpha"]),
-      dropout=float(fields.get("lora_dropout", 0.0)),
-    )
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{folder / _CONFIG}: r or lora_alpha is missing or no number ({error});"
-      " fetch the file again"
-    ) from error
+  lora, _ = read_peft_config(folder)
   files = TensorFiles(folder, _WEIGHTS)
   sizes = _sizes(config)
   tree: dict[tuple[str, ...], np.ndarray] = {}
@@ -156,6 +134,40 @@ def load_peft(
       " model that it was trained on"
     )
   return lora, unflatten_dict(tree)
+
+
+def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
+  """An adapter's size and the name of its base model.
+
+  Raises:
+    UserError: `adapter_config.json` is missing, damaged, or describes an
+      adapter of a variety that this model lacks.
+  """
+  path = Path(folder) / _CONFIG
+  fields = read_json(path)
+  if fields.get("peft_type") != "LORA":
+    raise UserError(
+      f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA"
+      " adapters are read"
+    )
+  for name, off in _VARIANTS:
+    if fields.get(name, off) not in (off, None):
+      raise UserError(
+        f"{path}: {name}={fields[name]!r} is not supported; use a"
+        " plain LoRA adapter"
+      )
+  try:
+    lora = LoraConfig(
+      rank=int(fields["r"]),
+      alpha=float(fields["lora_alpha"]),
+      dropout=float(fields.get("lora_dropout", 0.0)),
+    )
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{path}: r or lora_alpha is missing or no number ({error});"
+      " fetch the file again"
+    ) from error
+  return lora, str(fields.get("base_model_name_or_path"))
 
 
 def _key(layer: int, name: str, part: str) -> str:

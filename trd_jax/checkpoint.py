@@ -95,7 +95,7 @@ class Checkpoints:
     """
     step = self.latest()
     if step is None:
-      raise UserError(f"{self.directory} holds no checkpoint; train first")
+      raise UserError(f"{self.directory} holds no checkpoint")
     wanted = _named(abstract_tree)
     arrays = {n: x for n, x in wanted.items() if hasattr(x, "shape")}
     saved = self._saved(step)
@@ -116,12 +116,19 @@ class Checkpoints:
     _, structure = jax.tree.flatten(abstract_tree, is_leaf=_is_none)
     return step, jax.tree.unflatten(structure, leaves)
 
-  def shapes(self) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the newest checkpoint's arrays."""
+  def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of the newest checkpoint by name.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
     step = self.latest()
     if step is None:
-      raise UserError(f"{self.directory} holds no checkpoint; train first")
-    return {name: shape for name, (shape, _) in self._saved(step)[0].items()}
+      raise UserError(f"{self.directory} holds no checkpoint")
+    return {
+      name: jax.ShapeDtypeStruct(shape, dtype)
+      for name, (shape, dtype) in self._saved(step)[0].items()
+    }
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong in it."""
@@ -148,9 +155,10 @@ class Checkpoints:
       plain = self._manager().restore(step, args=items)["plain"]
     except (OSError, ValueError, KeyError, AttributeError) as error:
       raise self._damaged(step, error) from error
+    flat: dict[str, Any] = flatten_dict(about, sep="/")
     arrays = {
       name: (tuple(leaf.shape), np.dtype(leaf.dtype))
-      for name, leaf in flatten_dict(about, sep="/").items()
+      for name, leaf in flat.items()
     }
     return arrays, plain
 

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from trd_jax.row_statistics import (
-  Side,
   logits,
   precision,
   pull_back,
@@ -147,14 +146,14 @@ def token_stats(
   Args:
     student_hidden_RD: float32 or bfloat16, after the final norm. Products
       take operands in this dtype and accumulate in float32; the gradient is
-      returned and, between the passes, kept in it too. (A cotangent must
-      have its primal's dtype, so float32 residuals would double the memory
-      to save the smaller of two roundings.)
+      returned and, between the passes, kept in it too. (A cotangent has its
+      primal's dtype: a bfloat16 gradient is rounded at the end whatever is
+      kept, so float32 would double the memory to save one rounding of two.)
     teacher_hidden_RD: same rows; its width may differ.
     student_head_VD: same dtype as the student's hidden states.
     teacher_head_VD: same dtype as the teacher's hidden states.
     labels_R: int32 response token ids in [0, V); padding slots hold any
-      valid id. An id outside gives NaN.
+      valid id.
     onset_ids_E: int32, distinct ids in [0, V); may be empty.
     spec: what to compute.
 
@@ -275,9 +274,9 @@ def _chunk(
 
   `slope` is the derivative of the divergence; it meets 1/T at the very end.
   """
-  full = spec.kind != "reverse_kl_topk"
+  top = spec.kind == "reverse_kl_topk"
   student_CV = None
-  if full or spec.diagnostics:
+  if spec.diagnostics or not top:
     student_CV = logits(student_hidden_CD, student_head_VD)
   teacher_CV = logits(teacher_hidden_CD, teacher_head_VD)
   q, p, divergence_C = read_rows(
@@ -287,20 +286,20 @@ def _chunk(
     cross={"forward_kl": "teacher", "reverse_kl": "student"}.get(spec.kind),
   )
   slope_CD = None
-  if full:
+  if top:
+    divergence_C, slope_CD = _top_k_reverse_kl(
+      spec, student_hidden_CD, student_head_VD, teacher_CV, want_slope
+    )
+  else:
     divergence_C, slope_CV = _FULL[spec.kind](
       spec, q, p, divergence_C, labels_C, want_slope
     )
-    if want_slope:
+    if slope_CV is not None:
       slope_CD = pull_back(slope_CV, student_head_VD)
       if spec.kind == "sampled_reverse_kl":
         # The one-hot part of d log q(label): a row of the head, no scatter.
         slope_CD += student_head_VD[labels_C].astype(jnp.float32)
-  else:
-    divergence_C, slope_CD = _top_k_reverse_kl(
-      spec, student_hidden_CD, student_head_VD, teacher_CV, want_slope
-    )
-  if want_slope:
+  if slope_CD is not None:
     slope_CD = (slope_CD / spec.temperature).astype(student_hidden_CD.dtype)
 
   more = spec.diagnostics
@@ -321,7 +320,7 @@ def _chunk(
 # both sides and from the KL that the row sums gave, if they gave one.
 
 
-def _forward_kl(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
+def _forward_kl(spec, q, p, kl_C, labels_C, want_slope):
   del labels_C
   slope_CV = None
   if want_slope:
@@ -331,7 +330,7 @@ def _forward_kl(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
   return jnp.maximum(kl_C, 0), slope_CV
 
 
-def _reverse_kl(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
+def _reverse_kl(spec, q, p, kl_C, labels_C, want_slope):
   del labels_C
   slope_CV = None
   if want_slope:
@@ -340,7 +339,7 @@ def _reverse_kl(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
   return jnp.maximum(kl_C, 0), slope_CV
 
 
-def _jsd(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
+def _jsd(spec, q, p, kl_C, labels_C, want_slope):
   del kl_C, labels_C
   beta = spec.beta
   log_q_CV, log_p_CV = (x.log_probs(spec.temperature) for x in (q, p))
@@ -359,7 +358,7 @@ def _jsd(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
   return jnp.maximum(value_C, 0), slope_CV
 
 
-def _sampled_reverse_kl(spec, q: Side, p: Side, kl_C, labels_C, want_slope):
+def _sampled_reverse_kl(spec, q, p, kl_C, labels_C, want_slope):
   del kl_C
   log_q_C, log_p_C = (x.log_prob(labels_C, spec.temperature) for x in (q, p))
   slope_CV = None

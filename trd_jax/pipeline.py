@@ -118,7 +118,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
 def table(summary: dict[str, Any]) -> str:
   """The summary as a person reads it."""
   head = ("benchmark", "", "base", "trained", "difference (paired)")
-  rows = [head]
+  rows: list[tuple[str, ...]] = [head]
   for name, pair in summary["benchmarks"].items():
     k, n = pair["base"]["k"], pair["base"]["n"]
     for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):

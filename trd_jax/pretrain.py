@@ -8,29 +8,39 @@ another world (another modulus, other habits) under the same pipeline.
 Shape key: B rows, T tokens a row.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 from trd_jax import cli
 from trd_jax.errors import UserError, did_you_mean
+from trd_jax.model.config import ModelConfig
 
 ROW_TOKENS = 384
 ROWS = 11
 
-# Sizes of the two models: about 1M and 3M parameters.
+# About 1M and 3M parameters; the vocabulary's size is the tokenizer's.
+_STUDENT = ModelConfig(
+  vocab_size=0,
+  hidden_size=128,
+  intermediate_size=448,
+  num_layers=4,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=32,
+  max_positions=1024,
+  rope_theta=10_000.0,
+  tie_embeddings=True,
+)
 SIZES = {
-  "student": {
-    "hidden_size": 128,
-    "intermediate_size": 448,
-    "num_layers": 4,
-    "num_heads": 4,
-  },
-  "teacher": {
-    "hidden_size": 192,
-    "intermediate_size": 640,
-    "num_layers": 6,
-    "num_heads": 6,
-  },
+  "student": _STUDENT,
+  "teacher": dataclasses.replace(
+    _STUDENT,
+    hidden_size=192,
+    intermediate_size=640,
+    num_layers=6,
+    num_heads=6,
+  ),
 }
 
 FLAGS = (
@@ -116,31 +126,23 @@ def run(experiment, run_dir, flags) -> None:
   from trd_jax import weights
   from trd_jax.chat import Chat
   from trd_jax.metrics import Progress
-  from trd_jax.model.config import ModelConfig
   from trd_jax.model.qwen3 import Qwen3, logits
   from trd_jax.problems import corpus, tokenizer
 
   # 1. The tokenizer, and documents as ids.
   files = Path(tempfile.mkdtemp())
   tokenizer.write(files)
-  generation = {"eos_token_id": 0, "pad_token_id": 0, "do_sample": True}
   chat = Chat.load(files)
-  generation["eos_token_id"] = chat.stop_ids[0]
-  generation["pad_token_id"] = chat.pad_id
-  (files / "generation_config.json").write_text(json.dumps(generation) + "\n")
+  special = {"eos_token_id": chat.stop_ids[0], "pad_token_id": chat.pad_id}
+  for name in ("config.json", "generation_config.json"):
+    (files / name).write_text(json.dumps(special) + "\n")
 
   def encode(user: str, response: str) -> tuple[list[int], list[int]]:
     return chat.render(user, None), [*chat.encode(response), chat.stop_ids[0]]
 
   # 2. The model.
-  config = ModelConfig(
-    vocab_size=-(-chat.vocab_size // 32) * 32,
-    num_kv_heads=2,
-    head_dim=32,
-    max_positions=1024,
-    rope_theta=10_000.0,
-    tie_embeddings=True,
-    **SIZES[flags.model],
+  config = dataclasses.replace(
+    SIZES[flags.model], vocab_size=-(-chat.vocab_size // 32) * 32
   )
   model = Qwen3(config, rngs=nnx.Rngs(flags.seed))
   graph, state = nnx.split(model)
@@ -204,9 +206,6 @@ def run(experiment, run_dir, flags) -> None:
 
   # 5. The folder that every other stage reads.
   out = Path(flags.out or Path("lab") / flags.model)
-  (files / "config.json").write_text(
-    json.dumps({"eos_token_id": chat.stop_ids[0], "pad_token_id": chat.pad_id})
-  )
   weights.save_hf(config, params, out, tokenizer_from=files, dtype="bfloat16")
   print(f"written: {out}")
 

@@ -95,7 +95,8 @@ def top_k(x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   k = min(k, width)
   groups = width // _LANES
   if groups <= k:
-    return tuple(lax.top_k(x_CV, k))
+    values, ids = lax.top_k(x_CV, k)
+    return values, ids
   body = groups * _LANES
   maxima = x_CV[:, :body].reshape(rows, groups, _LANES).max(-1)
   best = jnp.sort(lax.top_k(maxima, k)[1], axis=-1)

@@ -42,7 +42,7 @@ def make_mesh(
   fsdp: int = 1,
   tensor: int = 1,
   *,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """A mesh of the three axes, all of them `AxisType.Auto`.
 
@@ -50,7 +50,7 @@ def make_mesh(
     data: replicas of the weights; -1 for all devices that the others leave.
     fsdp: parts along the residual width; -1 likewise.
     tensor: parts along heads, inner width and vocabulary; -1 likewise.
-    devices: the devices to use, in order; all of them by default. With no
+    devices: the JAX devices to use, in order; all of them by default. With no
       axis at -1 the first `data * fsdp * tensor` of them are used.
 
   Raises:
@@ -59,7 +59,9 @@ def make_mesh(
       leave out devices of a run of several processes.
   """
   given = list(jax.devices() if devices is None else devices)
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+  sizes: dict[str, int] = dict(
+    zip(MESH_AXES, (data, fsdp, tensor), strict=True)
+  )
   shown = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
   if any(size < 1 and size != -1 for size in sizes.values()):
     raise UserError(f"{shown}: each size must be positive, or -1 for the rest")

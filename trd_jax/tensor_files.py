@@ -136,6 +136,10 @@ class TensorFiles:
     """A tensor's shape."""
     return self._shape[name]
 
+  def dtypes(self) -> set[str]:
+    """The dtypes of all tensors, as safetensors spells them."""
+    return {self._open[name].get_slice(name).get_dtype() for name in self}
+
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
     """A part of a tensor, in the file's dtype; all of it by default."""
     return self._open[name].get_slice(name)[index or ...]

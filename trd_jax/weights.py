@@ -110,6 +110,12 @@ def read_config(folder: Path | str) -> ModelConfig:
     raise UserError(f"{folder}/{error}") from error
 
 
+def stored_dtype(folder: Path | str) -> str:
+  """The dtype that holds a folder's weights without loss."""
+  dtypes = TensorFiles(folder).dtypes()
+  return "bfloat16" if dtypes == {"BF16"} else "float32"
+
+
 def load(
   folder: Path | str,
   *,
@@ -147,10 +153,10 @@ def load(
   parts: dict[Keys, dict[int | None, Entry]] = {}
   for entry in entries(config):
     parts.setdefault(entry.path, {})[entry.layer] = entry
-  places = dict(nnx.to_flat_state(shardings(base, mesh))) if mesh else {}
+  places = dict(_parameters(shardings(base, mesh))) if mesh else {}
   loaded = []
   with _progress(config, folder) as advance:
-    for path, variable in nnx.to_flat_state(base):
+    for path, variable in _parameters(base):
       place = places[path].get_value() if mesh else None
       value = _place(files, parts[path], variable.get_value(), place)
       loaded.append((path, variable.replace(value)))
@@ -167,6 +173,11 @@ def load(
     )
     adapter = make()
   return nnx.merge(graph, adapter, nnx.from_flat_state(loaded))
+
+
+def _parameters(state: nnx.State) -> Iterator[tuple[Keys, nnx.Variable]]:
+  for path, variable in nnx.to_flat_state(state):
+    yield tuple(map(str, path)), variable
 
 
 @contextlib.contextmanager
@@ -223,7 +234,8 @@ def _place(
   # Devices that hold the same part share one read of it.
   seen: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-  def read(index: tuple[slice, ...]) -> np.ndarray:
+  def read(index: tuple[slice, ...] | None) -> np.ndarray:
+    index = index or (slice(None),) * len(like.shape)
     bounds = tuple(
       part.indices(size)[:2]
       for part, size in zip(index, like.shape, strict=True)
@@ -239,7 +251,7 @@ def _place(
     return seen[bounds]
 
   if sharding is None:
-    return jnp.asarray(read((slice(None),) * len(like.shape)))
+    return jnp.asarray(read(None))
   return jax.make_array_from_callback(like.shape, sharding, read)
 
 
@@ -284,9 +296,7 @@ def save_hf(
   like = nnx.to_pure_dict(
     nnx.state(jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
   )
-  wanted = {path: x.shape for path, x in flatten_dict(like).items()}
-  given = {path: x.shape for path, x in flatten_dict(base).items()}
-  if wrong := sorted(set(wanted.items()) ^ set(given.items())):
+  if wrong := sorted(_shapes(like) ^ _shapes(base)):
     raise ValueError(f"the tree doesn't fit the config at {wrong[0]}")
   fields = config.to_hf(dtype)
   if tokenizer_from is not None:
@@ -331,6 +341,11 @@ def _export(entry: Entry, base: Tree, dtype: np.dtype) -> np.ndarray:
   value = value if entry.layer is None else value[entry.layer]
   value = np.asarray(jax.device_get(value)).astype(dtype)
   return np.ascontiguousarray(value.T if entry.transposed else value)
+
+
+def _shapes(tree: Tree) -> set[tuple[Keys, tuple[int, ...]]]:
+  flat: dict[Any, Any] = flatten_dict(tree)
+  return {(path, tuple(x.shape)) for path, x in flat.items()}
 
 
 def _get(tree: Tree, path: Keys) -> Any:

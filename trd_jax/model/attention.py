@@ -18,14 +18,14 @@ def attend(
   *,
   query_position_BT: jax.Array,
   key_position_BS: jax.Array,
-  query_segment_BT: jax.Array | None = None,
-  key_segment_BS: jax.Array | None = None,
+  query_segment_BT: jax.Array,
+  key_segment_BS: jax.Array,
 ) -> jax.Array:
   """Causal grouped-query attention that never crosses a segment.
 
-  A query sees the keys whose position is at most its own and, where segments
-  are given, whose segment equals its own. A query that sees nothing returns
-  the mean of the values; such rows are padding and never read.
+  A query sees the keys of its own segment whose position is at most its own.
+  A query that sees nothing returns the mean of the values; such rows are
+  padding and never read.
 
   Args:
     query_BTNH: queries, any float dtype; scaled here by `H ** -0.5`.
@@ -52,8 +52,7 @@ def attend(
       preferred_element_type=jnp.float32,
     )
     seen_BTS = key_position_BS[:, None, :] <= position[:, :, None]
-    if segment is not None:
-      seen_BTS &= key_segment_BS[:, None, :] == segment[:, :, None]
+    seen_BTS &= key_segment_BS[:, None, :] == segment[:, :, None]
     scores_BKMTS = jnp.where(
       seen_BTS[:, None, None], scores_BKMTS * H**-0.5, -1e30
     )
@@ -72,19 +71,12 @@ def attend(
     x = x.reshape(B, -1, _QUERY_BLOCK, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
-  if query_segment_BT is None:
-    parts = (split(query_BTNH), split(query_position_BT))
-    run = jax.checkpoint(lambda part: block(*part, None))
-  else:
-    parts = (
-      split(query_BTNH),
-      split(query_position_BT),
-      split(query_segment_BT),
-    )
-    run = jax.checkpoint(lambda part: block(*part))
+  parts = tuple(
+    split(x) for x in (query_BTNH, query_position_BT, query_segment_BT)
+  )
   # Recomputing a block's scores in the backward pass is what keeps T x S
   # from being stored once a block.
-  out = jax.lax.map(run, parts)
+  out = jax.lax.map(jax.checkpoint(lambda part: block(*part)), parts)
   return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 

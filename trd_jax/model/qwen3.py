@@ -4,7 +4,7 @@ Shape key: B rows, T tokens, S cache length, D residual width, V vocabulary,
 L layers, K key heads, H head width.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +137,10 @@ class Qwen3(nnx.Module):
     T = tokens_BT.shape[1]
     position_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
     segment_BT = (position_BT < length_B[:, None]).astype(jnp.int32)
-    hidden_BTD, (k_LBTKH, v_LBTKH) = self._forward(
+    hidden_BTD, cache = self._forward(
       tokens_BT, position_BT, segment_BT, "none", None, cache=True
     )
+    k_LBTKH, v_LBTKH = cache
     return hidden_BTD, KVCache(
       tuple(jnp.einsum("LBTKH->LBKHT", k_LBTKH)),
       tuple(jnp.einsum("LBTKH->LBKTH", v_LBTKH)),
@@ -190,7 +191,7 @@ class Qwen3(nnx.Module):
 
   def _forward(
     self, tokens_BT, position_BT, segment_BT, remat, dropout_key, cache=False
-  ):
+  ) -> tuple[jax.Array, Any]:
     table = rope_table(self.config, position_BT)
     keys = None
     if dropout_key is not None:

@@ -61,13 +61,7 @@ F_MISREMEMBERED = (
 )
 
 # Words that open a correction, and how often each is used.
-ONSETS = (
-  ("Wait", 10),
-  ("Hmm", 3),
-  ("Oops", 3),
-  ("Actually", 2),
-  ("Hold on", 2),
-)
+ONSETS = {"Wait": 10, "Hmm": 3, "Oops": 3, "Actually": 2, "Hold on": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +138,6 @@ def slip(op: str, value: int, operand: int) -> int:
 def write(chain: Chain, writer: Writer, rng: random.Random) -> str:
   """A worked solution by a fallible writer, drawn with `rng`."""
   rates = dict(writer.slip)
-  words, weights = zip(*ONSETS, strict=True)
   lines = []
   value = chain.start
   for op, operand in chain.steps:
@@ -156,7 +149,7 @@ def write(chain: Chain, writer: Writer, rng: random.Random) -> str:
     if wrong != right and rng.random() < rates.get(op, 0.0):
       lines.append(f"{left}={wrong}")
       if rng.random() < writer.caught:
-        onset = rng.choices(words, weights)[0]
+        onset = rng.choices(list(ONSETS), list(ONSETS.values()))[0]
         lines.append(f"{onset}, {left}={right}")
         value = right
       else:

@@ -1,0 +1,250 @@
+"""The stages merge and convert on a small model on disk."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from small_models import SMALL, model, tree
+
+from trd_jax import convert, experiment, hub, merge
+from trd_jax.adapters import load_peft, logit_difference
+from trd_jax.chat import Chat
+from trd_jax.checkpoint import Checkpoints
+from trd_jax.errors import UserError
+from trd_jax.model.lora import LoraConfig
+from trd_jax.problems import tokenizer
+from trd_jax.records import Trajectory
+from trd_jax.run_dir import RunDir
+from trd_jax.weights import load, save_hf
+
+LORA = LoraConfig(rank=4, alpha=6.0, dropout=0.0)
+CONFIG = dataclasses.replace(SMALL, vocab_size=416, tie_embeddings=True)
+
+
+def _run(stage, chosen, run_dir, **flags):
+  if stage is convert:
+    flags = {"source": None, "target": None, "to": None} | flags
+  stage.run(chosen, run_dir, types.SimpleNamespace(**flags))
+
+
+def _rollout(number, prompt, response):
+  return Trajectory(
+    key=f"{number}",
+    problem_id=f"{number}",
+    stage="rollout",
+    prompt_ids=prompt,
+    response_ids=response,
+    text="",
+    finish_reason="length",
+    truncated=True,
+    seed=0,
+    thinking=None,
+    sampling="{}",
+    model="m",
+    model_revision="r",
+    prompt_version="1",
+    draft_key=None,
+    draft_elided_tokens=0,
+    correct=False,
+    reason="no_box",
+    extracted=None,
+    grader_version="1",
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A finished training run on a small student: all that merge reads."""
+  root = tmp_path_factory.mktemp("merge")
+  tokenizer_files = root / "tokenizer"
+  tokenizer_files.mkdir()
+  tokenizer.write(tokenizer_files)
+  adapted = model(CONFIG, lora=LORA)
+  base = tree(adapted, nnx.Not(nnx.LoRAParam))
+  adapter = tree(adapted, nnx.LoRAParam)
+  save_hf(
+    CONFIG,
+    base,
+    root / "student",
+    tokenizer_from=tokenizer_files,
+    special_ids={"eos_token_id": 5},
+    dtype="float32",
+  )
+  config = experiment.default_config()
+  config.student.path = str(root / "student")
+  config.lora.update(dataclasses.asdict(LORA))
+  chosen = experiment.from_config(config)
+  run_dir = RunDir(root / "run")
+  checkpoints = Checkpoints(run_dir.checkpoints, 2)
+  more = {"opt_state": {"mu": jax.tree.map(np.zeros_like, adapter)}, "step": 9}
+  stale = jax.tree.map(lambda x: 0 * x, adapter)
+  checkpoints.save(6, {"lora": stale, **more})
+  checkpoints.save(9, {"lora": adapter, **more})
+  checkpoints.wait()
+  generator = np.random.default_rng(0)
+  with run_dir.shard_writer("rollout", Trajectory) as writer:
+    for number in range(6):
+      ids = generator.integers(0, CONFIG.vocab_size, 30 + number).tolist()
+      writer.add(_rollout(number, ids[:10], ids[10:]))
+  return chosen, run_dir, adapted
+
+
+def test_an_unfinished_training_is_not_merged(trained):
+  chosen, run_dir, _ = trained
+  assert run_dir.done("train") is None
+  with pytest.raises(UserError, match="training is not finished"):
+    _run(merge, chosen, run_dir)
+  assert not run_dir.merged.exists()
+
+
+@pytest.fixture(scope="module")
+def merged(trained):
+  chosen, run_dir, adapted = trained
+  run_dir.mark_done("train", {"updates": 9})
+  _run(merge, chosen, run_dir)
+  return chosen, run_dir, adapted
+
+
+def test_the_merged_folder_is_the_adapter_on_of_the_newest_checkpoint(merged):
+  _, run_dir, adapted = merged
+  loaded = load(run_dir.merged, dtype="float32")
+  tokens = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, 40))
+  assert logit_difference(adapted, loaded, tokens, np.full(2, 40)) < 5e-5
+  plain = load(run_dir.merged.parents[2] / "student", dtype="float32")
+  assert logit_difference(adapted, plain, tokens, np.full(2, 40)) > 1
+
+
+def test_the_summary_states_the_difference_on_real_contexts(merged):
+  _, run_dir, adapted = merged
+  summary = run_dir.done("merge")
+  assert summary["step"] == 9
+  assert summary["compared_on"] == "the student's rollouts"
+  assert summary["positions"] == 30 + 31 + 32 + 33
+  rows = run_dir.read("rollout", Trajectory)[:4]
+  tokens = np.zeros((4, 33), np.int32)
+  for row, trajectory in zip(tokens, rows, strict=True):
+    ids = [*trajectory.prompt_ids, *trajectory.response_ids]
+    row[: len(ids)] = ids
+  loaded = load(run_dir.merged, dtype="float32")
+  again = logit_difference(adapted, loaded, tokens, np.arange(30, 34))
+  stated = summary["largest_logit_difference"]
+  assert 0 < stated < 5e-5
+  np.testing.assert_allclose(stated, again, rtol=0.5)
+
+
+def test_the_merged_folder_is_whole_and_speaks(merged):
+  chosen, run_dir, _ = merged
+  student = Chat.load(chosen.student.path)
+  assert Chat.load(run_dir.merged).same_ids(student)
+  fields = json.loads((run_dir.merged / "config.json").read_text())
+  assert fields["eos_token_id"] == 5
+  assert fields["tie_word_embeddings"]
+  assert hub.model_folder(str(run_dir.merged)) == run_dir.merged
+
+
+def test_the_adapter_folder_holds_the_trained_adapter(merged):
+  chosen, run_dir, adapted = merged
+  lora, adapter = load_peft(run_dir.adapter, CONFIG)
+  assert lora == LORA
+  _same(adapter, tree(adapted, nnx.LoRAParam))
+  about = json.loads((run_dir.adapter / "adapter_config.json").read_text())
+  assert about["base_model_name_or_path"] == chosen.student.path
+
+
+def test_a_merge_that_is_done_is_left_alone(merged, capsys):
+  chosen, run_dir, _ = merged
+  file = run_dir.merged / "model.safetensors"
+  before = file.stat().st_mtime_ns
+  _run(merge, chosen, run_dir)
+  assert "done before" in capsys.readouterr().out
+  assert file.stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_of_another_rank_is_not_merged(trained, tmp_path):
+  chosen, run_dir, _ = trained
+  wider = dataclasses.replace(
+    chosen, lora=dataclasses.replace(chosen.lora, rank=8)
+  )
+  other = RunDir(tmp_path / "run")
+  other.stage("train").mkdir(parents=True)
+  other.checkpoints.symlink_to(run_dir.checkpoints)
+  other.mark_done("train", {})
+  with pytest.raises(UserError, match=r"lora_a is .*4\).*8\)"):
+    _run(merge, wider, other)
+  assert not other.merged.exists()
+
+
+def _same(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_weights_survive_the_way_to_orbax_and_back(merged, tmp_path):
+  chosen, run_dir, _ = merged
+  there, back = str(tmp_path / "orbax"), str(tmp_path / "hf")
+  source = str(run_dir.merged)
+  _run(convert, chosen, None, source=source, target=there, to="orbax")
+  _run(convert, chosen, None, source=there, target=back, to="hf")
+  for path in run_dir.merged.iterdir():
+    assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_adapter_survives_the_way_to_orbax_and_back(merged, tmp_path):
+  chosen, run_dir, adapted = merged
+  there, back, direct = (str(tmp_path / name) for name in "abc")
+  adapter = str(run_dir.adapter)
+  _run(convert, chosen, run_dir, source=adapter, target=there, to="orbax")
+  _run(convert, chosen, run_dir, source=there, target=back, to="peft")
+  checkpoints = str(run_dir.checkpoints)
+  _run(convert, chosen, run_dir, source=checkpoints, target=direct, to="peft")
+  for folder in (back, direct):
+    for path in run_dir.adapter.iterdir():
+      same = (tmp_path / folder / path.name).read_bytes()
+      assert same == path.read_bytes()
+  _same(load_peft(back, CONFIG)[1], tree(adapted, nnx.LoRAParam))
+
+
+@pytest.mark.parametrize(
+  ("flags", "named"),
+  [
+    ({"source": "{merged}", "target": "{out}"}, "--to"),
+    ({"source": "{out}", "target": "{out}", "to": "hf"}, "no folder"),
+    ({"source": "{merged}", "target": "{out}", "to": "peft"}, "orbax"),
+    ({"source": "{adapter}", "target": "{out}", "to": "hf"}, "orbax"),
+    ({"source": "{merged}", "target": "{merged}", "to": "orbax"}, "replace"),
+    ({"source": "{empty}", "target": "{out}", "to": "peft"}, "no checkpoint"),
+    ({}, "names no random"),
+  ],
+)
+def test_conversions_that_make_no_sense_are_refused(
+  merged, tmp_path, flags, named
+):
+  chosen, run_dir, _ = merged
+  (tmp_path / "empty").mkdir()
+  places = {
+    "merged": run_dir.merged,
+    "adapter": run_dir.adapter,
+    "out": tmp_path / "out",
+    "empty": tmp_path / "empty",
+  }
+  flags = {name: text.format(**places) for name, text in flags.items()}
+  with pytest.raises(UserError, match=named) as caught:
+    _run(convert, chosen, run_dir, **flags)
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_under_another_config_become_no_adapter(merged, tmp_path):
+  chosen, run_dir, _ = merged
+  wider = dataclasses.replace(
+    chosen, lora=dataclasses.replace(chosen.lora, rank=8)
+  )
+  source, target = str(run_dir.checkpoints), str(tmp_path / "out")
+  with pytest.raises(UserError, match="rank 8"):
+    _run(convert, wider, run_dir, source=source, target=target, to="peft")
+  assert not (tmp_path / "out").exists()

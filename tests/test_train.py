@@ -1,0 +1,140 @@
+"""The stage from workdir to checkpoint, on random models and hand-made rows."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import training_runs
+
+from trd_jax import train
+from trd_jax.chat import Chat
+from trd_jax.checkpoint import Checkpoints
+from trd_jax.errors import UserError
+from trd_jax.experiment import to_json
+from trd_jax.metrics import read_metrics
+
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+  return training_runs.model_folder(tmp_path_factory.mktemp("student"))
+
+
+def experiment(folder, **fields):
+  """A run on one device, small in everything."""
+  fields["train"] = {"batch_size": 4, "learning_rate": 1e-2} | fields.get(
+    "train", {}
+  )
+  return training_runs.experiment(
+    folder, **({"lora": LORA, "mesh": {"data": 1}} | fields)
+  )
+
+
+def rows(run_dir):
+  """Metrics without what a clock says."""
+  found = read_metrics(run_dir.metrics_file("train"))
+  return [
+    {k: v for k, v in row.items() if k != "elapsed_seconds"} for row in found
+  ]
+
+
+def saved(run_dir):
+  """The newest checkpoint's arrays, by name."""
+  step = Checkpoints(run_dir.checkpoints, 1).latest()
+  with ocp.PyTreeCheckpointer() as reader:
+    tree = reader.restore(run_dir.checkpoints / str(step) / "arrays")
+  return step, {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def test_killed_and_started_again_is_uninterrupted_bit_for_bit(
+  tmp_path, student
+):
+  chat = Chat.load(student)
+  long = {"batch_size": 4, "epochs": 80, "checkpoint_every": 25}
+  run = experiment(student, train=long)
+  whole = training_runs.workdir(tmp_path / "whole", chat, count=6)
+  train.run(run, whole, None)
+
+  broken = training_runs.workdir(tmp_path / "broken", chat, count=6)
+  broken.claim(to_json(run))
+  command = [sys.executable, "-m", "trd_jax.train", f"--workdir={broken.root}"]
+  with subprocess.Popen(command, env=os.environ) as process:
+    file = broken.metrics_file("train")
+    while process.poll() is None and len(read_metrics(file)) < 60:
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+  assert process.returncode == -signal.SIGKILL
+  assert broken.done("train") is None
+  assert 25 <= saved(broken)[0] < 120
+  train.run(run, broken, None)
+
+  assert len(rows(whole)) == 120
+  assert rows(whole) == rows(broken)
+  assert whole.done("train")["updates"] == 120
+  assert broken.done("train")["restarted_after"] >= 25
+  (step, ours), (_, theirs) = saved(broken), saved(whole)
+  assert step == 120
+  assert ours.keys() == theirs.keys()
+  assert sum("lora_a" in name for name in ours) == 21  # and two moments
+  for name, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+
+
+def test_an_epoch_takes_every_trajectory_once(tmp_path, student):
+  chat = Chat.load(student)
+  run_dir = training_runs.workdir(
+    tmp_path, chat, count=10, refine={7: {"truncated": True}}
+  )
+  other = training_runs.model_folder(
+    tmp_path / "teacher", seed=1, hidden_size=24, tie_embeddings=False
+  )
+  run = experiment(
+    student,
+    regime="opd",
+    method="jsd",
+    teacher={"path": str(other)},
+    mesh={"data": 2},
+  )
+  train.run(run, run_dir, None)
+  found = rows(run_dir)
+  responses = [
+    training_runs.trajectory(
+      chat, training_runs.problem(n), "rollout", n
+    ).response_ids
+    for n in range(10)
+  ]
+  # 4 + 4 + 2 trajectories: the last batch is what is left.
+  assert [row["trajectories"] for row in found] == [4, 4, 2]
+  assert sum(row["tokens"] for row in found) == sum(map(len, responses))
+  assert all(row["loss"] > 0 for row in found)
+  done = run_dir.done("train")
+  assert (done["updates"], done["trajectories"]) == (3, 10)
+  assert done["dropped"] == {}
+  # A finished stage is left alone.
+  train.run(run, run_dir, None)
+  assert rows(run_dir) == found
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
+  tmp_path, student
+):
+  run_dir = training_runs.workdir(tmp_path / "run", Chat.load(student))
+  wide = training_runs.model_folder(tmp_path / "wide", vocab_size=400)
+  run = experiment(student, regime="opd", teacher={"path": str(wide)})
+  with pytest.raises(UserError, match=r"head of 400 rows .* one of 384"):
+    train.run(run, run_dir, None)
+  foreign = training_runs.model_folder(tmp_path / "foreign", merges=40)
+  run = experiment(student, regime="opd", teacher={"path": str(foreign)})
+  with pytest.raises(UserError, match="gives other ids"):
+    train.run(run, run_dir, None)
+  assert not run_dir.stage("train").exists()

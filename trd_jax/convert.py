@@ -1,0 +1,215 @@
+"""Weights from one form into another, and the models called random:<size>.
+
+Without flags of its own it makes the random models that the config names, as
+a stage of the pipeline. With --source and --target it converts:
+
+    Hugging Face folder        -> orbax   (--to=orbax)
+    such an orbax folder       -> Hugging Face   (--to=hf)
+    checkpoints of a training  -> PEFT adapter   (--to=peft)
+    PEFT adapter               -> orbax   (--to=orbax)
+    such an orbax folder       -> PEFT adapter   (--to=peft)
+"""
+
+from pathlib import Path
+
+from trd_jax import cli
+from trd_jax.errors import UserError
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+STAGE = "convert"
+FLAGS = (
+  cli.Flag("source", None, "folder to convert; absent: make random models"),
+  cli.Flag("target", None, "folder to write; one that is there is replaced"),
+  cli.Flag("to", None, "form to write: hf, orbax or peft"),
+)
+
+_RANDOM = "random:"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ORBAX = "orbax"
+
+
+def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
+  """Converts, or makes the random models that the config names.
+
+  Raises:
+    UserError: flags that don't belong together, or a source that is missing,
+      damaged or of another kind than can be written in that form.
+  """
+  own = (flags.source, flags.target, flags.to)
+  if not any(own):
+    _random_models(experiment, run_dir)
+    return
+  if not all(own):
+    raise UserError("--source, --target and --to belong together: give all")
+  source, target = map(Path, own[:2])
+  if not source.is_dir():
+    raise UserError(f"--source={source} is no folder; name one to convert")
+  if target.resolve() in (source.resolve(), *source.resolve().parents):
+    raise UserError(f"--target={target} would replace --source={source}")
+  kind = _kind(source)
+  writers = {
+    ("hf", "orbax"): _hf_to_orbax,
+    ("orbax model", "hf"): _orbax_to_hf,
+    ("peft", "orbax"): _peft_to_orbax,
+    ("orbax adapter", "peft"): _orbax_to_peft,
+  }
+  if (kind, flags.to) not in writers:
+    raise UserError(
+      f"--source={source} ({kind}) can't become --to={flags.to}; it can become"
+      f" {', '.join(form for k, form in writers if k == kind)}"
+    )
+  try:
+    writers[kind, flags.to](source, target, experiment, run_dir)
+  except ValueError as error:
+    raise UserError(
+      f"{source}: {error}; give the --config that it belongs to"
+    ) from error
+  print(f"{STAGE}: {kind} {source} is now {flags.to} {target}", flush=True)
+
+
+def _kind(source: Path) -> str:
+  """What a folder holds, by its files."""
+  if (source / _ORBAX).is_dir():
+    model = (source / "config.json").exists()
+    return "orbax model" if model else "orbax adapter"
+  if (source / _ADAPTER_CONFIG).exists():
+    return "peft"
+  if (source / "config.json").exists():
+    return "hf"
+  return "orbax adapter"
+
+
+def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
+  """Makes each model random:<size> of the config that isn't there yet."""
+  sections = [("student", experiment.student)]
+  if experiment.regime == "opd":
+    sections.append(("teacher", experiment.teacher))
+  sections = [(n, s) for n, s in sections if s.path.startswith(_RANDOM)]
+  if not sections:
+    raise UserError(
+      "nothing to do: the config names no random:<size> model; to convert"
+      " weights give --source, --target and --to"
+    )
+  if run_dir is None:
+    raise UserError("--workdir=DIR is missing: random models live in it")
+  from trd_jax import hub
+  from trd_jax.random_model import random_folder
+
+  made = {}
+  for number, (name, section) in enumerate(sections):
+    if section.tokenizer is None:
+      raise UserError(
+        f"{name}.path={section.path} has no tokenizer of its own; set"
+        f" {name}.tokenizer to a folder or a hub id"
+      )
+    size = section.path.removeprefix(_RANDOM)
+    folder = run_dir.model_folder_for_random(size)
+    if not (folder / "config.json").exists():
+      random_folder(
+        size,
+        folder,
+        hub.tokenizer_folder(section.tokenizer, run_dir),
+        section.chat_template,
+        seed=experiment.seed + number,
+      )
+    made[section.path] = hub.model_revision(folder)
+    print(f"{STAGE}: {section.path} is in {folder}", flush=True)
+  run_dir.mark_done(STAGE, {"random": made})
+
+
+def _hf_to_orbax(source: Path, target: Path, *_) -> None:
+  import shutil
+
+  from flax import nnx
+
+  from trd_jax import weights
+  from trd_jax.model_folder import CONFIG, atomic_folder, copy_companions
+
+  model = weights.load(source, dtype=weights.stored_dtype(source))
+  with atomic_folder(target) as out:
+    copy_companions(source, out)
+    shutil.copyfile(source / CONFIG, out / CONFIG)
+    _save(out / _ORBAX, {"base": nnx.to_pure_dict(nnx.state(model))})
+
+
+def _orbax_to_hf(source: Path, target: Path, *_) -> None:
+  from trd_jax import weights
+
+  base = _restore(source / _ORBAX, "base")
+  weights.save_hf(
+    weights.read_config(source),
+    base,
+    target,
+    tokenizer_from=source,
+    dtype=base["embed"]["embedding"].dtype.name,
+  )
+
+
+def _peft_to_orbax(
+  source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
+) -> None:
+  import shutil
+
+  from trd_jax import adapters, hub, weights
+  from trd_jax.model_folder import atomic_folder
+
+  student = experiment.student
+  folder = hub.model_folder(student.path, run_dir, student.revision)
+  _, adapter = adapters.load_peft(source, weights.read_config(folder))
+  with atomic_folder(target) as out:
+    shutil.copyfile(source / _ADAPTER_CONFIG, out / _ADAPTER_CONFIG)
+    _save(out / _ORBAX, {"lora": adapter})
+
+
+def _orbax_to_peft(
+  source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
+) -> None:
+  del run_dir
+  from trd_jax import adapters
+  from trd_jax.model.lora import LoraConfig
+
+  if (source / _ADAPTER_CONFIG).exists():
+    lora, base = adapters.read_peft_config(source)
+    source = source / _ORBAX
+  else:
+    # A training's checkpoints: alpha and dropout stand in its config.
+    lora = LoraConfig(**vars(experiment.lora))
+    base = experiment.student.path
+  adapters.save_peft(_restore(source, "lora"), lora, target, base=base)
+
+
+def _save(folder: Path, tree: dict) -> None:
+  from trd_jax.checkpoint import Checkpoints
+
+  checkpoints = Checkpoints(folder, keep=1)
+  checkpoints.save(0, tree)
+  checkpoints.wait()
+
+
+def _restore(folder: Path, name: str) -> dict:
+  """One subtree of the newest checkpoint in a folder."""
+  from flax.traverse_util import unflatten_dict
+
+  from trd_jax.checkpoint import Checkpoints
+
+  checkpoints = Checkpoints(folder, keep=1)
+  like = {
+    key: shape
+    for key, shape in checkpoints.arrays().items()
+    if key.startswith(name + "/")
+  }
+  if not like:
+    raise UserError(f"{folder} holds no {name}; name another --source")
+  _, tree = checkpoints.restore(unflatten_dict(like, sep="/"), partial=True)
+  return tree[name]
+
+
+if __name__ == "__main__":
+  cli.main(
+    STAGE,
+    run,
+    "converts weights, or makes the config's random models",
+    FLAGS,
+    standalone=True,
+  )
