@@ -33,7 +33,7 @@ test: $(VENV)/.test
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 # A stamp is as old as the last install, which is repeated when setup.py is
 # newer. The package itself is installed in place: its files need no install.

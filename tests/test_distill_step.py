@@ -63,7 +63,8 @@ def padded_reference(regime):
 
   run = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (value, nll), grads = run(both.lora)
-  return value, nll, jax.device_get(nnx.to_pure_dict(grads))
+  nll = [float(side) for side in nll]
+  return float(value), nll, jax.device_get(nnx.to_pure_dict(grads))
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,11 @@ LEARNING = {
   "adapters",
   "checkpoint",
   "distill_step",
+  "distiller",
   "divergence",
   "engines",
   "generation",
+  "layout",
   "model_folder",
   "objective",
   "optimizer",
@@ -40,6 +42,7 @@ LEARNING = {
   "random_model",
   "row_statistics",
   "tensor_files",
+  "training_set",
   "weights",
 }
 STAGES = {
