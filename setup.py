@@ -53,6 +53,7 @@ setup(
       "peft",
       "pytest",
       "hypothesis",
+      "tensorboardX",
     ],
     "dev": ["ruff==0.17.6", "pyright==1.1.414", "pre-commit"],
   },

@@ -14,7 +14,7 @@ from distilling import Run
 from flax import nnx
 
 from trd_jax import distill_step, packing, sharding
-from trd_jax.divergence import KINDS, Divergence
+from trd_jax.divergence import Divergence
 from trd_jax.model.qwen3 import logits
 from trd_jax.objective import Objective
 
@@ -202,13 +202,17 @@ def test_replicas_meet_once_an_update():
   assert collectives(update.lower(run.state, totals)) == {"all-reduce"}
 
 
+# forward_kl's gradient is compared with the reference's above.
 METHODS = {
-  kind: Objective(Divergence(kind=kind, top_k=8))
-  for kind in KINDS
-  if kind != "sampled_reverse_kl"
-} | {
   "forward_kl_clip": Objective(clip=4.0),
+  "reverse_kl_topk": Objective(Divergence(kind="reverse_kl_topk", top_k=8)),
+  "jsd": Objective(Divergence(kind="jsd", beta=0.3)),
   "tip": Objective(Divergence(kind="reverse_kl"), token_weights=True),
+}
+SMALL_PACKS = {
+  "pack_tokens": 32,
+  "teacher_pack_tokens": 32,
+  "rows_per_device": 3,
 }
 
 
@@ -220,6 +224,7 @@ def test_every_method_brings_the_student_to_the_teacher(method):
     data,
     loss=METHODS[method],
     optimizer=optax.adam(3e-3),
+    **SMALL_PACKS,
   )
   losses = [run.update(data)["loss"] for _ in range(12)]
   assert losses[-1] < 0.8 * losses[0]
@@ -234,6 +239,7 @@ def test_sampled_reverse_kl_moves_against_the_log_ratio():
     data,
     loss=Objective(Divergence(kind="sampled_reverse_kl")),
     optimizer=optax.adam(3e-3),
+    **SMALL_PACKS,
   )
   rows = [run.update(data) for _ in range(12)]
   ratios = [r["nll_teacher"] - r["nll_student"] for r in rows]

@@ -40,8 +40,16 @@ SHAPES = {
   "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.5}},
   "yarn": {"rope_scaling": YARN},
   "yarn, all fields": {
-    "rope_scaling": YARN
-    | {"beta_fast": 8.0, "beta_slow": 2.0, "attention_factor": 1.3}
+    "max_position_embeddings": 4096,
+    "rope_scaling": {
+      "rope_type": "yarn",
+      "factor": 4.0,
+      "original_max_position_embeddings": 1024,
+      "beta_fast": 8.0,
+      "beta_slow": 2.0,
+      "attention_factor": 1.3,
+      "truncate": False,
+    },
   },
 }
 TOKENS = np.random.default_rng(0).integers(0, 80, (2, 40))

@@ -93,6 +93,7 @@ def test_a_config_that_is_no_dense_qwen3_is_named(fields, named):
 
 
 def test_an_absent_head_dim_is_that_of_transformers():
-  assert ModelConfig.from_hf(_without("head_dim")).head_dim == 128
+  absent = _without("head_dim", hidden_size=2048)
+  assert ModelConfig.from_hf(absent).head_dim == 128
   null = _without(head_dim=None, hidden_size=2048)
   assert ModelConfig.from_hf(null).head_dim == 64

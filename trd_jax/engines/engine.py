@@ -64,6 +64,11 @@ class Sampling:
       )
     if self.top_k < 1 and self.top_k != -1:
       raise UserError(f"top_k={self.top_k} must be positive, or -1 for off")
+    if self.vocab_size is not None and self.vocab_size < 1:
+      raise UserError(
+        f"vocab_size={self.vocab_size} leaves no token to draw; give the number"
+        " of the tokenizer's ids"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

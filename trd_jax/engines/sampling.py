@@ -33,6 +33,13 @@ class Plan:
   top_k: int
   nucleus: bool
 
+  @classmethod
+  def of(cls, temperature: float, top_k: int, top_p: float) -> "Plan":
+    """The plan of a temperature (0: greedy), a top-k (-1: off) and a top-p."""
+    if temperature == 0:
+      return cls(greedy=True, top_k=0, nucleus=False)
+    return cls(greedy=False, top_k=max(top_k, 0), nucleus=top_p < 1)
+
 
 def seed_words(seeds: Sequence[int]) -> np.ndarray:
   """Seeds modulo 2^64 as uint32 words `[B, 2]`, the high one first."""

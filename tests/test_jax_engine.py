@@ -1,0 +1,319 @@
+import collections
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import LORA, SMALL, forward, model, tree
+from test_sampling import assert_drawn_from, exact
+
+from trd_jax import engines, weights
+from trd_jax.engines.engine import Completion, Request, Sampling
+from trd_jax.engines.jax_engine import JaxEngine, bucket
+from trd_jax.errors import UserError
+from trd_jax.model.qwen3 import logits
+from trd_jax.sections import Engine
+
+TIED = dataclasses.replace(SMALL, tie_embeddings=True)
+GREEDY = Sampling(temperature=0.0)
+WARM = Sampling(temperature=1.2, top_k=12, top_p=0.95, stop_ids=(7,))
+
+_compiled = collections.Counter()
+jax.monitoring.register_event_duration_secs_listener(
+  lambda event, *_, **__: _compiled.update([event])
+)
+
+
+def compilations():
+  return _compiled["/jax/core/compile/backend_compile_duration"]
+
+
+def engine(made=None, *, slots=4, decode_steps=5, devices=1, **kwargs):
+  return JaxEngine(
+    made or model(),
+    slots=slots,
+    decode_steps=decode_steps,
+    devices=jax.devices()[:devices],
+    **kwargs,
+  )
+
+
+def requests(count, *, prompt=(1, 90), new=(1, 40), seed=0):
+  """Requests of mixed lengths, deterministic."""
+  generator = np.random.default_rng(seed)
+  made = []
+  for number in range(count):
+    length = generator.integers(*prompt)
+    ids = generator.integers(0, SMALL.vocab_size, length).tolist()
+    limit = int(generator.integers(*new))
+    made.append(
+      Request(f"r{number}", ids, int(generator.integers(2**60)), limit)
+    )
+  return made
+
+
+def complete(made, asked, sampling):
+  """Completions by key, one for each request."""
+  found = list(made.generate(asked, sampling))
+  by_key = {c.key: c for c in found}
+  assert len(by_key) == len(found)
+  assert by_key.keys() == {r.key for r in asked}
+  return by_key
+
+
+def full_logits(made, asked, found):
+  """Logits of the full forward at the places the completions came from."""
+  width = max(len(r.prompt_ids) + len(found[r.key].ids) for r in asked)
+  tokens = np.zeros((len(asked), width), np.int32)
+  segment = np.zeros_like(tokens)
+  for row, request in enumerate(asked):
+    ids = [*request.prompt_ids, *found[request.key].ids]
+    tokens[row, : len(ids)] = ids
+    segment[row, : len(ids)] = 1
+  position = np.broadcast_to(np.arange(width), tokens.shape)
+  hidden = forward(made, tokens, position, segment)
+  all_BTV = np.asarray(logits(hidden, made.head_VD))
+  for row, request in enumerate(asked):
+    start = len(request.prompt_ids) - 1
+    yield request, all_BTV[row, start : start + len(found[request.key].ids)]
+
+
+@pytest.mark.parametrize(
+  ("config", "lora", "devices", "longest"),
+  [(SMALL, None, 1, 130), (TIED, LORA, 1, 30), (TIED, None, 2, 30)],
+)
+def test_greedy_is_the_argmax_of_the_full_forward(
+  config, lora, devices, longest
+):
+  made = model(config, lora=lora)
+  # More requests than slots; from a prompt of one token to contexts over
+  # several buckets.
+  asked = [
+    Request("one", [5], 0, longest),
+    Request("two", [5, 6], 0, 1),
+    *requests(14, prompt=(3, longest), new=(1, 1 + longest // 2)),
+  ]
+  found = complete(engine(made, devices=devices), asked, GREEDY)
+  for request, rows_TV in full_logits(made, asked, found):
+    completion = found[request.key]
+    assert completion.finish_reason == "length"
+    assert len(completion.ids) == request.max_new_tokens
+    assert list(completion.ids) == rows_TV.argmax(axis=1).tolist()
+  assert len({i for c in found.values() for i in c.ids}) > 20
+
+
+def test_greedy_in_bfloat16_is_within_rounding_of_the_full_forward():
+  made = model(TIED, dtype=jnp.bfloat16)
+  asked = requests(8, prompt=(1, 40), new=(1, 20))
+  found = complete(engine(made), asked, GREEDY)
+  for request, rows_TV in full_logits(made, asked, found):
+    ids = np.array(found[request.key].ids)
+    lost = rows_TV.max(axis=1) - rows_TV[np.arange(len(ids)), ids]
+    assert np.all(lost <= 0.05 * rows_TV.std())
+
+
+def test_a_completion_ends_with_the_first_stop_id_or_at_its_limit():
+  made, asked = engine(), requests(20, prompt=(1, 30), new=(2, 30))
+  free = complete(made, asked, GREEDY)
+  # One that ends a completion at its very limit, and a common one.
+  last = free["r0"].ids[-1]
+  common, _ = collections.Counter(
+    i for c in free.values() for i in c.ids
+  ).most_common(1)[0]
+  stops = (int(last), int(common), 10**6)
+  ended = complete(made, asked, dataclasses.replace(GREEDY, stop_ids=stops))
+  reasons = set()
+  for key, completion in ended.items():
+    ids = free[key].ids
+    first = next((n for n, i in enumerate(ids, 1) if i in stops), None)
+    assert completion.ids == ids[:first]
+    assert completion.finish_reason == ("stop" if first else "length")
+    reasons.add((completion.finish_reason, len(completion.ids) == len(ids)))
+  assert ("stop", True) in reasons
+  assert ("stop", False) in reasons
+  assert ("length", True) in reasons
+
+
+def test_tokens_depend_neither_on_company_nor_on_order_slots_or_devices():
+  made, asked = model(), requests(40, prompt=(1, 66), new=(1, 30))
+  together = complete(engine(made), asked, WARM)
+  assert {c.finish_reason for c in together.values()} == {"stop", "length"}
+  one = engine(made)
+  for request in asked[:6]:
+    (alone,) = one.generate([request], WARM)
+    assert alone == together[request.key]
+  assert complete(one, asked[::-1], WARM) == together
+  assert (
+    complete(engine(made, slots=3, decode_steps=1), asked, WARM) == together
+  )
+  assert complete(engine(made, slots=50), asked, WARM) == together
+  assert complete(engine(made, devices=2), asked, WARM) == together
+
+
+def test_the_seed_and_nothing_else_tells_equal_prompts_apart():
+  asked = [Request(f"r{n}", [1, 2, 3], n // 2, 12) for n in range(60)]
+  found = complete(engine(), asked, WARM)
+  for n in range(0, 60, 2):
+    assert found[f"r{n}"].ids == found[f"r{n + 1}"].ids
+  assert len({c.ids for c in found.values()}) == 30
+
+
+def test_equal_prompts_are_computed_once():
+  made = engine()
+  computed = []
+
+  def run(program, *arguments, shape, **static):
+    if program.__name__ == "prefill":
+      computed.extend(arguments[2][arguments[2] > 0])
+    return JaxEngine.run(made, program, *arguments, shape=shape, **static)
+
+  made.run = run
+  asked = [
+    Request(f"{p}-{n}", list(range(p + 3)), n, 3)
+    for n in range(9)
+    for p in (0, 5)
+  ]
+  complete(made, asked, WARM)
+  assert sorted(computed) == [2, 7]
+
+
+def test_first_and_second_tokens_follow_the_model_s_distribution():
+  made, prompt, count = model(), [3, 1, 4], 4000
+  sampling = Sampling(temperature=0.7, top_k=8, top_p=0.9)
+  asked = [Request(str(n), prompt, n, 2) for n in range(count)]
+  found = complete(engine(made, slots=64), asked, sampling)
+  first = np.array([c.ids[0] for c in found.values()])
+  ones = [Request("", prompt, 0, 1)]
+  ((_, rows_TV),) = full_logits(
+    made, ones, {"": Completion("", (0,), "length")}
+  )
+  assert_drawn_from(first, exact(rows_TV[0], 0.7, 8, 0.9))
+  common = int(np.bincount(first).argmax())
+  second = np.array([c.ids[1] for c in found.values() if c.ids[0] == common])
+  ones = [Request("", [*prompt, common], 0, 1)]
+  ((_, rows_TV),) = full_logits(
+    made, ones, {"": Completion("", (0,), "length")}
+  )
+  assert second.size > 500
+  assert_drawn_from(second, exact(rows_TV[0], 0.7, 8, 0.9))
+
+
+def test_two_hundred_mixed_requests_cause_few_compilations():
+  # No other test has this number of slots, so nothing is compiled before.
+  made = engine(slots=7)
+  before = compilations()
+  complete(made, requests(200), WARM)
+  first = compilations() - before
+  kinds = collections.Counter(program[0] for program in made.programs)
+  # Contexts of 1 to 128 tokens: three buckets of prompts and of the cache.
+  assert kinds["prefill"] <= 2
+  assert kinds["decode"] <= 3
+  assert kinds["insert"] <= 6
+  assert first <= len(made.programs) <= 16
+  complete(made, requests(200, seed=1), WARM)
+  complete(made, requests(30, seed=2), WARM)
+  later = compilations() - before - first
+  assert first + later <= len(made.programs) <= 16
+  steady = compilations()
+  complete(made, requests(200), WARM)
+  assert compilations() == steady
+
+
+def test_short_completions_are_not_held_up_by_long_ones():
+  asked = [
+    Request("long", [1] * 9, 0, 120),
+    *(Request(f"short{n}", [2, n], n, 2) for n in range(30)),
+  ]
+  order = [c.key for c in engine().generate(asked, GREEDY)]
+  assert order[-1] == "long"
+  assert len(order) == 31
+
+
+def test_nothing_asked_is_nothing_given():
+  made = engine()
+  assert list(made.generate([], WARM)) == []
+  none = Request("none", [1], 0, 0)
+  assert list(made.generate([none], WARM)) == [Completion("none", (), "length")]
+  found = complete(made, [none, Request("some", [1], 0, 2)], GREEDY)
+  assert found["none"].ids == ()
+  assert len(found["some"].ids) == 2
+
+
+def test_a_completion_ends_where_the_context_is_full():
+  made = engine(model(dataclasses.replace(SMALL, max_positions=40)))
+  asked = [
+    Request("full", [1] * 39, 0, 9),
+    Request("almost", [1] * 35, 0, 9),
+    Request("room", [1] * 20, 0, 9),
+  ]
+  found = complete(made, asked, GREEDY)
+  lengths = {key: len(c.ids) for key, c in found.items()}
+  assert lengths == {"full": 1, "almost": 5, "room": 9}
+  assert {c.finish_reason for c in found.values()} == {"length"}
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn():
+  made, asked = engine(), requests(10, prompt=(1, 30), new=(1, 30))
+  free = complete(made, asked, GREEDY)
+  assert max(i for c in free.values() for i in c.ids) >= 30
+  for sampling in (GREEDY, Sampling(temperature=5.0)):
+    cut = dataclasses.replace(sampling, vocab_size=30)
+    found = complete(made, asked, cut)
+    assert max(i for c in found.values() for i in c.ids) < 30
+
+
+@pytest.mark.parametrize(
+  ("wrong", "message"),
+  [
+    (Request("bad", [], 0, 1), "request bad: the prompt is empty"),
+    (Request("bad", [1] * 40, 0, 1), "a prompt of 40 tokens .* context of 40"),
+    (Request("bad", [1, 64], 0, 1), "token id 64 .* vocabulary of 64"),
+    (Request("bad", [1, -1], 0, 1), "token id -1 "),
+    (Request("bad", [1], 0, -1), "max_new_tokens=-1"),
+  ],
+)
+def test_what_cannot_be_generated_is_refused_before_anything_is(wrong, message):
+  made = engine(model(dataclasses.replace(SMALL, max_positions=40)))
+  with pytest.raises(UserError, match=message):
+    made.generate([Request("good", [1], 0, 1), wrong], WARM)
+  assert not made.programs
+
+
+def test_slots_and_steps_must_be_positive():
+  for wrong in ({"slots": 0}, {"decode_steps": 0}):
+    with pytest.raises(UserError, match="at least 1"):
+      engine(**wrong)
+
+
+def test_a_bucket_holds_its_length_and_wastes_less_than_half():
+  sizes = [bucket(length) for length in range(1, 5000)]
+  assert sizes == sorted(sizes)
+  for length, size in enumerate(sizes, 1):
+    assert length <= size < max(65, 1.5 * length)
+  assert len(set(sizes)) == 14
+
+
+def test_an_experiment_s_engine_is_made_from_a_folder(tmp_path):
+  made = model(TIED)
+  weights.save_hf(TIED, tree(made), tmp_path / "m", dtype="float32")
+  spec = Engine()
+  loaded = engines.make(spec, tmp_path / "m", dtype="float32")
+  assert loaded.slots == spec.jax.slots
+  assert loaded.decode_steps == spec.jax.decode_steps
+  asked = requests(6, prompt=(1, 30), new=(1, 20))
+  assert complete(loaded, asked, WARM) == complete(engine(made), asked, WARM)
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest_name():
+  spec = Engine()
+  object.__setattr__(spec, "name", "jaxx")
+  with pytest.raises(UserError, match=r'engine\.name=jaxx.*"jax"'):
+    engines.make(spec, "nowhere")
+
+
+def test_the_protocol_does_not_import_jax():
+  code = "import sys, trd_jax.engines.engine; assert 'jax' not in sys.modules"
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,231 @@
+"""What the embedded engine runs on its devices: five programs.
+
+Each works on a device's own share of the slots (`shard_map` over the mesh's
+`data` axis) and is compiled once for a shape.
+
+Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
+C steps of a decoding chunk, V vocabulary, D residual width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from trd_jax.engines.sampling import Plan, sample
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.qwen3 import KVCache, Qwen3, logits
+
+WHOLE = PartitionSpec()
+SLOTS = PartitionSpec("data")
+
+
+class Rows(NamedTuple):
+  """What a decoding chunk knows about each slot.
+
+  Attributes:
+    token: int32 `[B]`, the id to decode next.
+    position: int32 `[B]`, its position.
+    index: int32 `[B]`, tokens generated so far.
+    limit: int32 `[B]`, tokens to generate; a slot is active below it.
+    seed: uint32 `[B, 2]`.
+  """
+
+  token: Any
+  position: Any
+  index: Any
+  limit: Any
+  seed: Any
+
+
+class Draw(NamedTuple):
+  """What all slots share.
+
+  Attributes:
+    stop_ids: int32, the ids that end a completion.
+    temperature: float32.
+    top_p: float32.
+    floor: int32; a chunk ends when no more slots than this are active.
+  """
+
+  stop_ids: Any
+  temperature: Any
+  top_p: Any
+  floor: Any
+
+
+@functools.partial(
+  jax.jit, static_argnames=("config", "dtype", "slots", "length", "mesh")
+)
+def empty(
+  *,
+  config: ModelConfig,
+  dtype: jax.typing.DTypeLike,
+  slots: int,
+  length: int,
+  mesh: Mesh,
+) -> KVCache:
+  """A cache of zeros for so many slots, over all devices together."""
+  shape = (slots // mesh.size, config.num_kv_heads)
+  ends = (config.head_dim, length), (length, config.head_dim)
+
+  def run():
+    return KVCache(
+      *(
+        tuple(jnp.zeros(shape + end, dtype) for _ in range(config.num_layers))
+        for end in ends
+      )
+    )
+
+  return _on_each(run, mesh, (), SLOTS)()
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def prefill(
+  model: Qwen3, tokens_PT: jax.Array, length_P: jax.Array, *, mesh: Mesh
+) -> KVCache:
+  """Keys and values of P prompts, on every device."""
+
+  def run(model, tokens_PT, length_P):
+    _, cache = model.prefill(tokens_PT, length_P)
+    return jax.lax.all_gather(cache, "data", axis=0, tiled=True)
+
+  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS), WHOLE)(
+    model, tokens_PT, length_P
+  )
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def insert(
+  cache: KVCache, staging: KVCache, row_B: jax.Array, *, mesh: Mesh
+) -> KVCache:
+  """Copies row `row_B[b]` of the staging area into slot b where it is >= 0."""
+
+  def run(cache, staging, row_B):
+    # The slots to fill, first: the loop is as long as they are many.
+    order_B = jnp.argsort(row_B < 0)
+
+    def copy(i, cache):
+      slot = order_B[i]
+
+      def one(into, source):
+        window = jax.lax.dynamic_slice_in_dim(source, row_B[slot], 1)
+        return jax.lax.dynamic_update_slice(into, window, (slot, 0, 0, 0))
+
+      return jax.tree.map(one, cache, staging)
+
+    return jax.lax.fori_loop(0, jnp.sum(row_B >= 0), copy, cache)
+
+  return _on_each(run, mesh, (SLOTS, WHOLE, SLOTS), SLOTS)(
+    cache, staging, row_B
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"))
+def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
+  """The cache at another context length, cut or padded with zeros."""
+
+  def fit(axis, x):
+    if length <= x.shape[axis]:
+      return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, length - x.shape[axis])
+    return jnp.pad(x, widths)
+
+  def run(cache):
+    keys = jax.tree.map(functools.partial(fit, 3), cache.keys)
+    values = jax.tree.map(functools.partial(fit, 2), cache.values)
+    return KVCache(keys, values)
+
+  return _on_each(run, mesh, (SLOTS,), SLOTS)(cache)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("plan", "vocab_size", "steps", "mesh"),
+  donate_argnums=1,
+)
+def decode(
+  model: Qwen3,
+  cache: KVCache,
+  rows: Rows,
+  draw: Draw,
+  *,
+  plan: Plan,
+  vocab_size: int,
+  steps: int,
+  mesh: Mesh,
+) -> tuple[KVCache, jax.Array]:
+  """A chunk of decoding: the cache, and int32 tokens `[C, B]`, -1 for none.
+
+  Args:
+    model: weights, whole on each device.
+    cache: must hold all positions that the chunk can reach.
+    rows: the slots; inactive ones are carried along and write nothing that
+      is read.
+    draw: what all slots share; `floor` counts the slots of one device.
+    plan: see `sampling`.
+    vocab_size: ids from here on are never drawn.
+    steps: most tokens a slot (C).
+    mesh: the devices.
+  """
+
+  def run(model, cache, rows, draw):
+    # Taken apart once, not at every step.
+    blocks = model.blocks()
+    head_VD = model.head_VD[:vocab_size]
+
+    def going(carry):
+      step, rows, _, _ = carry
+      active = jnp.sum(rows.index < rows.limit)
+      return (step < steps) & (active > draw.floor)
+
+    def advance(carry):
+      step, rows, cache, out_CB = carry
+      hidden_BD, cache = model.decode(rows.token, rows.position, cache, blocks)
+      token_B = sample(
+        logits(hidden_BD, head_VD),
+        rows.seed,
+        rows.index,
+        plan=plan,
+        temperature=draw.temperature,
+        top_p=draw.top_p,
+      )
+      active_B = rows.index < rows.limit
+      out_CB = out_CB.at[step].set(jnp.where(active_B, token_B, -1))
+      index_B = rows.index + active_B
+      stopped_B = jnp.any(token_B[:, None] == draw.stop_ids, axis=1)
+      rows = Rows(
+        token=jnp.where(active_B, token_B, rows.token),
+        position=rows.position + active_B,
+        index=index_B,
+        limit=jnp.where(active_B & stopped_B, index_B, rows.limit),
+        seed=rows.seed,
+      )
+      return step + 1, rows, cache, out_CB
+
+    out_CB = jnp.full((steps, rows.token.shape[0]), -1, jnp.int32)
+    _, _, cache, out_CB = jax.lax.while_loop(
+      going, advance, (jnp.int32(0), rows, cache, out_CB)
+    )
+    return cache, out_CB
+
+  in_specs = (WHOLE, SLOTS, SLOTS, WHOLE)
+  out_specs = (SLOTS, PartitionSpec(None, "data"))
+  return _on_each(run, mesh, in_specs, out_specs)(model, cache, rows, draw)
+
+
+def _on_each(
+  run: Callable, mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable:
+  """`run` on each device with its share of what is split over `data`.
+
+  Loops whose length differs from device to device have no replicated carry,
+  so the check of replication is off.
+  """
+  return jax.shard_map(
+    run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )
