@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ class Distiller:
     """Shapes, dtypes and shardings of the state, to restore into."""
     setup = self._setup
 
-    def place(x, where):
+    def place(x, where) -> Any:
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
     lora_at = jax.tree.map(lambda x: x.sharding, lora)
@@ -186,12 +187,12 @@ def _abstract_totals(setup, lora, heads) -> Totals:
   """Shapes and places of the totals; the loss is asked for its metrics."""
   rows, row = setup.rows, "data" if setup.replicated else None
 
-  def place(shape, spec):
+  def place(shape, spec) -> Any:
     where = NamedSharding(setup.mesh, P(row, *spec))
     return jax.ShapeDtypeStruct((rows, *shape), jnp.float32, sharding=where)
 
-  ints = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-  floats = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
+  ints: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
+  floats: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
   student, teacher = (
     jax.ShapeDtypeStruct((1, 1, 1, head.shape[1]), head.dtype) for head in heads
   )

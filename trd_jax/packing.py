@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from trd_jax.layout import Layout, Rung, Sample
 
@@ -227,7 +228,7 @@ def _cut(by_group, rungs):
       yield [rows[i][start:stop] for rows in by_group], shape
 
 
-def _blank(groups, shape, width, count, dtype=np.int32, fill=0):
+def _blank(groups, shape, width, count, dtype: DTypeLike = np.int32, fill=0):
   return [
     np.full((groups, shape.rows, width), fill, dtype) for _ in range(count)
   ]

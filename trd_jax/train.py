@@ -7,6 +7,7 @@ with the bits of a run that was not.
 """
 
 import time
+from typing import Any, cast
 
 from trd_jax import cli
 from trd_jax.experiment import Experiment
@@ -44,7 +45,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.distiller import Distiller
   from trd_jax.metrics import MetricWriter, Progress
   from trd_jax.model.lora import LoraConfig
-  from trd_jax.model.qwen3 import Qwen3
+  from trd_jax.model.qwen3 import Qwen3, Remat
 
   if generation.skip_if_done(run_dir, STAGE, describe):
     return
@@ -120,7 +121,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     optimizer=optimizer.make_optimizer(train, num_steps),
     schedule=optimizer.schedule(train, num_steps),
     mesh=mesh,
-    remat=train.remat,
+    remat=cast(Remat, train.remat),
     dropout=experiment.lora.dropout > 0,
   )
   distiller = Distiller(setup, lora, base, teacher_base, shapes.buffer_slots)
@@ -157,7 +158,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
     pending = None
     for step in range(start, num_steps):
-      batch = [data.samples[i] for i in order[step]]
+      chosen: Any = order[step]
+      batch = [data.samples[i] for i in chosen]
       packs = packing.pack(batch, shapes)
       state, metrics = distiller.update(state, packs)
       if pending is not None:

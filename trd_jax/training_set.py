@@ -88,9 +88,9 @@ def build(
         experiment, student, teacher, problem, trajectory, rollout
       )
       reason = _too_long(experiment, sample)
-    if reason is None:
+    if sample is not None and reason is None:
       samples.append(sample)
-    else:
+    elif reason is not None:
       dropped[reason] += 1
       rejected.append(Rejected(trajectory.problem_id, stage, "train", reason))
   if not samples:
@@ -110,13 +110,14 @@ def _pairs(
   """Each trajectory to train on, its y_o, and the verdict of its y_r."""
   if experiment.refines:
     for trajectory in refined:
-      if trajectory.draft_key not in rollouts:
+      draft = rollouts.get(trajectory.draft_key or "")
+      if draft is None:
         raise UserError(
           f"refined trajectory {trajectory.key}: its draft"
           f" {trajectory.draft_key} is not among the rollouts; run"
           " trd_jax.rollout and trd_jax.refine in a new --workdir"
         )
-      yield trajectory, rollouts[trajectory.draft_key], trajectory.correct
+      yield trajectory, draft, trajectory.correct
   else:
     verdict = {t.draft_key: t.correct for t in refined}
     for trajectory in rollouts.values():

@@ -83,7 +83,7 @@ class JaxEngine:
     *,
     slots: int = 64,
     decode_steps: int = 16,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
   ):
     if slots < 1 or decode_steps < 1:
       raise UserError(
@@ -201,9 +201,9 @@ class _Batch:
       np.float32(sampling.top_p),
       np.int32(0),
     )
-    self._rows = Rows(
-      *(np.zeros(B, np.int32) for _ in range(4)), np.zeros((B, 2), np.uint32)
-    )
+    token, position, index, limit = np.zeros((4, B), np.int32)
+    seed = np.zeros((B, 2), np.uint32)
+    self._rows = Rows(token, position, index, limit, seed)
     self._length = 0
     self._cache: KVCache | None = None
 
