@@ -118,12 +118,16 @@ def test_greedy_in_bfloat16_is_within_rounding_of_the_full_forward():
 def test_a_completion_ends_with_the_first_stop_id_or_at_its_limit():
   made, asked = engine(), requests(20, prompt=(1, 30), new=(2, 30))
   free = complete(made, asked, GREEDY)
-  # One that ends a completion at its very limit, and a common one.
-  last = free["r0"].ids[-1]
   common, _ = collections.Counter(
     i for c in free.values() for i in c.ids
   ).most_common(1)[0]
-  stops = (int(last), int(common), 10**6)
+  # Another that ends a completion at its very limit.
+  last = next(
+    c.ids[-1]
+    for c in free.values()
+    if common not in c.ids and c.ids.count(c.ids[-1]) == 1
+  )
+  stops = (last, common, 10**6)
   ended = complete(made, asked, dataclasses.replace(GREEDY, stop_ids=stops))
   reasons = set()
   for key, completion in ended.items():
@@ -161,22 +165,30 @@ def test_the_seed_and_nothing_else_tells_equal_prompts_apart():
   assert len({c.ids for c in found.values()}) == 30
 
 
-def test_equal_prompts_are_computed_once():
-  made = engine()
-  computed = []
+def watched(made, saw):
+  """The engine, telling `saw` of each program that it is about to run."""
 
-  def run(program, *arguments, shape, **static):
-    if program.__name__ == "prefill":
-      computed.extend(arguments[2][arguments[2] > 0])
-    return JaxEngine.run(made, program, *arguments, shape=shape, **static)
+  def run(program, *arguments, **rest):
+    saw(program.__name__, arguments)
+    return JaxEngine.run(made, program, *arguments, **rest)
 
   made.run = run
+  return made
+
+
+def test_equal_prompts_are_computed_once():
+  computed = []
+
+  def saw(name, arguments):
+    if name == "prefill":
+      computed.extend(arguments[2][arguments[2] > 0])
+
   asked = [
     Request(f"{p}-{n}", list(range(p + 3)), n, 3)
     for n in range(9)
     for p in (0, 5)
   ]
-  complete(made, asked, WARM)
+  complete(watched(engine(), saw), asked, WARM)
   assert sorted(computed) == [2, 7]
 
 
@@ -222,14 +234,20 @@ def test_two_hundred_mixed_requests_cause_few_compilations():
   assert compilations() == steady
 
 
-def test_short_completions_are_not_held_up_by_long_ones():
+def test_completions_come_as_they_end_and_slots_are_filled_again():
   asked = [
-    Request("long", [1] * 9, 0, 120),
+    Request("long", [1] * 9, 0, 100),
     *(Request(f"short{n}", [2, n], n, 2) for n in range(30)),
   ]
-  order = [c.key for c in engine().generate(asked, GREEDY)]
-  assert order[-1] == "long"
-  assert len(order) == 31
+  chunks = []
+  made = watched(engine(), lambda name, _: chunks.append(name == "decode"))
+  after = {c.key: sum(chunks) for c in made.generate(asked, GREEDY)}
+  assert len(after) == 31
+  # Three slots are left for thirty short ones, a chunk for each three.
+  assert list(after)[-1] == "long"
+  assert after["long"] >= 100 / made.decode_steps
+  short = sorted(after[f"short{n}"] for n in range(30))
+  assert short == [chunk for chunk in range(1, 11) for _ in range(3)]
 
 
 def test_nothing_asked_is_nothing_given():

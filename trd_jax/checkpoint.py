@@ -37,6 +37,7 @@ class Checkpoints:
     self.directory = Path(directory).absolute()
     self.keep = keep
     self._open: ocp.CheckpointManager | None = None
+    self._cleared = False
 
   def save(self, step: int, tree: Any) -> None:
     """Starts to write a checkpoint; one of the same step stays as it is.
@@ -57,9 +58,10 @@ class Checkpoints:
         plain[name] = leaf
       else:
         raise ValueError(f"{name} is a {type(leaf).__name__}, not an array")
-    if self._open is None and jax.process_index() == 0:
+    if not self._cleared and jax.process_index() == 0:
       for left_over in self.directory.glob(_UNFINISHED):
         shutil.rmtree(left_over)
+    self._cleared = True
     manager = self._manager()
     if step not in manager.all_steps():
       items = {
