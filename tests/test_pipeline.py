@@ -77,6 +77,19 @@ def test_the_summary_says_what_the_rows_say(finished):
   assert min(summary["seconds"].values()) > 0
 
 
+def test_base_and_trained_draw_with_the_same_seeds(finished):
+  run_dir, _ = finished
+  seeds = [
+    {
+      (row.benchmark, row.problem_id, row.sample): row.seed
+      for row in run_dir.read(f"evaluate/{side}", GradedSample)
+    }
+    for side in ("base", "trained")
+  ]
+  assert seeds[0] == seeds[1]
+  assert len(set(seeds[0].values())) == 8 * 4
+
+
 def test_every_row_of_the_table_stands_in_the_output(finished):
   run_dir, output = finished
   table = pipeline.table(json.loads(run_dir.summary.read_text()))

@@ -8,6 +8,7 @@ import sys
 import time
 import types
 
+import pyarrow.parquet as pq
 import pytest
 
 from trd_jax import evaluate, experiment, refine, rollout
@@ -113,6 +114,11 @@ def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
     for row in marked:
       writer.add(row)
   go(rollout, chosen, run_dir)
+  on_disk = sum(
+    pq.read_metadata(path).num_rows
+    for path in run_dir.stage("rollout").glob("shard-*.parquet")
+  )
+  assert on_disk == len(rows)
   found = run_dir.read("rollout", Trajectory)
   assert [row.key for row in found] == [row.key for row in rows]
   assert [row for row in found if row.text == "kept"] == marked

@@ -73,26 +73,23 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         of_benchmark[key] = name
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  there = run_dir.keys(stage)
-  pending = [prompt for prompt in prompts if prompt.key not in there]
-  with run_dir.shard_writer(stage, GradedSample, 1024) as writer:
-    for sample in generation.generate(
-      experiment,
+  generation.fill(
+    experiment,
+    run_dir,
+    stage,
+    who,
+    section,
+    prompts,
+    GradedSample,
+    lambda sample: generation.graded_sample(
+      sample,
+      of_benchmark[sample.prompt.key],
       who,
       section,
-      pending,
-      desc=f"evaluate {flags.model}",
-      already=len(prompts) - len(pending),
-    ):
-      writer.add(
-        generation.graded_sample(
-          sample,
-          of_benchmark[sample.prompt.key],
-          who,
-          section,
-          student.thinking,
-        )
-      )
+      student.thinking,
+    ),
+    desc=f"evaluate {flags.model}",
+  )
 
   # 4. The numbers.
   summary = summarise(

@@ -26,6 +26,7 @@ from trd_jax.metrics import Progress
 from trd_jax.records import (
   GradedSample,
   Problem,
+  RecordT,
   Trajectory,
   TrajectoryStage,
   Verdict,
@@ -234,6 +235,46 @@ def generate(
     for sample in _graded(decoded()):
       progress.update(1)
       yield sample
+
+
+def fill(
+  experiment: Experiment,
+  run_dir: RunDir,
+  stage: str,
+  who: Speaker,
+  section: Generation,
+  prompts: Sequence[Prompt],
+  record_cls: type[RecordT],
+  to_row: Callable[[Sample], RecordT],
+  *,
+  desc: str,
+) -> None:
+  """Gives a stage the rows of all prompts that aren't on disk yet.
+
+  A row is written as its sample ends, so that a process that is killed loses
+  one unfinished shard at most and the next one draws only what is missing.
+
+  Args:
+    experiment: chooses the engine.
+    run_dir: where the stage's rows are.
+    stage: whose rows they are.
+    who: the model.
+    section: how it samples.
+    prompts: all that the stage wants completed.
+    record_cls: the stage's kind of row.
+    to_row: makes one of a sample.
+    desc: what the progress bar says.
+  """
+  there = run_dir.keys(stage)
+  pending = [prompt for prompt in prompts if prompt.key not in there]
+  if not pending:
+    return
+  already = len(prompts) - len(pending)
+  with run_dir.shard_writer(stage, record_cls) as writer:
+    for sample in generate(
+      experiment, who, section, pending, desc=desc, already=already
+    ):
+      writer.add(to_row(sample))
 
 
 def _graded(

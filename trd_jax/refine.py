@@ -81,7 +81,6 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
           elided_tokens=fitted.elided_tokens,
         )
       )
-  run_dir.write_rejected(STAGE, rejected)
   trimmed = sum(prompt.elided_tokens > 0 for prompt in prompts)
   print(
     f"refine: {len(prompts)} drafts, {trimmed} trimmed in the middle,"
@@ -90,22 +89,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  there = run_dir.keys(STAGE)
-  pending = [prompt for prompt in prompts if prompt.key not in there]
-  with run_dir.shard_writer(STAGE, Trajectory) as writer:
-    for sample in generation.generate(
-      experiment,
-      who,
-      section,
-      pending,
-      desc="refine",
-      already=len(prompts) - len(pending),
-    ):
-      writer.add(
-        generation.trajectory(
-          sample, STAGE, who, section, section.thinking, VERSION
-        )
-      )
+  generation.fill(
+    experiment,
+    run_dir,
+    STAGE,
+    who,
+    section,
+    prompts,
+    Trajectory,
+    lambda sample: generation.trajectory(
+      sample, STAGE, who, section, section.thinking, VERSION
+    ),
+    desc=STAGE,
+  )
+  run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out, and how it compares with the drafts.
   summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})

@@ -26,9 +26,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
   section, student = experiment.rollout, experiment.student
 
-  # 1. The problems and the model that answers them.
-  problems = store.load(experiment, run_dir)
+  # 1. The model that answers, and the problems. What can be wrong with the
+  #    model is seen before anything is written.
   who = generation.speaker(student, run_dir)
+  problems = store.load(experiment, run_dir)
 
   # 2. Prompts, within their budget.
   prompts: list[generation.Prompt] = []
@@ -45,25 +46,22 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
       )
       prompts.append(generation.Prompt(key, problem, ids, seed, sample))
-  run_dir.write_rejected(STAGE, rejected)
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  there = run_dir.keys(STAGE)
-  pending = [prompt for prompt in prompts if prompt.key not in there]
-  with run_dir.shard_writer(STAGE, Trajectory) as writer:
-    for sample in generation.generate(
-      experiment,
-      who,
-      section,
-      pending,
-      desc="rollout",
-      already=len(prompts) - len(pending),
-    ):
-      writer.add(
-        generation.trajectory(
-          sample, STAGE, who, section, student.thinking, VERSION
-        )
-      )
+  generation.fill(
+    experiment,
+    run_dir,
+    STAGE,
+    who,
+    section,
+    prompts,
+    Trajectory,
+    lambda sample: generation.trajectory(
+      sample, STAGE, who, section, student.thinking, VERSION
+    ),
+    desc=STAGE,
+  )
+  run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out.
   summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})
