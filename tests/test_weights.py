@@ -281,6 +281,13 @@ def test_the_tokenizer_and_its_ids_come_along(tmp_path):
   assert fields["vocab_size"] == SMALL.vocab_size
 
 
+def test_who_may_read_the_folder_may_read_its_files(tmp_path):
+  folder = _written(tmp_path / "hf")
+  readers = folder.stat().st_mode & 0o444
+  for path in folder.iterdir():
+    assert path.stat().st_mode & 0o444 == readers, path
+
+
 def test_a_killed_save_leaves_the_folder_that_was_there(tmp_path):
   folder = _written(tmp_path / "hf")
   before = (folder / FILE).read_bytes()

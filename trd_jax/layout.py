@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Tokens of a pack on a device where the row length is left to us.
-_AUTO_PACK_TOKENS = 768
+_AUTO_PACK_TOKENS = 512
 # Slots of a device's teacher buffer: 1 GiB at D = 4096 in bfloat16.
 _MAX_BUFFER_SLOTS = 131_072
 # Rounding of lengths, so that small changes of the data compile nothing new.

@@ -42,7 +42,10 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
   unfinished.mkdir()
   try:
     yield unfinished
+    readers = unfinished.stat().st_mode & 0o444
     for path in [*unfinished.rglob("*"), unfinished]:
+      # safetensors makes files for their owner alone.
+      path.chmod(path.stat().st_mode | readers)
       descriptor = os.open(path, os.O_RDONLY)
       os.fsync(descriptor)
       os.close(descriptor)
