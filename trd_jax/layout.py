@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Tokens of a pack on a device where the row length is left to us.
-_AUTO_PACK_TOKENS = 512
+_AUTO_PACK_TOKENS = 1024
 # Slots of a device's teacher buffer: 1 GiB at D = 4096 in bfloat16.
 _MAX_BUFFER_SLOTS = 131_072
 # Rounding of lengths, so that small changes of the data compile nothing new.
@@ -102,7 +102,7 @@ def plan(
     pack_tokens: tokens of a student row, None to choose.
     teacher_pack_tokens: tokens of a teacher row, None to choose.
     rows_per_device: rows of a pack; where the row length is chosen here,
-      this many times as many rows as make about 2,048 tokens.
+      this many times as many rows as make about 1,024 tokens.
   """
   response = np.array([len(s.response) for s in samples])
   student = np.array([s.student_length for s in samples])

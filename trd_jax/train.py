@@ -43,7 +43,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.contexts import thinking_warnings
   from trd_jax.distill_step import Setup
   from trd_jax.distiller import Distiller
-  from trd_jax.metrics import MetricWriter, Progress
+  from trd_jax.metrics import MetricWriter, Progress, read_metrics
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model.qwen3 import Qwen3, Remat
 
@@ -176,10 +176,13 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 8. What was done.
   seconds = time.monotonic() - began
+  logged = read_metrics(run_dir.metrics_file(STAGE))
   summary = {
     "updates": num_steps,
     "trajectories": len(data.samples),
     "dropped": dict(data.dropped),
+    "first_loss": logged[0]["loss"],
+    "last_loss": logged[-1]["loss"],
     "seconds": round(seconds, 3),
     "tokens_per_second": round(seen / seconds, 1),
     "restarted_after": start,
@@ -192,7 +195,8 @@ def describe(summary: dict) -> str:
   """One line about a finished training run."""
   return (
     f"{summary['updates']} updates on {summary['trajectories']:,} trajectories"
-    f" ({sum(summary['dropped'].values()):,} dropped),"
+    f" ({sum(summary['dropped'].values()):,} dropped), loss"
+    f" {summary['first_loss']:.4f} → {summary['last_loss']:.4f},"
     f" {summary['tokens_per_second']:,.0f} tokens/s"
   )
 

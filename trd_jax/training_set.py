@@ -139,7 +139,8 @@ def _left_out(
   }
   if not inside[subset]:
     return f"outside train.subset={subset}"
-  if not trajectory.text and len(trajectory.response_ids) <= 1:
+  # A stop id alone says nothing.
+  if len(trajectory.response_ids) <= (trajectory.finish_reason == "stop"):
     return "empty"
   if trajectory.truncated and experiment.train.truncated == "drop":
     return "truncated"
