@@ -309,8 +309,10 @@ def test_every_path_is_inside_the_directory(tmp_path):
 def test_a_claim_under_which_nothing_was_made_can_be_given_up(tmp_path):
   run_dir = RunDir(tmp_path)
   assert run_dir.claim(_config(method="trd"))
+  run_dir.mark_done("problems", {})
   with run_dir.lock("rollout"):
     run_dir.abandon()
+  assert run_dir.done("problems") is None
   assert run_dir.claim(_config(method="jsd"))
   assert not run_dir.claim(_config(method="jsd"))
   run_dir.mark_done("rollout", {})

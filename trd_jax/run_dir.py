@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,17 +125,15 @@ class RunDir:
     return is_new
 
   def abandon(self) -> None:
-    """Gives up a claim under which nothing has been made.
+    """Gives up a claim under which no sample has been made.
 
     For a config that turned out to be unusable: mending it must not count as
-    another config in the same place.
+    another config in the same place. Problems that were read are forgotten.
     """
-    ours = {self.config, self.timings, self.root / "locks"}
-    if all(
-      path in ours
-      or (path.is_dir() and not any(p.is_file() for p in path.rglob("*")))
-      for path in self.root.iterdir()
-    ):
+    kept = {self.config, self.timings, self.root / "locks", self.problems_dir}
+    made = (path for path in self.root.iterdir() if path not in kept)
+    if not any(_has_files(path) for path in made):
+      shutil.rmtree(self.problems_dir, ignore_errors=True)
       self.config.unlink(missing_ok=True)
 
   @contextlib.contextmanager
@@ -295,6 +294,10 @@ class RunDir:
     if not _STAGE_NAME.fullmatch(name):
       raise ValueError(f"{name!r} is no name of a stage")
     return name.replace("/", slash)
+
+
+def _has_files(path: Path) -> bool:
+  return path.is_file() or any(p.is_file() for p in path.rglob("*"))
 
 
 def _differences(config: Path, experiment_json: str) -> Iterator[str]:
