@@ -185,3 +185,11 @@ def test_variants_take_the_types_of_their_defaults():
     experiment.parse_arg("rank=big", rank=8)
   with pytest.raises(UserError, match="model must be"):
     experiment.parse_arg("model", model="nano")
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_a_jsd_that_vanishes_is_refused(beta):
+  changed = {"method": "jsd", "loss.beta": beta}
+  with pytest.raises(UserError, match=r"jsd with loss\.beta="):
+    experiment.from_config(changed)
+  experiment.from_config(changed | {"method": "forward_kl"})

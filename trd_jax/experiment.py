@@ -227,6 +227,11 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   e = experiment
   if e.method == "reverse_kl_topk" and not e.loss.top_k:
     yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
+  if e.method == "jsd" and e.loss.beta in (0, 1):
+    yield (
+      f"jsd with loss.beta={e.loss.beta} is 0 everywhere: choose a beta between"
+      " 0 and 1, or forward_kl or reverse_kl, its limits"
+    )
   if e.method == "sampled_reverse_kl" and e.loss.clip is not None:
     yield (
       "loss.clip bounds a divergence, and sampled_reverse_kl has none for a "

@@ -39,7 +39,7 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Slots(Protocol):
-  """What the loss reads of the slots; `packing.StudentPack` has it too."""
+  """What the loss reads of the slots; `packing.Slots` has it too."""
 
   @property
   def label(self) -> jax.Array:
