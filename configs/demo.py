@@ -44,4 +44,5 @@ def get_config(arg=None):
   config.train.max_student_tokens = 320
   config.train.max_teacher_tokens = 640
   config.train.remat = "none"
+  config.train.checkpoint_every = 4
   return config

@@ -187,6 +187,16 @@ def test_variants_take_the_types_of_their_defaults():
     experiment.parse_arg("model", model="nano")
 
 
+def test_training_on_a_benchmark_is_refused():
+  changed = {
+    "data.arithmetic.split": "hard",
+    "evaluate.benchmarks": ("arithmetic_hard",),
+  }
+  with pytest.raises(UserError, match="train on train or train_hard"):
+    experiment.from_config(changed)
+  experiment.from_config(changed | {"data.arithmetic.split": "train_hard"})
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_a_jsd_that_vanishes_is_refused(beta):
   changed = {"method": "jsd", "loss.beta": beta}

@@ -227,6 +227,14 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   e = experiment
   if e.method == "reverse_kl_topk" and not e.loss.top_k:
     yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
+  benchmark = {"heldout": "arithmetic", "hard": "arithmetic_hard"}.get(
+    e.data.arithmetic.split
+  )
+  if e.data.source == "arithmetic" and benchmark in e.evaluate.benchmarks:
+    yield (
+      f"data.arithmetic.split={e.data.arithmetic.split} is what the benchmark "
+      f"{benchmark} asks: train on train or train_hard"
+    )
   if e.method == "jsd" and e.loss.beta in (0, 1):
     yield (
       f"jsd with loss.beta={e.loss.beta} is 0 everywhere: choose a beta between"

@@ -22,10 +22,19 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Runs what isn't done yet and sums up.
 
   Raises:
+    UserError: the problems or a benchmark can't be used.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
   from trd_jax.metrics import timed
+  from trd_jax.problems import store
+
+  # What the data can be refused for is seen before a stage spends anything.
+  if run_dir.done("evaluate/base") is None:
+    for name in experiment.evaluate.benchmarks:
+      store.benchmark(experiment, name)
+  if run_dir.done("rollout") is None:
+    store.load(experiment, run_dir)
 
   steps = list(commands(experiment, run_dir))
   for number, (account, module, own) in enumerate(steps, 1):

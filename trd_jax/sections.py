@@ -55,7 +55,11 @@ class Arithmetic:
   """The laboratory's problems."""
 
   num_problems: int = key(512, "how many to make", at_least(1))
-  split: str = key("train", "train, or a held-out split", keys.filled())
+  split: str = key(
+    "train",
+    "train or train_hard; heldout and hard are benchmarks",
+    keys.filled(),
+  )
   min_steps: int | None = key(
     None, "fewest steps of a chain; None: the split's own", at_least(1)
   )

@@ -44,6 +44,12 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
       f" {len(rejected):,} set aside",
       flush=True,
     )
+    if rejected:
+      print(
+        f"problems: the first one set aside: {rejected[0].reason}; all of them"
+        f" with reasons in {run_dir.rejected(STAGE)}",
+        flush=True,
+      )
   return run_dir.read(STAGE, Problem)
 
 
