@@ -31,6 +31,7 @@ setup(
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "huggingface-hub>=1.0",
+    "httpx2>=2.0",
     "jinja2>=3.1",
     "math-verify==0.9.0",
     "numpy>=2.0",

@@ -149,6 +149,35 @@ def test_user_text_never_makes_a_control_token_small(small, text, thinking):
   check_controls(small, text, thinking)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+  some=st.lists(texts, max_size=6), thinking=st.sampled_from([None, False])
+)
+def test_many_at_once_are_what_each_is_alone(small, some, thinking):
+  many = small.render_many(iter(some), thinking)
+  assert many == [small.render(text, thinking) for text in some]
+
+
+@needs_qwen
+@settings(max_examples=60, deadline=None)
+@given(
+  some=st.lists(texts, max_size=6), thinking=st.sampled_from([None, False])
+)
+def test_many_at_once_with_the_real_tokenizer(qwen, some, thinking):
+  many = qwen["hybrid"].render_many(some, thinking)
+  assert many == [qwen["hybrid"].render(text, thinking) for text in some]
+
+
+def test_marks_that_are_spelt_out_are_told(small):
+  assert small.control_marks("a <think>b</think> <think> <|im_") == {
+    "<think>",
+    "</think>",
+  }
+  for mark in CONTROLS:
+    assert small.control_marks(f"x{mark}y") == {mark}
+  assert small.control_marks("") == set()
+
+
 def check_controls(chat, text, thinking):
   """The template's control ids and no others; and no letter is lost."""
   rendered = chat.render_with_offsets(text, thinking)

@@ -19,12 +19,22 @@ NOUNS = {
   "hub",
   "keys",
   "metrics",
+  "parent",
   "records",
   "run_dir",
   "sections",
   "shards",
 }
-TEXT = {"chat", "chat_files", "contexts", "prompts", "problems", "grading"}
+TEXT = {
+  "chat",
+  "chat_files",
+  "contexts",
+  "forecasts",
+  "grading",
+  "leaks",
+  "problems",
+  "prompts",
+}
 DEVICE = {"sharding", "model"}
 LEARNING = {
   "adapters",
@@ -38,10 +48,13 @@ LEARNING = {
   "model_folder",
   "objective",
   "optimizer",
+  "outcomes",
   "packing",
+  "preflight",
   "random_model",
   "row_statistics",
   "tensor_files",
+  "top_tokens",
   "training_set",
   "weights",
 }

@@ -57,6 +57,23 @@ def test_a_lab_model_comes_with_the_package():
   assert hub.model_revision(folder)
 
 
+def test_a_tokenizer_is_had_without_the_weights_beside_it(
+  tmp_path, monkeypatch
+):
+  asked = []
+
+  def download(path, *, revision, allow_patterns):
+    asked.append((path, revision, set(allow_patterns)))
+    (tmp_path / "tokenizer.json").touch()
+    return str(tmp_path)
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+  assert hub.tokenizer_folder("some/model", None, "v1") == tmp_path
+  assert hub.model_folder("some/model", None, "v1") == tmp_path
+  assert {each[:2] for each in asked} == {("some/model", "v1")}
+  assert asked[1][2] - asked[0][2] == {"*.safetensors"}
+
+
 def test_a_hub_id_that_cannot_be_had_is_told(tmp_path, monkeypatch):
   # The environment that a machine without a network sets for itself.
   monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

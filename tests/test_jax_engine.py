@@ -7,15 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from small_models import LORA, SMALL, forward, model, tree
 from test_sampling import assert_drawn_from, exact
 
-from trd_jax import engines, weights
-from trd_jax.engines.engine import Completion, Request, Sampling
+from trd_jax import adapters, engines, hub, weights
+from trd_jax.chat import Chat
+from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine, bucket
 from trd_jax.errors import UserError
+from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import logits
+from trd_jax.problems import arithmetic
+from trd_jax.prompts import fit_initial
 from trd_jax.sections import Engine
+from trd_jax.sections import JaxEngine as JaxSection
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 GREEDY = Sampling(temperature=0.0)
@@ -107,12 +113,16 @@ def test_greedy_is_the_argmax_of_the_full_forward(
 
 def test_greedy_in_bfloat16_is_within_rounding_of_the_full_forward():
   made = model(TIED, dtype=jnp.bfloat16)
-  asked = requests(8, prompt=(1, 40), new=(1, 20))
+  asked = requests(24, prompt=(1, 40), new=(10, 20))
   found = complete(engine(made), asked, GREEDY)
+  missed = []
   for request, rows_TV in full_logits(made, asked, found):
     ids = np.array(found[request.key].ids)
     lost = rows_TV.max(axis=1) - rows_TV[np.arange(len(ids)), ids]
+    # A lost argmax is a near tie, and rare.
     assert np.all(lost <= 0.05 * rows_TV.std())
+    missed.extend(lost > 0)
+  assert np.mean(missed) <= 0.03
 
 
 def test_a_completion_ends_with_the_first_stop_id_or_at_its_limit():
@@ -283,6 +293,63 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn():
     assert max(i for c in found.values() for i in c.ids) < 30
 
 
+@pytest.mark.parametrize(("count", "devices"), [(5, 1), (64, 2)])
+def test_the_likeliest_tokens_are_those_of_the_full_forward(count, devices):
+  made = model(TIED)
+  # Over several buckets and refills; a third of the head is never drawn.
+  asked = [
+    Request("none", [1], 0, 0),
+    *requests(10, prompt=(1, 70), new=(1, 40)),
+  ]
+  plain = dataclasses.replace(WARM, vocab_size=43)
+  sampling = dataclasses.replace(plain, top_logprobs=count)
+  found = complete(engine(made, devices=devices), asked, sampling)
+  bare = complete(engine(made, devices=devices), asked, plain)
+  assert found["none"].top.ids.shape == (0, count)
+  beyond = 0
+  for request, rows_TV in full_logits(made, asked[1:], found):
+    completion = found[request.key]
+    assert bare[request.key].top is None
+    assert completion.ids == bare[request.key].ids
+    ids_TK, logprobs_TK = completion.top
+    assert ids_TK.shape == logprobs_TK.shape == (len(completion.ids), count)
+    assert (ids_TK.dtype, logprobs_TK.dtype) == (np.int32, np.float32)
+    exact_TV = np.asarray(jax.nn.log_softmax(rows_TV))
+    order_TK = np.argsort(-exact_TV, axis=1)[:, :count]
+    np.testing.assert_array_equal(ids_TK, order_TK)
+    np.testing.assert_allclose(
+      logprobs_TK, np.take_along_axis(exact_TV, order_TK, 1), atol=2e-5
+    )
+    beyond += int(np.sum(ids_TK >= 43))
+  assert beyond > 20
+
+
+def test_the_likeliest_tokens_in_bfloat16_are_within_rounding():
+  made = model(TIED, dtype=jnp.bfloat16)
+  asked = requests(12, prompt=(1, 40), new=(5, 20))
+  sampling = dataclasses.replace(GREEDY, top_logprobs=4)
+  found = complete(engine(made), asked, sampling)
+  for request, rows_TV in full_logits(made, asked, found):
+    ids_TK, logprobs_TK = found[request.key].top
+    assert ids_TK[:, 0].tolist() == list(found[request.key].ids)
+    exact_TV = np.asarray(jax.nn.log_softmax(rows_TV))
+    rounding = np.abs(rows_TV).max() * 2**-7
+    np.testing.assert_allclose(
+      logprobs_TK, np.take_along_axis(exact_TV, ids_TK, 1), atol=rounding
+    )
+    np.testing.assert_allclose(
+      logprobs_TK, -np.sort(-exact_TV, axis=1)[:, :4], atol=rounding
+    )
+
+
+def test_no_more_likeliest_tokens_than_the_head_has():
+  made = engine()
+  sampling = dataclasses.replace(WARM, top_logprobs=65)
+  with pytest.raises(UserError, match=r"top_logprobs=65 .* 64 tokens"):
+    made.generate([Request("good", [1], 0, 1)], sampling)
+  assert not made.programs
+
+
 @pytest.mark.parametrize(
   ("wrong", "message"),
   [
@@ -317,19 +384,67 @@ def test_a_bucket_holds_its_length_and_wastes_less_than_half():
 def test_an_experiment_s_engine_is_made_from_a_folder(tmp_path):
   made = model(TIED)
   weights.save_hf(TIED, tree(made), tmp_path / "m", dtype="float32")
-  spec = Engine()
-  loaded = engines.make(spec, tmp_path / "m", dtype="float32")
-  assert loaded.slots == spec.jax.slots
-  assert loaded.decode_steps == spec.jax.decode_steps
+  spec = Engine(jax=JaxSection(slots=8, decode_steps=3))
+  files = ModelFiles("m", tmp_path / "m", "0", "float32")
+  loaded = engines.make(spec, files, max_model_tokens=64)
+  assert (loaded.slots, loaded.decode_steps) == (8, 3)
   asked = requests(6, prompt=(1, 30), new=(1, 20))
   assert complete(loaded, asked, WARM) == complete(engine(made), asked, WARM)
 
 
-def test_an_unknown_engine_is_refused_with_the_nearest_name():
-  spec = Engine()
-  object.__setattr__(spec, "name", "jaxx")
-  with pytest.raises(UserError, match=r'engine\.name=jaxx.*"jax"'):
-    engines.make(spec, "nowhere")
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+  """The laboratory's student, an adapter for it, and the two merged."""
+  folder = tmp_path_factory.mktemp("adapted")
+  base = hub.model_folder("lab:student", None)
+  config = weights.read_config(base)
+  lora = LoraConfig(rank=8, alpha=16.0, dropout=0.5)
+  made = weights.load(base, dtype="float32", lora=lora)
+  generator = np.random.default_rng(0)
+  adapter = jax.tree.map(
+    lambda x: generator.normal(0, 0.14, x.shape).astype(np.float32),
+    tree(made, nnx.LoRAParam),
+  )
+  adapters.save_peft(adapter, lora, folder / "adapter", base="lab:student")
+  plain = tree(weights.load(base, dtype="float32"))
+  merged = adapters.merge(plain, adapter, lora)
+  weights.save_hf(config, merged, folder / "merged", dtype="float32")
+  return base, folder / "adapter", folder / "merged"
+
+
+def test_an_unmerged_adapter_gives_the_merged_model_s_tokens(adapted):
+  base, adapter, merged = adapted
+  chat = Chat.load(base)
+  asked = [
+    Request(str(n), fit_initial(chat, problem, None, 448), n, 64)
+    for n, problem in enumerate(arithmetic.generate("heldout", 64, 0))
+  ]
+  sampling = dataclasses.replace(GREEDY, stop_ids=tuple(chat.stop_ids))
+
+  def completed(folder, adapter=None):
+    files = ModelFiles("m", folder, "0", "float32", adapter)
+    made = engines.make(Engine(), files, max_model_tokens=512)
+    return complete(made, asked, sampling)
+
+  beside, whole, base_alone = (
+    completed(base, adapter),
+    completed(merged),
+    completed(base),
+  )
+  same = np.mean([beside[r.key] == whole[r.key] for r in asked])
+  moved = np.mean([beside[r.key] != base_alone[r.key] for r in asked])
+  print(f"as merged {same:.3f}, other than the base {moved:.3f}")
+  assert same >= 0.99
+  assert moved >= 0.5
+
+
+def test_an_adapter_of_another_model_is_refused(adapted, tmp_path):
+  _, adapter, _ = adapted
+  weights.save_hf(TIED, tree(model(TIED)), tmp_path / "m", dtype="float32")
+  with pytest.raises(UserError, match=r"adapter_model\.safetensors: tensor"):
+    JaxEngine.load(tmp_path / "m", dtype="float32", adapter=adapter)
+  with pytest.raises(UserError, match=r"none.adapter_config\.json"):
+    JaxEngine.load(tmp_path / "m", dtype="float32", adapter=tmp_path / "none")
 
 
 def test_the_protocol_does_not_import_jax():

@@ -268,6 +268,30 @@ def test_overflow_drop(chat):
   assert str(len(whole)) in gone.reason
 
 
+@pytest.mark.parametrize("regime", ["opd", "opsd"])
+def test_many_at_once_are_each_alone_and_in_order(chat, regime):
+  drafts = [
+    (problem(solution=None, answer="") if i % 7 == 3 else problem(), "ab " * i)
+    for i in range(150)
+  ]
+  budget = len(
+    chat.render(prompts.refinement(problem(), "ab " * 75, regime), None)
+  )
+  fitted = list(
+    prompts.fit_refinements(chat, iter(drafts), regime, None, budget)
+  )
+  assert fitted == [
+    prompts.fit_refinement(chat, p, text, regime, None, budget)
+    for p, text in drafts
+  ]
+  assert fitted[0].elided_tokens == 0 < fitted[149].elided_tokens
+  assert isinstance(fitted[3], Rejected) == (regime == "opsd")
+  asked = [problem(text="x " * (150 - i)) for i in range(150)]
+  ids = list(prompts.fit_initials(chat, asked, None, budget))
+  assert ids == [prompts.fit_initial(chat, p, None, budget) for p in asked]
+  assert len(set(map(str, ids))) == 150
+
+
 def test_draft_think_strip_leaves_the_marks_out_and_the_thoughts_in(chat):
   fit = prompts.fit_refinement
   kept = fit(chat, problem(text="x"), DRAFT, "opd", None, 9999)

@@ -21,6 +21,9 @@ _VALUES = {
   int: st.integers(-(2**63), 2**63 - 1),
   bool: st.booleans(),
   list[int]: st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5),
+  list[float]: st.lists(
+    st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5
+  ),
   str | None: st.none() | st.text(),
   bool | None: st.none() | st.booleans(),
 }

@@ -20,7 +20,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import tokenizers
@@ -59,6 +59,20 @@ class Rendered:
 
   ids: list[int]
   offsets: list[tuple[int, int] | None]
+
+
+class _Piece(NamedTuple):
+  """Part of a prompt: plain text, or the ids of a control token.
+
+  Attributes:
+    text: is encoded with the base vocabulary; '' beside `ids`.
+    core_at: where the user's text begins in it, or None.
+    ids: the control token's, else nothing.
+  """
+
+  text: str
+  core_at: int | None
+  ids: tuple[int, ...] = ()
 
 
 class Chat:
@@ -112,6 +126,7 @@ class Chat:
     if tokenizer.pre_tokenizer is not None:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
     self._template, variables = compile_template(template, name)
+    self._frames: dict[Any, tuple[str, str]] = {}
     self.supports_thinking = "enable_thinking" in variables
     self._check()
 
@@ -198,18 +213,51 @@ class Chat:
     """
     return self.render_with_offsets(user_text, thinking).ids
 
+  def render_many(
+    self, user_texts: Iterable[str], thinking: bool | None
+  ) -> list[list[int]]:
+    """`render` of each text, encoded on all cores at once."""
+    prompts = [self._pieces(text, thinking) for text in user_texts]
+    plain = [p.text for pieces in prompts for p in pieces if p.text]
+    encoded = iter(
+      self._plain.encode_batch_fast(plain, add_special_tokens=False)
+    )
+    return [
+      [i for p in pieces for i in (next(encoded).ids if p.text else p.ids)]
+      for pieces in prompts
+    ]
+
   def render_with_offsets(
     self, user_text: str, thinking: bool | None
   ) -> Rendered:
     """As `render`, and says which characters each id covers."""
+    lead = len(user_text) - len(user_text.lstrip())
+    size = len(user_text.strip())
+    ids: list[int] = []
+    offsets: list[tuple[int, int] | None] = []
+    for piece in self._pieces(user_text, thinking):
+      ids.extend(piece.ids)
+      offsets.extend([None] * len(piece.ids))
+      encoding = self._plain.encode(piece.text, add_special_tokens=False)
+      ids.extend(encoding.ids)
+      for a, b in encoding.offsets:
+        if piece.core_at is None:
+          offsets.append(None)
+          continue
+        a, b = a - piece.core_at, b - piece.core_at
+        inside = a >= 0 and b <= size
+        offsets.append((a + lead, b + lead) if inside else None)
+    return Rendered(ids, offsets)
+
+  def _pieces(self, user_text: str, thinking: bool | None) -> list[_Piece]:
+    """A prompt, split at the template's control tokens."""
     # White space stays outside the placeholder: a template that trims a
     # message trims it here too.
     core = user_text.strip()
     lead = user_text[: len(user_text) - len(user_text.lstrip())]
     trail = user_text[len(lead) + len(core) :]
     before, after = self._around(lead, trail, thinking)
-    ids: list[int] = []
-    offsets: list[tuple[int, int] | None] = []
+    pieces: list[_Piece] = []
     strip_left = False  # a control token with rstrip eats what follows it
     text, core_at = "", None
 
@@ -217,33 +265,36 @@ class Chat:
       nonlocal text, core_at
       start = len(text) - len(text.lstrip()) if strip_left else 0
       end = len(text.rstrip()) if strip_right else len(text)
-      encoding = self._plain.encode(text[start:end], add_special_tokens=False)
-      ids.extend(encoding.ids)
-      for a, b in encoding.offsets:
-        if core_at is None:
-          offsets.append(None)
-          continue
-        a, b = a + start - core_at, b + start - core_at
-        inside = a >= 0 and b <= len(core)
-        offsets.append((a + len(lead), b + len(lead)) if inside else None)
+      at = None if core_at is None else core_at - start
+      pieces.append(_Piece(text[start:end], at))
       text, core_at = "", None
 
-    for piece, ends_in_core in ((before, True), (after, False)):
+    for part, ends_in_core in ((before, True), (after, False)):
       at = 0
-      for match in self._control_pattern.finditer(piece):
-        text += piece[at : match.start()]
+      for match in self._control_pattern.finditer(part):
+        text += part[at : match.start()]
         i, token = self._controls[match.group()]
         flush(token.lstrip)
-        ids.append(i)
-        offsets.append(None)
+        pieces.append(_Piece("", None, (i,)))
         strip_left = token.rstrip
         at = match.end()
-      text += piece[at:]
+      text += part[at:]
       if ends_in_core:
         core_at = len(text)
         text += core
     flush(False)
-    return Rendered(ids, offsets)
+    return pieces
+
+  def control_marks(self, text: str) -> set[str]:
+    """Control tokens that are spelt out in a text.
+
+    In a user message they are plain text (see the module's head); a reader of
+    the prompt sees no difference.
+    """
+    found = set(self._control_pattern.findall(text))
+    return {
+      mark for mark in found if self._controls[mark][0] in self.control_ids
+    }
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text` as plain text: never a control id."""
@@ -307,6 +358,17 @@ class Chat:
     self, lead: str, trail: str, thinking: bool | None
   ) -> tuple[str, str]:
     """The rendered template before and after the user's text."""
+    if lead or trail:
+      return self._rendered(lead, trail, thinking)
+    # Nearly always; running the template takes longer than encoding a problem.
+    if thinking not in self._frames:
+      self._frames[thinking] = self._rendered(lead, trail, thinking)
+    return self._frames[thinking]
+
+  def _rendered(
+    self, lead: str, trail: str, thinking: bool | None
+  ) -> tuple[str, str]:
+    """Runs the template around a placeholder."""
     variables: dict[str, Any] = dict(self._special)
     if thinking is not None and self.supports_thinking:
       variables["enable_thinking"] = thinking

@@ -164,7 +164,9 @@ def _run(
   if run_dir is None:
     run(chosen, None, own)
     return
-  is_new = run_dir.claim(experiment.to_json(chosen))
+  # What is kept has to be a run's: without --config it is what is run.
+  kept = dataclasses.replace(chosen, preflight_only=False)
+  is_new = run_dir.claim(experiment.to_json(kept))
   _keep_compilations()
   try:
     with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
@@ -173,6 +175,8 @@ def _run(
     if is_new:
       run_dir.abandon()
     raise
+  if is_new and chosen.preflight_only:
+    run_dir.abandon()
 
 
 def _keep_compilations() -> None:

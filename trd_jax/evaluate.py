@@ -24,16 +24,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     UserError: an unknown benchmark or model name, merged weights that aren't
       there yet, or a benchmark question over the prompt budget.
   """
-  from trd_jax import generation
+  from trd_jax import generation, outcomes, preflight
   from trd_jax.errors import UserError
   from trd_jax.problems import store
-  from trd_jax.prompts import fit_initial
+  from trd_jax.prompts import fit_initials
   from trd_jax.records import GradedSample, Rejected
 
   if flags.model not in ("base", "trained"):
     raise UserError(f"--model={flags.model}: choose base or trained")
   stage = f"{STAGE}/{flags.model}"
-  if generation.skip_if_done(run_dir, stage, describe):
+  if outcomes.skip_if_done(run_dir, stage, describe):
     return
   if flags.model == "trained" and run_dir.done("merge") is None:
     raise UserError(
@@ -51,17 +51,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 2. K prompts a question; none may be left out of a benchmark.
   prompts: list[generation.Prompt] = []
+  rejected: list[Rejected] = []
   of_benchmark: dict[str, str] = {}
   for name, problems in questions.items():
-    for problem in problems:
-      ids = fit_initial(
-        who.chat, problem, student.thinking, section.max_prompt_tokens, STAGE
-      )
+    fitted = fit_initials(
+      who.chat, problems, student.thinking, section.max_prompt_tokens, STAGE
+    )
+    for problem, ids in zip(problems, fitted, strict=True):
       if isinstance(ids, Rejected):
-        raise UserError(
-          f"{name}, problem {problem.problem_id}: {ids.reason}; raise"
-          " evaluate.max_prompt_tokens"
-        )
+        rejected.append(ids)
+        continue
       for sample in range(section.k):
         key, _ = generation.identity(
           stage, who, section, ids, name, problem.problem_id, sample
@@ -71,6 +70,30 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         )
         prompts.append(generation.Prompt(key, problem, ids, seed, sample))
         of_benchmark[key] = name
+  every = [problem for problems in questions.values() for problem in problems]
+  preflight.publish(
+    preflight.check(
+      experiment,
+      stage,
+      who,
+      section,
+      "student.thinking",
+      problems=len(every),
+      prompts=prompts,
+      rejected=rejected,
+      texts={"problems": [(p.problem_id, p.text) for p in every]},
+    ),
+    run_dir,
+  )
+  if rejected:
+    raise UserError(
+      f"{rejected[0].source}, problem {rejected[0].problem_id}:"
+      f" {rejected[0].reason} ({len(rejected)} in all); a benchmark has to be"
+      " whole: raise evaluate.max_prompt_tokens"
+    )
+  if experiment.preflight_only:
+    print(preflight.STOPPED, flush=True)
+    return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
   generation.fill(

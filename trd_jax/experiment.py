@@ -50,7 +50,14 @@ _CLIP = {"opd": 0.1, "opsd": 0.06}
 
 # Keys that say how a run is carried out, not what it computes: they may
 # differ between the runs that share a workdir.
-RUNTIME_KEYS = ("engine.", "metrics.", "python.", "mesh.", "train.log_every")
+RUNTIME_KEYS = (
+  "engine.",
+  "metrics.",
+  "python.",
+  "mesh.",
+  "preflight_only",
+  "train.log_every",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +79,9 @@ class Experiment:
     one_of("arithmetic", "math", "code"),
   )
   seed: int = key(0, "seed of everything without one of its own", at_least(0))
+  preflight_only: bool = key(
+    False, "check and count the prompts, report, and generate nothing"
+  )
   student: Model = field(default_factory=Model)
   teacher: Teacher = field(default_factory=Teacher)
   data: Data = field(default_factory=Data)
@@ -247,6 +257,13 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
     yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
+  if e.engine.name == "server" and not e.engine.server.urls:
+    yield "engine.name=server needs engine.server.urls: name the servers"
+  if e.engine.name == "server" and e.engine.ray.actors:
+    yield (
+      "engine.ray.actors puts engines on machines, and servers have theirs: "
+      "set engine.ray.actors=0"
+    )
   axes = dataclasses.asdict(e.mesh)
   if len(rest := [axis for axis, size in axes.items() if size == -1]) > 1:
     yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"

@@ -5,20 +5,25 @@ handed on at once, so that the stage can write it down before the next one is
 there.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trd_jax import hub
+from trd_jax import hub, top_tokens
 from trd_jax.chat import Chat
 from trd_jax.engines import engine as engines
-from trd_jax.engines.engine import Completion, Request, Sampling
+from trd_jax.engines.engine import (
+  Completion,
+  ModelFiles,
+  Request,
+  Sampling,
+)
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.grading import math as math_grading
@@ -81,26 +86,27 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
+class Speaker(ModelFiles):
   """A model on disk with its tokenizer and a way to talk to it.
 
   Attributes:
-    name: the path as the config says it.
-    folder: where it lies.
-    revision: short digest of its content (`hub.model_revision`).
     chat: tokenizer and template.
-    dtype: dtype that it runs in.
   """
 
-  name: str
-  folder: Path
-  revision: str
-  chat: Chat
-  dtype: str
+  chat: Chat = dataclasses.field(kw_only=True)
+
+  @property
+  def files(self) -> ModelFiles:
+    """What an engine needs of it: nothing that can't go to another process."""
+    names = [field.name for field in dataclasses.fields(ModelFiles)]
+    return ModelFiles(**{name: getattr(self, name) for name in names})
 
 
 def speaker(
-  model: Model, run_dir: RunDir | None, folder: Path | None = None
+  model: Model,
+  run_dir: RunDir | None,
+  folder: Path | None = None,
+  adapter: Path | None = None,
 ) -> Speaker:
   """Finds a model and its tokenizer, and checks that they fit.
 
@@ -109,6 +115,7 @@ def speaker(
     run_dir: for models that live in the run directory.
     folder: other weights of the same architecture and tokenizer (the merged
       student), in place of the section's.
+    adapter: a PEFT folder to apply to the weights.
 
   Raises:
     UserError: something is missing, or the tokenizer has ids that the model's
@@ -128,10 +135,15 @@ def speaker(
     )
   name = model.path if folder is None else str(folder)
   revision = hub.model_revision(found)
-  return Speaker(name, found, revision, chat, model.dtype)
+  if adapter is not None:
+    name = f"{name} with {adapter}"
+    revision = f"{revision}+{hub.adapter_revision(adapter)}"
+  return Speaker(name, found, revision, model.dtype, adapter, chat=chat)
 
 
-def sampling_of(section: Generation, chat: Chat) -> Sampling:
+def sampling_of(
+  section: Generation, chat: Chat, top_logprobs: int = 0
+) -> Sampling:
   """The engine's view of a section's sampling keys."""
   return Sampling(
     temperature=section.temperature,
@@ -139,6 +151,7 @@ def sampling_of(section: Generation, chat: Chat) -> Sampling:
     top_k=section.top_k,
     stop_ids=tuple(chat.stop_ids),
     vocab_size=chat.vocab_size,
+    top_logprobs=top_logprobs,
   )
 
 
@@ -191,6 +204,7 @@ def generate(
   *,
   desc: str,
   already: int = 0,
+  top_logprobs: int = 0,
 ) -> Iterator[Sample]:
   """Completes prompts with the experiment's engine and grades each answer.
 
@@ -201,6 +215,8 @@ def generate(
     prompts: what to complete, in any order.
     desc: what the progress bar says.
     already: samples that are on disk from before, for the bar.
+    top_logprobs: how many of the model's likeliest tokens to keep; what that
+      costs is measured and printed.
 
   Yields:
     Samples in the order in which they are finished and judged.
@@ -209,32 +225,37 @@ def generate(
     return
   by_key = {prompt.key: prompt for prompt in prompts}
   longest = max(len(prompt.ids) for prompt in prompts)
-  engine = engines.make(
-    experiment.engine,
-    who.folder,
-    dtype=who.dtype,
-    max_model_tokens=longest + section.max_response_tokens,
-  )
   requests = [
     Request(p.key, list(p.ids), p.seed, section.max_response_tokens)
     for p in prompts
   ]
+  sampling = sampling_of(section, who.chat, top_logprobs)
   stops = set(who.chat.stop_ids)
-  completions = engine.generate(requests, sampling_of(section, who.chat))
-  with Progress(
-    already + len(prompts), desc, "samples", initial=already
-  ) as progress:
+  engine = engines.make(
+    experiment.engine,
+    who.files,
+    max_model_tokens=longest + section.max_response_tokens,
+  )
+  with contextlib.closing(engine):
+    # Under Ray every call would load the model anew.
+    if top_logprobs and not experiment.engine.ray.actors:
+      cost = top_tokens.cost(engine, requests, sampling)
+      print(f"{desc}: {cost}", flush=True)
+    completions = engine.generate(requests, sampling)
+    with Progress(
+      already + len(prompts), desc, "samples", initial=already
+    ) as progress:
 
-    def decoded() -> Iterator[tuple[Prompt, Completion, str]]:
-      for completion in completions:
-        ids = list(completion.ids)
-        if completion.finish_reason == "stop" and ids and ids[-1] in stops:
-          ids.pop()
-        yield by_key[completion.key], completion, who.chat.decode(ids)
+      def decoded() -> Iterator[tuple[Prompt, Completion, str]]:
+        for completion in completions:
+          ids = list(completion.ids)
+          if completion.finish_reason == "stop" and ids and ids[-1] in stops:
+            ids.pop()
+          yield by_key[completion.key], completion, who.chat.decode(ids)
 
-    for sample in _graded(decoded()):
-      progress.update(1)
-      yield sample
+      for sample in _graded(decoded()):
+        progress.update(1)
+        yield sample
 
 
 def fill(
@@ -248,6 +269,7 @@ def fill(
   to_row: Callable[[Sample], RecordT],
   *,
   desc: str,
+  top_logprobs: int = 0,
 ) -> None:
   """Gives a stage the rows of all prompts that aren't on disk yet.
 
@@ -264,6 +286,7 @@ def fill(
     record_cls: the stage's kind of row.
     to_row: makes one of a sample.
     desc: what the progress bar says.
+    top_logprobs: see `generate`.
   """
   there = run_dir.keys(stage)
   pending = [prompt for prompt in prompts if prompt.key not in there]
@@ -272,7 +295,13 @@ def fill(
   already = len(prompts) - len(pending)
   with run_dir.shard_writer(stage, record_cls) as writer:
     for sample in generate(
-      experiment, who, section, pending, desc=desc, already=already
+      experiment,
+      who,
+      section,
+      pending,
+      desc=desc,
+      already=already,
+      top_logprobs=top_logprobs,
     ):
       writer.add(to_row(sample))
 
@@ -338,6 +367,7 @@ def trajectory(
     reason=verdict.reason,
     extracted=verdict.extracted,
     grader_version=sample.grader,
+    **top_tokens.columns(completion.top),
   )
 
 
@@ -372,61 +402,3 @@ def graded_sample(
     extracted=verdict.extracted,
     grader_version=sample.grader,
   )
-
-
-def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
-  """What a stage's rows on disk add up to.
-
-  Raises:
-    UserError: rows that were asked for are missing, so the stage can't be
-      called done.
-  """
-  columns = ["key", "correct", "reason", "truncated", "response_ids"]
-  table = run_dir.table(stage, Trajectory, columns)
-  rows = [row for row in table.to_pylist() if row["key"] in wanted]
-  if missing := len(wanted) - len(rows):
-    raise UserError(
-      f"{run_dir.stage(stage)}: {missing} of {len(wanted)} samples are missing;"
-      " run the stage again"
-    )
-  lengths = [len(row["response_ids"]) for row in rows]
-  return {
-    "samples": len(rows),
-    "correct": sum(row["correct"] is True for row in rows),
-    "unjudged": sum(row["correct"] is None for row in rows),
-    "truncated": sum(row["truncated"] for row in rows),
-    "no_box": sum(row["reason"] == "no_box" for row in rows),
-    "tokens": sum(lengths),
-    "median_tokens": statistics.median(lengths) if lengths else 0,
-  }
-
-
-def describe(summary: Mapping[str, Any]) -> str:
-  """One line about a stage's rows, from its summary."""
-  total = summary["samples"]
-  parts = [
-    f"{total:,} samples",
-    f"{_share(summary['correct'], total)} correct",
-    f"{_share(summary['truncated'], total)} truncated",
-    f"median {summary['median_tokens']:,.0f} tokens",
-  ]
-  if summary["unjudged"]:
-    parts.append(f"{_share(summary['unjudged'], total)} not judged")
-  if summary.get("rejected"):
-    parts.append(f"{summary['rejected']} problems set aside")
-  return ", ".join(parts)
-
-
-def _share(count: int, total: int) -> str:
-  return f"{100 * count / total:.1f}%" if total else "none"
-
-
-def skip_if_done(
-  run_dir: RunDir, stage: str, describe: Callable[[dict], str]
-) -> bool:
-  """Says so and returns True where a stage has been finished before."""
-  done = run_dir.done(stage)
-  if done is None:
-    return False
-  print(f"{stage}: done before: {describe(done)}", flush=True)
-  return True

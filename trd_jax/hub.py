@@ -3,6 +3,7 @@
 import hashlib
 import importlib.resources
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from trd_jax.errors import UserError
@@ -11,7 +12,8 @@ from trd_jax.run_dir import RunDir
 _LAB = "lab:"
 _RANDOM = "random:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+_HUB_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 
 # A revision reads small files whole and of large ones so many blocks, evenly
 # spread: enough to tell two fine-tunes of one model apart, and quick.
@@ -21,7 +23,10 @@ _BLOCK_BYTES = 4096
 
 
 def model_folder(
-  path: str, run_dir: RunDir | None = None, revision: str | None = None
+  path: str,
+  run_dir: RunDir | None = None,
+  revision: str | None = None,
+  files: Sequence[str] = _HUB_FILES,
 ) -> Path:
   """The folder with a model's config.json and safetensors.
 
@@ -31,6 +36,7 @@ def model_folder(
       else a folder, or a hub id, which is downloaded (or found in the cache).
     run_dir: the run directory, for 'random:<size>'.
     revision: a hub id's commit, tag or branch.
+    files: patterns of what is downloaded.
 
   Raises:
     UserError: there is no such model, or it cannot be downloaded.
@@ -44,22 +50,26 @@ def model_folder(
       raise UserError(f"{path} has no config.json: it is no model folder")
     return folder
   if _HUB_ID.fullmatch(path) and not path.startswith("."):
-    return _download(path, revision)
+    return _download(path, revision, files)
   raise UserError(
     f'there is no model "{path}": name a folder, a hub id (Qwen/Qwen3-8B), '
     "lab:student, lab:teacher, or random:<size>"
   )
 
 
-def tokenizer_folder(path: str, run_dir: RunDir | None = None) -> Path:
+def tokenizer_folder(
+  path: str, run_dir: RunDir | None = None, revision: str | None = None
+) -> Path:
   """The folder with a tokenizer.json: a model's, or one that has no weights.
+
+  Arguments as `model_folder`'s; of a hub id no weights are downloaded.
 
   Raises:
     UserError: as `model_folder`, or the folder has no tokenizer.json.
   """
   folder = Path(path).expanduser()
   if not folder.is_dir():
-    folder = model_folder(path, run_dir)
+    folder = model_folder(path, run_dir, revision, _TOKENIZER_FILES)
   if not (folder / "tokenizer.json").is_file():
     raise UserError(f"{folder} has no tokenizer.json: it holds no tokenizer")
   return folder
@@ -77,11 +87,20 @@ def model_revision(folder: Path) -> str:
   Raises:
     UserError: the folder lacks config.json or any weights.
   """
+  return _revision(folder, "config.json", "model")
+
+
+def adapter_revision(folder: Path) -> str:
+  """As `model_revision`, of a PEFT adapter's folder."""
+  return _revision(folder, "adapter_config.json", "adapter")
+
+
+def _revision(folder: Path, config_name: str, what: str) -> str:
   weights = sorted(folder.glob("*.safetensors"))
-  config = folder / "config.json"
+  config = folder / config_name
   if not weights or not config.is_file():
-    lacks = "*.safetensors" if config.is_file() else "config.json"
-    raise UserError(f"{folder} has no {lacks}: it is no model folder")
+    lacks = "*.safetensors" if config.is_file() else config_name
+    raise UserError(f"{folder} has no {lacks}: it is no {what} folder")
   digest = hashlib.sha256()
   for path in (config, *weights):
     size = path.stat().st_size
@@ -129,12 +148,12 @@ def _random_folder(path: str, run_dir: RunDir | None) -> Path:
   return folder
 
 
-def _download(path: str, revision: str | None) -> Path:
+def _download(path: str, revision: str | None, files: Sequence[str]) -> Path:
   from huggingface_hub import snapshot_download
 
   try:
     return Path(
-      snapshot_download(path, revision=revision, allow_patterns=_HUB_FILES)
+      snapshot_download(path, revision=revision, allow_patterns=[*files])
     )
   except Exception as error:  # whatever happens between here and the hub
     at = f" at {revision}" if revision else ""

@@ -28,13 +28,13 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   import numpy as np
   from flax import nnx
 
-  from trd_jax import adapters, generation, hub, sharding, weights
+  from trd_jax import adapters, generation, hub, outcomes, sharding, weights
   from trd_jax.checkpoint import Checkpoints
   from trd_jax.errors import UserError
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model_folder import token_ids
 
-  if generation.skip_if_done(run_dir, STAGE, describe):
+  if outcomes.skip_if_done(run_dir, STAGE, describe):
     return
   if run_dir.done("train") is None:
     raise UserError(

@@ -3,7 +3,9 @@
     evaluate base → rollout → refine → train → merge → evaluate trained
 
 A stage that is done is skipped by itself, so the same command goes on where an
-earlier one was stopped. What comes out stands in `summary.json`.
+earlier one was stopped. What comes out stands in `summary.json`. With
+`preflight_only` the stages that generate check and count their prompts as far
+as these can be made, and nothing else is done.
 """
 
 import subprocess
@@ -37,15 +39,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     store.load(experiment, run_dir)
 
   steps = list(commands(experiment, run_dir))
+  if experiment.preflight_only:
+    _preflight(steps, experiment, run_dir, flags)
+    return
   for number, (account, module, own) in enumerate(steps, 1):
     if is_done(run_dir, account):
       print(f"[{number}/{len(steps)}] {account}: done before", flush=True)
       continue
     print(f"[{number}/{len(steps)}] {account}", flush=True)
-    python = getattr(experiment.python, module, None) or sys.executable
-    command = [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
     with timed(run_dir.timings, account):
-      code = subprocess.run(command, check=False).returncode
+      code = _start(module, own, experiment, flags)
     if code:
       print(
         f"trd-jax pipeline: {account} ended with exit code {code}; mend what"
@@ -60,6 +63,50 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   write_json_atomic(run_dir.summary, summary)
   print(table(summary))
   print(f"written: {run_dir.summary}")
+
+
+def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
+  """Runs one stage to its end; its exit code."""
+  python = experiment.python.of(module) or sys.executable
+  command = [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
+  return subprocess.run(command, check=False).returncode
+
+
+def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Has every stage that generates check its prompts, where these are known.
+
+  Random models are made first: without them there is nothing to check. What
+  one stage is refused for doesn't keep the others from being looked at.
+  """
+  after = {"refine": "rollout", "evaluate/trained": "merge"}
+  checked, failed, waiting = [], {}, []
+  for account, module, own in steps:
+    if account in ("train", "merge") or is_done(run_dir, account):
+      continue
+    if account in after and run_dir.done(after[account]) is None:
+      waiting.append(f"{account} (needs {after[account]})")
+      continue
+    print(f"[preflight] {account}", flush=True)
+    if code := _start(module, own, experiment, flags):
+      failed[account] = code
+      if account == "convert":
+        break
+    elif account != "convert":
+      checked.append(account)
+  if failed:
+    print(
+      f"trd-jax pipeline: the preflight of {', '.join(failed)} failed; mend"
+      " what it says above and give the same command again",
+      file=sys.stderr,
+    )
+    code = next(iter(failed.values()))
+    sys.exit(code if code > 0 else 128 - code)
+  print(
+    f"preflight only: {', '.join(checked) or 'nothing was left to be'} checked"
+    + (f", not yet {', '.join(waiting)}" if waiting else "")
+    + "; nothing was generated",
+    flush=True,
+  )
 
 
 def commands(

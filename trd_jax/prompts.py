@@ -13,12 +13,17 @@ Changing any wording changes `VERSION`, which every artifact carries.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from trd_jax.chat import Chat, Rendered
 from trd_jax.errors import UserError
 from trd_jax.records import Problem, Rejected
 
 VERSION = "1"
+
+_T = TypeVar("_T")
 
 _FINISH = {
   "math": "End with the final answer inside \\boxed{}.",
@@ -117,6 +122,26 @@ def refinement(problem: Problem, draft_text: str, regime: str) -> str:
   return before + draft_text + after
 
 
+def shown_draft(draft_text: str, draft_think: str) -> str:
+  """y_o as a refinement prompt shows it (`refine.draft_think`).
+
+  Raises:
+    UserError: a choice that does not exist.
+  """
+  if draft_think not in ("keep_text", "strip"):
+    raise UserError(
+      f"refine.draft_think={draft_think}: choose keep_text or strip"
+    )
+  if draft_think == "keep_text":
+    return draft_text
+  return draft_text.replace("<think>", "").replace("</think>", "")
+
+
+def elision(domain: str) -> str:
+  """What stands in place of the part of a draft that doesn't fit."""
+  return _ELISION[domain]
+
+
 def fit_initial(
   chat: Chat,
   problem: Problem,
@@ -124,15 +149,32 @@ def fit_initial(
   max_tokens: int,
   stage: str = "rollout",
 ) -> list[int] | Rejected:
-  """Prompt ids of `initial`, or the row set aside where they are too many."""
-  ids = chat.render(initial(problem), thinking)
-  if len(ids) <= max_tokens:
-    return ids
-  return _reject(
-    problem,
-    stage,
-    f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
-  )
+  """As `fit_initials`, of one problem."""
+  return next(fit_initials(chat, [problem], thinking, max_tokens, stage))
+
+
+def fit_initials(
+  chat: Chat,
+  problems: Iterable[Problem],
+  thinking: bool | None,
+  max_tokens: int,
+  stage: str = "rollout",
+) -> Iterator[list[int] | Rejected]:
+  """Prompt ids of `initial`, or the row set aside where they are too many.
+
+  One for each problem, in their order.
+  """
+  for some in _batches(problems):
+    prompts = chat.render_many(map(initial, some), thinking)
+    for problem, ids in zip(some, prompts, strict=True):
+      if len(ids) <= max_tokens:
+        yield ids
+        continue
+      yield _reject(
+        problem,
+        stage,
+        f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
+      )
 
 
 def fit_refinement(
@@ -145,7 +187,30 @@ def fit_refinement(
   overflow: str = "trim_middle",
   draft_think: str = "keep_text",
 ) -> FittedPrompt | Rejected:
-  """Prompt ids of `refinement` within `max_tokens`.
+  """As `fit_refinements`, of one draft."""
+  return next(
+    fit_refinements(
+      chat,
+      [(problem, draft_text)],
+      regime,
+      thinking,
+      max_tokens,
+      overflow,
+      draft_think,
+    )
+  )
+
+
+def fit_refinements(
+  chat: Chat,
+  drafts: Iterable[tuple[Problem, str]],
+  regime: str,
+  thinking: bool | None,
+  max_tokens: int,
+  overflow: str = "trim_middle",
+  draft_think: str = "keep_text",
+) -> Iterator[FittedPrompt | Rejected]:
+  """Prompt ids of `refinement` within `max_tokens`, draft by draft.
 
   x and y* are never cut. Under 'trim_middle' an over-long draft loses its
   middle: the ids of the whole prompt are kept up to a point inside the draft
@@ -155,8 +220,8 @@ def fit_refinement(
 
   Args:
     chat: the refining model's.
-    problem: x, and y* in regime 'opsd'.
-    draft_text: y_o as text.
+    drafts: each problem (x, and y* in regime 'opsd') with a draft y_o, as
+      text.
     regime: 'opd' or 'opsd'.
     thinking: as in `Chat.render`.
     max_tokens: the prompt's budget.
@@ -164,33 +229,55 @@ def fit_refinement(
     draft_think: 'keep_text' writes `<think>` and `</think>` as plain text,
       'strip' leaves the two marks out; the thoughts stay either way.
 
-  Returns:
-    The prompt, or the row set aside: dropped, without a reference, or too
-    long even with the draft gone.
+  Yields:
+    For each draft, in their order, the prompt, or the row set aside: dropped,
+    without a reference, or too long even with the draft gone.
   """
   if overflow not in ("trim_middle", "drop"):
     raise UserError(f"refine.overflow={overflow}: choose trim_middle or drop")
-  if draft_think not in ("keep_text", "strip"):
-    raise UserError(
-      f"refine.draft_think={draft_think}: choose keep_text or strip"
-    )
-  if draft_think == "strip":
-    draft_text = draft_text.replace("<think>", "").replace("</think>", "")
   check_regime(regime)
-  if regime == "opsd" and reference(problem) is None:
-    return _reject(problem, "refine", "no solution and no answer to refer to")
+
+  def has_all(problem: Problem) -> bool:
+    return regime == "opd" or reference(problem) is not None
+
+  for some in _batches(drafts):
+    shown = [(p, shown_draft(text, draft_think)) for p, text in some]
+    whole = iter(
+      chat.render_many(
+        (refinement(p, text, regime) for p, text in shown if has_all(p)),
+        thinking,
+      )
+    )
+    for problem, text in shown:
+      if not has_all(problem):
+        yield _reject(
+          problem, "refine", "no solution and no answer to refer to"
+        )
+      elif len(ids := next(whole)) <= max_tokens:
+        yield FittedPrompt(ids, 0)
+      elif overflow == "drop":
+        yield _reject(
+          problem,
+          "refine",
+          f"refinement prompt of {len(ids)} tokens, over "
+          f"refine.max_prompt_tokens={max_tokens} (refine.overflow=drop)",
+        )
+      else:
+        yield _trimmed(chat, problem, text, regime, thinking, max_tokens)
+
+
+def _trimmed(
+  chat: Chat,
+  problem: Problem,
+  draft_text: str,
+  regime: str,
+  thinking: bool | None,
+  max_tokens: int,
+) -> FittedPrompt | Rejected:
+  """The prompt with the draft's middle left out."""
   before, after = _around_draft(problem, regime)
   prompt = chat.render_with_offsets(before + draft_text + after, thinking)
-  if len(prompt.ids) <= max_tokens:
-    return FittedPrompt(prompt.ids, 0)
-  if overflow == "drop":
-    return _reject(
-      problem,
-      "refine",
-      f"refinement prompt of {len(prompt.ids)} tokens, over "
-      f"refine.max_prompt_tokens={max_tokens} (refine.overflow=drop)",
-    )
-  mark = chat.encode(_ELISION[problem.domain])
+  mark = chat.encode(elision(problem.domain))
   excess = len(prompt.ids) + len(mark) - max_tokens
   span = (len(before), len(before) + len(draft_text))
   cut = _middle_cut(prompt, span, excess)
@@ -204,6 +291,13 @@ def fit_refinement(
   start, stop = cut
   ids = prompt.ids[:start] + mark + prompt.ids[stop:]
   return FittedPrompt(ids, stop - start)
+
+
+def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
+  """So many items at a time that all cores encode and memory stays small."""
+  iterator = iter(items)
+  while some := list(itertools.islice(iterator, 64)):
+    yield some
 
 
 def _require_reference(problem: Problem) -> str:

@@ -34,6 +34,7 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
   bool: pa.bool_(),
   int: pa.int64(),
   list[int]: pa.list_(pa.field("element", pa.int32(), nullable=False)),
+  list[float]: pa.list_(pa.field("element", pa.float32(), nullable=False)),
 }
 
 
@@ -143,7 +144,15 @@ class Trajectory(_Record):
     reason: the verdict's reason.
     extracted: the verdict's extracted answer.
     grader_version: version of the grader.
+    teacher_top_ids: [T * K] int32, for each response token the ids that the
+      teacher held likeliest, likeliest first; like the two below None where
+      they were not kept (`refine.teacher_top_k`).
+    teacher_top_logprobs: [T * K] float32, their log-probabilities, before
+      temperature and truncation of the sampling.
+    teacher_top_mass: [T] float32, the probability that they cover.
   """
+
+  VERSION: ClassVar[int] = 2
 
   key: str
   problem_id: str
@@ -165,6 +174,9 @@ class Trajectory(_Record):
   reason: Reason
   extracted: str | None
   grader_version: str
+  teacher_top_ids: list[int] | None = None
+  teacher_top_logprobs: list[float] | None = None
+  teacher_top_mass: list[float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +317,6 @@ def from_table(
     UserError: the table holds another record kind, or a schema version that
       this program does not know.
   """
-  check_schema(cls, table.schema, where)
   check_schema(cls, table.schema, where)
   return [cls(**row) for row in table.to_pylist()]
 

@@ -18,15 +18,17 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   loses its middle or its sample, as `refine.overflow` says.
 
   Raises:
-    UserError: the rollouts are missing, the model or tokenizer is bad, or a
-      method that doesn't refine; nothing is written then.
+    UserError: the rollouts are missing, the model or tokenizer is bad, no
+      prompt is within its budget, or a method that doesn't refine; no sample
+      is drawn then.
   """
   del flags
-  from trd_jax import generation
+  from trd_jax import generation, outcomes, preflight
   from trd_jax.errors import UserError
+  from trd_jax.leaks import count_leaks
   from trd_jax.metrics import Progress
   from trd_jax.problems import store
-  from trd_jax.prompts import VERSION, fit_refinement
+  from trd_jax.prompts import VERSION, fit_refinements
   from trd_jax.records import Rejected, Trajectory
 
   if not experiment.refines:
@@ -34,7 +36,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       f"method={experiment.method} trains on raw rollouts and has no refine"
       " stage; use method=trd, or go on with trd_jax.train"
     )
-  if generation.skip_if_done(run_dir, STAGE, generation.describe):
+  if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   if run_dir.done("rollout") is None:
     raise UserError(
@@ -48,22 +50,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   drafts = run_dir.read("rollout", Trajectory)
   who = generation.speaker(experiment.teacher_model, run_dir)
 
-  # 2. Refinement prompts, within their budget.
+  # 2. Refinement prompts, within their budget, and what they amount to.
   prompts: list[generation.Prompt] = []
   rejected: list[Rejected] = []
   with Progress(len(drafts), "refinement prompts", "prompts") as progress:
-    for draft in drafts:
-      problem = problems[draft.problem_id]
-      fitted = fit_refinement(
-        who.chat,
-        problem,
-        draft.text,
-        experiment.regime,
-        section.thinking,
-        section.max_prompt_tokens,
-        section.overflow,
-        section.draft_think,
-      )
+    every = fit_refinements(
+      who.chat,
+      ((problems[draft.problem_id], draft.text) for draft in drafts),
+      experiment.regime,
+      section.thinking,
+      section.max_prompt_tokens,
+      section.overflow,
+      section.draft_think,
+    )
+    for draft, fitted in zip(drafts, every, strict=True):
       progress.update()
       if isinstance(fitted, Rejected):
         rejected.append(fitted)
@@ -74,19 +74,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       prompts.append(
         generation.Prompt(
           key,
-          problem,
+          problems[draft.problem_id],
           fitted.ids,
           seed,
           draft_key=draft.key,
           elided_tokens=fitted.elided_tokens,
         )
       )
-  trimmed = sum(prompt.elided_tokens > 0 for prompt in prompts)
-  print(
-    f"refine: {len(prompts)} drafts, {trimmed} trimmed in the middle,"
-    f" {len(rejected)} set aside",
-    flush=True,
+  report = preflight.of_refine(
+    experiment, run_dir, who, problems, drafts, prompts, rejected
   )
+  preflight.publish(report, run_dir)
+  if experiment.preflight_only:
+    print(preflight.STOPPED, flush=True)
+    return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
   generation.fill(
@@ -101,15 +102,19 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       sample, STAGE, who, section, section.thinking, VERSION
     ),
     desc=STAGE,
+    top_logprobs=section.teacher_top_k,
   )
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out, and how it compares with the drafts.
-  summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})
-  summary |= {"rejected": len(rejected), "trimmed": trimmed}
-  summary["by_draft"] = confusion(drafts, run_dir.read(STAGE, Trajectory))
+  keys = {prompt.key for prompt in prompts}
+  summary = outcomes.summary(run_dir, STAGE, keys)
+  summary |= {"rejected": len(rejected), "trimmed": report.trimmed}
+  refined = run_dir.read(STAGE, Trajectory)
+  summary["by_draft"] = confusion(drafts, refined)
+  summary["leaks"] = count_leaks(row.text for row in refined if row.key in keys)
   run_dir.mark_done(STAGE, summary)
-  print(f"refine: {generation.describe(summary)}", flush=True)
+  print(f"refine: {outcomes.describe(summary)}", flush=True)
 
 
 def confusion(drafts, refined) -> dict[str, int]:

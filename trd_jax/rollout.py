@@ -14,15 +14,17 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   not drawn again.
 
   Raises:
-    UserError: bad problems, model or tokenizer; nothing is written then.
+    UserError: bad problems, model or tokenizer, or no prompt is within its
+      budget; no sample is drawn then.
   """
   del flags
-  from trd_jax import generation
+  from trd_jax import generation, outcomes, preflight
+  from trd_jax.metrics import Progress
   from trd_jax.problems import store
-  from trd_jax.prompts import VERSION, fit_initial
+  from trd_jax.prompts import VERSION, fit_initials
   from trd_jax.records import Rejected, Trajectory
 
-  if generation.skip_if_done(run_dir, STAGE, generation.describe):
+  if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   section, student = experiment.rollout, experiment.student
 
@@ -31,21 +33,30 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   who = generation.speaker(student, run_dir)
   problems = store.load(experiment, run_dir)
 
-  # 2. Prompts, within their budget.
+  # 2. Prompts, within their budget, and what they amount to.
   prompts: list[generation.Prompt] = []
   rejected: list[Rejected] = []
-  for problem in problems:
-    ids = fit_initial(
-      who.chat, problem, student.thinking, section.max_prompt_tokens
-    )
-    if isinstance(ids, Rejected):
-      rejected.append(ids)
-      continue
-    for sample in range(section.samples):
-      key, seed = generation.identity(
-        STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
-      )
-      prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+  fitted = fit_initials(
+    who.chat, problems, student.thinking, section.max_prompt_tokens
+  )
+  with Progress(len(problems), "prompts", "prompts") as progress:
+    for problem, ids in zip(problems, fitted, strict=True):
+      progress.update()
+      if isinstance(ids, Rejected):
+        rejected.append(ids)
+        continue
+      for sample in range(section.samples):
+        key, seed = generation.identity(
+          STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
+        )
+        prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+  preflight.publish(
+    preflight.of_rollout(experiment, run_dir, who, problems, prompts, rejected),
+    run_dir,
+  )
+  if experiment.preflight_only:
+    print(preflight.STOPPED, flush=True)
+    return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
   generation.fill(
@@ -64,10 +75,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out.
-  summary = generation.summary(run_dir, STAGE, {p.key for p in prompts})
+  summary = outcomes.summary(run_dir, STAGE, {p.key for p in prompts})
   summary["rejected"] = len(rejected)
   run_dir.mark_done(STAGE, summary)
-  print(f"rollout: {generation.describe(summary)}", flush=True)
+  print(f"rollout: {outcomes.describe(summary)}", flush=True)
 
 
 if __name__ == "__main__":

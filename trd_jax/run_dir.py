@@ -10,8 +10,9 @@
     summary.json timings.jsonl locks/
 
 Beside its rows a stage has `rejected.parquet` (what it set aside), possibly
-`metrics.jsonl`, and, last of all, `done.json`. What is visible is whole: a
-file is written under another name, flushed to the disk, and renamed.
+`metrics.jsonl` or `preflight.json` (what it was about to do), and, last of all,
+`done.json`. What is visible is whole: a file is written under another name,
+flushed to the disk, and renamed.
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from trd_jax.shards import ShardWriter
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 _MOST_DIFFERENCES = 6
+_PREFLIGHT = "preflight.json"
 
 # Locks of this process, so that taking one again is no conflict: POSIX locks
 # know processes only. With the process's id, for a fork inherits the table
@@ -127,9 +129,13 @@ class RunDir:
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
 
-    For a config that turned out to be unusable: mending it must not count as
-    another config in the same place. Problems that were read are forgotten.
+    For a config that turned out to be unusable, or was only looked at:
+    mending it must not count as another config in the same place. Problems
+    that were read are forgotten, reports of a preflight stay. Nothing happens
+    while another process is at work here.
     """
+    if self._others_at_work():
+      return
     kept = {self.config, self.timings, self.root / "locks", self.problems_dir}
     made = (path for path in self.root.iterdir() if path not in kept)
     if not any(_has_files(path) for path in made):
@@ -170,6 +176,18 @@ class RunDir:
         yield
       finally:
         _held.discard(token)
+
+  def _others_at_work(self) -> bool:
+    """Whether another process holds a stage."""
+    for path in (self.root / "locks").glob("*.lock"):
+      if (os.getpid(), path.absolute()) in _held:
+        continue  # opening and closing it would let go of it
+      with path.open("r+b") as file:
+        try:
+          fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+          return True
+    return False
 
   # -- paths ---------------------------------------------------------------
 
@@ -215,6 +233,10 @@ class RunDir:
   def metrics_file(self, stage: str) -> Path:
     """JSON lines of a stage's metrics (see `metrics.MetricWriter`)."""
     return self.stage(stage) / "metrics.jsonl"
+
+  def preflight(self, stage: str) -> Path:
+    """JSON of what a stage is about to do (see `preflight.Report`)."""
+    return self.stage(stage) / _PREFLIGHT
 
   def rejected(self, stage: str) -> Path:
     """Parquet file of the rows that a stage set aside."""
@@ -297,7 +319,10 @@ class RunDir:
 
 
 def _has_files(path: Path) -> bool:
-  return path.is_file() or any(p.is_file() for p in path.rglob("*"))
+  """Whether a path is or holds a file that isn't a mere report."""
+  return any(
+    p.is_file() and p.name != _PREFLIGHT for p in (path, *path.rglob("*"))
+  )
 
 
 def _differences(config: Path, experiment_json: str) -> Iterator[str]:

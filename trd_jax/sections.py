@@ -132,6 +132,11 @@ class Refine(Generation):
     "the draft's thinking marks: kept as plain text, or left out",
     one_of("keep_text", "strip"),
   )
+  teacher_top_k: int = key(
+    0,
+    "keep the teacher's so many likeliest tokens at each position; 0: none",
+    within(0, 1024),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,11 +150,101 @@ class JaxEngine:
 
 
 @dataclasses.dataclass(frozen=True)
+class VllmEngine:
+  """vLLM in the stage's own process."""
+
+  tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
+  data_parallel: int = key(
+    1, "copies of the model, each on devices of its own", at_least(1)
+  )
+  max_num_seqs: int | None = key(
+    None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)
+  )
+  max_batched_tokens: int | None = key(
+    None, "tokens of one step, a copy; None: vLLM's own", at_least(1)
+  )
+  max_model_tokens: int | None = key(
+    None, "longest prompt with its response; None: what is asked", at_least(2)
+  )
+  memory_share: float = key(
+    0.9, "share of a GPU's memory that vLLM may take", within(0.01, 1)
+  )
+  kv_cache_gib: float | None = key(
+    None, "KV cache of a copy; None: what memory_share leaves", above(0)
+  )
+  prefix_caching: bool = key(True, "keep the KV cache of shared prefixes")
+  chunked_prefill: bool = key(
+    True, "mix prefill and decoding in one step (on GPUs)"
+  )
+  eager: bool = key(False, "neither compile nor capture: slower, starts sooner")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerEngine:
+  """OpenAI-compatible servers, such as `vllm serve`."""
+
+  urls: tuple[str, ...] = key(
+    (), "their base addresses, as http://127.0.0.1:8000, separated by commas"
+  )
+  model: str | None = key(
+    None,
+    "the name that a server knows the model by; None: found by its folder",
+  )
+  concurrency: int = key(256, "requests in flight at a server", at_least(1))
+  retries: int = key(
+    8, "further tries of a request, each after a longer pause", at_least(0)
+  )
+  start_seconds: float = key(
+    600.0, "how long a server may take until it is ready", above(0)
+  )
+  request_seconds: float = key(
+    3600.0, "how long a server may take over a request", above(0)
+  )
+  api_key_variable: str = key(
+    "VLLM_API_KEY",
+    "environment variable that holds the API key, if servers want one",
+    keys.filled(),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+  """The same engine in many processes and machines, under Ray Data."""
+
+  actors: int = key(0, "engines at work at once; 0: no Ray", at_least(0))
+  address: str | None = key(
+    None, "of a running cluster, or auto; None: this machine alone"
+  )
+  cpus: float = key(1.0, "CPUs that an actor reserves", at_least(0))
+  gpus: float | None = key(
+    None,
+    "GPUs that an actor reserves; None: as many as its engine needs",
+    at_least(0),
+  )
+  batch: int = key(256, "requests that an actor is given at once", at_least(1))
+  batches: int = key(
+    2, "batches that an actor works on at once, where it can", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Engine:
   """What generates."""
 
-  name: str = key("jax", "the engine", one_of("jax"))
+  name: str = key(
+    "jax",
+    "embedded, vLLM in process, or servers",
+    one_of("jax", "vllm", "server"),
+  )
+  weights: str = key(
+    "merged",
+    "the trained student's form: merged, or the base with its adapter",
+    one_of("merged", "adapter"),
+  )
   jax: JaxEngine = field(default_factory=JaxEngine)
+  vllm: VllmEngine = field(default_factory=VllmEngine)
+  server: ServerEngine = field(default_factory=ServerEngine)
+  ray: Ray = field(default_factory=Ray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,9 +385,19 @@ class Metrics:
 class Python:
   """The interpreter that `trd_jax.pipeline` starts each stage with."""
 
-  rollout: str | None = key(None, "None: the pipeline's own")
-  refine: str | None = key(None, "None: the pipeline's own")
+  generation: str | None = key(
+    None, "for rollout, refine and evaluate; None: the pipeline's own"
+  )
+  rollout: str | None = key(None, "None: python.generation")
+  refine: str | None = key(None, "None: python.generation")
+  evaluate: str | None = key(None, "None: python.generation")
   train: str | None = key(None, "None: the pipeline's own")
   merge: str | None = key(None, "None: the pipeline's own")
-  evaluate: str | None = key(None, "None: the pipeline's own")
   convert: str | None = key(None, "None: the pipeline's own")
+
+  def of(self, stage: str) -> str | None:
+    """The interpreter of a stage; None for the pipeline's own."""
+    own = getattr(self, stage)
+    if own is None and stage in ("rollout", "refine", "evaluate"):
+      return self.generation
+    return own

@@ -34,6 +34,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     layout,
     objective,
     optimizer,
+    outcomes,
     packing,
     sharding,
     training_set,
@@ -47,7 +48,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model.qwen3 import Qwen3, Remat
 
-  if generation.skip_if_done(run_dir, STAGE, describe):
+  if outcomes.skip_if_done(run_dir, STAGE, describe):
     return
   train, teacher_model = experiment.train, experiment.teacher_model
 

@@ -6,12 +6,31 @@ Nothing here imports jax: an engine that needs it does so when it is made.
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from trd_jax.errors import UserError, did_you_mean
+import numpy as np
+
+from trd_jax.errors import UserError
 from trd_jax.sections import Engine as EngineSection
 
-ENGINES = ("jax",)
+
+@dataclasses.dataclass(frozen=True)
+class ModelFiles:
+  """A model on disk, as engines load it.
+
+  Attributes:
+    name: the path as the config says it.
+    folder: a Hugging Face folder of Qwen3 weights.
+    revision: short digest of the weights, adapter included.
+    dtype: 'float32' or 'bfloat16', of weights and activations.
+    adapter: a PEFT folder whose adapter is applied unmerged, or None.
+  """
+
+  name: str
+  folder: Path
+  revision: str
+  dtype: str
+  adapter: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Sampling:
     stop_ids: each of them ends a completion and is its last id.
     vocab_size: ids from here on are never drawn; None for the model's head.
       Heads have more rows than tokenizers have ids.
+    top_logprobs: K, how many of the model's likeliest tokens come back with
+      each generated one (`Completion.top`); 0 for none.
   """
 
   temperature: float = 1.0
@@ -51,6 +72,7 @@ class Sampling:
   top_k: int = -1
   stop_ids: tuple[int, ...] = ()
   vocab_size: int | None = None
+  top_logprobs: int = 0
 
   def __post_init__(self):
     if not 0 <= self.temperature < float("inf"):
@@ -69,6 +91,25 @@ class Sampling:
         f"vocab_size={self.vocab_size} leaves no token to draw; give the number"
         " of the tokenizer's ids"
       )
+    if self.top_logprobs < 0:
+      raise UserError(
+        f"top_logprobs={self.top_logprobs} must be 0 (none) or positive"
+      )
+
+
+class TopTokens(NamedTuple):
+  """The model's likeliest tokens at each of T generated positions.
+
+  Log-probabilities are the model's own, of the softmax over the whole head
+  before temperature, top-k, top-p and any mask.
+
+  Attributes:
+    ids: [T, K] int32, likeliest first.
+    logprobs: [T, K] float32.
+  """
+
+  ids: np.ndarray
+  logprobs: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +122,51 @@ class Completion:
       it.
     finish_reason: 'stop' at a stop id, 'length' at the limit or at the
       longest context of the model.
+    top: where `Sampling.top_logprobs` asks for it, the likeliest tokens.
   """
 
   key: str
   ids: tuple[int, ...]
   finish_reason: Literal["stop", "length"]
+  top: TopTokens | None = None
+
+
+def check_request(
+  request: Request, *, vocab_size: int, max_positions: int
+) -> None:
+  """Refuses what can't be generated from.
+
+  Args:
+    request: the request.
+    vocab_size: rows of the model's embedding.
+    max_positions: longest context of the model.
+
+  Raises:
+    UserError: an empty prompt, one that leaves no room for a token, an unknown
+      token id, or a negative number of tokens.
+  """
+  ids = np.asarray(request.prompt_ids)
+  if not ids.size:
+    raise UserError(
+      f"request {request.key}: the prompt is empty; give at least one token"
+    )
+  if ids.size >= max_positions:
+    raise UserError(
+      f"request {request.key}: a prompt of {ids.size} tokens leaves no room in"
+      f" the model's context of {max_positions}; shorten it or lower"
+      " max_prompt_tokens"
+    )
+  if ids.min() < 0 or ids.max() >= vocab_size:
+    wrong = ids.min() if ids.min() < 0 else ids.max()
+    raise UserError(
+      f"request {request.key}: token id {wrong} is outside of the model's"
+      f" vocabulary of {vocab_size}; use the model's own tokenizer"
+    )
+  if request.max_new_tokens < 0:
+    raise UserError(
+      f"request {request.key}: max_new_tokens={request.max_new_tokens} is"
+      " negative; give 0 or more"
+    )
 
 
 class Engine(Protocol):
@@ -102,37 +183,44 @@ class Engine(Protocol):
     """
     ...
 
+  def close(self) -> None:
+    """Gives back what the engine holds; it generates no more."""
+    ...
+
 
 def make(
-  spec: EngineSection,
-  model_folder: Path | str,
-  *,
-  dtype: str = "float32",
-  max_model_tokens: int | None = None,
+  spec: EngineSection, model: ModelFiles, *, max_model_tokens: int
 ) -> Engine:
   """The engine that an experiment names, with a model loaded.
 
   Args:
     spec: the experiment's `engine` section.
-    model_folder: a Hugging Face folder of Qwen3 weights.
-    dtype: 'float32' or 'bfloat16', of weights and activations.
+    model: what it loads.
     max_model_tokens: longest prompt with its response, for engines that
       reserve memory ahead; the embedded one grows as it needs.
 
   Raises:
-    UserError: on an unknown name and on weights that can't be read.
+    UserError: the weights can't be read, or what the engine needs is not
+      installed or not reachable.
   """
-  del max_model_tokens
+  if spec.ray.actors:
+    from trd_jax.engines.ray_engine import RayEngine
+
+    return RayEngine(spec, model, max_model_tokens=max_model_tokens)
   if spec.name == "jax":
     from trd_jax.engines.jax_engine import JaxEngine
 
     return JaxEngine.load(
-      model_folder,
-      dtype=dtype,
+      model.folder,
+      dtype=model.dtype,
+      adapter=model.adapter,
       slots=spec.jax.slots,
       decode_steps=spec.jax.decode_steps,
     )
-  raise UserError(
-    f"engine.name={spec.name}: no such engine; "
-    f"{did_you_mean(spec.name, ENGINES)}"
-  )
+  if spec.name == "vllm":
+    from trd_jax.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(spec.vllm, model, max_model_tokens=max_model_tokens)
+  from trd_jax.engines.server_engine import ServerEngine
+
+  return ServerEngine(spec.server, model, max_model_tokens=max_model_tokens)

@@ -32,12 +32,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from trd_jax import weights
+from trd_jax import adapters, weights
 from trd_jax.engines import jax_programs as programs
-from trd_jax.engines.engine import Completion, Request, Sampling
+from trd_jax.engines.engine import (
+  Completion,
+  Request,
+  Sampling,
+  TopTokens,
+  check_request,
+)
 from trd_jax.engines.jax_programs import Draw, Rows
-from trd_jax.engines.sampling import Plan, seed_words
+from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.qwen3 import KVCache, Qwen3
@@ -101,19 +108,33 @@ class JaxEngine:
 
   @classmethod
   def load(
-    cls, folder: Path | str, *, dtype: jax.typing.DTypeLike, **arguments: Any
+    cls,
+    folder: Path | str,
+    *,
+    dtype: jax.typing.DTypeLike,
+    adapter: Path | str | None = None,
+    **arguments: Any,
   ) -> "JaxEngine":
     """An engine with the weights of a Hugging Face folder.
 
     Args:
       folder: see `weights.load`.
       dtype: of weights, cache and activations.
+      adapter: a PEFT folder whose adapter is applied beside the weights,
+        without dropout; see `adapters.load_peft`.
       **arguments: of the constructor.
 
     Raises:
-      UserError: when the weights can't be read.
+      UserError: when the weights or the adapter can't be read, or the adapter
+        is of a model of another shape.
     """
-    return cls(weights.load(folder, dtype=dtype), **arguments)
+    if adapter is None:
+      return cls(weights.load(folder, dtype=dtype), **arguments)
+    lora, tree = adapters.load_peft(adapter, weights.read_config(folder))
+    model = weights.load(folder, dtype=dtype, lora=lora)
+    graph, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
+    nnx.replace_by_pure_dict(fresh, jax.tree.map(jnp.asarray, tree))
+    return cls(nnx.merge(graph, fresh, base), **arguments)
 
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
@@ -125,20 +146,34 @@ class JaxEngine:
 
     Raises:
       UserError: before anything is generated, on an empty prompt, one that
-        fills the model's longest context, an id outside of the vocabulary, or
-        a negative limit.
+        fills the model's longest context, an id outside of the vocabulary, a
+        negative limit, or more likeliest tokens than the head has rows.
     """
     requests = list(requests)
+    if sampling.top_logprobs > self.config.vocab_size:
+      raise UserError(
+        f"top_logprobs={sampling.top_logprobs} is more than the"
+        f" {self.config.vocab_size} tokens of the model's head; lower it"
+      )
     for request in requests:
-      _check(request, self.config)
+      check_request(
+        request,
+        vocab_size=self.config.vocab_size,
+        max_positions=self.config.max_positions,
+      )
     return self._stream(requests, sampling)
+
+  def close(self) -> None:
+    """Nothing is held beyond the engine's own arrays."""
 
   def _stream(
     self, requests: list[Request], sampling: Sampling
   ) -> Iterator[Completion]:
+    batch = _Batch(self, sampling)
     for request in requests:
       if not request.max_new_tokens:
-        yield Completion(request.key, (), "length")
+        top = batch.top_of([])
+        yield Completion(request.key, (), "length", top)
     # Equal prompts stand together, to be computed once.
     queue = collections.deque(
       sorted(
@@ -146,11 +181,10 @@ class JaxEngine:
         key=lambda w: (-w.length, w.prompt, w.request.key, w.request.seed),
       )
     )
-    batch = _Batch(self, sampling)
     while queue or batch.staged or batch.running:
       batch.refill(queue)
-      out_CB = batch.decode(more=bool(queue or batch.staged))
-      yield from batch.harvest(out_CB)
+      out_CB, top_CBK = batch.decode(more=bool(queue or batch.staged))
+      yield from batch.harvest(out_CB, top_CBK)
 
   def run(self, program: Callable, *arguments, shape: tuple, **static) -> Any:
     """Calls a program and notes what it has been compiled for."""
@@ -192,6 +226,9 @@ class _Batch:
     self.staged: collections.deque[tuple[_Waiting, int]] = collections.deque()
     self._staging: KVCache | None = None
     self._ids: dict[int, list[int]] = {}
+    # Of each slot, what each chunk found.
+    self._top: dict[int, list[TopTokens]] = {}
+    self._count = sampling.top_logprobs
     self._stop_ids = frozenset(sampling.stop_ids)
     self._vocab_size = min(sampling.vocab_size or V, V)
     self._plan = Plan.of(sampling.temperature, sampling.top_k, sampling.top_p)
@@ -251,6 +288,7 @@ class _Batch:
       waiting, row_B[slot] = self.staged.popleft()
       self.running[slot] = waiting
       self._ids[slot] = []
+      self._top[slot] = []
       rows.token[slot] = waiting.request.prompt_ids[-1]
       rows.position[slot] = waiting.length - 1
       rows.index[slot] = 0
@@ -295,28 +333,32 @@ class _Batch:
       )
     self._length = length
 
-  def decode(self, more: bool) -> jax.Array:
-    """Runs a chunk: tokens `[C, B]`. `more`: someone waits for a slot."""
+  def decode(self, more: bool) -> tuple[jax.Array, Likeliest | None]:
+    """Runs a chunk, see `programs.decode`. `more`: someone waits for a slot."""
     engine = self.engine
     self._fit(1)
     share = engine.slots // engine.mesh.size
     floor = share - max(1, share // 8) if more else 0
-    self._cache, out_CB = engine.run(
+    self._cache, out_CB, top_CBK = engine.run(
       programs.decode,
       engine.model,
       self._cache,
       self._rows,
       self._draw._replace(floor=np.int32(floor)),
-      shape=(self._length, self._plan, self._vocab_size),
+      shape=(self._length, self._plan, self._vocab_size, self._count),
       plan=self._plan,
       vocab_size=self._vocab_size,
       steps=engine.decode_steps,
+      top=self._count,
     )
-    return out_CB
+    return out_CB, top_CBK
 
-  def harvest(self, out_CB: jax.Array) -> Iterator[Completion]:
+  def harvest(
+    self, out_CB: jax.Array, top_CBK: Likeliest | None
+  ) -> Iterator[Completion]:
     """Takes in a chunk's tokens and yields what has ended."""
     rows = self._rows
+    found = None if top_CBK is None else TopTokens(*map(np.asarray, top_CBK))
     out_BC = np.asarray(out_CB).T
     count_B = np.sum(out_BC >= 0, axis=1)
     for slot in sorted(self.running):
@@ -325,6 +367,10 @@ class _Batch:
         continue
       ids = self._ids[slot]
       ids.extend(out_BC[slot, :count].tolist())
+      if found is not None:
+        # Copies, so that a chunk's arrays don't stay for one slot's sake.
+        part = TopTokens(*(x[:count, slot].copy() for x in found))
+        self._top[slot].append(part)
       rows.token[slot] = ids[-1]
       rows.position[slot] += count
       rows.index[slot] = len(ids)
@@ -333,30 +379,15 @@ class _Batch:
         rows.limit[slot] = 0
         del self._ids[slot]
         key = self.running.pop(slot).request.key
-        yield Completion(key, tuple(ids), "stop" if stopped else "length")
+        reason = "stop" if stopped else "length"
+        top = self.top_of(self._top.pop(slot))
+        yield Completion(key, tuple(ids), reason, top)
 
-
-def _check(request: Request, config: ModelConfig):
-  """Refuses what can't be generated from."""
-  ids = np.asarray(request.prompt_ids)
-  if not ids.size:
-    raise UserError(
-      f"request {request.key}: the prompt is empty; give at least one token"
-    )
-  if ids.size >= config.max_positions:
-    raise UserError(
-      f"request {request.key}: a prompt of {ids.size} tokens leaves no room in"
-      f" the model's context of {config.max_positions}; shorten it or lower"
-      " max_prompt_tokens"
-    )
-  if ids.min() < 0 or ids.max() >= config.vocab_size:
-    wrong = ids.min() if ids.min() < 0 else ids.max()
-    raise UserError(
-      f"request {request.key}: token id {wrong} is outside of the model's"
-      f" vocabulary of {config.vocab_size}; use the model's own tokenizer"
-    )
-  if request.max_new_tokens < 0:
-    raise UserError(
-      f"request {request.key}: max_new_tokens={request.max_new_tokens} is"
-      " negative; give 0 or more"
-    )
+  def top_of(self, parts: list[TopTokens]) -> TopTokens | None:
+    """A completion's likeliest tokens, of what its chunks found."""
+    if not self._count:
+      return None
+    none_TK = np.zeros((0, self._count))
+    ids = [none_TK.astype(np.int32), *(part.ids for part in parts)]
+    logprobs = [none_TK.astype(np.float32), *(p.logprobs for p in parts)]
+    return TopTokens(np.concatenate(ids), np.concatenate(logprobs))

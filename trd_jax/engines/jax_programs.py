@@ -4,7 +4,8 @@ Each works on a device's own share of the slots (`shard_map` over the mesh's
 `data` axis) and is compiled once for a shape.
 
 Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
-C steps of a decoding chunk, V vocabulary, D residual width.
+C steps of a decoding chunk, V vocabulary, D residual width, K likeliest tokens
+that are asked for.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from trd_jax.engines.sampling import Plan, sample
+from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.qwen3 import KVCache, Qwen3, logits
 
@@ -145,7 +146,7 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("plan", "vocab_size", "steps", "mesh"),
+  static_argnames=("plan", "vocab_size", "steps", "top", "mesh"),
   donate_argnums=1,
 )
 def decode(
@@ -157,9 +158,13 @@ def decode(
   plan: Plan,
   vocab_size: int,
   steps: int,
+  top: int = 0,
   mesh: Mesh,
-) -> tuple[KVCache, jax.Array]:
+) -> tuple[KVCache, jax.Array, Likeliest | None]:
   """A chunk of decoding: the cache, and int32 tokens `[C, B]`, -1 for none.
+
+  Where `top` is positive, the likeliest tokens come as well, `[C, B, K]`;
+  those beside a token of -1 are no one's.
 
   Args:
     model: weights, whole on each device.
@@ -170,24 +175,32 @@ def decode(
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
     steps: most tokens a slot (C).
+    top: how many of the likeliest tokens to give (K).
     mesh: the devices.
   """
 
   def run(model, cache, rows, draw):
     # Taken apart once, not at every step.
     blocks = model.blocks()
-    head_VD = model.head_VD[:vocab_size]
+    head_VD = model.head_VD if top else model.head_VD[:vocab_size]
 
     def going(carry):
-      step, rows, _, _ = carry
+      step, rows, *_ = carry
       active = jnp.sum(rows.index < rows.limit)
       return (step < steps) & (active > draw.floor)
 
     def advance(carry):
-      step, rows, cache, out_CB = carry
+      step, rows, cache, out_CB, top_CBK = carry
       hidden_BD, cache = model.decode(rows.token, rows.position, cache, blocks)
+      logits_BV = logits(hidden_BD, head_VD)
+      if top_CBK is not None:
+        top_CBK = jax.tree.map(
+          lambda all_CBK, new_BK: all_CBK.at[step].set(new_BK),
+          top_CBK,
+          likeliest(logits_BV, top),
+        )
       token_B = sample(
-        logits(hidden_BD, head_VD),
+        logits_BV[:, :vocab_size],
         rows.seed,
         rows.index,
         plan=plan,
@@ -205,16 +218,22 @@ def decode(
         limit=jnp.where(active_B & stopped_B, index_B, rows.limit),
         seed=rows.seed,
       )
-      return step + 1, rows, cache, out_CB
+      return step + 1, rows, cache, out_CB, top_CBK
 
-    out_CB = jnp.full((steps, rows.token.shape[0]), -1, jnp.int32)
-    _, _, cache, out_CB = jax.lax.while_loop(
-      going, advance, (jnp.int32(0), rows, cache, out_CB)
+    B = rows.token.shape[0]
+    out_CB = jnp.full((steps, B), -1, jnp.int32)
+    top_CBK = None
+    if top:
+      shape = (steps, B, top)
+      top_CBK = Likeliest(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    _, _, *found = jax.lax.while_loop(
+      going, advance, (jnp.int32(0), rows, cache, out_CB, top_CBK)
     )
-    return cache, out_CB
+    return tuple(found)
 
   in_specs = (WHOLE, SLOTS, SLOTS, WHOLE)
-  out_specs = (SLOTS, PartitionSpec(None, "data"))
+  of_chunk = PartitionSpec(None, "data")
+  out_specs = (SLOTS, of_chunk, of_chunk)
   return _on_each(run, mesh, in_specs, out_specs)(model, cache, rows, draw)
 
 

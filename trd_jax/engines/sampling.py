@@ -11,6 +11,7 @@ Shape key: B rows, V vocabulary, C candidates of a row.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,18 @@ class Plan:
     if temperature == 0:
       return cls(greedy=True, top_k=0, nucleus=False)
     return cls(greedy=False, top_k=max(top_k, 0), nucleus=top_p < 1)
+
+
+class Likeliest(NamedTuple):
+  """The likeliest tokens of each row, likeliest first.
+
+  Attributes:
+    ids: int32 `[..., K]`.
+    logprobs: float32 `[..., K]`.
+  """
+
+  ids: jax.Array
+  logprobs: jax.Array
 
 
 def seed_words(seeds: Sequence[int]) -> np.ndarray:
@@ -93,6 +106,21 @@ def sample(
     noisy_BC = jnp.where(kept_BC, noisy_BC, -jnp.inf)
   best_B1 = jnp.argmax(noisy_BC, axis=-1, keepdims=True)
   return jnp.take_along_axis(id_BC, best_B1, axis=-1)[:, 0].astype(jnp.int32)
+
+
+def likeliest(logits_BV: jax.Array, count: int) -> Likeliest:
+  """The `count` likeliest tokens of each row.
+
+  Their log-probabilities are of the softmax over all of the row. Of equal
+  logits the lower id comes first.
+
+  Args:
+    logits_BV: float32.
+    count: at most V.
+  """
+  top_BC, id_BC = jax.lax.top_k(logits_BV, count)
+  total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+  return Likeliest(id_BC.astype(jnp.int32), top_BC - total_B1)
 
 
 def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:

@@ -1,0 +1,33 @@
+"""Where the tests find an interpreter that has vLLM."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def vllm_python() -> Path:
+  """The interpreter of TRD_VLLM_PYTHON, else of .venv-vllm.
+
+  Skips the test with the reason where there is none, or fails it where
+  TRD_REQUIRE_VLLM=1 says that there must be one.
+  """
+  named = os.environ.get("TRD_VLLM_PYTHON")
+  path = Path(named) if named else ROOT / ".venv-vllm" / "bin" / "python"
+  problem = None
+  if not path.is_file():
+    problem = f"{path} is not there (TRD_VLLM_PYTHON names an interpreter)"
+  else:
+    find = (
+      "import importlib.util as u; raise SystemExit(not u.find_spec('vllm'))"
+    )
+    if subprocess.run([path, "-c", find], check=False).returncode:
+      problem = f"{path} has no vllm"
+  if problem is None:
+    return path
+  if os.environ.get("TRD_REQUIRE_VLLM") == "1":
+    pytest.fail(problem)
+  pytest.skip(problem)

@@ -1,0 +1,568 @@
+"""What is counted before an engine is made, and that nothing else happens."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from chat_folders import QWEN, needs_qwen
+
+from trd_jax import (
+  evaluate,
+  experiment,
+  forecasts,
+  hub,
+  pipeline,
+  preflight,
+  prompts,
+  refine,
+  rollout,
+)
+from trd_jax.chat import Chat
+from trd_jax.errors import UserError
+from trd_jax.forecasts import Lengths
+from trd_jax.preflight import Report
+from trd_jax.prompts import FittedPrompt
+from trd_jax.records import Problem, Rejected, Trajectory
+from trd_jax.run_dir import RunDir, read_json
+
+ROOT = Path(__file__).parent.parent
+DEEPSCALER = ROOT / "../shared/data/deepscaler"
+STEPS = "3 + 4 = 7, 7 * 2 = 14. "
+
+
+def chosen(**changes):
+  config = experiment.default_config()
+  config.data.arithmetic.num_problems = 24
+  for stage in (config.rollout, config.refine, config.evaluate):
+    stage.max_prompt_tokens = 448
+    stage.max_response_tokens = 160
+  config.evaluate.num_problems = 8
+  config.evaluate.k = 4
+  config.evaluate.bootstrap = 200
+  config.engine.jax.slots = 16
+  config.update_from_flattened_dict(changes)
+  return experiment.from_config(config)
+
+
+def go(stage, which, run_dir, **flags):
+  stage.run(which, run_dir, types.SimpleNamespace(**flags))
+
+
+def report_of(run_dir, stage):
+  return Report.from_json(read_json(run_dir.preflight(stage)))
+
+
+def files(run_dir):
+  return {p.name for p in run_dir.root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def chat():
+  return Chat.load(hub.model_folder("lab:student"))
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+  """Preflights of two stages, then their real runs in the same place."""
+  run_dir = RunDir(tmp_path_factory.mktemp("looked"))
+  only = chosen(preflight_only=True)
+  real = chosen()
+  seen = {}
+  for stage in (rollout, refine):
+    go(stage, only, run_dir)
+    seen[stage.STAGE] = files(run_dir), report_of(run_dir, stage.STAGE)
+    assert not run_dir.keys(stage.STAGE)
+    assert run_dir.done(stage.STAGE) is None
+    go(stage, real, run_dir)
+  return run_dir, seen
+
+
+def test_preflight_only_writes_a_report_and_nothing_else(looked_at):
+  run_dir, seen = looked_at
+  there, _ = seen["rollout"]
+  assert "preflight.json" in there
+  rows = {name for name in there if name.startswith("shard-")}
+  problems = run_dir.problems_dir.glob("shard-*")
+  assert rows == {path.name for path in problems}
+
+
+def test_a_run_after_a_preflight_has_the_rows_of_one_without(
+  looked_at, tmp_path
+):
+  run_dir, _ = looked_at
+  plain = RunDir(tmp_path)
+  for stage in (rollout, refine):
+    go(stage, chosen(), plain)
+    assert plain.read(stage.STAGE, Trajectory) == run_dir.read(
+      stage.STAGE, Trajectory
+    )
+    assert plain.done(stage.STAGE) == run_dir.done(stage.STAGE)
+
+
+def test_the_counts_are_those_of_the_rows_that_came_of_it(looked_at):
+  run_dir, seen = looked_at
+  for stage in ("rollout", "refine"):
+    report = seen[stage][1]
+    assert report == report_of(run_dir, stage)
+    lengths = sorted(
+      len(row.prompt_ids) for row in run_dir.read(stage, Trajectory)
+    )
+    assert report.prompts == report.problems == len(lengths) == 24
+    assert report.prompt_tokens == Lengths(
+      lengths[0], (lengths[11] + lengths[12]) / 2, lengths[22], lengths[-1]
+    )
+    assert (report.aside, report.trimmed, report.filled) == (0, 0, 0)
+    assert report.max_positions == 1024
+  assert seen["rollout"][1].applies == "student.thinking"
+  assert seen["refine"][1].applies == "refine.thinking"
+
+
+def test_what_is_printed_is_what_is_kept(tmp_path, capsys):
+  run_dir = RunDir(tmp_path)
+  go(rollout, chosen(preflight_only=True), run_dir)
+  go(evaluate, chosen(preflight_only=True), run_dir, model="base")
+  out = capsys.readouterr().out
+  for stage in ("rollout", "evaluate/base"):
+    table = preflight.table(report_of(run_dir, stage))
+    assert table in out
+    assert len(table.splitlines()) <= 20
+  assert out.count(preflight.STOPPED) == 2
+  assert out.endswith(preflight.STOPPED + "\n")
+  assert not run_dir.keys("evaluate/base")
+  assert run_dir.done("evaluate/base") is None
+  assert report_of(run_dir, "evaluate/base").prompts == 8 * 4
+
+
+def test_over_budget_trimmed_and_dropped_are_counted(looked_at, tmp_path):
+  whole, _ = looked_at
+  lengths = sorted(
+    len(row.prompt_ids) for row in whole.read("refine", Trajectory)
+  )
+  budget = lengths[12]
+  for overflow in ("trim_middle", "drop"):
+    run_dir = RunDir(tmp_path / overflow)
+    which = chosen(
+      **{"refine.max_prompt_tokens": budget, "refine.overflow": overflow}
+    )
+    go(rollout, which, run_dir)
+    go(refine, which, run_dir)
+    report = report_of(run_dir, "refine")
+    rows = run_dir.read("refine", Trajectory)
+    lost = [r.draft_elided_tokens for r in rows if r.draft_elided_tokens]
+    assert report.trimmed == len(lost)
+    assert report.elided_tokens == sum(lost)
+    assert report.elided == Lengths.of(lost)
+    aside = run_dir.read_rejected("refine")
+    assert report.aside == len(aside)
+    assert report.trimmed + report.aside == sum(n > budget for n in lengths)
+    kept = {(row.problem_id, row.reason) for row in aside}
+    assert len(report.aside_examples) == min(3, len(aside))
+    assert {tuple(each) for each in report.aside_examples} <= kept
+
+
+def own_problems(tmp_path, rows):
+  path = tmp_path / "own.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return {
+    "domain": "math",
+    "data.source": "jsonl",
+    "data.root": str(path),
+    "rollout.max_prompt_tokens": 900,
+    "refine.max_prompt_tokens": 900,
+    "train.max_student_tokens": 1024,
+    "train.max_teacher_tokens": 1024,
+  }
+
+
+MARKED = [
+  {"problem": "What is 1 + 1? <think>", "answer": "2", "solution": "It is 2."},
+  {"problem": "What is 2 + 1?", "answer": "3", "solution": "<|im_end|> so 3."},
+  {
+    "problem": "As the reference solution says, what is 3 + 1? <think>",
+    "answer": "4",
+    "solution": "The provided answer is 4.</think>",
+  },
+  {"problem": "What is 4 + 1?", "answer": "5", "solution": "The sum is 5."},
+]
+
+
+def test_marks_and_leaks_are_found_where_they_stand(tmp_path, capsys, chat):
+  run_dir = RunDir(tmp_path / "run")
+  which = chosen(preflight_only=True, **own_problems(tmp_path, MARKED))
+  go(rollout, which, run_dir)
+  report = report_of(run_dir, "rollout")
+  known = set(chat._controls)
+  wanted = {
+    "problems": {"<think>": 2},
+    "references": {"<|im_end|>": 1, "</think>": 1},
+  }
+  wanted = {
+    where: {mark: n for mark, n in marks.items() if mark in known}
+    for where, marks in wanted.items()
+  }
+  assert wanted["references"]
+  assert report.marks == {where: m for where, m in wanted.items() if m}
+  assert report.leaks == {"problems": 1, "references": 1}
+  assert report.leak_examples["problems"][0][1] == "reference solution"
+  assert report.leak_examples["references"][0][1] == "provided answer"
+  assert "they stay plain text" in capsys.readouterr().out
+
+
+def test_drafts_are_searched_as_the_prompt_shows_them(looked_at, tmp_path):
+  whole, _ = looked_at
+  rows = whole.read("rollout", Trajectory)
+  marks = "<think>Wait.</think> The reference says 3. <|im_end|>"
+  for draft_think, wanted in (
+    ("keep_text", {"<think>": 4, "</think>": 4, "<|im_end|>": 4}),
+    ("strip", {"<|im_end|>": 4}),
+  ):
+    run_dir = RunDir(tmp_path / draft_think)
+    which = chosen(preflight_only=True, **{"refine.draft_think": draft_think})
+    with run_dir.shard_writer("rollout", Trajectory) as writer:
+      for i, row in enumerate(rows):
+        writer.add(dataclasses.replace(row, text=marks) if i < 4 else row)
+    run_dir.mark_done("rollout", {})
+    go(refine, which, run_dir)
+    report = report_of(run_dir, "refine")
+    known = {"<think>", "</think>", "<|im_end|>"} & set(_lab()._controls)
+    assert known
+    assert report.marks == {
+      "drafts": {mark: n for mark, n in wanted.items() if mark in known}
+    }
+    assert report.leaks == {"drafts": 4}
+
+
+def _lab():
+  return Chat.load(hub.model_folder("lab:student"))
+
+
+def brute_force(which, chat, problems):
+  """The forecast, by making every prompt with a draft of the full length."""
+  full = which.rollout.max_response_tokens
+  response = which.refine.max_response_tokens
+  draft = "1" * full
+  assert len(chat.encode(draft)) == full
+  counts = dict.fromkeys(
+    ("trimmed", "dropped", "over_student", "over_teacher"), 0
+  )
+  for problem in problems:
+    initial = len(chat.render(prompts.initial(problem), which.student.thinking))
+    if initial > which.rollout.max_prompt_tokens:
+      continue
+    fitted = prompts.fit_refinement(
+      chat,
+      problem,
+      draft,
+      which.regime,
+      which.refine.thinking,
+      which.refine.max_prompt_tokens,
+      which.refine.overflow,
+    )
+    if isinstance(fitted, Rejected):
+      counts["dropped"] += 1
+      continue
+    counts["trimmed"] += fitted.elided_tokens > 0
+    counts["over_student"] += (
+      initial + response > which.train.max_student_tokens
+    )
+    counts["over_teacher"] += (
+      len(fitted.ids) + response > which.train.max_teacher_tokens
+    )
+  return counts
+
+
+def check_forecast(which, chat, problems):
+  lengths = {
+    p.problem_id: n
+    for p in problems
+    if (n := len(chat.render(prompts.initial(p), which.student.thinking)))
+    <= which.rollout.max_prompt_tokens
+  }
+  found = forecasts.of_rollouts(which, chat, problems, lengths)
+  wanted = brute_force(which, chat, problems)
+  assert {name: getattr(found, name) for name in wanted} == wanted
+  assert found.problems == len(lengths)
+  return found
+
+
+@pytest.mark.parametrize("overflow", ["trim_middle", "drop"])
+@pytest.mark.parametrize("regime", ["opd", "opsd"])
+def test_the_forecast_is_what_full_drafts_would_meet(chat, overflow, regime):
+  problems = [
+    Problem(
+      f"{i}-{n}", STEPS * i, "7", STEPS * n, "arithmetic", "t", None, "{}"
+    )
+    for i in range(1, 16)
+    for n in (16 - i, 0)
+  ]
+  bare = dataclasses.replace(problems[0], problem_id="bare", answer="")
+  problems.append(dataclasses.replace(bare, solution=None))
+  kinds = set()
+  # At the edges of one problem: no room for a mark, room for a whole draft.
+  one = len(chat.render(prompts.refinement(problems[4], "1", regime), False))
+  edge = one - 1 + len(chat.encode(prompts.elision("arithmetic")))
+  whole = one - 1 + 160
+  edges = [n + more for n in (one, edge, whole) for more in (-1, 0, 1)]
+  for budget in (60, 150, 250, 400, 600, *edges):
+    which = chosen(
+      regime=regime,
+      **{
+        "rollout.max_prompt_tokens": 300,
+        "refine.max_prompt_tokens": budget,
+        "refine.overflow": overflow,
+        "train.max_student_tokens": 330,
+        "train.max_teacher_tokens": 500,
+      },
+    )
+    found = check_forecast(which, chat, problems)
+    assert found.no_reference == (regime == "opsd")
+    kinds |= {
+      name
+      for name in ("trimmed", "dropped", "over_student", "over_teacher")
+      if 0 < getattr(found, name) < found.problems
+    }
+    # No room: even one digit of a draft is too much.
+    one = [
+      prompts.fit_refinement(chat, p, "1", regime, False, budget)
+      for p in problems
+      if len(chat.render(prompts.initial(p), None)) <= 300
+    ]
+    gone = sum(not isinstance(each, FittedPrompt) for each in one)
+    assert found.no_room + found.no_reference == gone
+  assert kinds >= {"dropped", "over_student"}
+  assert overflow == "drop" or kinds >= {"trimmed", "over_teacher"}
+
+
+@needs_qwen
+def test_the_forecast_holds_for_real_problems_and_the_real_tokenizer():
+  if not DEEPSCALER.is_dir():
+    pytest.skip(f"no real data at {DEEPSCALER}")
+  from trd_jax import problems as sources
+
+  chat = Chat.load(QWEN)
+  which = chosen(
+    domain="math",
+    **{
+      "data.source": "deepscaler",
+      "data.root": str(DEEPSCALER),
+      "data.limit": 300,
+      "student.thinking": True,
+      "rollout.max_prompt_tokens": 160,
+      "refine.max_prompt_tokens": 440,
+      "train.max_student_tokens": 260,
+      "train.max_teacher_tokens": 590,
+    },
+  )
+  found, _ = sources.load(which.data)
+  ahead = check_forecast(which, chat, found)
+  assert 0 < ahead.problems < 300
+  assert ahead.trimmed
+  assert ahead.over_student
+  assert ahead.over_teacher
+
+
+def test_raw_rollouts_are_forecast_against_the_privileged_prompt(chat):
+  problems = [
+    Problem(str(i), STEPS * i, "7", STEPS, "arithmetic", "t", None, "{}")
+    for i in range(1, 9)
+  ]
+  lengths = {p.problem_id: 100 for p in problems}
+  which = chosen(
+    method="forward_kl",
+    **{"train.max_student_tokens": 259, "train.max_teacher_tokens": 320},
+  )
+  found = forecasts.of_rollouts(which, chat, problems, lengths)
+  longer = [len(chat.render(prompts.privileged(p), None)) for p in problems]
+  assert found.over_teacher == sum(n + 160 > 320 for n in longer) > 0
+  assert found.over_teacher < 8
+  assert found.over_student == 8
+  assert found.fixed is None
+
+
+def test_budgets_that_contradict_every_problem_are_named(tmp_path):
+  run_dir = RunDir(tmp_path)
+  which = chosen(
+    preflight_only=True,
+    **{
+      "refine.max_prompt_tokens": 40,
+      "train.max_student_tokens": 10,
+      "train.max_teacher_tokens": 10,
+    },
+  )
+  go(rollout, which, run_dir)
+  report = report_of(run_dir, "rollout")
+  assert [w.partition("=")[0] for w in report.warnings] == [
+    "refine.max_prompt_tokens",
+    "train.max_student_tokens",
+    "train.max_teacher_tokens",
+  ]
+  assert report.forecast.no_room == report.forecast.problems == 24
+
+
+def test_nothing_within_its_budget_is_an_error_that_names_the_key(tmp_path):
+  run_dir = RunDir(tmp_path)
+  nothing = {"rollout.max_prompt_tokens": 5, "evaluate.max_prompt_tokens": 5}
+  with pytest.raises(UserError, match=r"raise rollout\.max_prompt_tokens"):
+    go(rollout, chosen(**nothing), run_dir)
+  with pytest.raises(UserError, match=r"raise evaluate\.max_prompt_tokens"):
+    go(evaluate, chosen(**nothing), run_dir, model="base")
+  go(rollout, chosen(), run_dir)
+  small = chosen(**{"refine.max_prompt_tokens": 20})
+  with pytest.raises(UserError, match=r"raise refine\.max_prompt_tokens"):
+    go(refine, small, run_dir)
+  assert not run_dir.keys("refine")
+  # A part of a benchmark is no benchmark.
+  some = chosen(**{"evaluate.max_prompt_tokens": 34})
+  with pytest.raises(UserError, match="has to be whole"):
+    go(evaluate, some, run_dir, model="base")
+
+
+def test_the_models_context_bounds_prompt_and_response(tmp_path):
+  rows = [
+    {"problem": "1 + 1? " * n, "answer": "2", "solution": "2"}
+    for n in (5, 115, 150)
+  ]
+  own = own_problems(tmp_path, rows)
+  run_dir = RunDir(tmp_path / "run")
+  which = chosen(
+    preflight_only=True, **own | {"rollout.max_prompt_tokens": 1010}
+  )
+  go(rollout, which, run_dir)
+  report = report_of(run_dir, "rollout")
+  assert (report.prompts, report.aside) == (2, 1)
+  assert (report.cut_short, report.filled) == (1, 0)
+  assert report.prompt_tokens.max + 160 > 1024
+  which = chosen(
+    preflight_only=True, **own | {"rollout.max_prompt_tokens": 4096}
+  )
+  with pytest.raises(UserError, match="1 prompts fill the 1,024 positions"):
+    go(rollout, which, RunDir(tmp_path / "filled"))
+
+
+def test_a_missing_teacher_is_noted_and_the_rollout_goes_on(tmp_path):
+  run_dir = RunDir(tmp_path)
+  which = chosen(
+    regime="opd",
+    preflight_only=True,
+    **{"teacher.path": str(tmp_path / "nothing")},
+  )
+  go(rollout, which, run_dir)
+  report = report_of(run_dir, "rollout")
+  assert report.forecast is None
+  assert (
+    "will make of it is not checked: there is no model" in report.warnings[0]
+  )
+
+
+def test_leaks_of_refined_texts_stand_in_the_summary(looked_at, tmp_path):
+  whole, _ = looked_at
+  assert whole.done("refine")["leaks"] == 0
+  run_dir = RunDir(tmp_path)
+  go(rollout, chosen(), run_dir)
+  rows = whole.read("refine", Trajectory)
+  said = "As the draft above says, 3. "
+  with run_dir.shard_writer("refine", Trajectory) as writer:
+    for i, row in enumerate(rows):
+      text = said + row.text if i < 5 else row.text
+      writer.add(dataclasses.replace(row, text=text))
+  go(refine, chosen(), run_dir)
+  done = run_dir.done("refine")
+  assert done["leaks"] == 5
+  from trd_jax import outcomes
+
+  assert "5 speak of a draft or a reference" in outcomes.describe(done)
+  assert "speak of" not in outcomes.describe(whole.done("refine"))
+
+
+def start(module, workdir, *flags):
+  command = [sys.executable, "-c", _WITHOUT_JAX.format(module=module)]
+  command += ["--config=configs/demo.py", f"--workdir={workdir}", *flags]
+  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+_WITHOUT_JAX = """
+import sys, trd_jax.cli as cli, trd_jax.{module} as m
+flags = getattr(m, "FLAGS", ())
+cli.main("{module}", m.run, "", flags)
+loaded = sorted({{"jax", "jaxlib", "flax", "vllm"}} & sys.modules.keys())
+assert not loaded, loaded
+"""
+ONLY = "--config.preflight_only=True"
+
+
+def test_no_engine_and_no_jax_for_a_preflight(tmp_path):
+  looked = start("rollout", tmp_path, ONLY)
+  assert looked.returncode == 0, looked.stderr
+  assert looked.stdout.endswith(preflight.STOPPED + "\n")
+  looked = start("evaluate", tmp_path, ONLY, "--model=base")
+  assert looked.returncode == 0, looked.stderr
+  # Only looked at: the place belongs to no config yet, and the reports stay.
+  assert not (tmp_path / "config.json").exists()
+  assert not (tmp_path / "problems").exists()
+  assert (tmp_path / "rollout/preflight.json").exists()
+  other = start("rollout", tmp_path, ONLY, "--config.rollout.samples=2")
+  assert other.returncode == 0, other.stderr
+  run_dir = RunDir(tmp_path)
+  assert report_of(run_dir, "rollout").prompts == 1024
+  refused = start(
+    "rollout", tmp_path, ONLY, "--config.rollout.max_prompt_tokens=9"
+  )
+  assert refused.returncode == 2
+  assert "raise rollout.max_prompt_tokens" in refused.stderr.splitlines()[-1]
+  assert not (tmp_path / "config.json").exists()
+  # Where something has been made, the place is kept, for a run and no look.
+  (tmp_path / "models").mkdir()
+  (tmp_path / "models/weights").touch()
+  assert start("rollout", tmp_path, ONLY).returncode == 0
+  assert read_json(run_dir.config)["preflight_only"] is False
+
+
+def test_the_pipeline_looks_at_what_it_can(tmp_path, capsys):
+  looked = start("pipeline", tmp_path / "demo", ONLY)
+  assert looked.returncode == 0, looked.stderr
+  last = looked.stdout.splitlines()[-1]
+  assert last == (
+    "preflight only: evaluate/base, rollout checked, not yet refine (needs"
+    " rollout), evaluate/trained (needs merge); nothing was generated"
+  )
+  there = files(RunDir(tmp_path / "demo"))
+  assert not {"summary.json", "timings.jsonl", "done.json"} & there
+  assert not {name for name in there if name.startswith("shard-")}
+  # With the rollouts there, refine is looked at too.
+  run_dir = RunDir(tmp_path / "half")
+  go(rollout, chosen(), run_dir)
+  argv = [f"--workdir={run_dir.root}", ONLY]
+  config = tmp_path / "half.json"
+  config.write_text(experiment.to_json(chosen()))
+  flags = types.SimpleNamespace(config_argv=[f"--config={config}", *argv])
+  pipeline.run(chosen(preflight_only=True), run_dir, flags)
+  assert "evaluate/base, refine checked" in capsys.readouterr().out
+  assert report_of(run_dir, "refine").problems == 24
+
+
+def test_a_look_keeps_what_another_process_is_at_work_on(tmp_path):
+  run_dir = RunDir(tmp_path)
+  assert run_dir.claim(experiment.to_json(chosen()))
+  program = (
+    "import sys; from trd_jax.run_dir import RunDir\n"
+    "with RunDir(sys.argv[1]).lock('rollout'):\n"
+    "  print('held', flush=True)\n"
+    "  sys.stdin.read()\n"
+  )
+  with subprocess.Popen(
+    [sys.executable, "-c", program, str(tmp_path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as other:
+    assert other.stdout.readline() == "held\n"
+    run_dir.abandon()
+    assert run_dir.config.exists()
+    other.stdin.close()
+    other.wait()
+  run_dir.abandon()
+  assert not run_dir.config.exists()

@@ -1,0 +1,309 @@
+"""vLLM in the stage's own process: on GPUs, or its CPU build.
+
+`AsyncLLM` runs its copies of the model in processes of their own; a thread of
+this one feeds them and hands on what they finish, while the caller grades and
+writes. Prompts go in as token ids and come out as token ids: vLLM neither
+tokenizes nor makes text.
+
+As many requests are in vLLM's hands as keep it busy, the rest wait here: what
+40,000 prompts take is then no matter of vLLM's queue.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from trd_jax.engines.engine import (
+  Completion,
+  ModelFiles,
+  Request,
+  Sampling,
+  TopTokens,
+  check_request,
+)
+from trd_jax.errors import UserError
+from trd_jax.sections import VllmEngine as Spec
+
+# Requests in vLLM's hands for each sequence that it decodes at once: the next
+# one is there when one ends.
+_AHEAD = 2
+# What vLLM decodes at once where the config leaves it to vLLM; more in flight
+# than it takes only wait in its queue.
+_USUAL_SEQUENCES = 256
+_MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
+_CPU_CACHE_BYTES = 4 << 30
+_SURPLUS = "trd_jax.engines.vllm_worker:SurplusRows"
+
+
+class VllmEngine:
+  """An engine of vLLM; several threads may generate at once.
+
+  Args:
+    spec: the experiment's `engine.vllm` section.
+    model: what it loads.
+    max_model_tokens: longest prompt with its response.
+
+  Raises:
+    UserError: vLLM isn't installed here or refuses to start.
+  """
+
+  def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
+    vllm = _import()
+    self._config = json.loads((model.folder / "config.json").read_text())
+    self._longest = min(
+      self._config["max_position_embeddings"],
+      spec.max_model_tokens or max_model_tokens,
+    )
+    sequences = spec.max_num_seqs or _USUAL_SEQUENCES
+    self._in_flight = _AHEAD * sequences * spec.data_parallel
+    self._lora = None
+    if model.adapter is not None:
+      request = importlib.import_module("vllm.lora.request").LoRARequest
+      self._lora = request(model.revision, 1, str(model.adapter.resolve()))
+    self._params = vllm.SamplingParams
+    self._final = importlib.import_module(
+      "vllm.sampling_params"
+    ).RequestOutputKind.FINAL_ONLY
+    self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
+    self._llm: Any = None
+    os.environ["TRD_JAX_VLLM_OWNER"] = str(os.getpid())
+    arguments = _arguments(spec, model, self._config, self._longest)
+    self._loop = asyncio.new_event_loop()
+    self._thread = threading.Thread(
+      target=self._loop.run_forever, name="vllm", daemon=True
+    )
+    self._thread.start()
+    self._serial = 0
+    self._mutex = threading.Lock()
+    start = time.monotonic()
+    _say(f"loading {model.name} ({model.dtype})")
+    try:
+      self._llm = self._wait(_start(vllm, arguments))
+    except Exception as error:
+      self.close()
+      told = str(error).strip().partition("\n")[0] or type(error).__name__
+      raise UserError(
+        f"vLLM can't start with {model.folder}: {told}; what it says above"
+        " tells more"
+      ) from error
+    _say(f"ready after {time.monotonic() - start:.0f} s")
+
+  def generate(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """See `Engine.generate`."""
+    for request in requests:
+      check_request(
+        request,
+        vocab_size=self._config["vocab_size"],
+        max_positions=self._longest,
+      )
+    return self._stream(requests, sampling)
+
+  def close(self) -> None:
+    """Ends vLLM's processes; what is in flight is lost."""
+    if self._llm is not None:
+      self._llm.shutdown()
+      self._llm = None
+    if self._loop.is_running():
+      self._loop.call_soon_threadsafe(self._loop.stop)
+      self._thread.join()
+
+  def _stream(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """Completions as the event loop's thread finds them."""
+    found: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
+    work = asyncio.run_coroutine_threadsafe(
+      self._complete(requests, sampling, found), self._loop
+    )
+    try:
+      for _ in requests:
+        item = found.get()
+        if isinstance(item, Exception):
+          raise item
+        yield item
+    finally:
+      work.cancel()
+      # Until the requests are off vLLM's hands, a next call would share them.
+      with contextlib.suppress(asyncio.CancelledError, Exception):
+        work.result()
+
+  async def _complete(
+    self,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    found: queue.SimpleQueue[Completion | Exception],
+  ) -> None:
+    """Keeps as many requests in flight as vLLM can use."""
+    waiting = iter(requests)
+
+    async def work_off():
+      for request in waiting:
+        found.put(await self._one(request, sampling))
+
+    tasks = [
+      asyncio.ensure_future(work_off())
+      for _ in range(min(self._in_flight, len(requests)))
+    ]
+    try:
+      await asyncio.gather(*tasks)
+    except Exception as error:
+      told = str(error).strip().partition("\n")[0] or type(error).__name__
+      found.put(
+        UserError(
+          f"vLLM stopped while it generated ({told}); what is finished is"
+          " kept, and the same command goes on from there"
+        )
+      )
+    finally:
+      for task in tasks:
+        task.cancel()
+      await asyncio.gather(*tasks, return_exceptions=True)
+
+  async def _one(self, request: Request, sampling: Sampling) -> Completion:
+    """Completes one request."""
+    if not request.max_new_tokens:
+      return Completion(request.key, (), "length")
+    with self._mutex:
+      self._serial += 1
+      name = f"{self._serial}-{request.key}"
+    room = self._longest - len(request.prompt_ids)
+    params = self._params(
+      temperature=sampling.temperature,
+      top_p=sampling.top_p,
+      top_k=sampling.top_k,
+      seed=request.seed,
+      max_tokens=min(request.max_new_tokens, room),
+      stop_token_ids=list(sampling.stop_ids),
+      # Of a model's own stop ids only those that the caller asked for.
+      ignore_eos=True,
+      detokenize=False,
+      logprobs=sampling.top_logprobs or None,
+      flat_logprobs=bool(sampling.top_logprobs),
+      output_kind=self._final,
+      extra_args=self._limit(sampling),
+      skip_clone=True,
+    )
+    prompt = self._tokens(
+      type="token", prompt_token_ids=[int(i) for i in request.prompt_ids]
+    )
+    stream = self._llm.generate(prompt, params, name, lora_request=self._lora)
+    # FINAL_ONLY: one output, the whole completion.
+    (output,) = [output async for output in stream]
+    made = output.outputs[0]
+    if made.finish_reason not in ("stop", "length"):
+      raise RuntimeError(f"request {request.key} ended: {made.finish_reason}")
+    ids = tuple(made.token_ids)
+    top = None
+    if sampling.top_logprobs:
+      top = _top(made.logprobs, len(ids), sampling.top_logprobs)
+    return Completion(request.key, ids, made.finish_reason, top)
+
+  def _limit(self, sampling: Sampling) -> dict[str, int] | None:
+    """What tells the head's surplus rows apart, where it has any."""
+    rows = sampling.vocab_size
+    if rows is None or rows >= self._config["vocab_size"]:
+      return None
+    return {"trd_jax_vocab_size": rows}  # `vllm_worker.KEY`
+
+  def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
+  """An AsyncLLM of this thread's event loop."""
+  module = importlib.import_module("vllm.v1.engine.async_llm")
+  return module.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+
+
+def _import() -> Any:
+  """The package, told to be quiet and to stay off the network."""
+  defaults = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+  }
+  for name, value in defaults.items():
+    os.environ.setdefault(name, value)
+  try:
+    return importlib.import_module("vllm")
+  except ImportError as error:
+    raise UserError(
+      f"engine.name=vllm: {sys.executable} can't import vllm ({error}); make an"
+      " environment with third_party/vllm/install.sh and use its Python: for"
+      " the pipeline, --config.python.generation=.venv-vllm/bin/python"
+    ) from error
+
+
+def _arguments(
+  spec: Spec, model: ModelFiles, config: dict[str, Any], longest: int
+) -> dict[str, Any]:
+  """The keys in vLLM's words; what is left to vLLM is left out."""
+  arguments: dict[str, Any] = {
+    "model": str(model.folder),
+    "dtype": model.dtype,
+    "skip_tokenizer_init": True,
+    # The experiment says how to sample, not the model's folder.
+    "generation_config": "vllm",
+    "seed": 0,
+    "max_model_len": longest,
+    "tensor_parallel_size": spec.tensor_parallel,
+    "data_parallel_size": spec.data_parallel,
+    "gpu_memory_utilization": spec.memory_share,
+    "enable_prefix_caching": spec.prefix_caching,
+    "enable_chunked_prefill": spec.chunked_prefill,
+    "enforce_eager": spec.eager,
+    "max_logprobs": _MOST_TOP_LOGPROBS,
+    "logits_processors": [_SURPLUS],
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+    "max_num_seqs": spec.max_num_seqs,
+    "max_num_batched_tokens": spec.max_batched_tokens,
+  }
+  if importlib.import_module("vllm.platforms").current_platform.is_cpu():
+    # vLLM would take most of a computer that has other things to do.
+    arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    # It draws a token for a part of a prompt too and then takes the seeded
+    # generator back a step, which a CPU's can't: vLLM 0.32 ends there.
+    arguments["enable_chunked_prefill"] = False
+  if spec.kv_cache_gib is not None:
+    arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
+  if model.adapter is not None:
+    rank = json.loads((model.adapter / "adapter_config.json").read_text())["r"]
+    arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
+  return arguments
+
+
+def _lora_rank(rank: int) -> int:
+  """The smallest rank that vLLM reserves room for and that holds `rank`."""
+  return max(8, 1 << (rank - 1).bit_length())
+
+
+def _top(flat: Any, tokens: int, k: int) -> TopTokens:
+  """vLLM's flat log-probabilities as arrays.
+
+  At each position it lists the sampled token first, then the K likeliest.
+  """
+  starts = np.asarray(flat.start_indices)
+  inside_TK = starts[:, None] + 1 + np.arange(k)
+  ids = np.asarray(flat.token_ids, np.int32)
+  logprobs = np.asarray(flat.logprobs, np.float32)
+  if len(starts) != tokens or np.any(np.diff(starts) != k + 1):
+    raise RuntimeError(f"{len(starts)} log-probabilities of {tokens} tokens")
+  return TopTokens(ids[inside_TK], logprobs[inside_TK])
+
+
+def _say(text: str) -> None:
+  print(f"vllm: {text}", file=sys.stderr, flush=True)

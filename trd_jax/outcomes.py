@@ -1,0 +1,69 @@
+"""What a stage's rows add up to, and how that is told."""
+
+import statistics
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+from trd_jax.errors import UserError
+from trd_jax.records import Trajectory
+from trd_jax.run_dir import RunDir
+
+
+def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
+  """What a stage's rows on disk add up to.
+
+  Raises:
+    UserError: rows that were asked for are missing, so the stage can't be
+      called done.
+  """
+  columns = ["key", "correct", "reason", "truncated", "response_ids"]
+  table = run_dir.table(stage, Trajectory, columns)
+  rows = [row for row in table.to_pylist() if row["key"] in wanted]
+  if missing := len(wanted) - len(rows):
+    raise UserError(
+      f"{run_dir.stage(stage)}: {missing} of {len(wanted)} samples are missing;"
+      " run the stage again"
+    )
+  lengths = [len(row["response_ids"]) for row in rows]
+  return {
+    "samples": len(rows),
+    "correct": sum(row["correct"] is True for row in rows),
+    "unjudged": sum(row["correct"] is None for row in rows),
+    "truncated": sum(row["truncated"] for row in rows),
+    "no_box": sum(row["reason"] == "no_box" for row in rows),
+    "tokens": sum(lengths),
+    "median_tokens": statistics.median(lengths) if lengths else 0,
+  }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+  """One line about a stage's rows, from its summary."""
+  total = summary["samples"]
+  parts = [
+    f"{total:,} samples",
+    f"{_share(summary['correct'], total)} correct",
+    f"{_share(summary['truncated'], total)} truncated",
+    f"median {summary['median_tokens']:,.0f} tokens",
+  ]
+  if summary["unjudged"]:
+    parts.append(f"{_share(summary['unjudged'], total)} not judged")
+  if summary.get("rejected"):
+    parts.append(f"{summary['rejected']} problems set aside")
+  if summary.get("leaks"):
+    parts.append(f"{summary['leaks']:,} speak of a draft or a reference")
+  return ", ".join(parts)
+
+
+def _share(count: int, total: int) -> str:
+  return f"{100 * count / total:.1f}%" if total else "none"
+
+
+def skip_if_done(
+  run_dir: RunDir, stage: str, describe: Callable[[dict], str]
+) -> bool:
+  """Says so and returns True where a stage has been finished before."""
+  done = run_dir.done(stage)
+  if done is None:
+    return False
+  print(f"{stage}: done before: {describe(done)}", flush=True)
+  return True

@@ -1,0 +1,49 @@
+"""Ends what a process has started when the process itself is gone.
+
+A killed process can't tidy up. What must not outlive it watches it instead: a
+stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
+"""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+_LOOK_SECONDS = 1.0
+
+
+def when_gone(pid: int, do: Callable[[], object]) -> None:
+  """Calls `do`, from a thread of its own, once process `pid` has ended.
+
+  Args:
+    pid: a process that may have ended already.
+    do: what ends this process; it must not take long.
+  """
+  wait = _by_descriptor if hasattr(os, "pidfd_open") else _by_looking
+  thread = threading.Thread(
+    target=lambda: (wait(pid), do()), name=f"watch-{pid}", daemon=True
+  )
+  thread.start()
+
+
+def _by_descriptor(pid: int) -> None:
+  """Waits for the kernel's word, which an unreaped process gives too."""
+  try:
+    descriptor = os.pidfd_open(pid)
+  except ProcessLookupError:
+    return
+  poll = select.poll()
+  poll.register(descriptor, select.POLLIN)
+  poll.poll()
+  os.close(descriptor)
+
+
+def _by_looking(pid: int) -> None:
+  """Looks now and then, where a process has no descriptor."""
+  while True:
+    try:
+      os.kill(pid, 0)
+    except ProcessLookupError:
+      return
+    time.sleep(_LOOK_SECONDS)
