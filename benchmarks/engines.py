@@ -301,7 +301,8 @@ def report(args, task: dict, workers: dict[str, Worker]) -> None:
   """Prints the table; `--json` keeps the runs."""
   versions = {}
   for worker in workers.values():
-    versions |= worker.about["versions"]
+    # Those of this interpreter before those of vLLM's.
+    versions = worker.about["versions"] | versions
   print(", ".join(f"{name} {version}" for name, version in versions.items()))
   print(
     f"{args.model}, {args.dtype}, {len(task['prompts'])} prompts of"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import jax
@@ -10,14 +11,14 @@ import pytest
 from flax import nnx
 from small_models import SMALL, model, tree
 
-from trd_jax import convert, experiment, hub, merge
+from trd_jax import convert, evaluate, experiment, hub, merge
 from trd_jax.adapters import load_peft, logit_difference
 from trd_jax.chat import Chat
 from trd_jax.checkpoint import Checkpoints
 from trd_jax.errors import UserError
 from trd_jax.model.lora import LoraConfig
 from trd_jax.problems import tokenizer
-from trd_jax.records import Trajectory
+from trd_jax.records import GradedSample, Trajectory
 from trd_jax.run_dir import RunDir
 from trd_jax.weights import load, save_hf
 
@@ -248,3 +249,47 @@ def test_checkpoints_under_another_config_become_no_adapter(merged, tmp_path):
   with pytest.raises(UserError, match="rank 8"):
     _run(convert, wider, run_dir, source=source, target=target, to="peft")
   assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_wears_the_adapter_unmerged(merged, tmp_path):
+  chosen, run_dir, _ = merged
+  asked = dataclasses.replace(
+    chosen.evaluate,
+    temperature=0.0,
+    num_problems=16,
+    k=1,
+    max_prompt_tokens=128,
+    max_response_tokens=24,
+  )
+  chosen = dataclasses.replace(chosen, evaluate=asked)
+  unmerged = dataclasses.replace(
+    chosen, engine=dataclasses.replace(chosen.engine, weights="adapter")
+  )
+  alone = RunDir(tmp_path)
+  shutil.copytree(run_dir.checkpoints, alone.checkpoints)
+  alone.mark_done("train", {"updates": 9})
+  _run(merge, unmerged, alone)
+  assert not alone.merged.exists()
+  assert alone.adapter.is_dir()
+  with pytest.raises(UserError, match="wrote the adapter alone"):
+    _run(evaluate, chosen, alone, model="trained")
+
+  _run(evaluate, unmerged, alone, model="trained")
+  _run(evaluate, chosen, run_dir, model="trained")
+  _run(evaluate, chosen, run_dir, model="base")
+  found = [
+    {row.problem_id: row for row in where.read(stage, GradedSample)}
+    for where, stage in (
+      (alone, "evaluate/trained"),
+      (run_dir, "evaluate/trained"),
+      (run_dir, "evaluate/base"),
+    )
+  ]
+  unmerged_rows, merged_rows, base_rows = found
+  ids = {problem: row.response_ids for problem, row in unmerged_rows.items()}
+  assert len(ids) == 16
+  assert {p: row.response_ids for p, row in merged_rows.items()} == ids
+  assert {p: row.response_ids for p, row in base_rows.items()} != ids
+  # What wrote a row can be told from it.
+  revisions = {next(iter(rows.values())).model_revision for rows in found}
+  assert len(revisions) == 3

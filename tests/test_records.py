@@ -21,12 +21,13 @@ _VALUES = {
   int: st.integers(-(2**63), 2**63 - 1),
   bool: st.booleans(),
   list[int]: st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5),
-  list[float]: st.lists(
-    st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5
-  ),
   str | None: st.none() | st.text(),
   bool | None: st.none() | st.booleans(),
 }
+_VALUES[list[int] | None] = st.none() | _VALUES[list[int]]
+_VALUES[list[float] | None] = st.none() | st.lists(
+  st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5
+)
 _CLOSED = {
   "domain": st.sampled_from(["arithmetic", "math", "code"]),
   "finish_reason": st.sampled_from(["stop", "length"]),

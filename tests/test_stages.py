@@ -1,11 +1,6 @@
 """Rollout, refine and evaluate on the shipped student, for real."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import pyarrow.parquet as pq
@@ -123,42 +118,6 @@ def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
   assert [row.key for row in found] == [row.key for row in rows]
   assert [row for row in found if row.text == "kept"] == marked
   assert [r for r in found if r.text != "kept"] == rows[1::2]
-
-
-def test_killed_at_any_moment_a_rollout_ends_with_the_same_rows(tmp_path):
-  config = tmp_path / "config.json"
-  chosen = small(**{"data.arithmetic.num_problems": 96})
-  config.write_text(experiment.to_json(chosen))
-  run_dir = RunDir(tmp_path / "killed")
-  # Shards of few rows land often, so that a kill finds some on disk.
-  program = (
-    "from trd_jax import rollout, cli, run_dir\n"
-    "write = run_dir.RunDir.shard_writer\n"
-    "run_dir.RunDir.shard_writer = lambda s, *a, **k: write(s, *a, 4)\n"
-    "cli.main('rollout', rollout.run, '')\n"
-  )
-  command = [sys.executable, "-c", program, f"--config={config}"]
-  command.append(f"--workdir={run_dir.root}")
-  killed = 0
-  for wanted in (1, 30):
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-      while process.poll() is None and len(run_dir.keys("rollout")) < wanted:
-        time.sleep(0.02)
-    finally:
-      if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-        killed += 1
-      process.wait()
-  assert killed
-  assert run_dir.done("rollout") is None
-  assert len(run_dir.keys("rollout")) > 0
-  subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-  whole = RunDir(tmp_path / "whole")
-  go(rollout, chosen, whole)
-  assert run_dir.read("rollout", Trajectory) == whole.read(
-    "rollout", Trajectory
-  )
 
 
 def test_prompts_over_the_budget_are_set_aside_and_counted(tmp_path):

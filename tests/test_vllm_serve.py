@@ -7,22 +7,26 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import serving
 from engine_env import ROOT, vllm_python
 from serving import by_key
 from small_models import forward
 
-from trd_jax import weights
+from trd_jax import hub, weights
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import logits
+from trd_jax.records import Trajectory
+from trd_jax.run_dir import RunDir
 from trd_jax.sections import ServerEngine as Spec
 
 KEY = "a-key-of-the-tests"
@@ -255,6 +259,64 @@ def test_an_adapter_that_is_too_large_is_refused(urls, tmp_path):
   adapter = serving.save_adapter(tmp_path / "large", rank=16)
   with pytest.raises(UserError, match="--max-lora-rank"):
     engine(urls, serving.files(adapter))
+
+
+def test_the_stages_that_generate_run_on_servers(urls, tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  flags = [
+    "--config=configs/demo.py",
+    f"--workdir={run_dir.root}",
+    "--config.data.arithmetic.num_problems=24",
+    "--config.refine.teacher_top_k=3",
+    "--config.evaluate.benchmarks=arithmetic",
+    "--config.evaluate.num_problems=8",
+    "--config.evaluate.k=2",
+    "--config.evaluate.bootstrap=200",
+    "--config.engine.name=server",
+    f"--config.engine.server.urls={','.join(urls)}",
+    "--config.engine.server.concurrency=8",
+  ]
+  wanted = {"rollout": 24, "refine": 24, "evaluate": 16}
+  for stage, samples in wanted.items():
+    base = ["--model=base"] if stage == "evaluate" else []
+    done = subprocess.run(
+      [sys.executable, "-m", f"trd_jax.{stage}", *flags, *base],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    name = "evaluate/base" if base else stage
+    keys = [
+      key
+      for path in run_dir.stage(name).glob("shard-*.parquet")
+      for key in pq.read_table(path, columns=["key"])["key"].to_pylist()
+    ]
+    assert len(keys) == len(set(keys)) == samples
+    assert run_dir.done(name) is not None
+  drafts = {row.key: row for row in run_dir.read("rollout", Trajectory)}
+  refined = run_dir.read("refine", Trajectory)
+  assert {row.draft_key for row in refined} == drafts.keys()
+  # OPSD: the student is its own teacher.
+  models = {(r.model, r.model_revision) for r in [*drafts.values(), *refined]}
+  assert models == {("lab:student", hub.model_revision(serving.STUDENT))}
+  for row in refined:
+    T = len(row.response_ids)
+    assert len(row.teacher_top_ids) == len(row.teacher_top_logprobs) == 3 * T
+    assert len(row.teacher_top_mass) == T
+    assert 0 < min(row.teacher_top_mass) <= max(row.teacher_top_mass) <= 1
+  # Beside the reference it is right more often.
+  right = [sum(r.correct for r in side) for side in (drafts.values(), refined)]
+  assert right[0] < right[1]
+  # Drawn again by one of them, they are the same.
+  again = [
+    Request(row.key, list(row.prompt_ids), row.seed, 192)
+    for row in drafts.values()
+  ]
+  how = serving.sampling(0.6, top_p=0.95, top_k=20)
+  for done in engine(urls[:1]).generate(again, how):
+    assert list(done.ids) == list(drafts[done.key].response_ids)
 
 
 # The last one: a server is gone afterwards.

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from trd_jax import config_file, experiment
+from trd_jax import config_file, experiment, parent
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.experiment import KEYS, Experiment
 from trd_jax.keys import Key
@@ -45,7 +45,7 @@ _READS_AND_WRITES = {
     "WORKDIR/merge/model (safetensors); WORKDIR/merge/adapter (PEFT)",
   ),
   "evaluate": (
-    "the benchmarks; the student; WORKDIR/merge/model",
+    "the benchmarks; the student; WORKDIR/merge/model or merge/adapter",
     "WORKDIR/evaluate/base and WORKDIR/evaluate/trained: graded samples",
   ),
   "convert": ("weights in one form", "the same weights in another"),
@@ -127,6 +127,7 @@ def main(
     elif line.own["help_config"]:
       print(_help_config())
     else:
+      parent.end_with_pipeline()
       _run(stage_name, run, line, standalone, exclusive)
   except UserError as error:
     told = " ".join(str(error).split())

@@ -35,16 +35,29 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   stage = f"{STAGE}/{flags.model}"
   if outcomes.skip_if_done(run_dir, stage, describe):
     return
-  if flags.model == "trained" and run_dir.done("merge") is None:
+  trained = flags.model == "trained"
+  merged = run_dir.done("merge")
+  if trained and merged is None:
     raise UserError(
       f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
       " trd_jax.merge first, or evaluate --model=base"
     )
+  unmerged = trained and experiment.engine.weights == "adapter"
+  if trained and merged and not unmerged and not merged["merged"]:
+    raise UserError(
+      f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
+      " --config.engine.weights=adapter, or remove merge/done.json and merge"
+      " again"
+    )
   section, student = experiment.evaluate, experiment.student
 
   # 1. Questions and the model.
-  folder = run_dir.merged if flags.model == "trained" else None
-  who = generation.speaker(student, run_dir, folder)
+  who = generation.speaker(
+    student,
+    run_dir,
+    folder=run_dir.merged if trained and not unmerged else None,
+    adapter=run_dir.adapter if unmerged else None,
+  )
   questions = {
     name: store.benchmark(experiment, name) for name in section.benchmarks
   }

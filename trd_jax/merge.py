@@ -59,42 +59,51 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   adapter = found["lora"]
 
-  # 2. The sum, and how far it is from its parts.
-  nnx.replace_by_pure_dict(fresh, adapter)
-  adapted = nnx.merge(graph, fresh, base)
-  tree = adapters.merge(nnx.to_pure_dict(base), adapter, lora)
-  merged = adapters.plain_model(model.config, tree)
-  source, tokens_BT, length_B = _contexts(run_dir, student.chat.vocab_size)
-  gap = adapters.logit_difference(adapted, merged, tokens_BT, length_B)
-
-  # 3. Both forms on disk.
-  tokenizer = student.folder
-  if experiment.student.tokenizer is not None:
-    tokenizer = hub.tokenizer_folder(experiment.student.tokenizer, run_dir)
-  weights.save_hf(
-    model.config,
-    tree,
-    run_dir.merged,
-    tokenizer_from=tokenizer,
-    chat_template=experiment.student.chat_template,
-    special_ids=token_ids(student.folder),
-    dtype=student.dtype,
-  )
+  # 2. The adapter on disk, and that is all where engines wear it unmerged.
   adapters.save_peft(adapter, lora, run_dir.adapter, base=student.name)
-  summary = {
-    "step": step,
-    "dtype": student.dtype,
-    "largest_logit_difference": gap,
-    "compared_on": source,
-    "positions": int(np.sum(length_B)),
-  }
+  summary = {"step": step, "dtype": student.dtype, "merged": False}
+  written = f"{run_dir.adapter}"
+  if experiment.engine.weights == "merged":
+    # 3. The sum, and how far it is from its parts.
+    nnx.replace_by_pure_dict(fresh, adapter)
+    adapted = nnx.merge(graph, fresh, base)
+    tree = adapters.merge(nnx.to_pure_dict(base), adapter, lora)
+    merged = adapters.plain_model(model.config, tree)
+    source, tokens_BT, length_B = _contexts(run_dir, student.chat.vocab_size)
+    gap = adapters.logit_difference(adapted, merged, tokens_BT, length_B)
+
+    # 4. The sum on disk.
+    tokenizer = student.folder
+    if experiment.student.tokenizer is not None:
+      tokenizer = hub.tokenizer_folder(experiment.student.tokenizer, run_dir)
+    weights.save_hf(
+      model.config,
+      tree,
+      run_dir.merged,
+      tokenizer_from=tokenizer,
+      chat_template=experiment.student.chat_template,
+      special_ids=token_ids(student.folder),
+      dtype=student.dtype,
+    )
+    summary |= {
+      "merged": True,
+      "largest_logit_difference": gap,
+      "compared_on": source,
+      "positions": int(np.sum(length_B)),
+    }
+    written = f"{run_dir.merged} and {run_dir.adapter}"
   run_dir.mark_done(STAGE, summary)
   print(f"{STAGE}: {describe(summary)}", flush=True)
-  print(f"written: {run_dir.merged} and {run_dir.adapter}", flush=True)
+  print(f"written: {written}", flush=True)
 
 
 def describe(summary: dict) -> str:
   """One line about a finished merge."""
+  if not summary["merged"]:
+    return (
+      f"the adapter after update {summary['step']}, to be worn unmerged"
+      " (engine.weights=adapter)"
+    )
   return (
     f"the adapter after update {summary['step']}, added in float32 and cast to"
     f" {summary['dtype']}; logits differ from adapter-on by at most"

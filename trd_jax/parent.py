@@ -6,9 +6,13 @@ stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
 
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
+
+VARIABLE = "TRD_JAX_PIPELINE"
+"""Environment variable: id of the pipeline that a stage belongs to."""
 
 _LOOK_SECONDS = 1.0
 
@@ -25,6 +29,13 @@ def when_gone(pid: int, do: Callable[[], object]) -> None:
     target=lambda: (wait(pid), do()), name=f"watch-{pid}", daemon=True
   )
   thread.start()
+
+
+def end_with_pipeline() -> None:
+  """Interrupts this process when the pipeline that started it is gone."""
+  pipeline = os.environ.get(VARIABLE)
+  if pipeline:
+    when_gone(int(pipeline), lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def _by_descriptor(pid: int) -> None:

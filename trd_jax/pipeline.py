@@ -8,12 +8,13 @@ earlier one was stopped. What comes out stands in `summary.json`. With
 as these can be made, and nothing else is done.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from trd_jax import cli
+from trd_jax import cli, parent
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
@@ -69,7 +70,8 @@ def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
   """Runs one stage to its end; its exit code."""
   python = experiment.python.of(module) or sys.executable
   command = [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
-  return subprocess.run(command, check=False).returncode
+  environment = os.environ | {parent.VARIABLE: str(os.getpid())}
+  return subprocess.run(command, check=False, env=environment).returncode
 
 
 def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:

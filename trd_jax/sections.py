@@ -176,7 +176,9 @@ class VllmEngine:
   chunked_prefill: bool = key(
     True, "mix prefill and decoding in one step (on GPUs)"
   )
-  eager: bool = key(False, "neither compile nor capture: slower, starts sooner")
+  eager: bool | None = key(
+    None, "neither compile nor capture, to start sooner; None: on CPUs"
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from trd_jax.engines.engine import Completion, Request, Sampling, TopTokens
 from trd_jax.errors import UserError
 
 # vLLM reads seed -1 as "no seed"; this one stands for it.
-_MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
+MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
 # The lowest that the API takes. It is no mask: an id comes back only if its
 # logit is about this much over all others, and then it is refused.
 _NEVER = -100
@@ -96,7 +96,7 @@ def body(
     "temperature": sampling.temperature,
     "top_p": sampling.top_p,
     "top_k": sampling.top_k,
-    "seed": _MINUS_ONE if request.seed == -1 else request.seed,
+    "seed": MINUS_ONE if request.seed == -1 else request.seed,
     "stop_token_ids": [i for i in sampling.stop_ids if 0 <= i < head_rows],
     # Of a model's own stop ids only those that are asked for.
     "ignore_eos": True,

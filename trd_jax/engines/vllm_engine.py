@@ -31,6 +31,7 @@ from trd_jax.engines.engine import (
   TopTokens,
   check_request,
 )
+from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError
 from trd_jax.sections import VllmEngine as Spec
 
@@ -110,6 +111,10 @@ class VllmEngine:
       )
     return self._stream(requests, sampling)
 
+  def reset_prefix_cache(self) -> None:
+    """Forgets the KV cache of earlier prompts, for a fair measurement."""
+    self._wait(self._llm.reset_prefix_cache())
+
   def close(self) -> None:
     """Ends vLLM's processes; what is in flight is lost."""
     if self._llm is not None:
@@ -183,7 +188,7 @@ class VllmEngine:
       temperature=sampling.temperature,
       top_p=sampling.top_p,
       top_k=sampling.top_k,
-      seed=request.seed,
+      seed=MINUS_ONE if request.seed == -1 else request.seed,
       max_tokens=min(request.max_new_tokens, room),
       stop_token_ids=list(sampling.stop_ids),
       # Of a model's own stop ids only those that the caller asked for.
@@ -264,7 +269,7 @@ def _arguments(
     "gpu_memory_utilization": spec.memory_share,
     "enable_prefix_caching": spec.prefix_caching,
     "enable_chunked_prefill": spec.chunked_prefill,
-    "enforce_eager": spec.eager,
+    "enforce_eager": bool(spec.eager),
     "max_logprobs": _MOST_TOP_LOGPROBS,
     "logits_processors": [_SURPLUS],
     "disable_log_stats": True,
@@ -278,6 +283,8 @@ def _arguments(
     # It draws a token for a part of a prompt too and then takes the seeded
     # generator back a step, which a CPU's can't: vLLM 0.32 ends there.
     arguments["enable_chunked_prefill"] = False
+    # To compile takes longer than small models gain from it.
+    arguments["enforce_eager"] = spec.eager is not False
   if spec.kv_cache_gib is not None:
     arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
   if model.adapter is not None:

@@ -1,0 +1,434 @@
+"""vLLM in process, for real, against the embedded engine.
+
+A driver under an interpreter with vLLM does every job in one start; what it
+made is compared here.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import serving
+from engine_env import ROOT, vllm_python
+from processes import below, still_there
+from scipy import stats
+from serving import by_key
+from small_models import forward, packed
+
+from trd_jax import weights
+from trd_jax.engines.engine import Completion, Request, TopTokens
+from trd_jax.model.qwen3 import logits
+
+DRIVER = ROOT / "tests" / "vllm_driver.py"
+GREEDY = serving.sampling()
+WARM = serving.sampling(1.0, top_p=0.95, top_k=20)
+HOT = dataclasses.replace(WARM, temperature=2.0, top_p=1.0, top_k=-1)
+# The paper's sampling; here it has tokens to leave out by either bound.
+PAPER = serving.sampling(0.6, top_p=0.95, top_k=20)
+FEW = serving.sampling(0.0, vocab_size=20, stop_ids=())
+NEVER = dataclasses.replace(GREEDY, stop_ids=())
+DRAWS, TOP = 4000, 12
+# What vLLM tries out and reserves at its start is larger than needed here.
+SPEC = {
+  "eager": True,
+  "kv_cache_gib": 0.5,
+  "max_num_seqs": 64,
+  "max_batched_tokens": serving.POSITIONS,
+}
+ODD_SEEDS = (-1, -(2**63), 2**63 - 1)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Request]:
+  return serving.requests(64, limits=(128,))
+
+
+@pytest.fixture(scope="module")
+def greedy(asked):
+  return by_key(serving.embedded().generate(asked, GREEDY))
+
+
+def draws() -> list[Request]:
+  """One token behind one prompt, many times.
+
+  The prompt ends inside of a problem, where the next token can be many.
+  """
+  prompt = list(serving.requests(10)[9].prompt_ids[:25])
+  return [Request(f"d{n}", prompt, 7000 + n, 1) for n in range(DRAWS)]
+
+
+def odd_seeds(asked) -> list[Request]:
+  return [
+    dataclasses.replace(r, seed=seed, key=f"{r.key}/{seed}", max_new_tokens=24)
+    for r in asked[:8]
+    for seed in ODD_SEEDS
+  ]
+
+
+def bad(asked) -> dict[str, Request]:
+  """Requests that can't be met, by what is said of them."""
+  one = asked[0]
+  return {
+    "the prompt is empty": dataclasses.replace(one, prompt_ids=[]),
+    "leaves no room": dataclasses.replace(one, prompt_ids=[5] * 1024),
+    "token id 416 is outside": dataclasses.replace(one, prompt_ids=[5, 416]),
+    "token id -1 is outside": dataclasses.replace(one, prompt_ids=[-1]),
+    "is negative": dataclasses.replace(one, max_new_tokens=-1),
+  }
+
+
+def job(name, requests, sampling, **fields) -> dict:
+  return {
+    "name": name,
+    "requests": [dataclasses.asdict(request) for request in requests],
+    "sampling": dataclasses.asdict(sampling),
+  } | fields
+
+
+class Driver:
+  """A driver at work, and what it made."""
+
+  def __init__(self, folder: Path, jobs, adapter: Path | None = None, **more):
+    model = dataclasses.asdict(serving.files(adapter))
+    for field in ("folder", "adapter"):
+      model[field] = model[field] and str(model[field])
+    asked, done = folder / "asked.json", folder / "done.json"
+    asked.write_text(
+      json.dumps(
+        {
+          "spec": SPEC,
+          "model": model,
+          "max_model_tokens": serving.POSITIONS,
+          "jobs": jobs,
+        }
+        | more
+      )
+    )
+    # These are for the JAX of the tests.
+    foreign = ("XLA_FLAGS", "JAX_PLATFORMS")
+    with (folder / "stderr").open("wb") as stderr:
+      self.process = subprocess.Popen(
+        [vllm_python(), DRIVER, asked, done],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k not in foreign},
+      )
+    assert self.process.stdout is not None
+    said = self.process.stdout.readline()
+    assert said == "done\n", (folder / "stderr").read_text()[-3000:]
+    self.made = json.loads(done.read_text())
+
+  def __getitem__(self, name: str) -> dict[str, Completion]:
+    return by_key(self.list(name))
+
+  def list(self, name: str) -> list[Completion]:
+    """The completions of a job, as they came."""
+    assert "error" not in self.made[name], self.made[name]
+    return [completion(f) for f in self.made[name]["completions"]]
+
+  def end(self) -> None:
+    """Ends it and what it started."""
+    started = below(self.process.pid)
+    self.process.kill()
+    self.process.wait()
+    for pipe in (self.process.stdin, self.process.stdout):
+      assert pipe is not None
+      pipe.close()
+    for pid in still_there(started, seconds=30):
+      os.kill(pid, signal.SIGKILL)
+
+
+def completion(fields: dict) -> Completion:
+  top = fields["top"]
+  if top is not None:
+    top = TopTokens(*(np.array(each["values"], each["dtype"]) for each in top))
+    assert (top.ids.dtype, top.logprobs.dtype) == (np.int32, np.float32)
+  return Completion(**fields | {"ids": tuple(fields["ids"]), "top": top})
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory, asked):
+  few = asked[:8]
+  none = [dataclasses.replace(r, max_new_tokens=0) for r in few[:2]]
+  short = [dataclasses.replace(r, max_new_tokens=60) for r in few]
+  others = [dataclasses.replace(r, seed=r.seed + 1) for r in asked]
+  masked = [
+    dataclasses.replace(r, max_new_tokens=9 + n)
+    for n, r in enumerate(asked[8:24])
+  ]
+  topped = dataclasses.replace(WARM, top_logprobs=TOP)
+  alone = [
+    job("greedy", asked, GREEDY),
+    job("warm", asked, WARM),
+    job("warm reversed", asked[::-7], WARM),
+    job("warm, other seeds", others, WARM),
+    job("warm with top", asked[:16], topped),
+    job("hot with top", few[:6], dataclasses.replace(HOT, top_logprobs=TOP)),
+    job("odd seeds", odd_seeds(asked), HOT),
+    job("odd seeds again", odd_seeds(asked), HOT),
+    job("draws", draws(), PAPER),
+    job("few", masked, FEW),
+    job("few, hot", few, dataclasses.replace(FEW, temperature=2.0)),
+    job("none", [*none, few[2]], GREEDY),
+    job("never", short, NEVER),
+    job("sooner", short, dataclasses.replace(GREEDY, stop_ids=(198,))),
+    job("long", [Request("long", [5] * 1000, 0, 500)], NEVER),
+    job("closed early", asked, WARM, take=3),
+    job("after closing", asked[:16], WARM),
+    *(job(says, [few[0], r], GREEDY) for says, r in bad(asked).items()),
+  ]
+  # Requests with and without a bound on their ids, side by side.
+  together = [
+    job("warm beside few", asked, WARM),
+    job("few beside warm", masked, FEW),
+  ]
+  made = Driver(
+    tmp_path_factory.mktemp("vllm"), [*([each] for each in alone), together]
+  )
+  yield made
+  made.end()
+
+
+def test_greedy_ids_equal_the_embedded_engine_s(driver, greedy):
+  assert driver["greedy"] == greedy
+  assert {c.finish_reason for c in greedy.values()} == {"stop"}
+
+
+def test_a_seed_draws_the_same_in_any_company_and_order(driver):
+  first = driver["warm"]
+  for name in ("warm reversed", "after closing", "warm beside few"):
+    again = driver[name]
+    assert again
+    assert again == {key: first[key] for key in again}
+  others = driver["warm, other seeds"]
+  assert sum(others[key].ids != first[key].ids for key in first) > 32
+
+
+def test_any_int64_is_a_seed(driver):
+  first = driver["odd seeds"]
+  assert driver["odd seeds again"] == first
+  assert len({c.ids for c in first.values()}) == len(first)
+
+
+def test_first_tokens_are_drawn_as_often_as_they_are_likely(driver):
+  prompt = draws()[0].prompt_ids
+  exact = expected(prompt)
+  # No rounding decides which tokens are in.
+  assert exact.keys() == expected(prompt, top_p=0.952).keys()
+  assert exact.keys() == expected(prompt, top_p=0.948).keys()
+  here = by_key(serving.embedded().generate(draws(), PAPER))
+  for made in (driver["draws"], here):
+    assert {len(c.ids) for c in made.values()} == {1}
+    counts = collections.Counter(c.ids[0] for c in made.values())
+    # Nothing that top-k and top-p leave out.
+    assert set(counts) <= set(exact)
+    seen = [counts[token] for token in exact]
+    wanted = [DRAWS * p for p in exact.values()]
+    assert min(wanted) > 40
+    # Of right engines one choice of seeds in 1,000 would fail; these are fixed.
+    assert stats.chisquare(seen, wanted).pvalue > 1e-3
+
+
+def test_the_share_of_first_tokens_sees_a_wrong_sampling():
+  # The bound of the test above isn't idle.
+  prompt = draws()[0].prompt_ids
+  exact = expected(prompt)
+  wrong = {
+    "temperature": expected(prompt, temperature=0.7),
+    "top_k": expected(prompt, top_k=400),
+    "top_p": expected(prompt, top_p=1.0),
+  }
+  assert len(exact) < len(wrong["top_p"]) < len(wrong["top_k"])
+  # Had the tokens of another temperature come, each as often as it should:
+  shares = np.array([wrong["temperature"][token] for token in exact])
+  wanted = [DRAWS * p for p in exact.values()]
+  assert stats.chisquare(DRAWS * shares / shares.sum(), wanted).pvalue < 1e-3
+
+
+def scores(ids) -> np.ndarray:
+  """JAX's log-probabilities behind each of a sequence's tokens, [T, V]."""
+  model = weights.load(serving.STUDENT, dtype="float32")
+  position, segment = packed([len(ids)], 256)  # one width: compiled once
+  padded = np.zeros_like(position)
+  padded[: len(ids)] = ids
+  hidden = forward(
+    model, *(jnp.asarray(a)[None] for a in (padded, position, segment))
+  )
+  rows_TV = jax.nn.log_softmax(logits(hidden, model.head_VD)[0])
+  return np.asarray(rows_TV)[: len(ids)]
+
+
+def expected(prompt, temperature=0.6, top_k=20, top_p=0.95) -> dict:
+  """What the next token is drawn from: probabilities by id."""
+  scaled = scores(prompt)[-1][: PAPER.vocab_size].astype(float) / temperature
+  order = np.argsort(-scaled)[:top_k]
+  p = np.exp(scaled[order] - scaled.max())
+  p /= p.sum()
+  kept = np.cumsum(p) - p < top_p
+  return dict(zip(order[kept].tolist(), p[kept] / p[kept].sum(), strict=True))
+
+
+def test_the_likeliest_tokens_are_the_model_s_own(driver, asked):
+  by_name = {request.key: request for request in asked}
+  for name in ("warm with top", "hot with top"):
+    for key, done in driver[name].items():
+      T = len(done.ids)
+      rows_TV = scores([*by_name[key].prompt_ids, *done.ids])[-T - 1 : -1]
+      assert done.top is not None
+      assert done.top.ids.shape == done.top.logprobs.shape == (T, TOP)
+      best_TK = -np.sort(-rows_TV, axis=1)[:, :TOP]
+      np.testing.assert_allclose(done.top.logprobs, best_TK, atol=2e-4)
+      picked_TK = np.take_along_axis(rows_TV, done.top.ids, axis=1)
+      np.testing.assert_allclose(done.top.logprobs, picked_TK, atol=2e-4)
+      assert all(len(set(row)) == TOP for row in done.top.ids.tolist())
+
+
+def test_keeping_the_likeliest_tokens_changes_none(driver):
+  bare = driver["warm"]
+  for key, done in driver["warm with top"].items():
+    assert dataclasses.replace(done, top=None) == bare[key]
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn(driver, asked):
+  # With 20 ids the model's own choice is nearly always out.
+  made = driver["few"]
+  requests = [
+    dataclasses.replace(r, max_new_tokens=len(made[r.key].ids))
+    for r in asked[8:24]
+  ]
+  assert by_key(serving.embedded().generate(requests, FEW)) == made
+  assert driver["few beside warm"] == made
+  drawn = {i for c in driver.list("few, hot") for i in c.ids}
+  assert max(drawn) < 20
+  assert len(drawn) > 10
+
+
+def test_the_stop_id_is_the_last_iff_it_ended_it(driver, greedy):
+  for done in driver.list("greedy") + driver.list("warm"):
+    stops = [i in GREEDY.stop_ids for i in done.ids]
+    assert not any(stops[:-1])
+    assert stops[-1] == (done.finish_reason == "stop")
+  for done in driver.list("never"):
+    # It goes on behind the end of the turn, which the model's files name.
+    former = greedy[done.key].ids
+    assert (len(done.ids), done.finish_reason) == (60, "length")
+    assert done.ids[: len(former)] == former[:60]
+  for done in driver.list("sooner"):
+    former = greedy[done.key].ids
+    assert done.finish_reason == "stop"
+    assert done.ids == former[: former.index(198) + 1]
+
+
+def test_no_tokens_are_made_where_none_are_asked_for(driver, asked, greedy):
+  empty = {r.key: Completion(r.key, (), "length") for r in asked[:2]}
+  third = asked[2].key
+  assert driver["none"] == empty | {third: greedy[third]}
+
+
+def test_a_completion_ends_where_the_context_does(driver):
+  (done,) = driver.list("long")
+  assert (len(done.ids), done.finish_reason) == (24, "length")
+  long = Request("long", [5] * 1000, 0, 500)
+  assert [done] == list(serving.embedded().generate([long], NEVER))
+
+
+def test_an_iterator_that_is_closed_gave_whole_completions(driver):
+  some = driver["closed early"]
+  assert len(some) == 3
+  assert some == {key: driver["warm"][key] for key in some}
+
+
+def test_requests_that_cannot_be_met_are_refused(driver, asked):
+  for says in bad(asked):
+    told = driver.made[says]["error"]
+    assert says in told
+    assert "\n" not in told
+
+
+def test_it_needs_no_jax(driver):
+  assert not {"jax", "jaxlib", "flax"} & set(driver.made["modules"])
+
+
+def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
+  greedy, tmp_path
+):
+  asked = serving.requests(64, limits=(48,))
+  adapter = serving.save_adapter(tmp_path / "adapter", rank=16)
+  expected = by_key(serving.embedded(adapter).generate(asked, GREEDY))
+  changed = sum(
+    expected[key].ids != base.ids[:48] for key, base in greedy.items()
+  )
+  assert changed > 0.9 * len(asked)
+  many = [
+    dataclasses.replace(r, key=f"{r.key}-{n}", max_new_tokens=600)
+    for n in range(8)
+    for r in asked
+  ]
+  made = Driver(
+    tmp_path,
+    [[job("adapted", asked, GREEDY)]],
+    adapter,
+    then=job("on and on", many, NEVER),
+  )
+  try:
+    found = made["adapted"]
+    # Adapted and merged weights round differently, in the last bits.
+    equal = sum(found[key] == expected[key] for key in expected)
+    assert equal >= 0.95 * len(asked)
+
+    # It is generating now. Killed, it can't tidy up, and nothing stays.
+    started = below(made.process.pid)
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started]
+    assert any(b"EngineCore" in name for name in names), names
+    os.kill(made.process.pid, signal.SIGKILL)
+    assert not still_there(started, seconds=15)
+  finally:
+    made.end()
+
+
+# The last of the driver's: it ends here.
+def test_a_closed_engine_leaves_no_process(driver):
+  started = below(driver.process.pid)
+  assert started
+  driver.process.stdin.close()
+  assert driver.process.wait(60) == 0
+  assert not still_there(started, seconds=15)
+
+
+@pytest.mark.parametrize(
+  ("flag", "says"),
+  [
+    ("--config.engine.name=vllm", "can't import vllm"),
+    ("--config.engine.ray.actors=1", "can't import ray"),
+  ],
+)
+def test_what_is_not_installed_is_named_in_one_line(tmp_path, flag, says):
+  package = says.split()[-1]
+  if importlib.util.find_spec(package):
+    pytest.skip(f"{package} is installed here")
+  command = [sys.executable, "-m", "trd_jax.rollout"]
+  command += ["--config=configs/demo.py", f"--workdir={tmp_path / 'run'}"]
+  command += ["--config.data.arithmetic.num_problems=8", flag]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith("trd-jax rollout: engine.")
+  assert says in last
+  assert "Traceback" not in done.stderr
+  # The place is as free as it was.
+  assert not (tmp_path / "run" / "config.json").exists()
+  assert not list(tmp_path.rglob("*.parquet"))
