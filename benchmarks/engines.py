@@ -259,7 +259,7 @@ def main() -> None:
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--prompts", type=int, default=256)
   parser.add_argument("--max-new-tokens", type=int, default=192)
-  parser.add_argument("--slots", type=int, default=64)
+  parser.add_argument("--slots", type=int)
   parser.add_argument("--decode-steps", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--variants", nargs="+", default=VARIANTS)
@@ -307,8 +307,9 @@ def report(args, task: dict, workers: dict[str, Worker]) -> None:
   print(
     f"{args.model}, {args.dtype}, {len(task['prompts'])} prompts of"
     f" {min(map(len, task['prompts']))} to {max(map(len, task['prompts']))}"
-    f" tokens, {args.max_new_tokens} new at most; {args.slots} slots and"
-    f" {args.decode_steps} steps; medians of {args.repeats} alternating runs\n"
+    f" tokens, {args.max_new_tokens} new at most;"
+    f" {args.slots or 'automatic'} slots and {args.decode_steps} steps;"
+    f" medians of {args.repeats} alternating runs\n"
   )
   base = None
   if "jax" in workers:

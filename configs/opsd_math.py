@@ -13,6 +13,10 @@ is 0: what it proves is the path. `tokenizer` is the nano model's, a folder or a
 hub id; DEEPSCALER and BENCHMARKS are folders with local copies of the files,
 and both may be left out where the hub can be reached.
 
+The real models generate with vLLM, one copy a GPU (`gpus=8`), in the
+environment that `third_party/vllm/install.sh cuda` makes; the nano model with
+the embedded engine.
+
 Expected on 8xH100, 8b (Table 11): rollout 4:20 h, refinement 2:50 h, training
 2:10 h. Everything else is SPEC's table of defaults.
 """
@@ -29,7 +33,7 @@ _MODELS = {
 
 def get_config(arg=None):
   variant = experiment.parse_arg(
-    arg, model="8b", method="trd", tokenizer="Qwen/Qwen3-8B"
+    arg, model="8b", method="trd", tokenizer="Qwen/Qwen3-8B", gpus=8
   )
   config = experiment.default_config()
   config.regime = "opsd"
@@ -62,6 +66,9 @@ def get_config(arg=None):
     config.train.truncated = "keep"
   else:
     config.student.dtype = "bfloat16"
+    config.engine.name = "vllm"
+    config.engine.vllm.data_parallel = variant.gpus
+    config.python.generation = ".venv-vllm/bin/python"
     if variant.model == "8b":
       config.student.thinking = True
       config.teacher.thinking = True

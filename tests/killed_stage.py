@@ -18,16 +18,17 @@ _PROGRAM = f"""
 import os, sys
 from trd_jax import cli, records, rollout, run_dir, shards
 write, add = run_dir.RunDir.shard_writer, shards.ShardWriter.add
-note = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def noted(self, row):
   if isinstance(row, records.Trajectory):
     os.write(note, (row.key + '\\n').encode())
   add(self, row)
 def small(self, stage, kind, **sizes):
   return write(self, stage, kind, {ROWS_PER_SHARD})
-shards.ShardWriter.add = noted
-run_dir.RunDir.shard_writer = small
+# What vLLM starts imports this file too.
 if __name__ == '__main__':
+  note = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+  shards.ShardWriter.add = noted
+  run_dir.RunDir.shard_writer = small
   cli.main('rollout', rollout.run, '')
 """
 
@@ -43,7 +44,8 @@ class Rollout:
 
   def __init__(self, folder: Path, python: Path | str, *flags: str):
     self.run_dir = RunDir(folder / "run")
-    self._note, program = folder / "made", folder / "rollout_in_small_shards.py"
+    self.log, self._note = folder / "log", folder / "made"
+    program = folder / "rollout_in_small_shards.py"
     program.write_text(_PROGRAM)
     self.command = [python, program, self._note]
     self.command += [f"--workdir={self.run_dir.root}", *flags]
@@ -64,9 +66,8 @@ class Rollout:
     return self._note.read_text().split()
 
   def start(self) -> subprocess.Popen:
-    return subprocess.Popen(
-      self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with self.log.open("ab") as log:
+      return subprocess.Popen(self.command, stdout=log, stderr=log)
 
   def kill_at(self, rows: int) -> bool:
     """Starts it, and kills it once so many rows are on disk.

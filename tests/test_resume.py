@@ -52,7 +52,7 @@ def test_a_second_process_in_a_workdir_is_refused(config, tmp_path):
   with made.start() as first:
     try:
       made.wait_for(first, ROWS_PER_SHARD)
-      assert first.poll() is None
+      assert first.poll() is None, made.log.read_text()
       rows = made.keys_on_disk()
       # Stopped, it still holds the stage: the second one can't outlast it.
       os.kill(first.pid, signal.SIGSTOP)

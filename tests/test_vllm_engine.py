@@ -393,7 +393,10 @@ def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
     names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started]
     assert any(b"EngineCore" in name for name in names), names
     os.kill(made.process.pid, signal.SIGKILL)
-    assert not still_there(started, seconds=15)
+    left = still_there(started, seconds=15)
+    for pid in left:
+      os.kill(pid, signal.SIGKILL)
+    assert not left
   finally:
     made.end()
 

@@ -9,12 +9,14 @@ as these can be made, and nothing else is done.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from trd_jax import cli, parent
+from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
@@ -40,6 +42,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     store.load(experiment, run_dir)
 
   steps = list(commands(experiment, run_dir))
+  _check_interpreters(steps, experiment)
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
     return
@@ -64,6 +67,22 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   write_json_atomic(run_dir.summary, summary)
   print(table(summary))
   print(f"written: {run_dir.summary}")
+
+
+def _check_interpreters(steps, experiment: Experiment) -> None:
+  """Sees that every stage's interpreter is there before any stage starts.
+
+  Raises:
+    UserError: one is not.
+  """
+  for _, module, _ in steps:
+    python = experiment.python.of(module)
+    if python is not None and shutil.which(python) is None:
+      raise UserError(
+        f"the interpreter of {module}, {python}, is not there; make it (for"
+        " vLLM: third_party/vllm/install.sh), or name another one with"
+        f" --config.python.{module}"
+      )
 
 
 def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:

@@ -143,7 +143,11 @@ class Refine(Generation):
 class JaxEngine:
   """The embedded engine."""
 
-  slots: int = key(64, "sequences decoded at once", at_least(1))
+  slots: int | None = key(
+    None,
+    "sequences decoded at once; None: 64 a CPU device, 256 an accelerator",
+    at_least(1),
+  )
   decode_steps: int = key(
     16, "tokens decoded between two looks at what has ended", at_least(1)
   )

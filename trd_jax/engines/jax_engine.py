@@ -12,7 +12,8 @@ cache is no longer than it must be. Each turn does three things:
 
 Prompts are computed up to their last token but one: decoding begins with the
 last, so that only one program draws tokens. Shapes come from `bucket`: what is
-compiled depends on the buckets of prompt and context length alone.
+compiled depends on the buckets of prompt and context length, and on the number
+of slots.
 
 A request's tokens follow from weights, prompt, seed and sampling. Neighbours,
 order and slot enter nothing that is computed for it. Through the shapes of
@@ -25,6 +26,7 @@ Shape key: B slots, P prompts of a group, T prompt bucket, C steps of a chunk.
 
 import collections
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +45,7 @@ from trd_jax.engines.engine import (
   TopTokens,
   check_request,
 )
-from trd_jax.engines.jax_programs import Draw, Rows
+from trd_jax.engines.jax_programs import Draw, Rows, bucket
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
@@ -58,12 +60,15 @@ _LOG = logging.getLogger(__name__)
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ACCELERATOR = 16_384
 
+# Slots where none are asked for: a core's caches have room for no more of
+# them, while an accelerator computes many in the time of a few.
+_SLOTS = {"cpu": 64}
+_SLOTS_ACCELERATOR = 256
 
-def bucket(length: int) -> int:
-  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
-  power = max(64, 1 << (length - 1).bit_length())
-  half = power * 3 // 4
-  return half if half >= max(length, 96) else power
+# Up to here a model's products are too small to be worth splitting between
+# cores, and a copy of the weights a core is affordable.
+_SMALL_PARAMETERS = 1 << 25
+_MOST_CORES = 8
 
 
 class JaxEngine:
@@ -72,7 +77,9 @@ class JaxEngine:
   Args:
     model: the model, with adapters or without. Its weights are put whole on
       each device.
-    slots: sequences decoded at once, over all devices together.
+    slots: sequences decoded at once, over all devices together. None: 64 a
+      device on CPUs, 256 a device on accelerators, and no more than the power
+      of two that holds a call's requests.
     decode_steps: most tokens a slot gets before the host looks at what has
       ended.
     devices: each decodes its share of the slots; all local ones by default.
@@ -88,11 +95,11 @@ class JaxEngine:
     self,
     model: Qwen3,
     *,
-    slots: int = 64,
+    slots: int | None = None,
     decode_steps: int = 16,
     devices: Sequence[Any] | None = None,
   ):
-    if slots < 1 or decode_steps < 1:
+    if (slots is not None and slots < 1) or decode_steps < 1:
       raise UserError(
         f"engine.jax: slots={slots} and decode_steps={decode_steps} must both"
         " be at least 1"
@@ -102,6 +109,10 @@ class JaxEngine:
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
     self.mesh = make_mesh(devices=devices)
     self.model: Qwen3 = jax.device_put(model, replicated(self.mesh))
+    self._fixed = slots is not None
+    if slots is None:
+      share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
+      slots = share * len(devices)
     self.slots = -(-slots // len(devices)) * len(devices)
     self.decode_steps = decode_steps
     self.programs: set[tuple] = set()
@@ -117,6 +128,10 @@ class JaxEngine:
   ) -> "JaxEngine":
     """An engine with the weights of a Hugging Face folder.
 
+    Where the process hasn't used JAX yet, the model is small (33M parameters)
+    and nothing else sets the number of CPU devices, each core becomes one, up
+    to 8. That holds for the rest of the process.
+
     Args:
       folder: see `weights.load`.
       dtype: of weights, cache and activations.
@@ -128,6 +143,8 @@ class JaxEngine:
       UserError: when the weights or the adapter can't be read, or the adapter
         is of a model of another shape.
     """
+    if "devices" not in arguments:
+      _use_cores(weights.read_config(folder))
     if adapter is None:
       return cls(weights.load(folder, dtype=dtype), **arguments)
     lora, tree = adapters.load_peft(adapter, weights.read_config(folder))
@@ -169,7 +186,13 @@ class JaxEngine:
   def _stream(
     self, requests: list[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    batch = _Batch(self, sampling)
+    slots = self.slots
+    if not self._fixed and requests:
+      least = -(-len(requests) // self.mesh.size) * self.mesh.size
+      power = 1 << (least - 1).bit_length()
+      slots = min(slots, -(-power // self.mesh.size) * self.mesh.size)
+    longest = max((len(r.prompt_ids) for r in requests), default=0)
+    batch = _Batch(self, sampling, slots, longest)
     for request in requests:
       if not request.max_new_tokens:
         top = batch.top_of([])
@@ -195,6 +218,22 @@ class JaxEngine:
     return program(*arguments, mesh=self.mesh, **static)
 
 
+def _use_cores(config: ModelConfig) -> None:
+  """Makes each core a device, where `JaxEngine.load` says so."""
+  if config.num_parameters() > _SMALL_PARAMETERS:
+    return
+  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  if jax.config.values["jax_num_cpu_devices"] != -1:
+    return
+  try:
+    cores = min(len(os.sched_getaffinity(0)), _MOST_CORES)
+    jax.config.update("jax_num_cpu_devices", cores)
+  except (AttributeError, RuntimeError):
+    # No such count on this system, or JAX has started.
+    return
+
+
 class _Waiting(NamedTuple):
   """A request in the queue, its prompt as bytes of int32."""
 
@@ -214,17 +253,23 @@ class _Batch:
   """The slots during one call of `generate`.
 
   Attributes:
+    slots: how many there are.
     running: the request in each slot that has one.
     staged: requests whose prompts have been computed, and the row each has in
       the staging area.
   """
 
-  def __init__(self, engine: JaxEngine, sampling: Sampling):
-    B, V = engine.slots, engine.config.vocab_size
+  def __init__(
+    self, engine: JaxEngine, sampling: Sampling, slots: int, longest: int
+  ):
+    B, V = slots, engine.config.vocab_size
     self.engine = engine
+    self.slots = slots
     self.running: dict[int, _Waiting] = {}
     self.staged: collections.deque[tuple[_Waiting, int]] = collections.deque()
     self._staging: KVCache | None = None
+    # Finer where all prompts are short, at no more programs than elsewhere.
+    self._least_bucket = 32 if longest <= 49 else 64
     self._ids: dict[int, list[int]] = {}
     # Of each slot, what each chunk found.
     self._top: dict[int, list[TopTokens]] = {}
@@ -246,7 +291,7 @@ class _Batch:
 
   def refill(self, queue: collections.deque[_Waiting]):
     """Puts waiting requests into free slots."""
-    free = [b for b in range(self.engine.slots) if b not in self.running]
+    free = [b for b in range(self.slots) if b not in self.running]
     while free and (queue or self.staged):
       if not self.staged:
         self._stage(queue)
@@ -261,7 +306,7 @@ class _Batch:
     tokens = _PREFILL_TOKENS.get(
       devices[0].platform, _PREFILL_TOKENS_ACCELERATOR
     )
-    T = bucket(queue[0].length - 1)
+    T = bucket(queue[0].length - 1, self._least_bucket)
     P = -(-tokens // (T * len(devices))) * len(devices)
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
@@ -283,7 +328,7 @@ class _Batch:
     """Moves as many staged requests into these free slots."""
     engine, rows = self.engine, self._rows
     # The staged row that goes into a slot, -1 where it keeps what it has.
-    row_B = np.full(engine.slots, -1, np.int32)
+    row_B = np.full(self.slots, -1, np.int32)
     for slot in slots:
       waiting, row_B[slot] = self.staged.popleft()
       self.running[slot] = waiting
@@ -302,7 +347,7 @@ class _Batch:
       self._cache,
       self._staging,
       row_B,
-      shape=(P, T, self._length),
+      shape=(self.slots, P, T, self._length),
     )
 
   def _fit(self, least: int):
@@ -318,17 +363,17 @@ class _Batch:
     if self._cache is None:
       self._cache = self.engine.run(
         programs.empty,
-        shape=(length,),
+        shape=(self.slots, length),
         config=self.engine.config,
         dtype=self.engine.dtype,
-        slots=self.engine.slots,
+        slots=self.slots,
         length=length,
       )
     elif length != self._length:
       self._cache = self.engine.run(
         programs.resize,
         self._cache,
-        shape=(self._length, length),
+        shape=(self.slots, self._length, length),
         length=length,
       )
     self._length = length
@@ -337,7 +382,7 @@ class _Batch:
     """Runs a chunk, see `programs.decode`. `more`: someone waits for a slot."""
     engine = self.engine
     self._fit(1)
-    share = engine.slots // engine.mesh.size
+    share = self.slots // engine.mesh.size
     floor = share - max(1, share // 8) if more else 0
     self._cache, out_CB, top_CBK = engine.run(
       programs.decode,
@@ -345,7 +390,13 @@ class _Batch:
       self._cache,
       self._rows,
       self._draw._replace(floor=np.int32(floor)),
-      shape=(self._length, self._plan, self._vocab_size, self._count),
+      shape=(
+        self.slots,
+        self._length,
+        self._plan,
+        self._vocab_size,
+        self._count,
+      ),
       plan=self._plan,
       vocab_size=self._vocab_size,
       steps=engine.decode_steps,

@@ -24,6 +24,18 @@ WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
 
+def bucket(length: int, least: int = 64) -> int:
+  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it.
+
+  Args:
+    length: tokens.
+    least: a power of two that takes the place of 64.
+  """
+  power = max(least, 1 << (length - 1).bit_length())
+  half = power * 3 // 4
+  return half if half >= max(length, least) else power
+
+
 class Rows(NamedTuple):
   """What a decoding chunk knows about each slot.
 
@@ -91,7 +103,7 @@ def prefill(
   """Keys and values of P prompts, on every device."""
 
   def run(model, tokens_PT, length_P):
-    _, cache = model.prefill(tokens_PT, length_P)
+    cache = model.prefill_cache(tokens_PT, length_P)
     return jax.lax.all_gather(cache, "data", axis=0, tiled=True)
 
   return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS), WHOLE)(

@@ -191,8 +191,6 @@ class _Worker:
 
 def _import() -> tuple[Any, Any]:
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-  # Each actor has the accelerator that Ray gave it, and none means none.
-  os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
   try:
     ray = importlib.import_module("ray")
     data = importlib.import_module("ray.data")

@@ -10,6 +10,7 @@ As many requests are in vLLM's hands as keep it busy, the rest wait here: what
 """
 
 import asyncio
+import atexit
 import contextlib
 import importlib
 import json
@@ -97,6 +98,8 @@ class VllmEngine:
         f"vLLM can't start with {model.folder}: {told}; what it says above"
         " tells more"
       ) from error
+    # vLLM's own tidying up fails once modules are being taken down.
+    atexit.register(self.close)
     _say(f"ready after {time.monotonic() - start:.0f} s")
 
   def generate(
@@ -117,6 +120,7 @@ class VllmEngine:
 
   def close(self) -> None:
     """Ends vLLM's processes; what is in flight is lost."""
+    atexit.unregister(self.close)
     if self._llm is not None:
       self._llm.shutdown()
       self._llm = None

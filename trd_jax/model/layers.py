@@ -137,18 +137,17 @@ class Block(nnx.Module):
     if dropout_key is not None:
       keys = list(jax.random.split(dropout_key, 7))
     q, k, v = self.attention.project(self.input_norm(x_BTD), table, keys[:3])
-    mixed = attend(
-      q,
-      k,
-      v,
-      query_position_BT=position_BT,
-      key_position_BS=position_BT,
-      query_segment_BT=segment_BT,
-      key_segment_BS=segment_BT,
+    x_BTD = self._mix(x_BTD, q, k, v, position_BT, segment_BT, keys[3:])
+    return x_BTD, (k, v)
+
+  def fill(self, x_BTD, table, position_BT, segment_BT, last):
+    """As a call, but where `last` is true only keys and values are right."""
+    q, k, v = self.attention.project(self.input_norm(x_BTD), table)
+    x_BTD = jax.lax.cond(
+      last,
+      lambda: x_BTD,
+      lambda: self._mix(x_BTD, q, k, v, position_BT, segment_BT, [None] * 4),
     )
-    mixed = checkpoint_name(mixed, "attention")
-    x_BTD = x_BTD + self.attention.output(mixed, keys[3])
-    x_BTD = x_BTD + self.mlp(self.post_norm(x_BTD), keys[4:])
     return x_BTD, (k, v)
 
   def decode(self, x_BTD, table, position_B, key_BKHS, value_BKSH):
@@ -161,3 +160,18 @@ class Block(nnx.Module):
     x_BTD = x_BTD + self.attention.output(mixed[:, None])
     x_BTD = x_BTD + self.mlp(self.post_norm(x_BTD))
     return x_BTD, key_BKHS, value_BKSH
+
+  def _mix(self, x_BTD, q, k, v, position_BT, segment_BT, keys):
+    """Attention and MLP on the residual; dropout keys of o and of the MLP."""
+    mixed = attend(
+      q,
+      k,
+      v,
+      query_position_BT=position_BT,
+      key_position_BS=position_BT,
+      query_segment_BT=segment_BT,
+      key_segment_BS=segment_BT,
+    )
+    mixed = checkpoint_name(mixed, "attention")
+    x_BTD = x_BTD + self.attention.output(mixed, keys[0])
+    return x_BTD + self.mlp(self.post_norm(x_BTD), keys[1:])

@@ -1,0 +1,78 @@
+"""How the embedded engine chooses devices and slots by itself."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from small_models import SMALL, model
+
+from trd_jax.engines.engine import Request, Sampling
+from trd_jax.engines.jax_engine import JaxEngine
+from trd_jax.model.qwen3 import Qwen3
+
+_LOAD = """
+import json, jax
+from trd_jax import hub
+from trd_jax.engines.engine import Request, Sampling
+from trd_jax.engines.jax_engine import JaxEngine
+{before}
+made = JaxEngine.load(hub.model_folder("lab:student", None), dtype="float32")
+asked = [Request(str(n), [n + 1, 5], n, 6) for n in range(5)]
+found = made.generate(asked, Sampling(temperature=0.0))
+ids = sorted((c.key, list(c.ids)) for c in found)
+print(json.dumps([jax.device_count(), made.slots, ids]))
+"""
+
+
+def loaded(before="", flags=""):
+  """Devices, slots and completions of an engine in a fresh process."""
+  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  environment.pop("JAX_NUM_CPU_DEVICES", None)
+  done = subprocess.run(
+    [sys.executable, "-c", _LOAD.format(before=before)],
+    env=environment,
+    stdout=subprocess.PIPE,
+    check=True,
+  )
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_each_core_is_a_device_unless_something_else_sets_their_number():
+  cores = min(len(os.sched_getaffinity(0)), 8)
+  devices, slots, ids = loaded()
+  assert (devices, slots) == (cores, 64 * cores)
+  host = "--xla_force_host_platform_device_count=3"
+  assert loaded(flags=host) == [3, 192, ids]
+  set_before = "jax.config.update('jax_num_cpu_devices', 3)"
+  assert loaded(before=set_before) == [3, 192, ids]
+  assert loaded(before="jax.devices()") == [1, 64, ids]
+
+
+@pytest.mark.parametrize(
+  ("count", "devices", "slots"), [(1, 1, 1), (5, 1, 8), (5, 2, 8), (70, 1, 64)]
+)
+def test_automatic_slots_are_no_more_than_the_requests_need(
+  count, devices, slots
+):
+  made = JaxEngine(model(), devices=jax.devices()[:devices])
+  asked = [Request(str(n), [1, n % 60], n, 3) for n in range(count)]
+  assert made.slots == 64 * devices
+  assert len(list(made.generate(asked, Sampling(temperature=0.0)))) == count
+  (size,) = {p[1] for p in made.programs if p[0] == "decode"}
+  assert size == slots
+
+
+def test_the_cache_alone_is_that_of_the_whole_prefill():
+  made, generator = model(), np.random.default_rng(0)
+  tokens = generator.integers(0, SMALL.vocab_size, (3, 12), np.int32)
+  length = np.array([12, 7, 1], np.int32)
+  _, whole = jax.jit(Qwen3.prefill)(made, tokens, length)
+  alone = jax.jit(Qwen3.prefill_cache)(made, tokens, length)
+  for one, other in zip(
+    jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-6)
