@@ -2,13 +2,13 @@
 
     .venv-vllm/bin/python benchmarks/rollout_overhead.py
 
-The same prompts with the same sampling and seeds go, alternately, through
-`vllm.LLM.generate` and through everything that `trd_jax.rollout` does with
-them: prompts, preflight, generation, decoding, grading, shards and summary.
-Each has one vLLM, loaded before the clock starts and used again; a run of
-either begins with an empty prefix cache and an empty workdir. The ratio is of
-medians.
-Run by an interpreter that has vLLM (third_party/vllm/install.sh).
+The same problems with the same sampling and seeds go, alternately, through
+`vllm.LLM.generate`, as prompts that are ready, and through everything that
+`trd_jax.rollout` does with them: prompts, preflight, generation, decoding,
+grading, shards and summary. Each has one vLLM, loaded before the clock starts
+and used again; a run of either begins with an empty prefix cache, and the
+stage's with a workdir that holds the problems and nothing else. The ratio is
+of medians. Run by an interpreter that has vLLM (third_party/vllm/install.sh).
 
 One side holds no memory or thread that slows the other: each sits in a process
 of its own, which waits on a pipe while the other is on the clock.
@@ -121,6 +121,7 @@ def stage(args):
   """`trd_jax.rollout`, whole, on an engine that is loaded already."""
   from trd_jax import rollout
   from trd_jax.engines import engine as engines
+  from trd_jax.problems import store
   from trd_jax.records import Trajectory
   from trd_jax.run_dir import RunDir
 
@@ -142,6 +143,7 @@ def stage(args):
       if loaded:
         loaded[0].reset_prefix_cache()
       run_dir = RunDir(folder)
+      store.load(e, run_dir)
       start = time.perf_counter()
       rollout.run(e, run_dir, None)
       seconds = time.perf_counter() - start

@@ -39,9 +39,6 @@ from trd_jax.sections import VllmEngine as Spec
 # Requests in vLLM's hands for each sequence that it decodes at once: the next
 # one is there when one ends.
 _AHEAD = 2
-# What vLLM decodes at once where the config leaves it to vLLM; more in flight
-# than it takes only wait in its queue.
-_USUAL_SEQUENCES = 256
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
 _SURPLUS = "trd_jax.engines.vllm_worker:SurplusRows"
@@ -66,8 +63,6 @@ class VllmEngine:
       self._config["max_position_embeddings"],
       spec.max_model_tokens or max_model_tokens,
     )
-    sequences = spec.max_num_seqs or _USUAL_SEQUENCES
-    self._in_flight = _AHEAD * sequences * spec.data_parallel
     self._lora = None
     if model.adapter is not None:
       request = importlib.import_module("vllm.lora.request").LoRARequest
@@ -98,6 +93,8 @@ class VllmEngine:
         f"vLLM can't start with {model.folder}: {told}; what it says above"
         " tells more"
       ) from error
+    sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
+    self._in_flight = _AHEAD * sequences * spec.data_parallel
     # vLLM's own tidying up fails once modules are being taken down.
     atexit.register(self.close)
     _say(f"ready after {time.monotonic() - start:.0f} s")
@@ -233,7 +230,12 @@ class VllmEngine:
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
   """An AsyncLLM of this thread's event loop."""
   module = importlib.import_module("vllm.v1.engine.async_llm")
-  return module.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+  usage = importlib.import_module("vllm.usage.usage_lib").UsageContext
+  return module.AsyncLLM.from_engine_args(
+    vllm.AsyncEngineArgs(**arguments),
+    # Batches are as large as offline, where nobody waits for a first token.
+    usage_context=usage.LLM_CLASS,
+  )
 
 
 def _import() -> Any:
