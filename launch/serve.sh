@@ -200,7 +200,7 @@ sys.exit(main())
 pids=()
 # Ends what was started here and nothing else: each server leads a process
 # group of its own.
-# shellcheck disable=SC2317  # called by the trap
+# shellcheck disable=SC2317,SC2329  # called by the trap
 finish() {
   trap '' INT TERM
   local pid tries
@@ -212,7 +212,7 @@ finish() {
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
 }
 # Whether anything of a server that was started is left.
-# shellcheck disable=SC2317
+# shellcheck disable=SC2317,SC2329  # called by what the trap calls
 alive() {
   local pid
   for pid in "${pids[@]}"; do
