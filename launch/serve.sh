@@ -158,6 +158,9 @@ export VLLM_NO_USAGE_STATS=${VLLM_NO_USAGE_STATS:-1}
 cores=()
 if ((!${#gpus[@]})); then
   export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
+  # A prompt in parts ends vLLM 0.32 on a CPU where requests have seeds, and to
+  # compile takes longer than small models gain from it.
+  arguments+=(--no-enable-chunked-prefill --enforce-eager)
   mapfile -t cores < <(
     "$python" - "$servers" "$parallel" <<'END'
 import os

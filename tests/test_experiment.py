@@ -203,3 +203,16 @@ def test_a_jsd_that_vanishes_is_refused(beta):
   with pytest.raises(UserError, match=r"jsd with loss\.beta="):
     experiment.from_config(changed)
   experiment.from_config(changed | {"method": "forward_kl"})
+
+
+def test_servers_are_named_where_they_are_used_and_nowhere_else():
+  served = {"engine.name": "server"}
+  urls = {"engine.server.urls": ("http://127.0.0.1:8000",)}
+  with pytest.raises(UserError, match=r"needs engine\.server\.urls"):
+    experiment.from_config(served)
+  with pytest.raises(UserError, match=r"is for engine\.name=server, not jax"):
+    experiment.from_config(urls)
+  chosen = experiment.from_config(served | urls)
+  assert chosen.engine.server.urls == urls["engine.server.urls"]
+  # Budgets can be looked at before there is any server.
+  experiment.from_config(served | {"preflight_only": True})

@@ -319,6 +319,14 @@ def test_the_stages_that_generate_run_on_servers(urls, tmp_path):
     assert list(done.ids) == list(drafts[done.key].response_ids)
 
 
+def test_a_server_takes_more_prompts_than_fit_a_step(urls):
+  # 6,400 tokens at once: a step takes 2,048, and must not cut a prompt.
+  draws = np.random.default_rng(0).integers(10, 390, (64, 100)).tolist()
+  asked = [Request(f"{n}", ids, n, 4) for n, ids in enumerate(draws)]
+  found = by_key(engine(urls[:1]).generate(asked, WARM))
+  assert found.keys() == {request.key for request in asked}
+
+
 # The last one: a server is gone afterwards.
 def test_a_server_that_is_killed_loses_nothing(urls, asked, caplog):
   made = engine(urls)

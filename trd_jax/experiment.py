@@ -257,8 +257,14 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
     yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
-  if e.engine.name == "server" and not e.engine.server.urls:
+  served, urls = e.engine.name == "server", e.engine.server.urls
+  if served and not urls and not e.preflight_only:
     yield "engine.name=server needs engine.server.urls: name the servers"
+  if urls and not served:
+    yield (
+      f"engine.server.urls is for engine.name=server, not {e.engine.name}: set "
+      "engine.name=server, or leave the urls out"
+    )
   if e.engine.name == "server" and e.engine.ray.actors:
     yield (
       "engine.ray.actors puts engines on machines, and servers have theirs: "

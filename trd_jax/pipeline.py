@@ -78,10 +78,12 @@ def _check_interpreters(steps, experiment: Experiment) -> None:
   for _, module, _ in steps:
     python = experiment.python.of(module)
     if python is not None and shutil.which(python) is None:
+      own = getattr(experiment.python, module) is not None
+      key = f"python.{module if own else 'generation'}"
       raise UserError(
-        f"the interpreter of {module}, {python}, is not there; make it (for"
-        " vLLM: third_party/vllm/install.sh), or name another one with"
-        f" --config.python.{module}"
+        f"{key}={python} is not there; make it (for vLLM:"
+        " third_party/vllm/install.sh), or name another interpreter with"
+        f" --config.{key}"
       )
 
 

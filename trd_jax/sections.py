@@ -201,7 +201,10 @@ class ServerEngine:
     8, "further tries of a request, each after a longer pause", at_least(0)
   )
   start_seconds: float = key(
-    600.0, "how long a server may take until it is ready", above(0)
+    600.0,
+    "how long to wait until a server is ready, and, once none is left, until "
+    "one is back",
+    above(0),
   )
   request_seconds: float = key(
     3600.0, "how long a server may take over a request", above(0)

@@ -345,7 +345,9 @@ class _Run:
       problem,
       f"{others} other{'s' * (others > 1)}"
       if others
-      else "it again if it comes back: no other is left",
+      else "it again if it comes back within"
+      f" {self._spec.start_seconds:g} s (engine.server.start_seconds): no other"
+      " is left",
     )
 
   async def _watch(self, server: Server) -> None:
