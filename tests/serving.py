@@ -170,6 +170,12 @@ class FakeServer(ThreadingHTTPServer):
           connection.shutdown(socket.SHUT_RDWR)
     self.dead.set()
 
+  def forget(self):
+    """Loses its adapters, as a server that was started again at once."""
+    with self.mutex:
+      self.cards[:] = [card()]
+      self.adapters.clear()
+
   def handle_error(self, request, client_address):
     """Broken connections are what is tested."""
 
@@ -256,10 +262,11 @@ class _Handler(BaseHTTPRequestHandler):
       self.answer(404, {"detail": "Not Found"})
       return
     name, path = body["lora_name"], Path(body["lora_path"])
-    self.server.adapters[name] = path
-    self.server.cards.append(
-      card(id=name, root=str(path), parent=str(STUDENT), max_model_len=None)
-    )
+    with self.server.mutex:
+      self.server.adapters[name] = path
+      self.server.cards.append(
+        card(id=name, root=str(path), parent=str(STUDENT), max_model_len=None)
+      )
     self.answer(200, "Success")
 
   def complete(self, body: dict, how: str | None):
@@ -280,11 +287,15 @@ class _Handler(BaseHTTPRequestHandler):
       self.error(400, how)
       return
     model = body["model"]
-    if model not in [card["id"] for card in self.server.cards]:
+    # At one moment: a server may forget the adapter while it generates with it.
+    with self.server.mutex:
+      known = model in [card["id"] for card in self.server.cards]
+      adapter = self.server.adapters.get(model)
+    if not known:
       self.error(404, f"The model `{model}` does not exist.")
       return
     with _generating:
-      done = self.generate(body)
+      done = self.generate(body, adapter)
     choice = {
       "index": 0,
       "text": chat().decode(list(done.ids)),
@@ -298,7 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
       choice |= {"finish_reason": "abort", "token_ids": choice["token_ids"][:1]}
     self.answer(200, {"id": "cmpl", "choices": [choice]})
 
-  def generate(self, body: dict):
+  def generate(self, body: dict, adapter: Path | None):
     """What vLLM makes of the fields, its defaults included."""
     masked = [int(i) for i, bias in body.get("logit_bias", {}).items()]
     assert all(bias == -100 for bias in body.get("logit_bias", {}).values())
@@ -313,6 +324,5 @@ class _Handler(BaseHTTPRequestHandler):
       vocab_size=HEAD_ROWS - len(masked),
     )
     request = Request("", body["prompt"], body["seed"], body["max_tokens"])
-    engine = embedded(self.server.adapters.get(body["model"]))
-    (done,) = engine.generate([request], how)
+    (done,) = embedded(adapter).generate([request], how)
     return done
