@@ -1,0 +1,302 @@
+"""What the embedded engine has on its devices: prompts ahead, and batches.
+
+Shape key: B slots of a batch, P prompts of a group, T prompt bucket, C steps
+of a chunk, V vocabulary, K likeliest tokens that are asked for.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from trd_jax.engines import jax_programs as programs
+from trd_jax.engines.engine import Completion, Request, Sampling, TopTokens
+from trd_jax.engines.jax_programs import Draw, Rows, bucket
+from trd_jax.engines.sampling import Likeliest, Plan, seed_words
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.qwen3 import KVCache, Qwen3
+
+# Tokens that a group of prompts is computed in. A CPU gains nothing from more
+# than this; an accelerator needs more to be busy. Of one size whatever the
+# bucket, because products of about equal size sum in equal order.
+_PREFILL_TOKENS = {"cpu": 1024}
+_PREFILL_TOKENS_ACCELERATOR = 16_384
+
+
+class Runner(Protocol):
+  """What prompts and batches need of their engine."""
+
+  config: ModelConfig
+  dtype: jnp.dtype
+  mesh: Mesh
+  model: Qwen3
+  decode_steps: int
+
+  def run(
+    self, program: Callable, *arguments: Any, shape: tuple, **static: Any
+  ) -> Any:
+    """Calls a program."""
+
+
+class Waiting(NamedTuple):
+  """A request in the queue, its prompt as bytes of int32."""
+
+  request: Request
+  prompt: bytes
+  length: int
+  limit: int
+
+  @classmethod
+  def of(cls, request: Request, config: ModelConfig) -> "Waiting":
+    """The request, its limit cut to the model's longest context."""
+    prompt = np.asarray(request.prompt_ids, np.int32)
+    limit = min(request.max_new_tokens, config.max_positions - prompt.size)
+    return cls(request, prompt.tobytes(), prompt.size, limit)
+
+
+class Prompts:
+  """Requests that wait for a slot, and the caches of those that are next.
+
+  Attributes:
+    staging: keys and values of the group of prompts that was computed last.
+    least_bucket: of prompts and contexts; see `programs.bucket`.
+  """
+
+  def __init__(self, engine: Runner, requests: Sequence[Request]):
+    self._engine = engine
+    # The longest first, so that what decodes together is about equally long.
+    # Equal prompts stand together, to be computed once.
+    self._queue = collections.deque(
+      sorted(
+        (Waiting.of(request, engine.config) for request in requests),
+        key=lambda w: (-w.length, w.prompt, w.request.key, w.request.seed),
+      )
+    )
+    # Requests of the group, and the row that each has in `staging`.
+    self._staged: collections.deque[tuple[Waiting, int]] = collections.deque()
+    self.staging: KVCache | None = None
+    # Finer where all prompts are short, at no more programs than elsewhere.
+    longest = self._queue[0].length if self._queue else 0
+    self.least_bucket = 32 if longest <= 49 else 64
+
+  def __bool__(self) -> bool:
+    return bool(self._queue or self._staged)
+
+  def take(self, most: int) -> list[tuple[Waiting, int]]:
+    """Up to so many requests whose prompts are in `staging`, with the rows."""
+    if not self._staged and self._queue:
+      self._stage()
+    count = min(most, len(self._staged))
+    return [self._staged.popleft() for _ in range(count)]
+
+  def _stage(self) -> None:
+    """Computes the keys and values of the next group of prompts."""
+    engine, queue = self._engine, self._queue
+    devices = engine.mesh.devices.flat
+    tokens = _PREFILL_TOKENS.get(
+      devices[0].platform, _PREFILL_TOKENS_ACCELERATOR
+    )
+    T = bucket(queue[0].length - 1, self.least_bucket)
+    P = -(-tokens // (T * len(devices))) * len(devices)
+    tokens_PT = np.zeros((P, T), np.int32)
+    length_P = np.zeros(P, np.int32)
+    row_of: dict[bytes, int] = {}
+    while queue:
+      row = row_of.setdefault(queue[0].prompt, len(row_of))
+      if row == P:
+        break
+      waiting = queue.popleft()
+      length_P[row] = waiting.length - 1
+      prompt = np.frombuffer(waiting.prompt, np.int32)
+      tokens_PT[row, : waiting.length - 1] = prompt[:-1]
+      self._staged.append((waiting, row))
+    self.staging = engine.run(
+      programs.prefill, engine.model, tokens_PT, length_P, shape=(P, T)
+    )
+
+
+class Batch:
+  """Slots that decode together.
+
+  Attributes:
+    slots: how many there are.
+    running: the request in each slot that has one.
+  """
+
+  def __init__(self, engine: Runner, sampling: Sampling, slots: int):
+    B, V = slots, engine.config.vocab_size
+    self.slots = slots
+    self.running: dict[int, Waiting] = {}
+    self._engine = engine
+    self._ids: dict[int, list[int]] = {}
+    # Of each slot, what each chunk found.
+    self._top: dict[int, list[TopTokens]] = {}
+    self._count = sampling.top_logprobs
+    self._stop_ids = frozenset(sampling.stop_ids)
+    self._vocab_size = min(sampling.vocab_size or V, V)
+    self._plan = Plan.of(sampling.temperature, sampling.top_k, sampling.top_p)
+    self._draw = Draw(
+      np.array(sorted(self._stop_ids), np.int32),
+      np.float32(sampling.temperature),
+      np.float32(sampling.top_p),
+      np.int32(0),
+    )
+    token, position, index, limit = np.zeros((4, B), np.int32)
+    seed = np.zeros((B, 2), np.uint32)
+    self._rows = Rows(token, position, index, limit, seed)
+    self._length = 0
+    self._cache: KVCache | None = None
+    # What a chunk that runs is going to give.
+    self._coming: tuple[jax.Array, Likeliest | None] | None = None
+
+  def refill(self, prompts: Prompts) -> None:
+    """Puts waiting requests into free slots."""
+    free = self._free()
+    while free and prompts:
+      taken = prompts.take(len(free))
+      assert prompts.staging is not None
+      self._place(dict(zip(free, taken, strict=False)), prompts.staging)
+      free = free[len(taken) :]
+
+  def launch(self, more: bool) -> None:
+    """Starts a chunk, see `programs.decode`. `more`: someone waits for a slot.
+
+    Returns before the chunk has ended; `harvest` waits for it.
+    """
+    engine = self._engine
+    self._fit(1)
+    share = self.slots // engine.mesh.size
+    floor = share - max(1, share // 8) if more else 0
+    self._cache, *coming = engine.run(
+      programs.decode,
+      engine.model,
+      self._cache,
+      self._rows,
+      self._draw._replace(floor=np.int32(floor)),
+      shape=(
+        self.slots,
+        self._length,
+        self._plan,
+        self._vocab_size,
+        self._count,
+      ),
+      plan=self._plan,
+      vocab_size=self._vocab_size,
+      steps=engine.decode_steps,
+      top=self._count,
+    )
+    self._coming = tuple(coming)
+
+  def harvest(self) -> Iterator[Completion]:
+    """Takes in the tokens of the chunk and yields what has ended."""
+    assert self._coming is not None
+    out_CB, top_CBK = self._coming
+    self._coming = None
+    rows = self._rows
+    found = None if top_CBK is None else TopTokens(*map(np.asarray, top_CBK))
+    out_BC = np.asarray(out_CB).T
+    count_B = np.sum(out_BC >= 0, axis=1)
+    for slot in sorted(self.running):
+      count = int(count_B[slot])
+      if not count:
+        continue
+      ids = self._ids[slot]
+      ids.extend(out_BC[slot, :count].tolist())
+      if found is not None:
+        # Copies, so that a chunk's arrays don't stay for one slot's sake.
+        part = TopTokens(*(x[:count, slot].copy() for x in found))
+        self._top[slot].append(part)
+      rows.token[slot] = ids[-1]
+      rows.position[slot] += count
+      rows.index[slot] = len(ids)
+      stopped = ids[-1] in self._stop_ids
+      if stopped or len(ids) == rows.limit[slot]:
+        rows.limit[slot] = 0
+        del self._ids[slot]
+        key = self.running.pop(slot).request.key
+        reason = "stop" if stopped else "length"
+        top = joined(self._top.pop(slot), self._count)
+        yield Completion(key, tuple(ids), reason, top)
+
+  def _free(self) -> list[int]:
+    """Slots without a request, those of the least busy device first.
+
+    Where fewer requests are left than slots, every device gets its share.
+    """
+    share = self.slots // self._engine.mesh.size
+    rank = []
+    for first in range(0, self.slots, share):
+      slots = range(first, first + share)
+      free = [slot for slot in slots if slot not in self.running]
+      busy = share - len(free)
+      rank += [(busy + n, slot) for n, slot in enumerate(free)]
+    return [slot for _, slot in sorted(rank)]
+
+  def _place(
+    self, taken: dict[int, tuple[Waiting, int]], staging: KVCache
+  ) -> None:
+    """Moves requests into these free slots from rows of the staging area."""
+    engine, rows = self._engine, self._rows
+    # The staged row that goes into a slot, -1 where it keeps what it has.
+    row_B = np.full(self.slots, -1, np.int32)
+    for slot, (waiting, row) in taken.items():
+      row_B[slot] = row
+      self.running[slot] = waiting
+      self._ids[slot] = []
+      self._top[slot] = []
+      rows.token[slot] = waiting.request.prompt_ids[-1]
+      rows.position[slot] = waiting.length - 1
+      rows.index[slot] = 0
+      rows.limit[slot] = waiting.limit
+      rows.seed[slot] = seed_words([waiting.request.seed])[0]
+    P, _, T, _ = staging.values[0].shape
+    self._fit(T)
+    self._cache = engine.run(
+      programs.insert,
+      self._cache,
+      staging,
+      row_B,
+      shape=(self.slots, P, T, self._length),
+    )
+
+  def _fit(self, least: int) -> None:
+    """Makes the cache as long as the next chunk needs, and not much longer."""
+    rows, steps = self._rows, self._engine.decode_steps
+    ahead_B = np.minimum(steps, rows.limit - rows.index)
+    end_B = (rows.position + ahead_B)[ahead_B > 0]
+    need = max(least, int(np.max(end_B, initial=1)))
+    length = bucket(need)
+    if length < self._length:
+      # Room for what follows, or it would shrink and grow by turns.
+      length = min(self._length, bucket(need + 2 * steps))
+    if self._cache is None:
+      self._cache = self._engine.run(
+        programs.empty,
+        shape=(self.slots, length),
+        config=self._engine.config,
+        dtype=self._engine.dtype,
+        slots=self.slots,
+        length=length,
+      )
+    elif length != self._length:
+      self._cache = self._engine.run(
+        programs.resize,
+        self._cache,
+        shape=(self.slots, self._length, length),
+        length=length,
+      )
+    self._length = length
+
+
+def joined(parts: Sequence[TopTokens], count: int) -> TopTokens | None:
+  """A completion's `count` likeliest tokens, of what its chunks found."""
+  if not count:
+    return None
+  none_TK = np.zeros((0, count))
+  ids = [none_TK.astype(np.int32), *(part.ids for part in parts)]
+  logprobs = [none_TK.astype(np.float32), *(part.logprobs for part in parts)]
+  return TopTokens(np.concatenate(ids), np.concatenate(logprobs))
