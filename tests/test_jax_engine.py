@@ -14,7 +14,8 @@ from test_sampling import assert_drawn_from, exact
 from trd_jax import adapters, engines, hub, weights
 from trd_jax.chat import Chat
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
-from trd_jax.engines.jax_engine import JaxEngine, bucket
+from trd_jax.engines.jax_engine import JaxEngine
+from trd_jax.engines.jax_programs import bucket
 from trd_jax.errors import UserError
 from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import logits

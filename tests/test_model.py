@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from small_models import LORA, SMALL, forward, model, packed
 
+from trd_jax.model.decoding import Decoder
 from trd_jax.model.lora import Linear, LoraConfig
 from trd_jax.model.qwen3 import KVCache, Qwen3, logits
 
@@ -121,11 +122,15 @@ def test_prefill_then_decode_equals_the_full_forward():
       hidden[row, :count], full[row, :count], atol=2e-5
     )
   cache = _widened(cache, 8)
-  decode = jax.jit(Qwen3.decode)
   for step in range(4):
     at = length + step
-    new, cache = decode(made, tokens[np.arange(3), at], at, cache)
-    np.testing.assert_allclose(new, full[np.arange(3), at], atol=5e-5)
+    new, cache = _decode(made, tokens[np.arange(3), at], at, cache)
+    np.testing.assert_allclose(new.T, full[np.arange(3), at], atol=5e-5)
+
+
+@jax.jit
+def _decode(made, tokens, position, cache):
+  return Decoder.of(made).step(tokens, position, cache, made.config)
 
 
 def _widened(cache, more):
@@ -142,9 +147,7 @@ def test_decode_past_the_cache_writes_nothing():
   made = model()
   prompt = jnp.ones((2, 4), int)
   _, cache = jax.jit(Qwen3.prefill)(made, prompt, np.array([4, 4]))
-  _, after = jax.jit(Qwen3.decode)(
-    made, jnp.array([5, 5]), jnp.array([3, 4]), cache
-  )
+  _, after = _decode(made, jnp.array([5, 5]), jnp.array([3, 4]), cache)
   for new, old in zip(
     jax.tree.leaves(after), jax.tree.leaves(cache), strict=True
   ):

@@ -18,6 +18,7 @@ from trd_jax.engines.engine import Completion, Request, Sampling, TopTokens
 from trd_jax.engines.jax_programs import Draw, Rows, bucket
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.config import ModelConfig
+from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import KVCache, Qwen3
 
 # Tokens that a group of prompts is computed in. A CPU gains nothing from more
@@ -34,6 +35,7 @@ class Runner(Protocol):
   dtype: jnp.dtype
   mesh: Mesh
   model: Qwen3
+  decoder: Decoder
   decode_steps: int
 
   def run(
@@ -173,7 +175,7 @@ class Batch:
     floor = share - max(1, share // 8) if more else 0
     self._cache, *coming = engine.run(
       programs.decode,
-      engine.model,
+      engine.decoder,
       self._cache,
       self._rows,
       self._draw._replace(floor=np.int32(floor)),
@@ -184,6 +186,7 @@ class Batch:
         self._vocab_size,
         self._count,
       ),
+      config=engine.config,
       plan=self._plan,
       vocab_size=self._vocab_size,
       steps=engine.decode_steps,

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trd_jax import adapters, weights
+from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import (
   Completion,
   Request,
@@ -103,6 +104,7 @@ class JaxEngine:
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
     self.mesh = make_mesh(devices=devices)
     self.model: Qwen3 = jax.device_put(model, replicated(self.mesh))
+    self.decoder = programs.lay_out(self.model, mesh=self.mesh)
     self._fixed = slots is not None
     if slots is None:
       share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
@@ -236,5 +238,3 @@ def _use_cores(config: ModelConfig) -> None:
   except (AttributeError, RuntimeError):
     # No such count on this system, or JAX has started.
     return
-
-

@@ -1,4 +1,4 @@
-"""What the embedded engine runs on its devices: five programs.
+"""What the embedded engine runs on its devices: six programs.
 
 Each works on a device's own share of the slots (`shard_map` over the mesh's
 `data` axis) and is compiled once for a shape.
@@ -18,7 +18,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
-from trd_jax.model.qwen3 import KVCache, Qwen3, logits
+from trd_jax.model.decoding import Decoder, logits
+from trd_jax.model.qwen3 import KVCache, Qwen3
 
 WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
@@ -97,6 +98,12 @@ def empty(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
+def lay_out(model: Qwen3, *, mesh: Mesh) -> Decoder:
+  """The weights as `decode` wants them, whole on each device."""
+  return _on_each(Decoder.of, mesh, (WHOLE,), WHOLE)(model)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
 def prefill(
   model: Qwen3, tokens_PT: jax.Array, length_P: jax.Array, *, mesh: Mesh
 ) -> KVCache:
@@ -158,15 +165,16 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
 
 @functools.partial(
   jax.jit,
-  static_argnames=("plan", "vocab_size", "steps", "top", "mesh"),
+  static_argnames=("config", "plan", "vocab_size", "steps", "top", "mesh"),
   donate_argnums=1,
 )
 def decode(
-  model: Qwen3,
+  decoder: Decoder,
   cache: KVCache,
   rows: Rows,
   draw: Draw,
   *,
+  config: ModelConfig,
   plan: Plan,
   vocab_size: int,
   steps: int,
@@ -179,11 +187,12 @@ def decode(
   those beside a token of -1 are no one's.
 
   Args:
-    model: weights, whole on each device.
+    decoder: weights, whole on each device.
     cache: must hold all positions that the chunk can reach.
     rows: the slots; inactive ones are carried along and write nothing that
       is read.
     draw: what all slots share; `floor` counts the slots of one device.
+    config: the model's.
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
     steps: most tokens a slot (C).
@@ -191,10 +200,8 @@ def decode(
     mesh: the devices.
   """
 
-  def run(model, cache, rows, draw):
-    # Taken apart once, not at every step.
-    blocks = model.blocks()
-    head_VD = model.head_VD if top else model.head_VD[:vocab_size]
+  def run(decoder, cache, rows, draw):
+    head_VD = decoder.head_VD if top else decoder.head_VD[:vocab_size]
 
     def going(carry):
       step, rows, *_ = carry
@@ -203,8 +210,8 @@ def decode(
 
     def advance(carry):
       step, rows, cache, out_CB, top_CBK = carry
-      hidden_BD, cache = model.decode(rows.token, rows.position, cache, blocks)
-      logits_BV = logits(hidden_BD, head_VD)
+      hidden_DB, cache = decoder.step(rows.token, rows.position, cache, config)
+      logits_BV = logits(hidden_DB, head_VD)
       if top_CBK is not None:
         top_CBK = jax.tree.map(
           lambda all_CBK, new_BK: all_CBK.at[step].set(new_BK),
@@ -246,7 +253,7 @@ def decode(
   in_specs = (WHOLE, SLOTS, SLOTS, WHOLE)
   of_chunk = PartitionSpec(None, "data")
   out_specs = (SLOTS, of_chunk, of_chunk)
-  return _on_each(run, mesh, in_specs, out_specs)(model, cache, rows, draw)
+  return _on_each(run, mesh, in_specs, out_specs)(decoder, cache, rows, draw)
 
 
 def _on_each(

@@ -1,7 +1,7 @@
 """The parts of a Qwen3 block.
 
 Shape key: B rows, T tokens, D residual width, N query heads, K key heads,
-H head width, F inner width of the SwiGLU, S cache length, L layers.
+H head width, F inner width of the SwiGLU, L layers.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from trd_jax.model.attention import attend, attend_one
+from trd_jax.model.attention import attend
 from trd_jax.model.config import ModelConfig, rope_frequencies
 from trd_jax.model.lora import Linear, LoraConfig
 
@@ -149,17 +149,6 @@ class Block(nnx.Module):
       lambda: self._mix(x_BTD, q, k, v, position_BT, segment_BT, [None] * 4),
     )
     return x_BTD, (k, v)
-
-  def decode(self, x_BTD, table, position_B, key_BKHS, value_BKSH):
-    """One token a row against the layer's cache, which it is written into."""
-    q, k, v = self.attention.project(self.input_norm(x_BTD), table)
-    row = jnp.arange(x_BTD.shape[0])
-    key_BKHS = key_BKHS.at[row, :, :, position_B].set(k[:, 0], mode="drop")
-    value_BKSH = value_BKSH.at[row, :, position_B].set(v[:, 0], mode="drop")
-    mixed = attend_one(q[:, 0], key_BKHS, value_BKSH, position_B)
-    x_BTD = x_BTD + self.attention.output(mixed[:, None])
-    x_BTD = x_BTD + self.mlp(self.post_norm(x_BTD))
-    return x_BTD, key_BKHS, value_BKSH
 
   def _mix(self, x_BTD, q, k, v, position_BT, segment_BT, keys):
     """Attention and MLP on the residual; dropout keys of o and of the MLP."""

@@ -155,52 +155,6 @@ class Qwen3(nnx.Module):
     _, cache = jax.lax.scan(body, x_BTD, (self.layers, last_L))
     return _cache_of(*cache)
 
-  def blocks(self) -> list[Block]:
-    """The layers one by one; take them outside of a loop over `decode`."""
-    graph, stacked = nnx.split(self.layers)
-    return [
-      nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
-      for i in range(self.config.num_layers)
-    ]
-
-  def decode(
-    self,
-    tokens_B: jax.Array,
-    position_B: jax.Array,
-    cache: KVCache,
-    blocks: list[Block] | None = None,
-  ) -> tuple[jax.Array, KVCache]:
-    """One step: writes each row's token into the cache and attends to it.
-
-    Costs as much as the cache is long: give it no longer a cache than the
-    rows need.
-
-    Args:
-      tokens_B: int32 ids, one a row.
-      position_B: int32 position of the token in its row's cache; a position
-        past the cache writes nothing.
-      cache: keys and values of the positions before.
-      blocks: `self.blocks()`, where the caller has them already.
-
-    Returns:
-      Hidden states `[B, D]` after the final norm, and the cache.
-    """
-    # Of all positions, which a loop over steps computes but once. Where each
-    # layer computed its own, that took a tenth of a small model's step.
-    table = rope_table(self.config, jnp.arange(cache.values[0].shape[2]))
-    table = jax.tree.map(lambda x: x[position_B][:, None], table)
-    x_BTD = self.embed.embedding[tokens_B][:, None]
-    keys, values = [], []
-    for block, key_BKHS, value_BKSH in zip(
-      blocks or self.blocks(), *cache, strict=True
-    ):
-      x_BTD, key_BKHS, value_BKSH = block.decode(
-        x_BTD, table, position_B, key_BKHS, value_BKSH
-      )
-      keys.append(key_BKHS)
-      values.append(value_BKSH)
-    return self.norm(x_BTD)[:, 0], KVCache(tuple(keys), tuple(values))
-
   def _forward(
     self, tokens_BT, position_BT, segment_BT, remat, dropout_key, cache=False
   ) -> tuple[jax.Array, Any]:

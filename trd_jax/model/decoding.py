@@ -1,0 +1,207 @@
+"""Qwen3's weights laid out for decoding, where each row adds one token.
+
+A product of a few rows and a kernel spends much of its time on bringing its
+right side into the order that the registers want. So activations stand as
+columns here, `[D, B]`, and kernels on the left, `[out, in]`, as those that read
+the same input one under the other: what is brought into order is a few columns
+instead of a whole kernel. The layers stand apart rather than stacked, or each
+chunk of decoding would begin by copying them out of the stack.
+
+Shape key: B rows, S cache length, D residual width, N query heads, K key heads,
+H head width, F inner width of the SwiGLU, I channels in, O channels out, R rank
+of the adapters.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from trd_jax.model.attention import attend_one
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.layers import rope_table
+from trd_jax.model.lora import Linear
+from trd_jax.model.qwen3 import KVCache, Qwen3
+
+
+class Kernel(NamedTuple):
+  """Linear layers that read the same columns, with their adapters.
+
+  Attributes:
+    weight_OI: their kernels.
+    a_RI: their adapters' first factors, None for no adapters.
+    b_OR: the second ones, scaled, each beside the rows of its own.
+  """
+
+  weight_OI: jax.Array
+  a_RI: jax.Array | None
+  b_OR: jax.Array | None
+
+  @classmethod
+  def of(cls, linears: Sequence[Linear], layer: int) -> "Kernel":
+    """One layer of stacked linears."""
+    weights = [linear.kernel[...][layer].T for linear in linears]
+    a, b = [], []
+    for linear in linears:
+      if linear.lora_a is None or linear.lora_b is None:
+        return cls(jnp.concatenate(weights), None, None)
+      assert linear.lora_config is not None
+      a.append(linear.lora_a[...][layer].T)
+      b.append(linear.lora_config.scale * linear.lora_b[...][layer].T)
+    dtype = weights[0].dtype
+    return cls(
+      jnp.concatenate(weights),
+      jnp.concatenate(a).astype(dtype),
+      jax.scipy.linalg.block_diag(*b).astype(dtype),
+    )
+
+  def __call__(self, x_IB: jax.Array) -> jax.Array:
+    """Applies them, `[O, B]`."""
+    y_OB = self.weight_OI @ x_IB
+    if self.a_RI is None or self.b_OR is None:
+      return y_OB
+    return y_OB + self.b_OR @ (self.a_RI @ x_IB)
+
+
+class Layer(NamedTuple):
+  """A block's weights: the norms' scales and the kernels, by what they read.
+
+  Attributes:
+    input_norm_D: before the attention.
+    heads_norm_XH: of the query heads and then of the key heads.
+    post_norm_D: before the SwiGLU.
+    qkv: queries, keys and values.
+    o: the attention's output.
+    gate_up: gate and then up.
+    down: back to the residual.
+  """
+
+  input_norm_D: jax.Array
+  heads_norm_XH: jax.Array
+  post_norm_D: jax.Array
+  qkv: Kernel
+  o: Kernel
+  gate_up: Kernel
+  down: Kernel
+
+
+class Decoder(NamedTuple):
+  """What a step of decoding reads.
+
+  Attributes:
+    embedding_VD: the table of token embeddings.
+    layers: the blocks.
+    norm_D: the final norm's scale.
+    head_VD: the output matrix.
+  """
+
+  embedding_VD: jax.Array
+  layers: tuple[Layer, ...]
+  norm_D: jax.Array
+  head_VD: jax.Array
+
+  @classmethod
+  def of(cls, model: Qwen3) -> "Decoder":
+    """The model's weights; a copy of all but embedding and head."""
+    c, stack = model.config, model.layers
+    attention, mlp = stack.attention, stack.mlp
+
+    def layer(i):
+      heads = [
+        jnp.broadcast_to(norm.scale[...][i], (count, c.head_dim))
+        for norm, count in (
+          (attention.q_norm, c.num_heads),
+          (attention.k_norm, c.num_kv_heads),
+        )
+      ]
+      return Layer(
+        stack.input_norm.scale[...][i],
+        jnp.concatenate(heads),
+        stack.post_norm.scale[...][i],
+        Kernel.of([attention.q, attention.k, attention.v], i),
+        Kernel.of([attention.o], i),
+        Kernel.of([mlp.gate, mlp.up], i),
+        Kernel.of([mlp.down], i),
+      )
+
+    return cls(
+      model.embed.embedding[...],
+      tuple(layer(i) for i in range(c.num_layers)),
+      model.norm.scale[...],
+      model.head_VD,
+    )
+
+  def step(
+    self,
+    tokens_B: jax.Array,
+    position_B: jax.Array,
+    cache: KVCache,
+    config: ModelConfig,
+  ) -> tuple[jax.Array, KVCache]:
+    """Writes each row's token into the cache and attends to it.
+
+    Costs as much as the cache is long: give it no longer a cache than the
+    rows need.
+
+    Args:
+      tokens_B: int32 ids, one a row.
+      position_B: int32 position of the token in its row's cache; a position
+        past the cache writes nothing.
+      cache: keys and values of the positions before.
+      config: the model's.
+
+    Returns:
+      Hidden states `[D, B]` after the final norm, and the cache.
+    """
+    c, eps = config, config.norm_eps
+    B = tokens_B.shape[0]
+    queries, heads = c.num_heads, c.num_heads + c.num_kv_heads
+    # Of all positions, which a loop over steps computes but once.
+    table = rope_table(c, jnp.arange(cache.values[0].shape[2]))
+    cos_HB, sin_HB = (x[:, 0][position_B].T for x in table)
+    row = jnp.arange(B)
+    x_DB = self.embedding_VD[tokens_B].T
+    keys, values = [], []
+    for layer, key_BKHS, value_BKSH in zip(self.layers, *cache, strict=True):
+      qkv_OB = layer.qkv(_norm(x_DB, layer.input_norm_D, eps))
+      qkv_XHB = qkv_OB.reshape(-1, c.head_dim, B)
+      qk_XHB = _norm(qkv_XHB[:heads], layer.heads_norm_XH, eps)
+      qk_BXH = _rotate(qk_XHB, cos_HB, sin_HB).transpose(2, 0, 1)
+      v_BKH = qkv_XHB[heads:].transpose(2, 0, 1)
+      key_BKHS = key_BKHS.at[row, :, :, position_B].set(
+        qk_BXH[:, queries:], mode="drop"
+      )
+      value_BKSH = value_BKSH.at[row, :, position_B].set(v_BKH, mode="drop")
+      mixed_BNH = attend_one(
+        qk_BXH[:, :queries], key_BKHS, value_BKSH, position_B
+      )
+      x_DB = x_DB + layer.o(mixed_BNH.reshape(B, -1).T)
+      inner = layer.gate_up(_norm(x_DB, layer.post_norm_D, eps))
+      gate_FB, up_FB = jnp.split(inner, 2)
+      x_DB = x_DB + layer.down(jax.nn.silu(gate_FB) * up_FB)
+      keys.append(key_BKHS)
+      values.append(value_BKSH)
+    hidden_DB = _norm(x_DB, self.norm_D, eps)
+    return hidden_DB, KVCache(tuple(keys), tuple(values))
+
+
+def logits(hidden_DB: jax.Array, head_VD: jax.Array) -> jax.Array:
+  """Float32 logits `[B, V]` of columns of hidden states."""
+  return jax.lax.dot(head_VD, hidden_DB, preferred_element_type=jnp.float32).T
+
+
+def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """`layers.RMSNorm` of columns: over the last axis but one."""
+  x32 = x.astype(jnp.float32)
+  mean = jnp.mean(x32 * x32, axis=-2, keepdims=True)
+  return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * scale[..., None]
+
+
+def _rotate(x_XHB: jax.Array, cos_HB: jax.Array, sin_HB: jax.Array):
+  """`layers.rotate` of columns."""
+  left, right = jnp.split(x_XHB.astype(jnp.float32), 2, axis=1)
+  out = jnp.concatenate(
+    [left * cos_HB - right * sin_HB, right * cos_HB + left * sin_HB], axis=1
+  )
+  return out.astype(x_XHB.dtype)
