@@ -20,12 +20,22 @@ from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import KVCache, Qwen3
+from trd_jax.sharding import replicated
 
 # Tokens that a group of prompts is computed in. A CPU gains nothing from more
 # than this; an accelerator needs more to be busy. Of one size whatever the
 # bucket, because products of about equal size sum in equal order.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ACCELERATOR = 16_384
+
+
+def _patience(share: int) -> int:
+  """Steps that slots idle, together, before a chunk ends for their sake.
+
+  To end one and begin the next takes about as long as half a step of all of a
+  device's slots; nothing beats waiting until idling has cost as much.
+  """
+  return max(1, share // 2)
 
 
 class Runner(Protocol):
@@ -131,6 +141,7 @@ class Batch:
 
   def __init__(self, engine: Runner, sampling: Sampling, slots: int):
     B, V = slots, engine.config.vocab_size
+    steps = engine.decode_steps
     self.slots = slots
     self.running: dict[int, Waiting] = {}
     self._engine = engine
@@ -141,15 +152,22 @@ class Batch:
     self._stop_ids = frozenset(sampling.stop_ids)
     self._vocab_size = min(sampling.vocab_size or V, V)
     self._plan = Plan.of(sampling.temperature, sampling.top_k, sampling.top_p)
-    self._draw = Draw(
-      np.array(sorted(self._stop_ids), np.int32),
-      np.float32(sampling.temperature),
-      np.float32(sampling.top_p),
-      np.int32(0),
-    )
-    token, position, index, limit = np.zeros((4, B), np.int32)
-    seed = np.zeros((B, 2), np.uint32)
-    self._rows = Rows(token, position, index, limit, seed)
+    share = B // engine.mesh.size
+    # Whether someone waits for a slot or not; on the devices once and for all.
+    self._draws = [
+      jax.device_put(
+        Draw(
+          np.array(sorted(self._stop_ids), np.int32),
+          np.float32(sampling.temperature),
+          np.float32(sampling.top_p),
+          np.int32(patience),
+        ),
+        replicated(engine.mesh),
+      )
+      for patience in (steps * share, _patience(share))
+    ]
+    self._rows_6B = np.zeros((len(Rows._fields), B), np.int32)
+    self._rows = Rows(*self._rows_6B)
     self._length = 0
     self._cache: KVCache | None = None
     # What a chunk that runs is going to give.
@@ -171,14 +189,12 @@ class Batch:
     """
     engine = self._engine
     self._fit(1)
-    share = self.slots // engine.mesh.size
-    floor = share - max(1, share // 8) if more else 0
     self._cache, *coming = engine.run(
       programs.decode,
       engine.decoder,
       self._cache,
-      self._rows,
-      self._draw._replace(floor=np.int32(floor)),
+      self._rows_6B,
+      self._draws[more],
       shape=(
         self.slots,
         self._length,
@@ -255,7 +271,8 @@ class Batch:
       rows.position[slot] = waiting.length - 1
       rows.index[slot] = 0
       rows.limit[slot] = waiting.limit
-      rows.seed[slot] = seed_words([waiting.request.seed])[0]
+      words = seed_words([waiting.request.seed]).view(np.int32)
+      rows.high[slot], rows.low[slot] = words[0]
     P, _, T, _ = staging.values[0].shape
     self._fit(T)
     self._cache = engine.run(

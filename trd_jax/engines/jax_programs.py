@@ -38,21 +38,23 @@ def bucket(length: int, least: int = 64) -> int:
 
 
 class Rows(NamedTuple):
-  """What a decoding chunk knows about each slot.
+  """What a decoding chunk knows about each slot; int32 `[B]` each.
 
   Attributes:
-    token: int32 `[B]`, the id to decode next.
-    position: int32 `[B]`, its position.
-    index: int32 `[B]`, tokens generated so far.
-    limit: int32 `[B]`, tokens to generate; a slot is active below it.
-    seed: uint32 `[B, 2]`.
+    token: the id to decode next.
+    position: its position.
+    index: tokens generated so far.
+    limit: tokens to generate; a slot is active below it.
+    high: the bits of the seed's high word; see `sampling.seed_words`.
+    low: those of the low one.
   """
 
   token: Any
   position: Any
   index: Any
   limit: Any
-  seed: Any
+  high: Any
+  low: Any
 
 
 class Draw(NamedTuple):
@@ -62,13 +64,14 @@ class Draw(NamedTuple):
     stop_ids: int32, the ids that end a completion.
     temperature: float32.
     top_p: float32.
-    floor: int32; a chunk ends when no more slots than this are active.
+    patience: int32; a chunk ends when the slots of a device have been idle for
+      so many steps, counted together.
   """
 
   stop_ids: Any
   temperature: Any
   top_p: Any
-  floor: Any
+  patience: Any
 
 
 @functools.partial(
@@ -171,7 +174,7 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
 def decode(
   decoder: Decoder,
   cache: KVCache,
-  rows: Rows,
+  rows_6B: jax.Array,
   draw: Draw,
   *,
   config: ModelConfig,
@@ -189,9 +192,10 @@ def decode(
   Args:
     decoder: weights, whole on each device.
     cache: must hold all positions that the chunk can reach.
-    rows: the slots; inactive ones are carried along and write nothing that
-      is read.
-    draw: what all slots share; `floor` counts the slots of one device.
+    rows_6B: `Rows` of the slots, one array because each costs its own
+      transfer; inactive slots are carried along and write nothing that is
+      read.
+    draw: what all slots share.
     config: the model's.
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
@@ -200,16 +204,19 @@ def decode(
     mesh: the devices.
   """
 
-  def run(decoder, cache, rows, draw):
+  def run(decoder, cache, rows_6B, draw):
     head_VD = decoder.head_VD if top else decoder.head_VD[:vocab_size]
+    rows = Rows(*rows_6B)
+    words_B2 = jnp.stack([rows.high, rows.low], axis=1)
+    seed_B2 = jax.lax.bitcast_convert_type(words_B2, jnp.uint32)
 
     def going(carry):
-      step, rows, *_ = carry
-      active = jnp.sum(rows.index < rows.limit)
-      return (step < steps) & (active > draw.floor)
+      step, idle, rows, *_ = carry
+      active = jnp.any(rows.index < rows.limit)
+      return (step < steps) & active & (idle < draw.patience)
 
     def advance(carry):
-      step, rows, cache, out_CB, top_CBK = carry
+      step, idle, rows, cache, out_CB, top_CBK = carry
       hidden_DB, cache = decoder.step(rows.token, rows.position, cache, config)
       logits_BV = logits(hidden_DB, head_VD)
       if top_CBK is not None:
@@ -220,7 +227,7 @@ def decode(
         )
       token_B = sample(
         logits_BV[:, :vocab_size],
-        rows.seed,
+        seed_B2,
         rows.index,
         plan=plan,
         temperature=draw.temperature,
@@ -230,14 +237,14 @@ def decode(
       out_CB = out_CB.at[step].set(jnp.where(active_B, token_B, -1))
       index_B = rows.index + active_B
       stopped_B = jnp.any(token_B[:, None] == draw.stop_ids, axis=1)
-      rows = Rows(
+      rows = rows._replace(
         token=jnp.where(active_B, token_B, rows.token),
         position=rows.position + active_B,
         index=index_B,
         limit=jnp.where(active_B & stopped_B, index_B, rows.limit),
-        seed=rows.seed,
       )
-      return step + 1, rows, cache, out_CB, top_CBK
+      idle += jnp.sum(rows.index >= rows.limit)
+      return step + 1, idle, rows, cache, out_CB, top_CBK
 
     B = rows.token.shape[0]
     out_CB = jnp.full((steps, B), -1, jnp.int32)
@@ -245,15 +252,16 @@ def decode(
     if top:
       shape = (steps, B, top)
       top_CBK = Likeliest(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
-    _, _, *found = jax.lax.while_loop(
-      going, advance, (jnp.int32(0), rows, cache, out_CB, top_CBK)
+    zero = jnp.int32(0)
+    *_, cache, out_CB, top_CBK = jax.lax.while_loop(
+      going, advance, (zero, zero, rows, cache, out_CB, top_CBK)
     )
-    return tuple(found)
+    return cache, out_CB, top_CBK
 
-  in_specs = (WHOLE, SLOTS, SLOTS, WHOLE)
-  of_chunk = PartitionSpec(None, "data")
-  out_specs = (SLOTS, of_chunk, of_chunk)
-  return _on_each(run, mesh, in_specs, out_specs)(decoder, cache, rows, draw)
+  of_slots = PartitionSpec(None, "data")
+  in_specs = (WHOLE, SLOTS, of_slots, WHOLE)
+  out_specs = (SLOTS, of_slots, of_slots)
+  return _on_each(run, mesh, in_specs, out_specs)(decoder, cache, rows_6B, draw)
 
 
 def _on_each(
