@@ -5,7 +5,7 @@ of a chunk, V vocabulary, K likeliest tokens that are asked for.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -131,23 +131,28 @@ class Prompts:
     )
 
 
+class _Answer(NamedTuple):
+  """What has come of a request: token ids, and each chunk's likeliest ones."""
+
+  key: str
+  ids: list[int]
+  top: list[TopTokens]
+
+
 class Batch:
   """Slots that decode together.
 
   Attributes:
     slots: how many there are.
-    running: the request in each slot that has one.
+    running: what has come so far of the request in each slot that has one.
   """
 
   def __init__(self, engine: Runner, sampling: Sampling, slots: int):
     B, V = slots, engine.config.vocab_size
     steps = engine.decode_steps
     self.slots = slots
-    self.running: dict[int, Waiting] = {}
+    self.running: dict[int, _Answer] = {}
     self._engine = engine
-    self._ids: dict[int, list[int]] = {}
-    # Of each slot, what each chunk found.
-    self._top: dict[int, list[TopTokens]] = {}
     self._count = sampling.top_logprobs
     self._stop_ids = frozenset(sampling.stop_ids)
     self._vocab_size = min(sampling.vocab_size or V, V)
@@ -210,12 +215,12 @@ class Batch:
     )
     self._coming = tuple(coming)
 
-  def harvest(self) -> Iterator[Completion]:
-    """Takes in the tokens of the chunk and yields what has ended."""
+  def harvest(self) -> list[Completion]:
+    """Takes in the tokens of the chunk and gives what has ended."""
     assert self._coming is not None
     out_CB, top_CBK = self._coming
     self._coming = None
-    rows = self._rows
+    rows, ended = self._rows, []
     found = None if top_CBK is None else TopTokens(*map(np.asarray, top_CBK))
     out_BC = np.asarray(out_CB).T
     count_B = np.sum(out_BC >= 0, axis=1)
@@ -223,64 +228,102 @@ class Batch:
       count = int(count_B[slot])
       if not count:
         continue
-      ids = self._ids[slot]
+      answer = self.running[slot]
+      ids = answer.ids
       ids.extend(out_BC[slot, :count].tolist())
       if found is not None:
         # Copies, so that a chunk's arrays don't stay for one slot's sake.
         part = TopTokens(*(x[:count, slot].copy() for x in found))
-        self._top[slot].append(part)
+        answer.top.append(part)
       rows.token[slot] = ids[-1]
       rows.position[slot] += count
       rows.index[slot] = len(ids)
       stopped = ids[-1] in self._stop_ids
       if stopped or len(ids) == rows.limit[slot]:
         rows.limit[slot] = 0
-        del self._ids[slot]
-        key = self.running.pop(slot).request.key
+        del self.running[slot]
         reason = "stop" if stopped else "length"
-        top = joined(self._top.pop(slot), self._count)
-        yield Completion(key, tuple(ids), reason, top)
+        top = joined(answer.top, self._count)
+        ended.append(Completion(answer.key, tuple(ids), reason, top))
+    return ended
+
+  def holds(self, other: "Batch") -> bool:
+    """Whether what runs in another batch finds free slots here."""
+    busy = zip(self._busy(), other._busy(), strict=True)
+    return max(map(sum, busy)) <= self.slots // self._engine.mesh.size
+
+  def absorb(self, other: "Batch") -> None:
+    """Takes over what runs in a batch that it `holds`, between two chunks."""
+    share = self.slots // self._engine.mesh.size
+    # A device's own slots, as caches don't move between devices.
+    free = {
+      device: [s for s in self._free() if s // share == device]
+      for device in range(self._engine.mesh.size)
+    }
+    assert other._cache is not None
+    taken = {}
+    for source, answer in other.running.items():
+      slot = free[source // share].pop()
+      taken[slot] = source % share
+      self.running[slot] = answer
+      self._rows_6B[:, slot] = other._rows_6B[:, source]
+    other.running.clear()
+    self._insert(taken, other._cache, split=True)
+
+  def _busy(self) -> list[int]:
+    """How many requests run on each device."""
+    devices = self._engine.mesh.size
+    counts = [0] * devices
+    for slot in self.running:
+      counts[slot * devices // self.slots] += 1
+    return counts
 
   def _free(self) -> list[int]:
     """Slots without a request, those of the least busy device first.
 
     Where fewer requests are left than slots, every device gets its share.
     """
-    share = self.slots // self._engine.mesh.size
+    busy = self._busy()
+    share = self.slots // len(busy)
     rank = []
-    for first in range(0, self.slots, share):
-      slots = range(first, first + share)
-      free = [slot for slot in slots if slot not in self.running]
-      busy = share - len(free)
-      rank += [(busy + n, slot) for n, slot in enumerate(free)]
+    for slot in range(self.slots):
+      if slot not in self.running:
+        rank.append((busy[slot // share], slot))
+        busy[slot // share] += 1
     return [slot for _, slot in sorted(rank)]
 
   def _place(
     self, taken: dict[int, tuple[Waiting, int]], staging: KVCache
   ) -> None:
     """Moves requests into these free slots from rows of the staging area."""
-    engine, rows = self._engine, self._rows
-    # The staged row that goes into a slot, -1 where it keeps what it has.
-    row_B = np.full(self.slots, -1, np.int32)
-    for slot, (waiting, row) in taken.items():
-      row_B[slot] = row
-      self.running[slot] = waiting
-      self._ids[slot] = []
-      self._top[slot] = []
+    rows = self._rows
+    for slot, (waiting, _) in taken.items():
+      self.running[slot] = _Answer(waiting.request.key, [], [])
       rows.token[slot] = waiting.request.prompt_ids[-1]
       rows.position[slot] = waiting.length - 1
       rows.index[slot] = 0
       rows.limit[slot] = waiting.limit
       words = seed_words([waiting.request.seed]).view(np.int32)
       rows.high[slot], rows.low[slot] = words[0]
-    P, _, T, _ = staging.values[0].shape
+    rows_of = {slot: row for slot, (_, row) in taken.items()}
+    self._insert(rows_of, staging, split=False)
+
+  def _insert(
+    self, taken: dict[int, int], source: KVCache, split: bool
+  ) -> None:
+    """Copies rows of another cache into these slots; see `programs.insert`."""
+    # The row that goes into a slot, -1 where it keeps what it has.
+    row_B = np.full(self.slots, -1, np.int32)
+    row_B[list(taken)] = list(taken.values())
+    P, _, T, _ = source.values[0].shape
     self._fit(T)
-    self._cache = engine.run(
+    self._cache = self._engine.run(
       programs.insert,
       self._cache,
-      staging,
+      source,
       row_B,
-      shape=(self.slots, P, T, self._length),
+      shape=(self.slots, P, T, self._length, split),
+      split=split,
     )
 
   def _fit(self, least: int) -> None:

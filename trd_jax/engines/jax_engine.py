@@ -194,15 +194,22 @@ class JaxEngine:
     # Batches whose chunks are on their way, the first to end first.
     running: collections.deque[Batch] = collections.deque()
     while waiting or running:
-      if not waiting:
+      ended = []
+      if waiting:
+        batch = waiting.popleft()
+      else:
         batch = running.popleft()
-        yield from batch.harvest()
-        waiting.append(batch)
-      batch = waiting.popleft()
+        ended = batch.harvest()
+        if not prompts and running and running[0].holds(batch):
+          rest, batch = batch, running.popleft()
+          ended += batch.harvest()
+          batch.absorb(rest)
       batch.refill(prompts)
       if batch.running:
         batch.launch(more=bool(prompts))
         running.append(batch)
+      # What the caller does with them, it does while the devices work.
+      yield from ended
 
   def _batches(self, requests: int) -> list[int]:
     """The slots of each batch for so many requests."""

@@ -121,13 +121,27 @@ def prefill(
   )
 
 
-@functools.partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("split", "mesh"), donate_argnums=0)
 def insert(
-  cache: KVCache, staging: KVCache, row_B: jax.Array, *, mesh: Mesh
+  cache: KVCache,
+  source: KVCache,
+  row_B: jax.Array,
+  *,
+  split: bool,
+  mesh: Mesh,
 ) -> KVCache:
-  """Copies row `row_B[b]` of the staging area into slot b where it is >= 0."""
+  """Copies row `row_B[b]` of the source into slot b where it is >= 0.
 
-  def run(cache, staging, row_B):
+  Args:
+    cache: the slots.
+    source: no longer than the cache.
+    row_B: int32.
+    split: whether the source's rows are split over the devices like the slots,
+      and counted from each device's first, or whole on each device.
+    mesh: the devices.
+  """
+
+  def run(cache, source, row_B):
     # The slots to fill, first: the loop is as long as they are many.
     order_B = jnp.argsort(row_B < 0)
 
@@ -138,13 +152,12 @@ def insert(
         window = jax.lax.dynamic_slice_in_dim(source, row_B[slot], 1)
         return jax.lax.dynamic_update_slice(into, window, (slot, 0, 0, 0))
 
-      return jax.tree.map(one, cache, staging)
+      return jax.tree.map(one, cache, source)
 
     return jax.lax.fori_loop(0, jnp.sum(row_B >= 0), copy, cache)
 
-  return _on_each(run, mesh, (SLOTS, WHOLE, SLOTS), SLOTS)(
-    cache, staging, row_B
-  )
+  in_specs = (SLOTS, SLOTS if split else WHOLE, SLOTS)
+  return _on_each(run, mesh, in_specs, SLOTS)(cache, source, row_B)
 
 
 @functools.partial(jax.jit, static_argnames=("length", "mesh"))
