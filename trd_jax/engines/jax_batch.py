@@ -6,7 +6,7 @@ of a chunk, V vocabulary, K likeliest tokens that are asked for.
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +131,9 @@ class Prompts:
     )
 
 
+Then = Literal["refill", "join", "last"]
+
+
 class _Answer(NamedTuple):
   """What has come of a request: token ids, and each chunk's likeliest ones."""
 
@@ -158,19 +161,27 @@ class Batch:
     self._vocab_size = min(sampling.vocab_size or V, V)
     self._plan = Plan.of(sampling.temperature, sampling.top_k, sampling.top_p)
     share = B // engine.mesh.size
-    # Whether someone waits for a slot or not; on the devices once and for all.
-    self._draws = [
-      jax.device_put(
-        Draw(
-          np.array(sorted(self._stop_ids), np.int32),
-          np.float32(sampling.temperature),
-          np.float32(sampling.top_p),
-          np.int32(patience),
+    shared = (
+      np.array(sorted(self._stop_ids), np.int32),
+      np.float32(sampling.temperature),
+      np.float32(sampling.top_p),
+    )
+    ends = {
+      "last": (steps, steps * share),
+      "refill": (steps, _patience(share)),
+      "join": (max(1, steps // 2), steps * share),
+    }
+    # On the devices once and for all.
+    self._draws = {
+      what: (
+        jax.device_put(
+          Draw(*shared, np.int32(most), np.int32(patience)),
+          replicated(engine.mesh),
         ),
-        replicated(engine.mesh),
+        most,
       )
-      for patience in (steps * share, _patience(share))
-    ]
+      for what, (most, patience) in ends.items()
+    }
     self._rows_6B = np.zeros((len(Rows._fields), B), np.int32)
     self._rows = Rows(*self._rows_6B)
     self._length = 0
@@ -187,19 +198,22 @@ class Batch:
       self._place(dict(zip(free, taken, strict=False)), prompts.staging)
       free = free[len(taken) :]
 
-  def launch(self, more: bool) -> None:
-    """Starts a chunk, see `programs.decode`. `more`: someone waits for a slot.
+  def launch(self, then: Then) -> None:
+    """Starts a chunk, see `programs.decode`, and returns before it has ended.
 
-    Returns before the chunk has ended; `harvest` waits for it.
+    `harvest` waits for it. What comes `then` decides when it ends: with
+    `refill` soon after slots have become free, with `join` after half the
+    steps, as what is left may soon fit into another batch.
     """
     engine = self._engine
-    self._fit(1)
+    draw, steps = self._draws[then]
+    self._fit(1, steps)
     self._cache, *coming = engine.run(
       programs.decode,
       engine.decoder,
       self._cache,
       self._rows_6B,
-      self._draws[more],
+      draw,
       shape=(
         self.slots,
         self._length,
@@ -246,6 +260,11 @@ class Batch:
         top = joined(answer.top, self._count)
         ended.append(Completion(answer.key, tuple(ids), reason, top))
     return ended
+
+  @property
+  def thin(self) -> bool:
+    """Whether half of the slots, or more, have nothing to do."""
+    return 2 * len(self.running) <= self.slots
 
   def holds(self, other: "Batch") -> bool:
     """Whether what runs in another batch finds free slots here."""
@@ -316,7 +335,7 @@ class Batch:
     row_B = np.full(self.slots, -1, np.int32)
     row_B[list(taken)] = list(taken.values())
     P, _, T, _ = source.values[0].shape
-    self._fit(T)
+    self._fit(T, 1)
     self._cache = self._engine.run(
       programs.insert,
       self._cache,
@@ -326,16 +345,17 @@ class Batch:
       split=split,
     )
 
-  def _fit(self, least: int) -> None:
-    """Makes the cache as long as the next chunk needs, and not much longer."""
-    rows, steps = self._rows, self._engine.decode_steps
+  def _fit(self, least: int, steps: int) -> None:
+    """Makes the cache hold so many steps, and at least so many positions."""
+    rows = self._rows
     ahead_B = np.minimum(steps, rows.limit - rows.index)
     end_B = (rows.position + ahead_B)[ahead_B > 0]
     need = max(least, int(np.max(end_B, initial=1)))
     length = bucket(need)
     if length < self._length:
       # Room for what follows, or it would shrink and grow by turns.
-      length = min(self._length, bucket(need + 2 * steps))
+      ahead = 2 * self._engine.decode_steps
+      length = min(self._length, bucket(need + ahead))
     if self._cache is None:
       self._cache = self._engine.run(
         programs.empty,

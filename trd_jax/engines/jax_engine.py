@@ -51,19 +51,19 @@ from trd_jax.sharding import make_mesh, replicated
 
 _LOG = logging.getLogger(__name__)
 
-# Slots where none are asked for: a core's caches have room for no more of
-# them, while an accelerator computes many in the time of a few.
-_SLOTS = {"cpu": 64}
-_SLOTS_ACCELERATOR = 256
-# Slots of a batch on one device. More on a CPU make another batch: the cache of
-# a small one stays near the core for a whole chunk, and the device has work
-# while the tokens of another batch are read.
-_BATCH_SLOTS = {"cpu": 64}
-
 # Up to here a model's products are too small to be worth splitting between
 # cores, and a copy of the weights a core is affordable.
 _SMALL_PARAMETERS = 1 << 25
 _MOST_CORES = 8
+
+# Slots of a batch on one device, where none are asked for: a core's caches have
+# room for no more of them, while an accelerator computes many in the time of a
+# few.
+_SLOTS = {"cpu": 64}
+_SLOTS_ACCELERATOR = 256
+# Batches of a small model on CPUs. While one is read and refilled, the other
+# runs; and what has started together ends together, so caches are short.
+_BATCHES = 2
 
 
 class JaxEngine:
@@ -73,8 +73,9 @@ class JaxEngine:
     model: the model, with adapters or without. Its weights are put whole on
       each device.
     slots: sequences decoded at once, over all devices together. None: 64 a
-      device on CPUs, 256 a device on accelerators, and no more than the power
-      of two that holds a call's requests.
+      device on CPUs, twice that for small models (33M parameters), 256 a device
+      on accelerators, and no more than the power of two that holds a call's
+      requests.
     decode_steps: most tokens a slot gets before the host looks at what has
       ended.
     devices: each decodes its share of the slots; all local ones by default.
@@ -106,9 +107,11 @@ class JaxEngine:
     self.model: Qwen3 = jax.device_put(model, replicated(self.mesh))
     self.decoder = programs.lay_out(self.model, mesh=self.mesh)
     self._fixed = slots is not None
+    self._share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
     if slots is None:
-      share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
-      slots = share * len(devices)
+      slots = self._share * len(devices)
+      if devices[0].platform == "cpu" and _is_small(self.config):
+        slots *= _BATCHES
     self.slots = -(-slots // len(devices)) * len(devices)
     self.decode_steps = decode_steps
     self.programs: set[tuple] = set()
@@ -195,19 +198,24 @@ class JaxEngine:
     running: collections.deque[Batch] = collections.deque()
     while waiting or running:
       ended = []
-      if waiting:
-        batch = waiting.popleft()
-      else:
+      if not waiting:
         batch = running.popleft()
-        ended = batch.harvest()
-        if not prompts and running and running[0].holds(batch):
-          rest, batch = batch, running.popleft()
-          ended += batch.harvest()
-          batch.absorb(rest)
-      batch.refill(prompts)
-      if batch.running:
-        batch.launch(more=bool(prompts))
-        running.append(batch)
+        ended += batch.harvest()
+        if running and batch.thin and not prompts:
+          other = running.popleft()
+          ended += other.harvest()
+          waiting.append(other)
+          if other.holds(batch):
+            other.absorb(batch)
+        if batch.running or prompts:
+          waiting.append(batch)
+      while waiting:
+        batch = waiting.popleft()
+        batch.refill(prompts)
+        if batch.running:
+          alone = not (running or waiting)
+          batch.launch("refill" if prompts else "last" if alone else "join")
+          running.append(batch)
       # What the caller does with them, it does while the devices work.
       yield from ended
 
@@ -217,8 +225,7 @@ class JaxEngine:
     if not self._fixed:
       power = 1 << (max(requests, 1) - 1).bit_length()
       slots = min(slots, -(-power // devices) * devices)
-    platform = self.mesh.devices.flat[0].platform
-    count = max(1, slots // (devices * _BATCH_SLOTS.get(platform, slots)))
+    count = max(1, slots // (devices * self._share))
     # Of one size, or each would have programs of its own.
     return [-(-slots // (devices * count)) * devices] * count
 
@@ -231,9 +238,13 @@ class JaxEngine:
     return program(*arguments, mesh=self.mesh, **static)
 
 
+def _is_small(config: ModelConfig) -> bool:
+  return config.num_parameters() <= _SMALL_PARAMETERS
+
+
 def _use_cores(config: ModelConfig) -> None:
   """Makes each core a device, where `JaxEngine.load` says so."""
-  if config.num_parameters() > _SMALL_PARAMETERS:
+  if not _is_small(config):
     return
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return

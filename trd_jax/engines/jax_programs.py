@@ -64,13 +64,15 @@ class Draw(NamedTuple):
     stop_ids: int32, the ids that end a completion.
     temperature: float32.
     top_p: float32.
-    patience: int32; a chunk ends when the slots of a device have been idle for
+    most: int32; a chunk ends after so many steps.
+    patience: int32; it also ends when the slots of a device have been idle for
       so many steps, counted together.
   """
 
   stop_ids: Any
   temperature: Any
   top_p: Any
+  most: Any
   patience: Any
 
 
@@ -212,7 +214,7 @@ def decode(
     config: the model's.
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
-    steps: most tokens a slot (C).
+    steps: most tokens a slot (C), and no fewer than `draw.most`.
     top: how many of the likeliest tokens to give (K).
     mesh: the devices.
   """
@@ -226,7 +228,7 @@ def decode(
     def going(carry):
       step, idle, rows, *_ = carry
       active = jnp.any(rows.index < rows.limit)
-      return (step < steps) & active & (idle < draw.patience)
+      return (step < draw.most) & active & (idle < draw.patience)
 
     def advance(carry):
       step, idle, rows, cache, out_CB, top_CBK = carry
