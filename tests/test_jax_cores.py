@@ -44,12 +44,12 @@ def loaded(before="", flags=""):
 def test_each_core_is_a_device_unless_something_else_sets_their_number():
   cores = min(len(os.sched_getaffinity(0)), 8)
   devices, slots, ids = loaded()
-  assert (devices, slots) == (cores, 64 * cores)
+  assert (devices, slots) == (cores, 128 * cores)
   host = "--xla_force_host_platform_device_count=3"
-  assert loaded(flags=host) == [3, 192, ids]
+  assert loaded(flags=host) == [3, 384, ids]
   set_before = "jax.config.update('jax_num_cpu_devices', 3)"
-  assert loaded(before=set_before) == [3, 192, ids]
-  assert loaded(before="jax.devices()") == [1, 64, ids]
+  assert loaded(before=set_before) == [3, 384, ids]
+  assert loaded(before="jax.devices()") == [1, 128, ids]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_automatic_slots_are_no_more_than_the_requests_need(
 ):
   made = JaxEngine(model(), devices=jax.devices()[:devices])
   asked = [Request(str(n), [1, n % 60], n, 3) for n in range(count)]
-  assert made.slots == 64 * devices
+  assert made.slots == 128 * devices
   assert len(list(made.generate(asked, Sampling(temperature=0.0)))) == count
   (size,) = {p[1] for p in made.programs if p[0] == "decode"}
   assert size == slots

@@ -13,6 +13,7 @@ from test_sampling import assert_drawn_from, exact
 
 from trd_jax import adapters, engines, hub, weights
 from trd_jax.chat import Chat
+from trd_jax.engines import jax_engine
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
 from trd_jax.engines.jax_programs import bucket
@@ -168,6 +169,32 @@ def test_tokens_depend_neither_on_company_nor_on_order_slots_or_devices():
   assert complete(engine(made, devices=2), asked, WARM) == together
 
 
+@pytest.mark.parametrize(("slots", "devices"), [(8, 1), (12, 1), (16, 2)])
+def test_batches_take_turns_and_join(slots, devices, monkeypatch):
+  asked = requests(40, prompt=(1, 66), new=(1, 60))
+  together = complete(engine(), asked, WARM)
+  monkeypatch.setattr(jax_engine, "_SLOTS", {"cpu": 4})
+  seen = []
+
+  def saw(name, arguments):
+    # Sizes of what decodes, and of what moves from one batch to another.
+    if name == "decode":
+      seen.append(arguments[2].shape[1])
+    elif name == "insert" and arguments[1].values[0].shape[0] == 4 * devices:
+      seen.append("join")
+
+  made = watched(engine(slots=slots, devices=devices), saw)
+  sampling = dataclasses.replace(WARM, top_logprobs=3)
+  found = complete(made, asked, sampling)
+  plain = {k: dataclasses.replace(c, top=None) for k, c in found.items()}
+  assert plain == together
+  assert all(len(c.top.ids) == len(c.ids) for c in found.values())
+  assert set(seen) == {4 * devices, "join"}
+  # One batch after the other goes into the next until there is one.
+  assert 1 <= seen.count("join") < slots // (4 * devices)
+  assert seen.index("join") > len(seen) // 2
+
+
 def test_the_seed_and_nothing_else_tells_equal_prompts_apart():
   asked = [Request(f"r{n}", [1, 2, 3], n // 2, 12) for n in range(60)]
   found = complete(engine(), asked, WARM)
@@ -254,11 +281,12 @@ def test_completions_come_as_they_end_and_slots_are_filled_again():
   made = watched(engine(), lambda name, _: chunks.append(name == "decode"))
   after = {c.key: sum(chunks) for c in made.generate(asked, GREEDY)}
   assert len(after) == 31
-  # Three slots are left for thirty short ones, a chunk for each three.
+  # Three slots are left for thirty short ones, a chunk for each three; and
+  # what a chunk ends comes once the next one is on its way.
   assert list(after)[-1] == "long"
   assert after["long"] >= 100 / made.decode_steps
   short = sorted(after[f"short{n}"] for n in range(30))
-  assert short == [chunk for chunk in range(1, 11) for _ in range(3)]
+  assert short == [chunk for chunk in range(2, 12) for _ in range(3)]
 
 
 def test_nothing_asked_is_nothing_given():

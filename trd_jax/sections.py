@@ -145,7 +145,8 @@ class JaxEngine:
 
   slots: int | None = key(
     None,
-    "sequences decoded at once; None: 64 a CPU device, 256 an accelerator",
+    "sequences decoded at once; None: 64 to 128 a CPU device, 256 an"
+    " accelerator",
     at_least(1),
   )
   decode_steps: int = key(

@@ -7,8 +7,12 @@ cache is no longer than it must be. Each turn does three things:
 1. refill: free slots get prompts whose keys and values were computed ahead, a
    group of prompts at a time (equal prompts once), in a staging area;
 2. decode: up to `decode_steps` tokens a slot in one program on the device,
-   which stops early when an eighth of the slots wait for work;
+   which stops early once slots have idled for long while others wait;
 3. harvest: the tokens come to the host, and ended requests are yielded.
+
+Many slots are several batches that take turns: while one decodes, another is
+harvested and refilled. When no request waits, a batch that is half empty goes
+into the free slots of another, where it fits.
 
 Prompts are computed up to their last token but one: decoding begins with the
 last, so that only one program draws tokens. Shapes come from `bucket`: what is
@@ -20,8 +24,6 @@ order and slot enter nothing that is computed for it. Through the shapes of
 the buckets, and more through the number of slots and devices, they can change
 the order of sums and so the last bits of a logit: a token changes only where
 two candidates with their noise are that close (about 1e-6 in float32).
-
-Shape key: B slots, P prompts of a group, T prompt bucket, C steps of a chunk.
 """
 
 import collections
