@@ -15,11 +15,13 @@ from trd_jax import (
   experiment,
   forecasts,
   hub,
+  merge,
   pipeline,
   preflight,
   prompts,
   refine,
   rollout,
+  train,
 )
 from trd_jax.chat import Chat
 from trd_jax.errors import UserError
@@ -119,6 +121,15 @@ def test_the_counts_are_those_of_the_rows_that_came_of_it(looked_at):
     assert report.max_positions == 1024
   assert seen["rollout"][1].applies == "student.thinking"
   assert seen["refine"][1].applies == "refine.thinking"
+
+
+@pytest.mark.parametrize("stage", [train, merge])
+def test_a_stage_without_prompts_refuses_it(looked_at, stage):
+  run_dir, _ = looked_at
+  with pytest.raises(UserError, match=f"{stage.STAGE} has no prompts"):
+    go(stage, chosen(preflight_only=True), run_dir)
+  assert run_dir.done(stage.STAGE) is None
+  assert not run_dir.checkpoints.exists()
 
 
 def test_what_is_printed_is_what_is_kept(tmp_path, capsys):

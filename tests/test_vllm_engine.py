@@ -432,6 +432,8 @@ def test_what_is_not_installed_is_named_in_one_line(tmp_path, flag, says):
   assert last.startswith("trd-jax rollout: engine.")
   assert says in last
   assert "Traceback" not in done.stderr
+  # Before anything is counted, which may take minutes.
+  assert "preflight" not in done.stdout + done.stderr
   # The place is as free as it was.
   assert not (tmp_path / "run" / "config.json").exists()
   assert not list(tmp_path.rglob("*.parquet"))

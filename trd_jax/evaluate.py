@@ -25,6 +25,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       there yet, or a benchmark question over the prompt budget.
   """
   from trd_jax import generation, outcomes, preflight
+  from trd_jax.engines.engine import check_installed
   from trd_jax.errors import UserError
   from trd_jax.problems import store
   from trd_jax.prompts import fit_initials
@@ -35,6 +36,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   stage = f"{STAGE}/{flags.model}"
   if outcomes.skip_if_done(run_dir, stage, describe):
     return
+  if not experiment.preflight_only:
+    check_installed(experiment.engine)
   trained = flags.model == "trained"
   merged = run_dir.done("merge")
   if trained and merged is None:

@@ -36,6 +36,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   if outcomes.skip_if_done(run_dir, STAGE, describe):
     return
+  outcomes.refuse_preflight(experiment, STAGE)
   if run_dir.done("train") is None:
     raise UserError(
       f"{run_dir.root}: the training is not finished; run trd_jax.train with"

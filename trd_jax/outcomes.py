@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from trd_jax.errors import UserError
+from trd_jax.experiment import Experiment
 from trd_jax.records import Trajectory
 from trd_jax.run_dir import RunDir
 
@@ -56,6 +57,19 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 def _share(count: int, total: int) -> str:
   return f"{100 * count / total:.1f}%" if total else "none"
+
+
+def refuse_preflight(experiment: Experiment, stage: str) -> None:
+  """Fails under `preflight_only` in a stage that has no prompts to check.
+
+  Raises:
+    UserError: it is on; going on would start what it is meant to hold back.
+  """
+  if experiment.preflight_only:
+    raise UserError(
+      f"preflight_only: {stage} has no prompts to check; run trd_jax.pipeline,"
+      " rollout, refine or evaluate with it, or leave it out"
+    )
 
 
 def skip_if_done(

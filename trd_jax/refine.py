@@ -24,6 +24,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   del flags
   from trd_jax import generation, outcomes, preflight
+  from trd_jax.engines.engine import check_installed
   from trd_jax.errors import UserError
   from trd_jax.leaks import count_leaks
   from trd_jax.metrics import Progress
@@ -38,6 +39,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     )
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
+  if not experiment.preflight_only:
+    check_installed(experiment.engine)
   if run_dir.done("rollout") is None:
     raise UserError(
       f"{run_dir.root}: the rollout stage has not finished here; run"

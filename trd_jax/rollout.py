@@ -19,6 +19,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   del flags
   from trd_jax import generation, outcomes, preflight
+  from trd_jax.engines.engine import check_installed
   from trd_jax.metrics import Progress
   from trd_jax.problems import store
   from trd_jax.prompts import VERSION, fit_initials
@@ -26,6 +27,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
+  if not experiment.preflight_only:
+    check_installed(experiment.engine)
   section, student = experiment.rollout, experiment.student
 
   # 1. The model that answers, and the problems. What can be wrong with the

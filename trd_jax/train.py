@@ -50,6 +50,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   if outcomes.skip_if_done(run_dir, STAGE, describe):
     return
+  outcomes.refuse_preflight(experiment, STAGE)
   train, teacher_model = experiment.train, experiment.teacher_model
 
   # 1. Who learns and who teaches: they must speak in the same ids.

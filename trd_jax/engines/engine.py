@@ -4,6 +4,8 @@ Nothing here imports jax: an engine that needs it does so when it is made.
 """
 
 import dataclasses
+import importlib.util
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -186,6 +188,41 @@ class Engine(Protocol):
   def close(self) -> None:
     """Gives back what the engine holds; it generates no more."""
     ...
+
+
+# What asks for a package, and how to have it.
+_NEEDS = {
+  "ray": (
+    "engine.ray.actors",
+    "pip install 'trd-jax[ray]', or use the environment of"
+    " third_party/vllm/install.sh",
+  ),
+  "vllm": (
+    "engine.name=vllm",
+    "make an environment with third_party/vllm/install.sh and use its Python:"
+    " for the pipeline, --config.python.generation=.venv-vllm/bin/python",
+  ),
+}
+
+
+def missing(package: str, why: object) -> UserError:
+  """The error that an engine's package, `ray` or `vllm`, can't be imported."""
+  key, advice = _NEEDS[package]
+  return UserError(
+    f"{key}: {sys.executable} can't import {package} ({why}); {advice}"
+  )
+
+
+def check_installed(spec: EngineSection) -> None:
+  """Sees, without importing it, that what the engine needs is there.
+
+  Raises:
+    UserError: Ray or vLLM is asked for and not installed here.
+  """
+  needed = {"ray": spec.ray.actors, "vllm": spec.name == "vllm"}
+  for package, asked in needed.items():
+    if asked and importlib.util.find_spec(package) is None:
+      raise missing(package, "it is not installed")
 
 
 def make(

@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from trd_jax.engines.engine import (
   Sampling,
   TopTokens,
   check_request,
+  missing,
 )
 from trd_jax.errors import UserError
 from trd_jax.model_folder import read_json
@@ -195,11 +195,7 @@ def _import() -> tuple[Any, Any]:
     ray = importlib.import_module("ray")
     data = importlib.import_module("ray.data")
   except ImportError as error:
-    raise UserError(
-      f"engine.ray.actors: {sys.executable} can't import ray ({error}); pip"
-      " install 'trd-jax[ray]', or use the environment of"
-      " third_party/vllm/install.sh"
-    ) from error
+    raise missing("ray", error) from error
   context = data.DataContext.get_current()
   context.enable_progress_bars = False  # the stage has its own
   context.print_on_execution_start = False

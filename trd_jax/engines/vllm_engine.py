@@ -31,6 +31,7 @@ from trd_jax.engines.engine import (
   Sampling,
   TopTokens,
   check_request,
+  missing,
 )
 from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError
@@ -251,11 +252,7 @@ def _import() -> Any:
   try:
     return importlib.import_module("vllm")
   except ImportError as error:
-    raise UserError(
-      f"engine.name=vllm: {sys.executable} can't import vllm ({error}); make an"
-      " environment with third_party/vllm/install.sh and use its Python: for"
-      " the pipeline, --config.python.generation=.venv-vllm/bin/python"
-    ) from error
+    raise missing("vllm", error) from error
 
 
 def _arguments(
