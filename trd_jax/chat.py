@@ -126,7 +126,7 @@ class Chat:
     if tokenizer.pre_tokenizer is not None:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
     self._template, variables = compile_template(template, name)
-    self._frames: dict[Any, tuple[str, str]] = {}
+    self._frames: dict[bool | None, tuple[_Piece, str, str, _Piece]] = {}
     self.supports_thinking = "enable_thinking" in variables
     self._check()
 
@@ -256,6 +256,36 @@ class Chat:
     core = user_text.strip()
     lead = user_text[: len(user_text) - len(user_text.lstrip())]
     trail = user_text[len(lead) + len(core) :]
+    if lead or trail or not core:
+      return self._split(lead, core, trail, thinking)
+    # Nearly always: what the template says is split and encoded but once.
+    if thinking not in self._frames:
+      self._frames[thinking] = self._frame(thinking)
+    head, left, right, tail = self._frames[thinking]
+    return [head, _Piece(left + core + right, len(left)), tail]
+
+  def _frame(self, thinking: bool | None) -> tuple[_Piece, str, str, _Piece]:
+    """What stands around any text that neither begins nor ends in a space.
+
+    That is what comes before the piece that the text is in, how this piece
+    begins and ends, and what comes after it.
+    """
+    pieces = self._split("", _PLACEHOLDER, "", thinking)
+    (at,) = (n for n, p in enumerate(pieces) if p.core_at is not None)
+    left, right = pieces[at].text.split(_PLACEHOLDER)
+    head, tail = (
+      _Piece("", None, tuple(i for p in some for i in self._ids(p)))
+      for some in (pieces[:at], pieces[at + 1 :])
+    )
+    return head, left, right, tail
+
+  def _ids(self, piece: _Piece) -> Sequence[int]:
+    return self.encode(piece.text) if piece.text else piece.ids
+
+  def _split(
+    self, lead: str, core: str, trail: str, thinking: bool | None
+  ) -> list[_Piece]:
+    """`_pieces` of a text and the white space on its sides."""
     before, after = self._around(lead, trail, thinking)
     pieces: list[_Piece] = []
     strip_left = False  # a control token with rstrip eats what follows it
@@ -358,17 +388,6 @@ class Chat:
     self, lead: str, trail: str, thinking: bool | None
   ) -> tuple[str, str]:
     """The rendered template before and after the user's text."""
-    if lead or trail:
-      return self._rendered(lead, trail, thinking)
-    # Nearly always; running the template takes longer than encoding a problem.
-    if thinking not in self._frames:
-      self._frames[thinking] = self._rendered(lead, trail, thinking)
-    return self._frames[thinking]
-
-  def _rendered(
-    self, lead: str, trail: str, thinking: bool | None
-  ) -> tuple[str, str]:
-    """Runs the template around a placeholder."""
     variables: dict[str, Any] = dict(self._special)
     if thinking is not None and self.supports_thinking:
       variables["enable_thinking"] = thinking

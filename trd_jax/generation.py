@@ -7,6 +7,7 @@ there.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +156,7 @@ def sampling_of(
   )
 
 
+@functools.lru_cache
 def sampling_json(section: Generation) -> str:
   """The sampling keys as they are recorded with each sample."""
   return json.dumps(
