@@ -2,6 +2,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -357,3 +358,12 @@ def test_importing_chat_brings_no_heavy_library():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == "[]"
+
+
+def test_plain_text_of_a_template_after_the_users_stays(tmp_path):
+  folder = Path(__file__).parent.parent / "trd_jax" / "lab" / "student"
+  template = tmp_path / "plain.jinja"
+  template.write_text("{{ '7 + ' + messages[0]['content'] + ' = 3' }}")
+  chat = Chat.load(folder, template)
+  for text in ("1 + 2", "4"):
+    assert chat.render(text, None) == chat.encode(f"7 + {text} = 3")
