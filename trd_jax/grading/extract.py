@@ -21,6 +21,8 @@ _BARE = re.compile(r"\s*([+-]?\d[\d,.]*(?<![.,])|\\?[A-Za-z]+)")
 _GAP_MARKUP = re.compile(
   r"\\(?:quad|qquad|text|mbox|mathrm|[()\[\],;:! ])|[\s${}.]"
 )
+# What some data sets put between two answers: three or more of one sign.
+_GAP_RULE = re.compile(r"\s*([-+*=_~|/])\1{2,}\s*\Z")
 _GAP_WORD = re.compile(r"[,;]|\b(?:and|or)\b")
 
 _TAIL = re.compile(
@@ -105,9 +107,12 @@ def last_box(text: str) -> Box | None:
 
 def _joins(gap: str) -> bool:
   """Whether two boxes with `gap` between them are parts of one list."""
+  gap = gap.rstrip("\\")  # of a command whose backslash was doubled
   if len(gap) > _MAX_GAP or "\n\n" in gap:
     return False
-  return bool(_GAP_WORD.search(gap)) or not _GAP_MARKUP.sub("", gap)
+  if _GAP_WORD.search(gap) or _GAP_RULE.match(gap):
+    return True
+  return not _GAP_MARKUP.sub("", gap)
 
 
 def adjacent_boxes(text: str, last: Box) -> list[str]:

@@ -2,12 +2,13 @@
 
 `clean` turns an answer as a model or a data set wrote it into plain LaTeX
 without layout: the structural comparison and the symbolic parser both read
-only that. It never evaluates anything and imports only `re` and
-`unicodedata`.
+only that. It never evaluates anything.
 """
 
 import re
 import unicodedata
+
+from trd_jax.grading import notation
 
 _CHARACTERS = {
   "−": "-",
@@ -31,6 +32,14 @@ _CHARACTERS = {
   "∓": r"\mp ",
   "°": r"^\circ ",
   "…": r"\ldots ",
+  "∅": r"\emptyset ",
+  "≡": r"\equiv ",
+  "⟨": r"\langle ",
+  "⟩": r"\rangle ",
+  "∨": r"\lor ",
+  "∛": r"\sqrt[3]",
+  "£": "",
+  "€": "",
   "ω": r"\omega ",
   "θ": r"\theta ",
   "α": r"\alpha ",
@@ -58,6 +67,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\(?:left|right|middle)\s*\.", ""),
     (r"\\(?:left|right|middle|[bB]igg?[lrm]?|mleft|mright)(?![a-z])", ""),
     (r"\\(?:display|text)style(?![a-z])|\\(?:no)?limits(?![a-z])", ""),
+    (r"\\langle(?![a-z])", "("),
+    (r"\\rangle(?![a-z])", ")"),
     (r"\\lbrace(?![a-z])", r"\\{"),
     (r"\\rbrace(?![a-z])", r"\\}"),
     (r"\\lbrack(?![a-z])", "["),
@@ -79,7 +90,16 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\(?:simeq|sim|doteq)(?![a-z])|~=", r"\\approx "),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
     (r"\\imath(?![a-z])", "i"),
-    (r"(?<![\\a-zA-Z])infinity(?![a-z])", r"\\infty "),
+    (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\equiv(?![a-z])", "="),
+    (r"\\(?:lor|vee)(?![a-z])", ","),
+    (r"\\backslash(?![a-z])", r"\\setminus "),
+    (r"\\mid(?![a-z])", "|"),
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (
+      r"\\text\s*\{\s*infinity\s*\}|(?<![\\a-zA-Z])infinity(?![a-z])",
+      r"\\infty ",
+    ),
     # Roman text: what is a symbol, a number or a conjunction is not text.
     (
       r"\\(?:mathrm|mathbf|mathit|mathsf|textbf|textit|textrm|textnormal"
@@ -87,7 +107,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\\text",
     ),
     (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
-    (r"\\text\s*\{\s*([-+]?[\d.,]*\d)\s*\}", r"\1"),
+    (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d)\s*\}", r"\1"),
+    (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
     (r"\\text\s*\{[\s,]*(?:and|or|,|;)[\s,]*\}", ","),
     (r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
     (r"\\text\s*\{\s*\}", " "),
@@ -102,12 +123,16 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\*\*", "^"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
     (r"\*", r"\\cdot "),
+    (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     # 073 = 73 and .5 = 0.5; after a comma it would be a group of digits.
     (r"(?<![\d.,\\A-Za-z_^])0+(?=\d)", ""),
     (r"(?<![\d.])\.(?=\d)", "0."),
     (r"\s+", " "),
+    # A relation without a left side: "≈ 3.14", "= 5".
+    (r"\A\s*(?:\\approx(?![a-z])|=)\s*(?=\S)", ""),
   )
 ]
+_BOLD = re.compile(r"\*\*([^*]+)\*\*\Z")
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![a-z])")
 _INDEX = re.compile(r"\s*\[[^\]]*\]")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|[^\\]")
@@ -223,6 +248,8 @@ def clean(answer: str) -> str:
     LaTeX for the same thing; "" for nothing. Idempotent up to spaces.
   """
   text = _plain_characters(answer).replace("\n", " ").strip()
+  if (bold := _BOLD.match(text)) is not None:
+    text = bold[1]
   column = _COLUMN.search(text)
   if column and "&" not in column[1]:
     joined = re.sub(r"\\\\|\\text\{[^{}]*\}|\\,", " ", column[1])
@@ -234,4 +261,4 @@ def clean(answer: str) -> str:
   text = _END.sub("", _braced(text).strip())
   while text.endswith("}") and _surplus(text) > 0:
     text = text[:-1].rstrip()
-  return strip_braces(text)
+  return notation.rewrite(strip_braces(text))

@@ -1,5 +1,7 @@
 """Grades mathematical answers: `verify` one, `verify_batch` many.
 
+Also usable alone, on a file of answers: `python -m trd_jax.grading.math FILE`.
+
 The last box after the last `</think>` is the answer; an empty or unterminated
 one is wrong and never replaced by an earlier one. Integers, fractions, lists,
 tuples, intervals and words are compared right here; what takes algebra goes to
@@ -17,15 +19,23 @@ Reasons of a verdict:
                    None, and statistics have to say how many there were.
 """
 
+import argparse
+import collections
+import dataclasses
+import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+from trd_jax import shards
 from trd_jax.errors import UserError
 from trd_jax.grading import judge, pool
+from trd_jax.metrics import Progress
 from trd_jax.records import Verdict
 
-VERSION = "math-1"
+VERSION = "math-2"
 TIMEOUT = 5.0
 _REMEMBERED = 100_000
 
@@ -151,3 +161,107 @@ def verify(completion: str, gold: str, timeout: float = TIMEOUT) -> Verdict:
   if found.question is None:
     return Verdict(found.correct, found.reason, found.extracted)  # type: ignore[arg-type]
   return verify_batch([(completion, gold)], 1, timeout)[0]
+
+
+def grade_file(
+  source: Path,
+  target: Path | None,
+  *,
+  completion: str = "completion",
+  gold: str = "gold",
+  workers: int | None = None,
+  timeout: float = TIMEOUT,
+) -> collections.Counter[str]:
+  """Grades a file of JSON lines.
+
+  Args:
+    source: an object a line.
+    target: gets each line with `correct`, `reason` and `extracted` added, all
+      at once at the end; None: nothing is written.
+    completion: the field that holds a model's whole output.
+    gold: the field that holds the right answer, a text or a number.
+    workers: see `verify_batch`.
+    timeout: see `verify_batch`.
+
+  Returns:
+    How many verdicts there were, by reason.
+
+  Raises:
+    UserError: the file can't be read, or a line is no object with both fields.
+  """
+  rows, pairs = [], []
+  for number, line in enumerate(_lines(source), 1):
+    try:
+      row = json.loads(line)
+      pairs.append((str(row[completion]), str(row[gold])))
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f"{source}, line {number}: no JSON object with {completion!r} and"
+        f" {gold!r} ({type(error).__name__}); name the fields with"
+        " --completion and --gold"
+      ) from error
+    rows.append(row)
+  with Progress(len(rows), "grading", "answers") as progress:
+    verdicts = verify_batch(
+      pairs, workers, timeout, lambda _: progress.update()
+    )
+  if target is not None:
+    with shards.atomic_file(target) as file:
+      for row, verdict in zip(rows, verdicts, strict=True):
+        graded = row | dataclasses.asdict(verdict)
+        file.write((json.dumps(graded, ensure_ascii=False) + "\n").encode())
+  return collections.Counter(verdict.reason for verdict in verdicts)
+
+
+def _lines(source: Path) -> list[str]:
+  try:
+    text = source.read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{source}: can't be read ({error}); give a file of JSON lines"
+    ) from error
+  # Not splitlines: JSON may hold other line separators inside its strings.
+  lines = [line for line in text.split("\n") if line.strip()]
+  if not lines:
+    raise UserError(f"{source}: no rows; give a file of JSON lines")
+  return lines
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command line of `python -m trd_jax.grading.math`.
+
+  Raises:
+    SystemExit: 2 after a user's mistake, with one line on stderr.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m trd_jax.grading.math",
+    description="Grades the boxed answers of a file of JSON lines.",
+  )
+  add = parser.add_argument
+  add("file", type=Path, help="JSON lines, an answer each")
+  add("--out", type=Path, help="where to write them with their verdicts")
+  add("--completion", default="completion", help="field of the model's output")
+  add("--gold", default="gold", help="field of the right answer")
+  add("--workers", type=int, help="processes for algebra (default: cores, ≤ 4)")
+  add("--timeout", type=float, default=TIMEOUT, help="CPU-seconds an answer")
+  arguments = parser.parse_args(argv)
+  try:
+    counts = grade_file(
+      arguments.file,
+      arguments.out,
+      completion=arguments.completion,
+      gold=arguments.gold,
+      workers=arguments.workers,
+      timeout=arguments.timeout,
+    )
+  except UserError as error:
+    print(f"trd-jax grading: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+  total = counts.total()
+  told = ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
+  share = 100 * counts["match"] / total
+  print(f"{total:,} answers, {share:.1f}% right: {told}")
+
+
+if __name__ == "__main__":
+  main()

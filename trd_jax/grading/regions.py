@@ -4,8 +4,11 @@ r"""Intervals, unions and inequalities in one unknown, read as lists of spans.
 become spans with their ends as text; the ends are compared elsewhere.
 """
 
+import itertools
 import re
 from typing import NamedTuple
+
+from trd_jax.grading import numbers
 
 _INFINITY = "\\infty"
 _COMPARISON = re.compile(r"\\(le|ge|ne)(?![a-z])|(?<!\\)([<>])")
@@ -14,6 +17,16 @@ _NAME = re.compile(r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([A-Za-z]\))\Z")
 _ABSOLUTE = re.compile(r"\|\s*(\\?[A-Za-z]+)\s*\|\Z")
 _MEMBER = re.compile(r"\\in(?![a-z])")
 _WHOLE = ("\\mathbb{R}", "\\mathbb R", "\\R")
+_BUILDER = re.compile(
+  r"\\\{\s*(\\?[A-Za-z]+)\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)\s*)?"
+  r"[:|]\s*(.+)\\\}\Z",
+  re.DOTALL,
+)
+_WITHOUT = re.compile(
+  r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)\s*(?:\\setminus(?![a-z])|-)\s*"
+  r"\\\{(.+)\\\}\Z",
+  re.DOTALL,
+)
 
 
 class Span(NamedTuple):
@@ -31,6 +44,7 @@ def is_region(text: str) -> bool:
     _COMPARISON.search(text)
     or _MEMBER.search(text)
     or "\\cup" in text
+    or _WITHOUT.match(text)
     or re.match(r"\s*[\[\]]", text)
     or re.search(r"(?<!\\)[\[\]]\s*\Z", text)
   )
@@ -46,6 +60,10 @@ def parse(text: str) -> list[Span] | None:
   member = _MEMBER.split(text)
   if len(member) == 2 and _NAME.match(member[0].strip()):
     text = member[1].strip()
+  if (builder := _BUILDER.match(text)) is not None:
+    text = builder[2].strip()
+  if (without := _WITHOUT.match(text)) is not None:
+    return _all_but(without[1])
   spans: list[Span] = []
   parts = text.split("\\cup")
   if len(parts) == 1 and _COMPARISON.search(text):
@@ -56,6 +74,18 @@ def parse(text: str) -> list[Span] | None:
       return None
     spans += read
   return spans
+
+
+def _all_but(points: str) -> list[Span] | None:
+  """The real numbers without some points, which need an order that we see."""
+  ends = [point.strip() for point in points.split(",")]
+  values = {end: numbers.literal(end) for end in ends}
+  if len(ends) > 1:
+    if not all(values.values()):
+      return None
+    ends = sorted(values, key=lambda end: values[end].value)  # type: ignore
+  ends = ["-" + _INFINITY, *ends, _INFINITY]
+  return [Span(*pair, True, True) for pair in itertools.pairwise(ends)]
 
 
 def _end(text: str) -> str:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from trd_jax.grading import regions
+from trd_jax.grading import notation, regions
 from trd_jax.grading.latex import strip_braces
 
 Maybe = bool | None
@@ -35,6 +35,8 @@ _RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
 _NOT_IN_NAME = re.compile(r"[-+*/^0-9.]|\\(?:cdot|times|pm|sqrt)(?![a-z])")
 _UNKNOWN = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]")
+_MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
+_ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
 _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
 
 
@@ -226,10 +228,25 @@ def _items(text: str) -> list[str] | None:
 
 
 def _tuple(text: str) -> list[str] | None:
-  """Items of `(a, b, …)`; None where there is no such outer parenthesis."""
-  inner = _inside(text, "(", ")")
+  """Items of `(a, b, …)` or `[a, b, c, …]`; None where it is neither."""
+  inner, least = _inside(text, "(", ")"), 2
+  if inner is None:  # of two, that is an interval
+    inner, least = _inside(text, "[", "]"), 3
   items = split(inner) if inner is not None else []
-  return items if len(items) > 1 else None
+  return items if len(items) >= least else None
+
+
+def _vector(text: str) -> list[str] | None:
+  """Entries of a matrix of one row or column, without labels between them."""
+  cells = _matrix(text)
+  if cells is None or 1 not in (len(cells), len(cells[0])):
+    return None
+  flat = [cell for row in cells for cell in row if cell]
+  labels, entries = flat[::2], flat[1::2]
+  labelled = all(len(name) == 1 and name.isalpha() for name in labels)
+  if labelled and len(labels) == len(entries) > 1:
+    return entries
+  return flat if len(flat) > 1 else None
 
 
 def _matrix(text: str) -> list[list[str]] | None:
@@ -272,8 +289,8 @@ def _compare_lists(gold: list[str], answer: str, equal: Equal) -> Maybe:
     answer = named(answer).value
   items = _items(answer)
   in_order = items is None
-  if items is None:
-    items = _tuple(answer) if len(gold) > 1 else None
+  if items is None and len(gold) > 1:
+    items = _tuple(answer) or _vector(answer)
   if items is None:
     items = [answer]
   golds, answers = list(map(named, gold)), list(map(named, items))
@@ -309,6 +326,10 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return True
   if (text := _compare_text(gold, answer)) is not None:
     return text
+  if (member := _MEMBER_OF.match(answer)) is not None:
+    answer = member[1]
+  if (member := _MEMBER_OF.match(gold)) is not None:
+    gold = member[1]
   if is_equation(gold) or (
     is_equation(answer) and named(gold).name is not None
   ):
@@ -343,6 +364,9 @@ def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
 def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   """A gold that is a named value, a tuple, a matrix or one value."""
   gold_name, gold = named(gold)
+  listed = _tuple(gold)
+  if listed is not None and (entries := _values_of(answer, gold_name)):
+    return _in_order(listed, entries, equal)
   answer_name, answer = named(answer)
   if not _names_agree(gold_name, answer_name):
     return False
@@ -363,11 +387,37 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
     both = zip(flat(cells), flat(answer_cells), strict=True)
     return every(compare(mine, yours, equal) for mine, yours in both)
   if items is not None:
-    answers = answer_items or split(strip_braces(answer))
-    if len(answers) != len(items) or _inside(answer, "\\{", "\\}") is not None:
+    if _inside(answer, "\\{", "\\}") is not None:
       return False
-    return every(map(lambda a, b: compare(a, b, equal), items, answers))
+    answers = answer_items or _vector(answer) or split(strip_braces(answer))
+    return _in_order(items, answers, equal)
+  (gold, modulus), (answer, other) = map(notation.modulus, (gold, answer))
+  if modulus and other and squeeze(modulus) != squeeze(other):
+    return False
+  if modulus or other:
+    return compare(gold, answer, equal)
   return _compare_value(gold, answer, equal)
+
+
+def _in_order(golds: list[str], answers: list[str], equal: Equal) -> Maybe:
+  if len(golds) != len(answers):
+    return False
+  return every(map(lambda a, b: compare(a, b, equal), golds, answers))
+
+
+def _values_of(text: str, names: str | None) -> list[str] | None:
+  """The values of `a = 1, b = 2, …`, in the order of `(a, b, …)` if it's given.
+
+  None where not every item has a name of its own.
+  """
+  items = [named(item) for item in split(text)]
+  values = {squeeze(item.name): item.value for item in items if item.name}
+  if len(items) < 2 or len(values) < len(items):
+    return None
+  order = [squeeze(name) for name in _tuple(names or "") or []]
+  if sorted(order) == sorted(values):
+    return [values[name] for name in order]
+  return list(values.values())
 
 
 def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
@@ -378,6 +428,11 @@ def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
   inner = _inside(answer, "\\{", "\\}")
   if inner is not None:
     return compare(gold, inner, equal)
+  unit = _ENDS_IN_UNIT.search(gold)
+  if unit and answer.endswith(unit[1]) and len(answer) > len(unit[1]):
+    # Letter for letter the gold's unit, though nothing marks it as text.
+    gold = gold[: unit.start()].strip()
+    answer = answer[: -len(unit[1])].strip()
   if not _GROUPED.match(answer) and _items(answer) is not None:
     return False
   if _tuple(answer) is not None or _is_relation(answer):

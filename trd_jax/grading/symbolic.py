@@ -125,6 +125,12 @@ def equal(gold: str, answer: str) -> Maybe:
   yours, other_unit = numbers.measure(answer)
   if unit and other_unit and unit != other_unit:
     return False
+  if (unit == "degree") != (other_unit == "degree"):
+    # 45° is π/4; a bare 45 beside 45° is a degree, too.
+    if unit == "degree" and "\\pi" in yours:
+      mine = f"({mine})\\cdot\\frac{{\\pi}}{{180}}"
+    elif other_unit == "degree" and "\\pi" in mine:
+      yours = f"({yours})\\cdot\\frac{{\\pi}}{{180}}"
   one, other = values.parse(mine), values.parse(yours)
   if one is None or other is None:
     return None

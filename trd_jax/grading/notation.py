@@ -1,0 +1,84 @@
+r"""Notations of whole answers that plain LaTeX rules can't rewrite.
+
+Number words, repeating decimals, bases, moduli, names of figures. `rewrite`
+is the last step of `latex.clean`; `modulus` is for the comparison, since a
+residue's modulus may be left out but not contradict the gold's.
+"""
+
+import re
+from fractions import Fraction
+
+# fmt: off
+_ONES = [
+  "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
+  "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
+  "sixteen", "seventeen", "eighteen", "nineteen",
+]
+_TENS = [
+  "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+]
+# fmt: on
+_NUMBERS = {word: value for value, word in enumerate(_ONES)}
+_NUMBERS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_NUMBERS |= {
+  f"{tens}-{ones}": 10 * ten + one
+  for ten, tens in enumerate(_TENS, 2)
+  for one, ones in enumerate(_ONES[1:10], 1)
+}
+_BASES = {
+  "binary": 2,
+  "ternary": 3,
+  "octal": 8,
+  "decimal": 10,
+  "hexadecimal": 16,
+} | _NUMBERS
+
+_WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
+_REPEATING = re.compile(
+  r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
+)
+_MAX_PERIOD = 100
+_BASE = re.compile(
+  r"([0-9A-Za-z]+)\s*"
+  r"(?:_\s*\{?\s*\(?|\(?\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]*)"
+  r"(?:\\text\s*\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?\s*\)?\Z"
+)
+_FIGURE = re.compile(
+  r"\\(?:triangle|angle|overline|overrightarrow|overleftrightarrow|widehat)"
+  r"\s*\{?\s*([A-Z]{2,4})\s*\}?\Z"
+)
+_MODULUS = re.compile(
+  r"(.*?\S)\s*\(?\s*\\?(?:text\s*\{\s*\(?)?\\?[pb]?mod(?:ulo)?(?![a-z])"
+  r"\s*\}?\s*\{?\s*([^{}()\\]+?)\s*\}?\s*\)?\s*\Z",
+  re.DOTALL,
+)
+
+
+def rewrite(text: str) -> str:
+  """A cleaned answer, in the spelling that the comparison reads."""
+  if (word := _WORD.match(text)) is not None:
+    number = _NUMBERS.get(word[1].lower().replace(" ", "-"))
+    return text if number is None else str(number)
+  if (figure := _FIGURE.match(text)) is not None:
+    return figure[1]
+  if (based := _BASE.match(text)) is not None and based[1][0].isdigit():
+    base = _BASES.get(based[2], based[2])
+    if str(base).isdigit():
+      return f"{based[1]}_{{{base}}}"
+  return _REPEATING.sub(_as_fraction, text)
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+  whole, head, period = match.groups()
+  if len(period) + len(head) > _MAX_PERIOD:
+    return match[0]
+  scale = 10 ** len(head)
+  value = Fraction(int(whole + head or "0"), scale)
+  value += Fraction(int(period), scale * (10 ** len(period) - 1))
+  return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def modulus(text: str) -> tuple[str, str | None]:
+  r"""Splits `3 \pmod 7` into the residue and its modulus, None for none."""
+  match = _MODULUS.match(text) if "mod" in text else None
+  return (match[1], match[2]) if match else (text, None)
