@@ -34,6 +34,7 @@ setup(
     "httpx2>=2.0",
     "jinja2>=3.1",
     "math-verify==0.9.0",
+    "matplotlib>=3.9",
     "numpy>=2.0",
     "pyarrow>=20",
     "safetensors>=0.7",

@@ -20,10 +20,12 @@ NOUNS = {
   "keys",
   "metrics",
   "parent",
+  "recipe",
   "records",
   "run_dir",
   "sections",
   "shards",
+  "sweep_points",
 }
 TEXT = {
   "chat",
@@ -66,6 +68,7 @@ STAGES = {
   "pretrain",
   "refine",
   "rollout",
+  "sweep",
   "train",
 }
 ROOMS = {

@@ -51,6 +51,10 @@ _READS_AND_WRITES = {
   "convert": ("weights in one form", "the same weights in another"),
   "pretrain": ("nothing", "the laboratory's student and teacher"),
   "analyze": ("WORKDIR", "tables, figures and one page"),
+  "sweep": (
+    "a sweep's points; whatever the stages read",
+    "WORKDIR/points/NAME: a pipeline's WORKDIR each; WORKDIR/sweep.json, .svg",
+  ),
   "pipeline": ("whatever its stages read", "WORKDIR with summary.json"),
 }
 

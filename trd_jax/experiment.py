@@ -182,6 +182,11 @@ def unknown_key(name: str, source: str) -> UserError:
   return UserError(f'{source}: there is no key "{name}"; {hint}')
 
 
+def flat(experiment: Experiment) -> dict[str, Any]:
+  """Every key's value by its dotted name."""
+  return keys.flatten(dataclasses.asdict(experiment))
+
+
 def to_json(experiment: Experiment) -> str:
   """Canonical JSON: equal experiments give equal text."""
   return (

@@ -226,6 +226,16 @@ class RunDir:
     return self.root / "summary.json"
 
   @property
+  def sweep(self) -> Path:
+    """JSON of what the points of a sweep found."""
+    return self.root / "sweep.json"
+
+  @property
+  def sweep_plot(self) -> Path:
+    """The same as a figure."""
+    return self.root / "sweep.svg"
+
+  @property
   def timings(self) -> Path:
     """JSON lines of where the time went (see `metrics.Stopwatch`)."""
     return self.root / "timings.jsonl"
@@ -311,11 +321,40 @@ class RunDir:
     """Declares a stage finished: its last write."""
     write_json_atomic(self.stage(stage) / "done.json", dict(summary))
 
+  def adopt(self, stage: str, donor: "RunDir") -> bool:
+    """Takes a finished stage over from another directory, whole or not at all.
+
+    Files are linked where the file system can, so they take no room twice; no
+    stage ever changes a file that it has finished.
+
+    Returns:
+      Whether it did: not where the donor hasn't finished the stage, or this
+      directory has begun it.
+    """
+    mine, theirs = self.stage(stage), donor.stage(stage)
+    if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
+      return False
+    unfinished = mine.with_name(f"{mine.name}.{os.getpid()}.adopted")
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(theirs, unfinished, copy_function=_link_or_copy)
+    if mine.exists():
+      mine.rmdir()
+    unfinished.rename(mine)
+    return True
+
   @staticmethod
   def _checked(name: str, slash: str) -> str:
     if not _STAGE_NAME.fullmatch(name):
       raise ValueError(f"{name!r} is no name of a stage")
     return name.replace("/", slash)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+  try:
+    os.link(source, target)
+  except OSError:  # another file system, or one without links
+    shutil.copy2(source, target)
 
 
 def _has_files(path: Path) -> bool:

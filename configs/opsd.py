@@ -1,0 +1,38 @@
+r"""OPSD: the student is its own teacher, adapter off, shown the reference y*.
+
+    python -m trd_jax.pipeline --config=configs/opsd.py:model=8b,method=trd \
+        --workdir=runs/opsd-8b-trd
+
+Tables 3 and 4 (Avg@16, Pass@16), a line of the command above a row, on math:
+
+    model=8b  Qwen/Qwen3-8B
+    model=4b  Qwen/Qwen3-4B-Instruct-2507
+    method=trd | forward_kl | forward_kl_clip | reverse_kl | reverse_kl_topk
+
+Tables 6, 7, 8 (8b): method=forward_kl, reverse_kl, trd with subset=fail, succ,
+fail_to_succ. Figure 3 is what every training logs to train/metrics.jsonl: 8b
+with method=forward_kl, reverse_kl and trd. Figures 5 to 7: cot=with_cot and
+cot=answer_only keep DeepScaleR's problems with and without a worked solution
+apart. TACO is trained on with domain=code, which the paper has no OPSD row for.
+
+Expected on 8xH100, hours:minutes (Table 11): 8b rollout 4:20, refinement 2:50,
+training 2:10 (y_o: 5:20); 4b rollout 2:10, refinement 2:00, training 1:20
+(y_o: 2:10). Of 40,245 problems the 8b's y_o solved 27,927, and y_r another
+4,372; medians 7.7K tokens of y_o, 0.88K of y_r. Avg@16 of trd is at or above
+the base on every benchmark, and on 8b Pass@16 rises by half on AMOBench.
+
+`model=nano` is a randomly initialised Qwen3 with the full vocabulary that takes
+16 real problems through every stage on a laptop, with the embedded engine and
+the real chat template. Its accuracy is 0: what it proves is the path.
+
+    python -m trd_jax.pipeline \
+        --config=configs/opsd.py:model=nano,tokenizer=DIR_OF_TOKENIZER \
+        --config.data.root=DEEPSCALER --config.evaluate.root=BENCHMARKS \
+        --workdir=runs/opsd-nano
+"""
+
+from trd_jax import recipe
+
+
+def get_config(arg=None):
+  return recipe.build("opsd", ("8b", "4b"), arg)

@@ -1,0 +1,125 @@
+"""Every row of the paper's tables resolves, to the paper's values."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from trd_jax import config_file, experiment, recipe
+from trd_jax.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+# Tables 1 to 4 and 6 to 8: (regime, model, domain, method, subset).
+ROWS = [
+  *itertools.product(
+    ["opd"], ["1.7b", "4b"], ["math", "code"], recipe.METHODS, ["all"]
+  ),
+  *itertools.product(["opsd"], ["8b", "4b"], ["math"], recipe.METHODS, ["all"]),
+  *itertools.product(
+    ["opsd"],
+    ["8b"],
+    ["math"],
+    ["forward_kl", "reverse_kl", "trd"],
+    ["fail", "succ", "fail_to_succ"],
+  ),
+]
+
+
+def resolve(regime, **variant):
+  arg = ",".join(f"{key}={value}" for key, value in variant.items())
+  values, source = config_file.load(f"{CONFIGS / regime}.py:{arg}")
+  return experiment.from_config(values, source)
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_a_row_has_the_papers_values(row):
+  regime, model, domain, method, subset = row
+  e = resolve(regime, model=model, domain=domain, method=method, subset=subset)
+  path = {
+    "1.7b": "Qwen/Qwen3-1.7B",
+    "4b": "Qwen/Qwen3-4B-Instruct-2507",
+    "8b": "Qwen/Qwen3-8B",
+  }
+  math, opd, refines = domain == "math", regime == "opd", method == "trd"
+  assert (e.regime, e.domain, e.method) == (regime, domain, method)
+  assert e.student.path == path[model]
+  assert e.teacher_model.path == path["8b" if opd else model]
+  assert e.student.dtype == e.teacher_model.dtype == "bfloat16"
+  # Hybrid models think in rollout and evaluation, never while refining.
+  hybrid = {"1.7b", "8b"}
+  assert e.student.thinking == (True if model in hybrid else None)
+  teacher = "8b" if opd else model
+  assert e.teacher_model.thinking == (True if teacher in hybrid else None)
+  assert e.refine.thinking is False
+
+  # Table 13: trajectory, divergence, clip, support, longest lengths.
+  assert e.stages == (
+    ("rollout", "refine", "train", "merge")
+    if refines
+    else ("rollout", "train", "merge")
+  )
+  clips = {"opd": 0.1, "opsd": 0.06}
+  assert e.clip == (clips[regime] if method == "forward_kl_clip" else None)
+  assert e.loss.top_k == 32
+  on_draft, on_refined = (18_432, 34_816) if opd else (22_528, 38_912)
+  assert e.train.max_teacher_tokens == (on_refined if refines else on_draft)
+  assert e.train.max_student_tokens == on_draft
+  assert e.train.subset == subset
+
+  # Table 14.
+  train = e.train
+  assert (train.beta1, train.beta2, train.eps) == (0.9, 0.999, 1e-8)
+  assert (train.learning_rate, train.final_lr_ratio) == (5e-6, 0.1)
+  assert (train.warmup_ratio, train.weight_decay) == (0.1, 0.005)
+  assert (train.grad_clip, train.epochs, train.batch_size) == (1.0, 1, 128)
+  assert (train.truncated, train.remat) == ("drop", "full")
+  assert (e.loss.temperature, e.loss.chunk_tokens) == (1.0, 512)
+  assert (e.lora.rank, e.lora.alpha, e.lora.dropout) == (64, 128.0, 0.05)
+  assert e.loss.diagnostics  # Figure 3
+
+  # Tables 9 and 10: sampling and budgets.
+  for stage in (e.rollout, e.refine, e.evaluate):
+    assert (stage.temperature, stage.top_p, stage.top_k) == (0.6, 0.95, 20)
+  prompt = 4_096 if math else 2_048
+  assert e.rollout.max_prompt_tokens == prompt
+  assert e.rollout.max_response_tokens == 16_384
+  assert e.rollout.samples == 1
+  assert e.refine.max_prompt_tokens == (18_432 if opd else 22_528)
+  assert e.refine.max_response_tokens == 16_384
+  assert e.evaluate.max_prompt_tokens == prompt
+  assert e.evaluate.max_response_tokens == (38_912 if math else 16_384)
+  assert e.evaluate.k == 16
+  assert e.evaluate.benchmarks == (
+    ("aime24", "aime25", "hmmt25", "beyondaime", "amobench")
+    if math
+    else ("humanevalplus", "mbppplus", "livecodebench")
+  )
+  assert e.data.source == ("deepscaler" if math else "taco")
+  assert (e.engine.name, e.engine.vllm.data_parallel) == ("vllm", 8)
+
+
+def test_there_are_as_many_rows_as_the_tables_have():
+  assert len(ROWS) == len(set(ROWS)) == 20 + 10 + 9
+
+
+@pytest.mark.parametrize(
+  ("regime", "arg", "told"),
+  [
+    ("opd", "model=8b", "choose from 1.7b, 4b, nano"),
+    ("opsd", "model=1.7b", "choose from 8b, 4b, nano"),
+    ("opsd", "domain=maths", "did you mean .math"),
+    ("opsd", "method=trdd", "did you mean .trd"),
+    ("opsd", "subset=failed", "fail_to_succ"),
+    ("opsd", "modle=8b", 'no variant "modle"'),
+  ],
+)
+def test_what_no_row_has_is_refused(regime, arg, told):
+  with pytest.raises(UserError, match=told):
+    config_file.load(f"{CONFIGS / regime}.py:{arg}")
+
+
+def test_the_rest_of_the_methods_and_problems_are_reached_by_variants():
+  e = resolve("opsd", method="jsd", cot="with_cot", gpus=4)
+  assert (e.method, e.data.subset) == ("jsd", "with_cot")
+  assert e.engine.vllm.data_parallel == 4

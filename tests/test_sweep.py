@@ -1,0 +1,211 @@
+"""Sweeps: the points, what they share, and a real one of two by two."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trd_jax import config_file, experiment, sweep, sweep_points
+from trd_jax.errors import UserError
+from trd_jax.run_dir import RunDir
+from trd_jax.sweep_points import point, product, zipped
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+  "--config.data.arithmetic.num_problems=16",
+  "--config.train.batch_size=8",
+  "--config.evaluate.benchmarks=arithmetic",
+  "--config.evaluate.num_problems=4",
+  "--config.evaluate.k=2",
+  "--config.evaluate.bootstrap=200",
+)
+
+
+def _run(workdir, *flags, points="configs/sweeps/demo.py"):
+  return subprocess.run(
+    [
+      *(sys.executable, "-m", "trd_jax.sweep", "--config=configs/demo.py"),
+      *(f"--sweep={points}", f"--workdir={workdir}", *SMALL, *flags),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture
+def base():
+  return experiment.from_config(config_file.load(f"{ROOT}/configs/demo.py")[0])
+
+
+def _donors(base, points):
+  return [dict(one.donors) for one in sweep.plan(base, points, "s.py")]
+
+
+# --- points ------------------------------------------------------------------
+
+
+def test_points_are_products_and_zips_with_names_of_their_own():
+  found = product({"method": ["trd", "jsd"], "lora.rank": [8, 16]})
+  assert [one.name for one in found] == [
+    "method=trd,rank=8",
+    "method=trd,rank=16",
+    "method=jsd,rank=8",
+    "method=jsd,rank=16",
+  ]
+  assert found[2].values == {"method": "jsd", "lora.rank": 8}
+  pairs = zipped({"lora.rank": [8, 16], "lora.alpha": [16.0, 32.0]})
+  assert [one.values["lora.alpha"] for one in pairs] == [16.0, 32.0]
+  # Two keys with one last part are named in full.
+  (twins,) = product({"rollout.top_p": [0.9], "refine.top_p": [1.0]})
+  assert twins.name == "rollout.top_p=0.9,refine.top_p=1"
+  assert point("a b/c").name == "a-b-c"
+  with pytest.raises(UserError, match="equally long"):
+    zipped({"lora.rank": [8, 16], "lora.alpha": [16.0]})
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ("x = 1", "no get_sweep"),
+    ("def get_sweep(): return []", "no points"),
+    ("def get_sweep(): return [{'method': 'trd'}]", "a dict is no point"),
+    ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),
+    (
+      "from trd_jax.sweep_points import point\n"
+      "def get_sweep(): return [point('a'), point('a')]",
+      "two points are called a",
+    ),
+  ],
+)
+def test_a_bad_sweep_file_is_refused(tmp_path, text, told):
+  path = tmp_path / "bad.py"
+  path.write_text(text)
+  with pytest.raises(UserError, match=told):
+    sweep_points.load(path)
+  with pytest.raises(UserError, match="no such file"):
+    sweep_points.load(tmp_path / "none.py")
+
+
+def test_a_point_with_an_unknown_key_is_refused_by_name(base):
+  points = [point("odd", {"train.epoch": 2})]
+  with pytest.raises(UserError, match=r"s.py, point odd: .*train.epochs"):
+    sweep.plan(base, points, "s.py")
+
+
+# --- what is shared ----------------------------------------------------------
+
+
+def test_stages_are_shared_exactly_where_their_keys_agree(base):
+  shared = {"rollout": 0, "refine": 0, "evaluate/base": 0}
+  assert _donors(
+    base,
+    [
+      point("first"),
+      point("trains otherwise", {"train.learning_rate": 1.0, "loss.beta": 0.2}),
+      point("another method", {"method": "jsd"}),
+      point("other drafts", {"rollout.temperature": 1.0}),
+      point("other rewriting", {"refine.top_p": 1.0}),
+      point("other questions", {"evaluate.num_problems": 2}),
+      point("another seed", {"seed": 3}),
+      point("as the seventh", {"seed": 3, "train.epochs": 2}),
+      # In OPSD nobody reads which model the teacher is.
+      point("unread", {"teacher.path": "lab:student"}),
+      point("read", {"regime": "opd"}),
+    ],
+  ) == [
+    {},
+    shared,
+    {"rollout": 0, "evaluate/base": 0},
+    {"evaluate/base": 0},
+    {"rollout": 0, "evaluate/base": 0},
+    {"rollout": 0, "refine": 0},
+    {},
+    {"rollout": 6, "refine": 6, "evaluate/base": 6},
+    shared,
+    {"rollout": 0, "evaluate/base": 0},
+  ]
+
+
+def test_array_jobs_wait_for_what_they_take_over(base):
+  points = [
+    point("a"),
+    point("b", {"refine.top_p": 1.0}),
+    point("c", {"refine.top_p": 1.0, "train.epochs": 2}),
+    point("d", {"seed": 1}),
+  ]
+  plans = sweep.plan(base, points, "s.py")
+  assert [one.level for one in plans] == [0, 1, 2, 0]
+  lines = sweep.slurm(plans, ["python", "-m", "trd_jax.sweep"]).splitlines()
+  assert len(lines) == 3
+  arrays = [line.partition("--array=")[2].split()[0] for line in lines]
+  assert arrays == ["0,3", "1", "2"]
+  waits = [line.partition("--dependency=")[2].split(" ")[0] for line in lines]
+  assert waits == ["", "afterok:$level_0", "afterok:$level_1"]
+  assert all("--point=$SLURM_ARRAY_TASK_ID" in line for line in lines)
+
+
+def test_a_stage_is_adopted_whole_or_not_at_all(tmp_path):
+  donor, mine = RunDir(tmp_path / "donor"), RunDir(tmp_path / "mine")
+  folder = donor.stage("rollout")
+  folder.mkdir(parents=True)
+  (folder / "a.parquet").write_text("rows")
+  assert not mine.adopt("rollout", donor)  # it isn't done
+  donor.mark_done("rollout", {"samples": 1})
+  assert mine.adopt("rollout", donor)
+  assert mine.done("rollout") == {"samples": 1}
+  assert (mine.stage("rollout") / "a.parquet").read_text() == "rows"
+  assert not mine.adopt("rollout", donor)
+  begun = RunDir(tmp_path / "begun")
+  begun.stage("rollout").mkdir(parents=True)
+  (begun.stage("rollout") / "own.parquet").write_text("own")
+  assert not begun.adopt("rollout", donor)
+  assert begun.done("rollout") is None
+
+
+# --- for real ----------------------------------------------------------------
+
+
+def test_four_points_generate_once_and_a_second_run_does_nothing(tmp_path):
+  workdir = tmp_path / "sweep"
+  first = _run(workdir)
+  assert first.returncode == 0, first.stderr[-3000:]
+  names = [
+    one.name for one in sweep_points.load(f"{ROOT}/configs/sweeps/demo.py")
+  ]
+  dirs = [RunDir(workdir / "points" / name) for name in names]
+  stages = [
+    {json.loads(line)["stage"] for line in run.timings.read_text().splitlines()}
+    for run in dirs
+  ]
+  own = {"train", "merge", "evaluate/trained"}
+  assert stages[0] == own | {"rollout", "refine", "evaluate/base"}
+  assert stages[1:] == [own] * 3
+  rows = json.loads((workdir / "sweep.json").read_text())
+  assert [row["point"] for row in rows] == names
+  # They were trained apart, from the same rows.
+  losses = {(run.done("train") or {})["last_loss"] for run in dirs}
+  assert len(losses) == 4
+  for run in dirs:
+    assert run.keys("refine") == dirs[0].keys("refine")
+  assert (workdir / "sweep.svg").read_text().count("<svg") == 1
+  again = _run(workdir, "--point=3")
+  assert again.returncode == 0, again.stderr[-3000:]
+  assert again.stdout.count("done before") == 6
+
+
+def test_a_dry_run_and_mistakes_start_nothing(tmp_path):
+  dry = _run(tmp_path / "dry", "--dry_run")
+  assert dry.returncode == 0, dry.stderr
+  commands = [line for line in dry.stdout.splitlines() if "pipeline" in line]
+  assert len(commands) == 4
+  assert "--config.train.learning_rate=0.001" in commands[0]
+  assert not (tmp_path / "dry" / "points").exists()
+  wrong = _run(tmp_path / "wrong", "--point=9")
+  assert wrong.returncode == 2
+  assert "--point=9" in wrong.stderr
+  assert len(wrong.stderr.strip().splitlines()) == 1
+  none = _run(tmp_path / "none", points="none.py")
+  assert none.returncode == 2

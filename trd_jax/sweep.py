@@ -1,0 +1,322 @@
+"""A config at the points of a sweep, each a pipeline in a folder of its own.
+
+    python -m trd_jax.sweep --config=configs/demo.py \\
+        --sweep=configs/sweeps/methods.py --workdir=runs/methods
+
+What points have in common is made once: a point that rolls out, refines or
+evaluates its base under the same keys as an earlier one takes that stage's
+rows over from it. A point that is done is skipped, so the same command goes on
+where an earlier one was stopped.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trd_jax import cli, experiment, sweep_points
+from trd_jax.errors import UserError
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+from trd_jax.sweep_points import Point
+
+FLAGS = (
+  cli.Flag("sweep", None, "file of the sweep's points, required"),
+  cli.Flag("point", None, "run this one alone, by name or number from 0"),
+  cli.Flag("dry_run", False, "print what each point does and shares"),
+  cli.Flag("slurm", False, "print the sbatch commands of array jobs"),
+)
+
+# The keys that decide a stage's rows, as the beginnings of their names.
+_MADE_BY = {
+  "rollout": ("student.", "data.", "domain", "rollout.", "seed"),
+  "refine": ("teacher.", "regime", "refine."),
+  "evaluate/base": ("student.", "data.", "domain", "evaluate.", "seed"),
+}
+_SIDES = ("base", "trained", "paired_difference")
+_MADE_BY["refine"] += _MADE_BY["rollout"]
+
+
+class Plan(NamedTuple):
+  """What a point does.
+
+  Attributes:
+    point: the point.
+    experiment: the config at it.
+    donors: for each stage that it need not do, the number of the point that
+      does it.
+    level: how many points have to be done before, one after the other.
+  """
+
+  point: Point
+  experiment: Experiment
+  donors: Mapping[str, int]
+  level: int
+
+
+def run(base: Experiment, run_dir: RunDir, flags) -> None:
+  """Runs the points that aren't done and sums them up.
+
+  Raises:
+    UserError: the sweep file or one of its points can't be used.
+    SystemExit: a point failed; with its exit code.
+  """
+  if flags.sweep is None:
+    raise UserError(
+      "--sweep=FILE.py is missing: name the file of the sweep's points"
+    )
+  plans = plan(base, sweep_points.load(flags.sweep), flags.sweep)
+  print(describe(plans), flush=True)
+  again = ["-m", "trd_jax.sweep", *flags.config_argv, f"--sweep={flags.sweep}"]
+  if flags.slurm:
+    print(slurm(plans, [sys.executable, *again]))
+    return
+  if flags.dry_run:
+    for one in plans:
+      print(shlex.join(_command(one, run_dir, flags.config_argv)))
+    return
+  chosen = range(len(plans))
+  if flags.point is not None:
+    chosen = [_number(flags.point, plans)]
+  for number in chosen:
+    one = plans[number]
+    print(f"[{number + 1}/{len(plans)}] {one.point.name}", flush=True)
+    where = _folder(run_dir, one.point)
+    _claim(where, one)
+    for stage, donor in one.donors.items():
+      _take_over(where, _folder(run_dir, plans[donor].point), stage)
+    command = _command(one, run_dir, flags.config_argv)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+      print(
+        f"trd-jax sweep: point {one.point.name} ended with exit code {code};"
+        " mend what it says above and give the same command again",
+        file=sys.stderr,
+      )
+      sys.exit(code if code > 0 else 128 - code)
+  rows = collect(plans, run_dir)
+  from trd_jax.run_dir import write_json_atomic
+
+  write_json_atomic(run_dir.sweep, rows)
+  print(table(rows))
+  if rows:
+    plot(rows, run_dir.sweep_plot)
+    print(f"written: {run_dir.sweep}, {run_dir.sweep_plot}")
+
+
+def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
+  """What each point does, and which stages it takes over from which other.
+
+  Raises:
+    UserError: a point sets a key that does not exist, or to a value that it
+      can't have.
+  """
+  flat = experiment.flat(base)
+  plans: list[Plan] = []
+  makers: dict[tuple[str, str], int] = {}
+  for number, one in enumerate(points):
+    where = f"{source}, point {one.name}"
+    chosen = experiment.from_config({**flat, **one.values}, where)
+    stages = {"evaluate/base", *chosen.stages} & _MADE_BY.keys()
+    donors = {}
+    # Stage by stage in the pipeline's order: y_r is made of its y_o.
+    for stage in [stage for stage in _MADE_BY if stage in stages]:
+      donor = makers.setdefault((stage, _identity(chosen, stage)), number)
+      if donor != number:
+        donors[stage] = donor
+    level = max(
+      (plans[donor].level + 1 for donor in donors.values()), default=0
+    )
+    plans.append(Plan(one, chosen, donors, level))
+  return plans
+
+
+def _identity(chosen: Experiment, stage: str) -> str:
+  """The keys that decide a stage's rows, with their values."""
+  names = _MADE_BY[stage]
+  return json.dumps(
+    {
+      name: value
+      for name, value in experiment.flat(chosen).items()
+      if name.startswith(names)
+      and not (name.startswith("teacher.") and _is_unread(chosen, name))
+    },
+    sort_keys=True,
+  )
+
+
+def _is_unread(chosen: Experiment, name: str) -> bool:
+  """Whether a key of the teacher is none of this run's (see `Experiment`)."""
+  return chosen.regime == "opsd" and name != "teacher.thinking"
+
+
+def _folder(run_dir: RunDir, one: Point) -> RunDir:
+  return RunDir(run_dir.stage("points") / one.name)
+
+
+def _claim(where: RunDir, one: Plan) -> None:
+  """Makes the point's folder its config's, or sees that it is.
+
+  Raises:
+    UserError: it was made by another sweep with a point of this name.
+  """
+  where.claim(experiment.to_json(one.experiment))
+
+
+def _take_over(where: RunDir, donor: RunDir, stage: str) -> None:
+  """Gives a point the rows of a stage that another point has made."""
+  stages = ("problems", stage) if stage == "rollout" else (stage,)
+  for name in stages:
+    if where.adopt(name, donor):
+      print(f"{name}: taken over from {donor.root.name}", flush=True)
+
+
+def _command(
+  one: Plan, run_dir: RunDir, config_argv: Sequence[str]
+) -> list[str]:
+  """The pipeline of a point."""
+  shared = [a for a in config_argv if not a.startswith("--workdir=")]
+  return [
+    *(sys.executable, "-m", "trd_jax.pipeline"),
+    *shared,
+    *(f"--config.{key}={_text(v)}" for key, v in one.point.values.items()),
+    f"--workdir={_folder(run_dir, one.point).root}",
+  ]
+
+
+def _text(value: Any) -> str:
+  return ",".join(value) if isinstance(value, tuple | list) else str(value)
+
+
+def _number(name: str, plans: Sequence[Plan]) -> int:
+  """The point that --point names."""
+  names = [one.point.name for one in plans]
+  if name in names:
+    return names.index(name)
+  if name.isdigit() and int(name) < len(plans):
+    return int(name)
+  raise UserError(
+    f"--point={name}: there is none; give 0 to {len(plans) - 1}, or one of"
+    f" {', '.join(names)}"
+  )
+
+
+def describe(plans: Sequence[Plan]) -> str:
+  """A line a point: its name, and what it takes over from which other."""
+  lines = [f"{len(plans)} points"]
+  width = max(len(one.point.name) for one in plans)
+  for number, one in enumerate(plans):
+    shared = ", ".join(
+      f"{stage} of {donor}" for stage, donor in one.donors.items()
+    )
+    line = f"{number:>4}  {one.point.name:<{width}}  {shared and 'takes over '}"
+    lines.append((line + shared).rstrip())
+  return "\n".join(lines)
+
+
+def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
+  """Shell commands that submit the sweep: an array job for each level.
+
+  A level waits for the one before, whose points make what it takes over.
+  """
+  lines = []
+  for level in range(1 + max(one.level for one in plans)):
+    numbers = [n for n, one in enumerate(plans) if one.level == level]
+    wait = f" --dependency=afterok:$level_{level - 1}" if level else ""
+    array = ",".join(map(str, numbers))
+    inner = f"{shlex.join(command)} --point=$SLURM_ARRAY_TASK_ID"
+    lines.append(
+      f"level_{level}=$(sbatch --parsable --array={array}{wait}"
+      f" --job-name=trd-sweep --gpus-per-node=8 --wrap={shlex.quote(inner)})"
+    )
+  return "\n".join(lines)
+
+
+def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
+  """The points that are done: what they set and what they found.
+
+  Returns:
+    A row a point and benchmark: `point`, `values`, `benchmark`, `k`, `n`, and
+    of base, trained and their paired difference `avg_at_k` and `pass_at_k`
+    with 95% intervals.
+  """
+  rows = []
+  for one in plans:
+    path = _folder(run_dir, one.point).summary
+    if not path.exists():
+      continue
+    summary = json.loads(path.read_text())
+    for name, pair in summary["benchmarks"].items():
+      figures = {side: pair[side] for side in _SIDES}
+      about = {"point": one.point.name, "values": dict(one.point.values)}
+      rows.append({**about, "benchmark": name, **figures})
+  return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The rows as a person reads them, the best of a benchmark marked."""
+  if not rows:
+    return "no point is done yet"
+  lines = ["", "percent, 95% intervals over questions; * the highest Avg@K", ""]
+  width = max(len(row["point"]) for row in rows)
+  for name in dict.fromkeys(row["benchmark"] for row in rows):
+    here = [row for row in rows if row["benchmark"] == name]
+    best = max(row["trained"]["avg_at_k"] for row in here)
+    first = here[0]["base"]
+    k = first["k"]
+    lines.append(
+      f"{name} (n={first['n']}){'':{max(0, width - len(name) - 6)}}"
+      f"  Avg@{k}                   Pass@{k}"
+    )
+    for row in here:
+      found = row["trained"]
+      mark = "*" if found["avg_at_k"] == best else " "
+      lines.append(
+        f"{mark} {row['point']:<{width}}  {_interval(found, 'avg_at_k')}"
+        f"   {_interval(found, 'pass_at_k')}"
+      )
+    lines.append(
+      f"  {'(base)':<{width}}  {_interval(first, 'avg_at_k')}"
+      f"   {_interval(first, 'pass_at_k')}"
+    )
+    lines.append("")
+  return "\n".join(lines)
+
+
+def _interval(figures: Mapping[str, Any], metric: str) -> str:
+  low, high = figures[f"{metric}_interval"]
+  shown = f"{100 * figures[metric]:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+  return f"{shown:<20}"
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+  """A panel a benchmark: Avg@K of every point with its interval, and base."""
+  from matplotlib.figure import Figure
+
+  names = list(dict.fromkeys(row["benchmark"] for row in rows))
+  figure = Figure(figsize=(4 * len(names), 1.2 + 0.35 * len(rows) / len(names)))
+  axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+  for panel, name in zip(axes, names, strict=True):
+    here = [row for row in rows if row["benchmark"] == name][::-1]
+    for place, row in enumerate(here):
+      low, high = row["trained"]["avg_at_k_interval"]
+      panel.plot([100 * low, 100 * high], [place, place], color="tab:blue")
+      panel.plot(100 * row["trained"]["avg_at_k"], place, "o", color="tab:blue")
+    panel.axvline(100 * here[0]["base"]["avg_at_k"], color="gray", ls=":")
+    panel.set_yticks(range(len(here)), [row["point"] for row in here])
+    panel.set_title(f"{name}, Avg@{here[0]['base']['k']} (%)", fontsize=9)
+  figure.tight_layout()
+  figure.savefig(path)
+
+
+if __name__ == "__main__":
+  cli.main(
+    "sweep",
+    run,
+    "runs a config at the points of a sweep, sharing what they share",
+    FLAGS,
+    exclusive=False,
+  )
