@@ -1,4 +1,4 @@
-"""The model against transformers' Qwen3, on random weights of many shapes."""
+"""The model against transformers', on random weights of many shapes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,13 @@ YARN = {
   "factor": 4.0,
   "original_max_position_embeddings": 16,
 }
+LLAMA3 = {
+  "rope_type": "llama3",
+  "factor": 4.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 256,
+}
 SHAPES = {
   "untied": {},
   "tied": {"tie_word_embeddings": True},
@@ -51,20 +58,29 @@ SHAPES = {
       "truncate": False,
     },
   },
+  # Qwen2.5: biases on queries, keys and values, no norm of the heads.
+  "qwen2": {"family": "Qwen2"},
+  "qwen2, tied": {"family": "Qwen2", "tie_word_embeddings": True},
+  "llama": {"family": "Llama"},
+  "llama 3": {"family": "Llama", "rope_scaling": LLAMA3},
 }
 TOKENS = np.random.default_rng(0).integers(0, 80, (2, 40))
 
 
 def _reference(shape):
   """A transformers model with weights large enough to tell logits apart."""
-  config = transformers.Qwen3Config(
-    **PLAIN | shape, attn_implementation="eager"
+  shape = PLAIN | shape
+  family = shape.pop("family", "Qwen3")
+  config = getattr(transformers, f"{family}Config")(
+    **shape, attn_implementation="eager"
   )
-  made = transformers.Qwen3ForCausalLM(config).eval()
+  made = getattr(transformers, f"{family}ForCausalLM")(config).eval()
   generator = torch.Generator().manual_seed(1)
-  for parameter in made.parameters():
+  for name, parameter in made.named_parameters():
     noise = torch.randn(parameter.shape, generator=generator)
-    if parameter.ndim == 1:  # a norm's scale
+    if name.endswith("bias"):
+      parameter.data = 0.5 * noise
+    elif parameter.ndim == 1:  # a norm's scale
       parameter.data = 1 + 0.3 * noise
     else:
       parameter.data = noise / parameter.shape[1] ** 0.5
@@ -78,7 +94,7 @@ def _theirs(made):
 
 def _from(folder, dtype):
   # Not `made.to(dtype)`: that rounds the rotary frequencies too.
-  return transformers.Qwen3ForCausalLM.from_pretrained(
+  return transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=dtype, attn_implementation="eager"
   )
 
@@ -129,6 +145,8 @@ def test_bfloat16_logits_stay_within_the_stated_bound(name, tmp_path):
     ("untied", "float32"),
     ("left-over rows", "bfloat16"),
     ("yarn", "bfloat16"),
+    ("qwen2", "bfloat16"),
+    ("llama 3", "float32"),
   ],
 )
 def test_there_and_back_again_is_byte_identical(name, dtype, tmp_path):

@@ -63,7 +63,8 @@ def test_both_spellings_of_rotary_scaling_are_one_config(rope_type):
 @pytest.mark.parametrize(
   ("fields", "named"),
   [
-    (_without(architectures=["LlamaForCausalLM"], model_type="llama"), "Llama"),
+    (_without(architectures=["GemmaForCausalLM"], model_type="gemma"), "Gemma"),
+    (_without("architectures", model_type="mistral"), "mistral"),
     (
       _without(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe"),
       "Qwen3Moe",
@@ -77,7 +78,12 @@ def test_both_spellings_of_rotary_scaling_are_one_config(rope_type):
     (_without(attention_bias=True), "attention_bias"),
     (_without(use_sliding_window=True), "use_sliding_window"),
     (_without(hidden_act="gelu"), "gelu"),
-    (_without(rope_scaling={"rope_type": "llama3"}), "llama3"),
+    (_without(mlp_bias=True), "mlp_bias"),
+    (_without(rope_scaling={"rope_type": "dynamic"}), "dynamic"),
+    (
+      _without(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+      "'high_freq_factor'",
+    ),
     (_without(rope_scaling={"rope_type": "yarn"}), "factor"),
     (
       _without(rope_scaling={"rope_type": "yarn", "factor": 2, "mscale": 1}),

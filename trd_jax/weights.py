@@ -1,4 +1,4 @@
-"""Hugging Face's Qwen3 checkpoints, read into the model's tree and written.
+"""Hugging Face's checkpoints, read into the model's tree and written.
 
 One table, `entries`, says where each tensor of a checkpoint stands in the
 tree. It is total: both directions go through it, and a tensor that it doesn't
@@ -48,6 +48,7 @@ _SMALL_MODEL = 10**8
 
 # Where the weights of a linear layer or a norm stand within a block: name in
 # the checkpoint, path in the tree, and whether the checkpoint has it [out, in].
+# Not every architecture has every one; see `entries`.
 BLOCK = (
   ("self_attn.q_proj", ("attention", "q", "kernel"), True),
   ("self_attn.k_proj", ("attention", "k", "kernel"), True),
@@ -89,8 +90,13 @@ def entries(config: ModelConfig) -> list[Entry]:
   table = [Entry(_EMBEDDING, ("embed", "embedding"), None, False)]
   for layer in range(config.num_layers):
     for name, path, transposed in BLOCK:
-      name = f"model.layers.{layer}.{name}.weight"
-      table.append(Entry(name, ("layers", *path), layer, transposed))
+      if path[-2] in ("q_norm", "k_norm") and not config.family.qk_norm:
+        continue
+      name, path = f"model.layers.{layer}.{name}", ("layers", *path)
+      table.append(Entry(f"{name}.weight", path, layer, transposed))
+      if path[-2] in ("q", "k", "v") and config.family.qkv_bias:
+        path = (*path[:-1], "bias")
+        table.append(Entry(f"{name}.bias", path, layer, False))
   table.append(Entry("model.norm.weight", ("norm", "scale"), None, False))
   if not config.tie_embeddings:
     table.append(Entry(_HEAD, ("head", "weight"), None, False))
@@ -101,7 +107,8 @@ def read_config(folder: Path | str) -> ModelConfig:
   """The shape of the model in a folder.
 
   Raises:
-    UserError: `config.json` is missing, no JSON, or not a Qwen3.
+    UserError: `config.json` is missing, no JSON, or of an unknown
+      architecture.
   """
   fields = read_json(Path(folder) / CONFIG)
   try:
@@ -212,7 +219,8 @@ def _check(files: TensorFiles, config: ModelConfig, base: nnx.State) -> None:
       continue
     raise UserError(
       f"{files.file(name)}: tensor {name} {files.shape(name)} is not part of"
-      f" the Qwen3 of {config.num_layers} layers that config.json describes;"
+      f" the {config.architecture} of {config.num_layers} layers that"
+      " config.json describes;"
       " use the config.json of this checkpoint"
     )
 

@@ -1,12 +1,40 @@
-"""The shape of a Qwen3 model, to and from Hugging Face's `config.json`."""
+"""The shape of a dense decoder, to and from Hugging Face's `config.json`.
+
+Qwen3 is what the project is about; Qwen2 (with Qwen2.5) and Llama (up to 3.x)
+differ from it in a bias, the norm of the heads, and the rotary scaling only.
+"""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from trd_jax.errors import UserError
 
-ARCHITECTURE = "Qwen3ForCausalLM"
+
+class Architecture(NamedTuple):
+  """What tells one family of checkpoints from another.
+
+  Attributes:
+    model_type: its name in `config.json`, in lower case.
+    qkv_bias: whether queries, keys and values have a bias.
+    qk_norm: whether each query and key head is normed.
+    head_dim: width of a head where the file doesn't say; None: the residual's
+      over the number of heads.
+    max_positions: longest context where the file doesn't say.
+  """
+
+  model_type: str
+  qkv_bias: bool
+  qk_norm: bool
+  head_dim: int | None
+  max_positions: int
+
+
+ARCHITECTURES = {
+  "Qwen3ForCausalLM": Architecture("qwen3", False, True, 128, 32_768),
+  "Qwen2ForCausalLM": Architecture("qwen2", True, False, None, 32_768),
+  "LlamaForCausalLM": Architecture("llama", False, False, None, 2_048),
+}
 # Types of rotary scaling and the fields that each may have.
 _TRAINED = "original_max_position_embeddings"
 _ROPE_FIELDS = {
@@ -20,12 +48,13 @@ _ROPE_FIELDS = {
     "truncate",
     _TRAINED,
   },
+  "llama3": {"factor", "low_freq_factor", "high_freq_factor", _TRAINED},
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Sizes and constants of a dense Qwen3 model.
+  """Sizes and constants of a dense model.
 
   Attributes:
     vocab_size: rows of the embedding and of the head; may exceed the
@@ -39,9 +68,10 @@ class ModelConfig:
     max_positions: the longest context that the checkpoint claims, in tokens.
     rope_theta: base of the rotary frequencies.
     rope_scaling: scaling of the rotary frequencies as `(key, value)` pairs of
-      the checkpoint's own field, `()` for none; types linear and yarn.
+      the checkpoint's own field, `()` for none; types linear, yarn, llama3.
     norm_eps: epsilon inside every RMSNorm.
     tie_embeddings: whether the head is the embedding itself.
+    architecture: a name of `ARCHITECTURES`.
   """
 
   vocab_size: int
@@ -56,6 +86,12 @@ class ModelConfig:
   rope_scaling: tuple[tuple[str, Any], ...] = ()
   norm_eps: float = 1e-6
   tie_embeddings: bool = False
+  architecture: str = "Qwen3ForCausalLM"
+
+  @property
+  def family(self) -> Architecture:
+    """What the architecture has and hasn't."""
+    return ARCHITECTURES[self.architecture]
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -81,26 +117,23 @@ class ModelConfig:
         a feature that this model doesn't have (sliding windows, attention
         bias, another activation, an unknown rope type).
     """
-    names = fields.get("architectures") or [fields.get("model_type")]
-    if ARCHITECTURE not in names and fields.get("model_type") != "qwen3":
-      raise UserError(
-        f"config.json: architecture {names} is not supported; use a dense"
-        f" {ARCHITECTURE} checkpoint"
-      )
+    architecture = _architecture(fields)
+    family = ARCHITECTURES[architecture]
     if fields.get("use_sliding_window"):
       raise UserError(
         "config.json: use_sliding_window=true is not supported; use a"
         " checkpoint with full attention"
       )
-    if fields.get("attention_bias"):
-      raise UserError(
-        "config.json: attention_bias=true is not Qwen3's layout; use a dense"
-        " Qwen3 checkpoint"
-      )
+    for name in ("attention_bias", "mlp_bias"):
+      if fields.get(name):
+        raise UserError(
+          f"config.json: {name}=true is not {architecture}'s usual layout;"
+          " use a checkpoint without it"
+        )
     if fields.get("hidden_act", "silu") != "silu":
       raise UserError(
         f"config.json: hidden_act={fields['hidden_act']!r} is not supported;"
-        " Qwen3 uses 'silu'"
+        " use a checkpoint with 'silu'"
       )
 
     def size(name: str, default: int | None = None) -> int:
@@ -116,8 +149,9 @@ class ModelConfig:
 
     theta, scaling = _rope(fields)
     width, heads = size("hidden_size"), size("num_attention_heads")
-    # transformers takes 128 where the field is absent, as Qwen3 has it.
-    head_dim = size("head_dim", width // heads if "head_dim" in fields else 128)
+    # Absent it is the family's own; there and null, what the widths give.
+    absent = None if "head_dim" in fields else family.head_dim
+    head_dim = size("head_dim", absent or width // heads)
     return cls(
       vocab_size=size("vocab_size"),
       hidden_size=width,
@@ -126,18 +160,31 @@ class ModelConfig:
       num_heads=heads,
       num_kv_heads=size("num_key_value_heads", heads),
       head_dim=head_dim,
-      max_positions=size("max_position_embeddings", 32_768),
+      max_positions=size("max_position_embeddings", family.max_positions),
       rope_theta=theta,
       rope_scaling=scaling,
       norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
       tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+      architecture=architecture,
     )
 
   def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
     """The fields of a `config.json` that transformers and vLLM read."""
+    llama = self.family.model_type == "llama"
+    own = (
+      {"attention_bias": False, "mlp_bias": False}
+      if llama
+      else {
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": self.num_layers,
+      }
+    )
+    if self.family.qk_norm:
+      own["attention_bias"] = False
     return {
-      "architectures": [ARCHITECTURE],
-      "model_type": "qwen3",
+      "architectures": [self.architecture],
+      "model_type": self.family.model_type,
       "vocab_size": self.vocab_size,
       "hidden_size": self.hidden_size,
       "intermediate_size": self.intermediate_size,
@@ -151,28 +198,45 @@ class ModelConfig:
       "rms_norm_eps": self.norm_eps,
       "tie_word_embeddings": self.tie_embeddings,
       "hidden_act": "silu",
-      "attention_bias": False,
       "attention_dropout": 0.0,
-      "use_sliding_window": False,
-      "sliding_window": None,
-      "max_window_layers": self.num_layers,
       "initializer_range": 0.02,
       "use_cache": True,
       "torch_dtype": dtype,
-    }
+    } | own
 
   def num_parameters(self) -> int:
     """Parameters of the base model, a tied head counted once."""
     attention = self.hidden_size * self.head_dim * 2
     attention *= self.num_heads + self.num_kv_heads
     mlp = 3 * self.hidden_size * self.intermediate_size
-    norms = 2 * self.hidden_size + 2 * self.head_dim
+    if self.family.qkv_bias:
+      attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+    norms = 2 * self.hidden_size
+    if self.family.qk_norm:
+      norms += 2 * self.head_dim
     heads = 1 if self.tie_embeddings else 2
     return (
       self.num_layers * (attention + mlp + norms)
       + heads * self.vocab_size * self.hidden_size
       + self.hidden_size
     )
+
+
+def _architecture(fields: dict[str, Any]) -> str:
+  """The name of the architecture, by what the file calls itself.
+
+  Raises:
+    UserError: it is none of ours.
+  """
+  names = fields.get("architectures") or []
+  for name, family in ARCHITECTURES.items():
+    if name in names or (not names and fields.get("model_type") == family[0]):
+      return name
+  told = ", ".join(names) or fields.get("model_type")
+  raise UserError(
+    f"config.json: architecture {told} is not supported; use a dense checkpoint"
+    f" of {', '.join(ARCHITECTURES)}"
+  )
 
 
 def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
@@ -196,11 +260,13 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
     )
   if rope_type == "default":
     return float(theta), ()
-  if not isinstance(scaling.get("factor"), int | float):
-    raise UserError(
-      f"config.json: rope scaling of type {rope_type!r} needs a number"
-      " 'factor'; add it"
-    )
+  needed = _ROPE_FIELDS[rope_type] if rope_type == "llama3" else {"factor"}
+  for name in sorted(needed):
+    if not isinstance(scaling.get(name), int | float):
+      raise UserError(
+        f"config.json: rope scaling of type {rope_type!r} needs a number"
+        f" {name!r}; add it"
+      )
   return float(theta), tuple(sorted(scaling.items()))
 
 
@@ -223,6 +289,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
   factor = float(scaling["factor"])
   if rope_type == "linear":
     return [f / factor for f in plain], 1.0
+  if rope_type == "llama3":
+    return [_llama3(f, scaling) for f in plain], 1.0
   trained = scaling.get(_TRAINED) or config.max_positions
 
   def channel(rotations: float) -> float:
@@ -244,3 +312,15 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
   if attention is None:
     attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
   return frequencies, float(attention)
+
+
+def _llama3(frequency: float, scaling: dict[str, Any]) -> float:
+  """A frequency as Llama 3.1 scales it: slow ones by the factor, fast ones not.
+
+  In between, by how often the channel turns over the trained context, the two
+  are mixed linearly.
+  """
+  turns = scaling[_TRAINED] * frequency / (2 * math.pi)
+  low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+  share = min(max((turns - low) / (high - low), 0.0), 1.0)
+  return frequency * (share + (1 - share) / scaling["factor"])

@@ -30,11 +30,13 @@ class Kernel(NamedTuple):
 
   Attributes:
     weight_OI: their kernels.
+    bias_O: their biases, None for none.
     a_RI: their adapters' first factors, None for no adapters.
     b_OR: the second ones, scaled, each beside the rows of its own.
   """
 
   weight_OI: jax.Array
+  bias_O: jax.Array | None
   a_RI: jax.Array | None
   b_OR: jax.Array | None
 
@@ -42,16 +44,19 @@ class Kernel(NamedTuple):
   def of(cls, linears: Sequence[Linear], layer: int) -> "Kernel":
     """One layer of stacked linears."""
     weights = [linear.kernel[...][layer].T for linear in linears]
+    biases = [x.bias[...][layer] for x in linears if x.bias is not None]
+    bias = jnp.concatenate(biases) if biases else None
     a, b = [], []
     for linear in linears:
       if linear.lora_a is None or linear.lora_b is None:
-        return cls(jnp.concatenate(weights), None, None)
+        return cls(jnp.concatenate(weights), bias, None, None)
       assert linear.lora_config is not None
       a.append(linear.lora_a[...][layer].T)
       b.append(linear.lora_config.scale * linear.lora_b[...][layer].T)
     dtype = weights[0].dtype
     return cls(
       jnp.concatenate(weights),
+      bias,
       jnp.concatenate(a).astype(dtype),
       jax.scipy.linalg.block_diag(*b).astype(dtype),
     )
@@ -59,6 +64,8 @@ class Kernel(NamedTuple):
   def __call__(self, x_IB: jax.Array) -> jax.Array:
     """Applies them, `[O, B]`."""
     y_OB = self.weight_OI @ x_IB
+    if self.bias_O is not None:
+      y_OB += self.bias_O[:, None]
     if self.a_RI is None or self.b_OR is None:
       return y_OB
     return y_OB + self.b_OR @ (self.a_RI @ x_IB)
@@ -69,7 +76,8 @@ class Layer(NamedTuple):
 
   Attributes:
     input_norm_D: before the attention.
-    heads_norm_XH: of the query heads and then of the key heads.
+    heads_norm_XH: of the query heads and then of the key heads; None where
+      heads aren't normed.
     post_norm_D: before the SwiGLU.
     qkv: queries, keys and values.
     o: the attention's output.
@@ -78,7 +86,7 @@ class Layer(NamedTuple):
   """
 
   input_norm_D: jax.Array
-  heads_norm_XH: jax.Array
+  heads_norm_XH: jax.Array | None
   post_norm_D: jax.Array
   qkv: Kernel
   o: Kernel
@@ -114,10 +122,11 @@ class Decoder(NamedTuple):
           (attention.q_norm, c.num_heads),
           (attention.k_norm, c.num_kv_heads),
         )
+        if norm is not None
       ]
       return Layer(
         stack.input_norm.scale[...][i],
-        jnp.concatenate(heads),
+        jnp.concatenate(heads) if heads else None,
         stack.post_norm.scale[...][i],
         Kernel.of([attention.q, attention.k, attention.v], i),
         Kernel.of([attention.o], i),
@@ -166,7 +175,9 @@ class Decoder(NamedTuple):
     for layer, key_BKHS, value_BKSH in zip(self.layers, *cache, strict=True):
       qkv_OB = layer.qkv(_norm(x_DB, layer.input_norm_D, eps))
       qkv_XHB = qkv_OB.reshape(-1, c.head_dim, B)
-      qk_XHB = _norm(qkv_XHB[:heads], layer.heads_norm_XH, eps)
+      qk_XHB = qkv_XHB[:heads]
+      if layer.heads_norm_XH is not None:
+        qk_XHB = _norm(qk_XHB, layer.heads_norm_XH, eps)
       qk_BXH = _rotate(qk_XHB, cos_HB, sin_HB).transpose(2, 0, 1)
       v_BKH = qkv_XHB[heads:].transpose(2, 0, 1)
       key_BKHS = key_BKHS.at[row, :, :, position_B].set(

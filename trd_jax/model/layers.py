@@ -1,4 +1,4 @@
-"""The parts of a Qwen3 block.
+"""The parts of a block.
 
 Shape key: B rows, T tokens, D residual width, N query heads, K key heads,
 H head width, F inner width of the SwiGLU, L layers.
@@ -54,7 +54,7 @@ def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 class Attention(nnx.Module):
-  """Grouped-query attention with a norm on each query and key head."""
+  """Grouped-query attention; in Qwen3 each query and key head is normed."""
 
   def __init__(
     self,
@@ -68,12 +68,16 @@ class Attention(nnx.Module):
     D, H = config.hidden_size, config.head_dim
     queries, keys = config.num_heads * H, config.num_kv_heads * H
     make = {"lora": lora, "dtype": dtype, "rngs": rngs}
-    self.q = Linear(D, queries, ("embed", "heads"), **make)
-    self.k = Linear(D, keys, ("embed", "kv_heads"), **make)
-    self.v = Linear(D, keys, ("embed", "kv_heads"), **make)
+    bias = config.family.qkv_bias
+    self.q = Linear(D, queries, ("embed", "heads"), bias=bias, **make)
+    self.k = Linear(D, keys, ("embed", "kv_heads"), bias=bias, **make)
+    self.v = Linear(D, keys, ("embed", "kv_heads"), bias=bias, **make)
     self.o = Linear(queries, D, ("heads", "embed"), **make)
-    self.q_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
-    self.k_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
+    if config.family.qk_norm:
+      self.q_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
+      self.k_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
+    else:
+      self.q_norm = self.k_norm = None
 
   def project(self, x_BTD, table, keys=(None, None, None)):
     """Rotated queries `[B, T, N, H]`, rotated keys and values `[B,T,K,H]`."""
@@ -82,7 +86,9 @@ class Attention(nnx.Module):
     q = self.q(x_BTD, keys[0]).reshape(B, T, c.num_heads, c.head_dim)
     k = self.k(x_BTD, keys[1]).reshape(B, T, c.num_kv_heads, c.head_dim)
     v = self.v(x_BTD, keys[2]).reshape(B, T, c.num_kv_heads, c.head_dim)
-    return rotate(self.q_norm(q), table), rotate(self.k_norm(k), table), v
+    if self.q_norm is not None and self.k_norm is not None:
+      q, k = self.q_norm(q), self.k_norm(k)
+    return rotate(q, table), rotate(k, table), v
 
   def output(self, mixed_BTNH, key=None):
     """Projects the heads' outputs back to the residual width."""

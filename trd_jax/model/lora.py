@@ -28,12 +28,12 @@ class LoraConfig:
 
 
 class Linear(nnx.Module):
-  """A bias-free linear layer, with an adapter beside it where asked for.
+  """A linear layer, with an adapter beside it where asked for.
 
-  Computes `x W + (alpha / r) dropout(x) A B`. The kernel is frozen in `dtype`;
-  A and B are float32 `nnx.LoRAParam`s, so that a step of 5e-6 isn't lost, and
-  are cast to the input's dtype where they are used. A starts uniform in
-  +-1/sqrt(in) and B at zero: the adapter begins as no change.
+  Computes `x W + b + (alpha / r) dropout(x) A B`. Kernel and bias are frozen in
+  `dtype`; A and B are float32 `nnx.LoRAParam`s, so that a step of 5e-6 isn't
+  lost, and are cast to the input's dtype where they are used. A starts uniform
+  in +-1/sqrt(in) and B at zero: the adapter begins as no change.
 
   Args:
     in_size: channels in.
@@ -42,6 +42,7 @@ class Linear(nnx.Module):
     lora: the adapter's size, or None for no adapter.
     dtype: dtype of the kernel.
     rngs: source of the initial values.
+    bias: whether there is a bias, which begins at zero.
   """
 
   def __init__(
@@ -53,6 +54,7 @@ class Linear(nnx.Module):
     lora: LoraConfig | None,
     dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
+    bias: bool = False,
   ):
     self.lora_config = lora
     std = in_size**-0.5
@@ -60,6 +62,10 @@ class Linear(nnx.Module):
       rngs.params(), -3, 3, (in_size, out_size)
     )
     self.kernel = nnx.Param(kernel.astype(dtype), axes=axes)
+    if bias:
+      self.bias = nnx.Param(jnp.zeros((out_size,), dtype), axes=(axes[1],))
+    else:
+      self.bias = None
     if lora is None:
       self.lora_a = self.lora_b = None
     else:
@@ -78,6 +84,8 @@ class Linear(nnx.Module):
   ) -> jax.Array:
     """Applies the layer to `x[..., in]`; dropout only where a key is given."""
     y = x @ self.kernel[...]
+    if self.bias is not None:
+      y += self.bias[...]
     if self.lora_a is None or self.lora_b is None or self.lora_config is None:
       return y
     z = x

@@ -1,5 +1,8 @@
 """Qwen3 as a Flax NNX module: a typed container around plain JAX transforms.
 
+Its near relatives (`config.ARCHITECTURES`) are the same module with a bias more
+or a norm less.
+
 Shape key: B rows, T tokens, S cache length, D residual width, V vocabulary,
 L layers, K key heads, H head width.
 """
