@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from small_models import LORA, SMALL, forward, model, packed
 
+from trd_jax.model.config import ARCHITECTURES
 from trd_jax.model.decoding import Decoder
 from trd_jax.model.lora import Linear, LoraConfig
 from trd_jax.model.qwen3 import KVCache, Qwen3, logits
@@ -108,8 +109,11 @@ def test_an_unknown_remat_policy_is_refused():
     model()(*_row((4,), 4), remat="some")
 
 
-def test_prefill_then_decode_equals_the_full_forward():
-  made = model(lora=LORA)
+@pytest.mark.parametrize("lora", [LORA, None])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prefill_then_decode_equals_the_full_forward(architecture, lora):
+  config = dataclasses.replace(SMALL, architecture=architecture)
+  made = model(config, lora=lora)
   generator = np.random.default_rng(0)
   tokens = jnp.asarray(generator.integers(0, SMALL.vocab_size, (3, 12)))
   position = np.broadcast_to(np.arange(12), (3, 12))
@@ -251,9 +255,12 @@ def test_logits_of_bfloat16_are_accumulated_in_float32():
   np.testing.assert_allclose(got, exact, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_number_of_parameters_is_that_of_the_tree(tied):
-  config = dataclasses.replace(SMALL, tie_embeddings=tied)
+def test_the_number_of_parameters_is_that_of_the_tree(tied, architecture):
+  config = dataclasses.replace(
+    SMALL, tie_embeddings=tied, architecture=architecture
+  )
   made = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
   sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(made))]
   assert config.num_parameters() == sum(sizes)
