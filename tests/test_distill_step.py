@@ -87,6 +87,9 @@ LAYOUTS = {
   ),
   "data 8": ("opsd", (8, 1, 1), {"rows_per_device": 2, "pack_tokens": 32}),
   "data 2, fsdp 2, tensor 2": ("opsd", (2, 2, 2), {"pack_tokens": 64}),
+  "data 2, tensor 4": ("opd", (2, 1, 4), {"pack_tokens": 64}),
+  # 64 ids don't divide by 3: every device has the whole vocabulary.
+  "tensor 3": ("opd", (1, 1, 3), {"pack_tokens": 64}),
 }
 
 

@@ -9,7 +9,13 @@ import pytest
 from divergence_reference import error, reference
 from jax.sharding import PartitionSpec as P
 
-from trd_jax.divergence import KINDS, Divergence, TokenStats, token_stats
+from trd_jax.divergence import (
+  KINDS,
+  Divergence,
+  TokenStats,
+  automatic_chunk,
+  token_stats,
+)
 
 FULL_VOCABULARY = 151_936
 # No power of two, so that weighing a bfloat16 gradient rounds it.
@@ -125,6 +131,41 @@ def test_chunk_size_does_not_matter(chunk_tokens):
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(gradient, same, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("width", "vocab", "dtype", "rows"),
+  [
+    (4096, 151_936, jnp.bfloat16, 1024),
+    (5120, 151_936, jnp.bfloat16, 768),
+    # Narrower: the blocks of logits would be too large.
+    (1024, 151_936, jnp.bfloat16, 1408),
+    (1024, 151_936, jnp.float32, 1664),
+    # Split over 8.
+    (1024, 18_992, jnp.bfloat16, 4096),
+    (2**20, 2**30, jnp.float32, 128),
+  ],
+)
+def test_an_automatic_chunk_fills_the_device(width, vocab, dtype, rows):
+  for platform in "gpu", "tpu":
+    assert automatic_chunk(width, vocab, dtype, platform) == rows
+  assert automatic_chunk(width, vocab, dtype, "cpu") == 512
+
+
+def test_without_a_chunk_size_the_automatic_one_is_walked():
+  inputs = make_inputs(520, 3, widths=(2, 2))
+
+  def heights(chunk_tokens):
+    spec = Divergence(chunk_tokens=chunk_tokens, diagnostics=False)
+    jaxpr = jax.make_jaxpr(lambda h: token_stats(h, *inputs[1:], spec))
+    scans = [
+      e for e in equations(jaxpr(inputs[0]).jaxpr) if e.primitive.name == "scan"
+    ]
+    return [e.params["length"] for e in scans]
+
+  # The tests run on CPUs.
+  assert heights(None) == heights(512) == [2]
+  assert heights(520) == [1]
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl_topk"])
@@ -254,6 +295,23 @@ def test_products_with_the_head_are_two_or_three_a_chunk(kind, diagnostics):
   # On top-K rows both products with the student's head are small ones.
   small = kind == "reverse_kl_topk"
   assert counts == ([1 + diagnostics] * 2 if small else [2, 3])
+
+
+def test_top_k_makes_the_students_logits_for_diagnostics_only():
+  def widths(diagnostics):
+    """Of the hidden states that meet all ids, in value and gradient."""
+    return [
+      {
+        e.invars[0].aval.shape[1]
+        for e in equations(jaxpr)
+        if e.primitive.name == "dot_general"
+        and e.outvars[0].aval.shape[-1] == 300
+      }
+      for jaxpr in programs("reverse_kl_topk", diagnostics)
+    ]
+
+  assert widths(True) == [{24, 16}] * 2
+  assert widths(False) == [{16}] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

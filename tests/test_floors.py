@@ -54,6 +54,7 @@ LEARNING = {
   "packing",
   "preflight",
   "random_model",
+  "row_divergence",
   "row_statistics",
   "tensor_files",
   "top_tokens",

@@ -30,7 +30,7 @@ from trd_jax.packing import StudentPack, TeacherPack
 # A tree of arrays: nested dicts, named tuples.
 Tree = Any
 # (student_hidden_ND, teacher_hidden_ND, student_head_VD, teacher_head_VD,
-# slots_N) -> loss and name -> (numerator, denominator).
+# slots_N, vocab_axis) -> loss and name -> (numerator, denominator).
 SlotLoss = Callable[..., tuple[jax.Array, dict[str, tuple[Any, Any]]]]
 
 _GROUPS = P(sharding.RULES["batch"])
@@ -186,10 +186,8 @@ def learn(
         remat=setup.remat,
         dropout_key=key if setup.dropout else None,
       )
-      score_each = setup.on_each_group(
-        functools.partial(score, setup.loss), (True, True, True, False, False)
-      )
-      loss_G, metrics = score_each(
+      loss_G, metrics = score_groups(
+        setup,
         _groups(hidden, pack),
         buffer_GCD,
         pack.slots,
@@ -209,8 +207,41 @@ def _row(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: x[None], tree)
 
 
+def score_groups(
+  setup, hidden_GBSD, buffer_GCD, slots_GBR, student_head_VD, teacher_head_VD
+):
+  """`score` of each group: loss `[G]` and metrics `[G, 2]`.
+
+  A vocabulary that is split over devices stays so: each scores its slots with
+  its own part of the heads. One that doesn't divide is scored whole by all.
+  """
+  args = hidden_GBSD, buffer_GCD, slots_GBR, student_head_VD, teacher_head_VD
+  if setup.replicated:
+    return score(setup.loss, *args)
+  size = student_head_VD.shape[0]
+  (axis,) = sharding.partition((size,), ("vocab",), setup.mesh)
+  if axis and setup.mesh.shape[axis] == 1:
+    axis = None
+  head = P(axis)
+  # Checked, because then results known to be the same along an axis get their
+  # cotangents as they are, with no further all-reduce of hidden states' ones.
+  score_each = jax.shard_map(
+    functools.partial(score, setup.loss, vocab_axis=axis),
+    mesh=setup.mesh,
+    in_specs=(_GROUPS, _GROUPS, _GROUPS, head, head),
+    out_specs=_GROUPS,
+  )
+  return score_each(*args)
+
+
 def score(
-  loss, hidden_GBSD, buffer_GCD, slots_GBR, student_head_VD, teacher_head_VD
+  loss,
+  hidden_GBSD,
+  buffer_GCD,
+  slots_GBR,
+  student_head_VD,
+  teacher_head_VD,
+  vocab_axis=None,
 ):
   """Loss `[1]` and metrics `[1, 2]` of the one group that is here."""
   index_BR = slots_GBR.index[0]
@@ -222,6 +253,7 @@ def score(
     student_head_VD,
     teacher_head_VD,
     slots_N,
+    vocab_axis=vocab_axis,
   )
   metrics["loss"] = value, slots_N.weight.sum()
   pairs = {

@@ -23,14 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from trd_jax.row_statistics import (
-  logits,
-  precision,
-  pull_back,
-  read_rows,
-  reduce_rows,
-  top_k,
-)
+from trd_jax import row_divergence
+from trd_jax.row_statistics import Part, logits, pull_back, read_rows
 
 KINDS = (
   "forward_kl",
@@ -53,7 +47,8 @@ class Divergence:
       (never in the diagnostics); its value and gradient carry no T² factor.
     beta: the teacher's share of the `jsd` mixture, 0 < beta < 1.
     top_k: size of the teacher's support for `reverse_kl_topk`.
-    chunk_tokens: the most rows whose logits exist at one time.
+    chunk_tokens: the most rows whose logits exist at one time; None for
+      `automatic_chunk` of the inputs and JAX's default backend.
     diagnostics: also measure top-16 masses and, for `reverse_kl_topk`, what
       needs the student's full logits.
 
@@ -65,7 +60,7 @@ class Divergence:
   temperature: float = 1.0
   beta: float = 0.5
   top_k: int = 32
-  chunk_tokens: int = 512
+  chunk_tokens: int | None = 512
   diagnostics: bool = True
 
   def __post_init__(self):
@@ -78,8 +73,37 @@ class Divergence:
         f"jsd needs 0 < beta < 1, not {self.beta}: at the ends it vanishes; "
         "forward_kl and reverse_kl are its limits after rescaling"
       )
-    if self.top_k < 1 or self.chunk_tokens < 1:
+    automatic = self.chunk_tokens is None
+    if self.top_k < 1 or not (automatic or self.chunk_tokens >= 1):
       raise ValueError("top_k and chunk_tokens must be at least 1")
+
+
+def automatic_chunk(
+  width: int, vocab: int, dtype: jnp.dtype, platform: str
+) -> int:
+  """How many rows to walk at once where `chunk_tokens` is None.
+
+  On accelerators the third product decides: its result has rows · width
+  entries however wide the vocabulary is, and below about 2²² of them there are
+  too few tiles to fill a device. So there are 2²² / width rows, but no more
+  than keep a chunk's blocks within 2 GiB: the float32 logits of both sides and
+  the slope rounded to `dtype`. On CPUs a chunk has 512 rows.
+
+  Args:
+    width: of the student's hidden states.
+    vocab: head rows on the device.
+    dtype: the heads'.
+    platform: as `jax.default_backend()` names it.
+
+  Returns:
+    A multiple of 128, at least 128.
+  """
+  if platform == "cpu":
+    return 512
+  rounded = jnp.dtype(dtype).itemsize
+  row = vocab * (4 + 4 + (rounded if rounded < 4 else 0))
+  rows = min(2**22 // width, 2**31 // row)
+  return max(128, rows // 128 * 128)
 
 
 class TokenStats(NamedTuple):
@@ -118,6 +142,8 @@ def token_stats(
   labels_R: jax.Array,
   onset_ids_E: jax.Array,
   spec: Divergence,
+  *,
+  vocab_axis: str | None = None,
 ) -> TokenStats:
   """Scores every response slot: a divergence (C.8) and its diagnostics (C.5).
 
@@ -139,9 +165,15 @@ def token_stats(
 
   The gradient reaches `student_hidden_RD` only. Both heads and the teacher
   are frozen **by definition**: their cotangents are symbolic zeros, also
-  when a caller asks for them. Rows are independent, so slots may be split
-  over devices under `jax.shard_map` with replicated heads. Not forward-mode
-  or twice differentiable.
+  when a caller asks for them. Not forward-mode or twice differentiable.
+
+  Under `jax.shard_map` rows are independent, so slots may be split over one
+  mesh axis, and the vocabulary over another: with `vocab_axis` each device
+  along it brings the same slots, the V ids that follow one another in its own
+  part of both heads, and no more. Row statistics and the gradient meet in
+  all-reduces; results, the gradient included, are whole and the same on all of
+  them (invariant along the axis, where `check_vma` looks). Memory for logits
+  and the work of the products shrink by the number of parts.
 
   Args:
     student_hidden_RD: float32 or bfloat16, after the final norm. Products
@@ -152,10 +184,12 @@ def token_stats(
     teacher_hidden_RD: same rows; its width may differ.
     student_head_VD: same dtype as the student's hidden states.
     teacher_head_VD: same dtype as the teacher's hidden states.
-    labels_R: int32 response token ids in [0, V); padding slots hold any
-      valid id.
-    onset_ids_E: int32, distinct ids in [0, V); may be empty.
+    labels_R: int32 response token ids of the whole vocabulary; padding slots
+      hold any valid id.
+    onset_ids_E: int32, distinct ids of the whole vocabulary; may be empty.
     spec: what to compute.
+    vocab_axis: the mesh axis along which both heads are split, in the order
+      of their ids and evenly; None where they are whole.
 
   Returns:
     `TokenStats` of float32 [R].
@@ -172,7 +206,7 @@ def token_stats(
     labels_R,
   )
   _check(*inputs)
-  return _token_stats(spec, *inputs, onset_ids_E)
+  return _token_stats(spec, vocab_axis, *inputs, onset_ids_E)
 
 
 def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
@@ -201,17 +235,17 @@ def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_stats(spec, *inputs):
-  return _over_chunks(spec, False, *inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_stats(spec, vocab_axis, *inputs):
+  return _over_chunks(spec, vocab_axis, False, *inputs)[0]
 
 
-def _token_stats_fwd(spec, *inputs):
-  return _over_chunks(spec, True, *inputs)
+def _token_stats_fwd(spec, vocab_axis, *inputs):
+  return _over_chunks(spec, vocab_axis, True, *inputs)
 
 
-def _token_stats_bwd(spec, slope_RD, cotangent):
-  del spec
+def _token_stats_bwd(spec, vocab_axis, slope_RD, cotangent):
+  del spec, vocab_axis
   ct_R = cotangent.divergence
   grad_RD = ct_R[:, None] * slope_RD.astype(jnp.float32)
   return grad_RD.astype(slope_RD.dtype), None, None, None, None, None
@@ -222,6 +256,7 @@ _token_stats.defvjp(_token_stats_fwd, _token_stats_bwd)
 
 def _over_chunks(
   spec,
+  vocab_axis,
   want_slope,
   student_hidden_RD,
   teacher_hidden_RD,
@@ -231,8 +266,12 @@ def _over_chunks(
   onset_ids_E,
 ):
   """Runs `_chunk` over equal chunks: (TokenStats, slope_RD or None)."""
-  rows = labels_R.shape[0]
-  chunks = max(1, -(-rows // spec.chunk_tokens))
+  rows, (vocab, width) = labels_R.shape[0], student_head_VD.shape
+  part = Part(vocab, vocab_axis)
+  chunk_tokens = spec.chunk_tokens or automatic_chunk(
+    width, vocab, student_head_VD.dtype, jax.default_backend()
+  )
+  chunks = max(1, -(-rows // chunk_tokens))
   # Equal heights: 513 rows are two chunks of 257, not 512 and 511 of padding.
   height = max(1, -(-rows // chunks))
 
@@ -244,6 +283,7 @@ def _over_chunks(
     student_hidden_CD, teacher_hidden_CD, labels_C = chunk
     return carry, _chunk(
       spec,
+      part,
       want_slope,
       student_hidden_CD,
       teacher_hidden_CD,
@@ -262,6 +302,7 @@ def _over_chunks(
 
 def _chunk(
   spec,
+  part,
   want_slope,
   student_hidden_CD,
   teacher_hidden_CD,
@@ -270,10 +311,7 @@ def _chunk(
   labels_C,
   onset_ids_E,
 ):
-  """One chunk: (TokenStats, slope_CD or None).
-
-  `slope` is the derivative of the divergence; it meets 1/T at the very end.
-  """
+  """One chunk: (TokenStats, slope_CD or None)."""
   top = spec.kind == "reverse_kl_topk"
   student_CV = None
   if spec.diagnostics or not top:
@@ -282,25 +320,35 @@ def _chunk(
   q, p, divergence_C = read_rows(
     student_CV,
     teacher_CV,
+    part,
     temperature=spec.temperature,
-    cross={"forward_kl": "teacher", "reverse_kl": "student"}.get(spec.kind),
+    cross=row_divergence.CROSS.get(spec.kind),
   )
   slope_CD = None
   if top:
-    divergence_C, slope_CD = _top_k_reverse_kl(
-      spec, student_hidden_CD, student_head_VD, teacher_CV, want_slope
+    divergence_C, slope_CD = row_divergence.top_k_reverse_kl(
+      spec.top_k,
+      student_hidden_CD,
+      student_head_VD,
+      p,
+      spec.temperature,
+      want_slope,
     )
   else:
-    divergence_C, slope_CV = _FULL[spec.kind](
-      spec, q, p, divergence_C, labels_C, want_slope
+    divergence_C, slope_CV = row_divergence.FULL[spec.kind](
+      q, p, divergence_C, labels_C, spec.temperature, spec.beta, want_slope
     )
     if slope_CV is not None:
       slope_CD = pull_back(slope_CV, student_head_VD)
       if spec.kind == "sampled_reverse_kl":
         # The one-hot part of d log q(label): a row of the head, no scatter.
-        slope_CD += student_head_VD[labels_C].astype(jnp.float32)
+        place_C, here_C = part.find(labels_C)
+        row_CD = student_head_VD[place_C].astype(jnp.float32)
+        slope_CD += jnp.where(here_C[:, None], row_CD, 0)
   if slope_CD is not None:
-    slope_CD = (slope_CD / spec.temperature).astype(student_hidden_CD.dtype)
+    # Summed before it is rounded to the hidden states' dtype.
+    slope_CD = part.total(slope_CD) / spec.temperature
+    slope_CD = slope_CD.astype(student_hidden_CD.dtype)
 
   more = spec.diagnostics
   stats = TokenStats(
@@ -314,85 +362,3 @@ def _chunk(
     teacher_top16_mass=p.top_mass(_TOP_MASS) if more else None,
   )
   return stats, slope_CD
-
-
-# Each: (divergence_C, its slope on student logits / T as [C, V] or None), from
-# both sides and from the KL that the row sums gave, if they gave one.
-
-
-def _forward_kl(spec, q, p, kl_C, labels_C, want_slope):
-  del labels_C
-  slope_CV = None
-  if want_slope:
-    log_q_CV, log_p_CV = (x.log_probs(spec.temperature) for x in (q, p))
-    slope_CV = jnp.exp(log_q_CV) - jnp.exp(log_p_CV)
-  # Rounding can push a vanishing divergence below zero.
-  return jnp.maximum(kl_C, 0), slope_CV
-
-
-def _reverse_kl(spec, q, p, kl_C, labels_C, want_slope):
-  del labels_C
-  slope_CV = None
-  if want_slope:
-    log_q_CV, log_p_CV = (x.log_probs(spec.temperature) for x in (q, p))
-    slope_CV = jnp.exp(log_q_CV) * (log_q_CV - log_p_CV - kl_C[:, None])
-  return jnp.maximum(kl_C, 0), slope_CV
-
-
-def _jsd(spec, q, p, kl_C, labels_C, want_slope):
-  del kl_C, labels_C
-  beta = spec.beta
-  log_q_CV, log_p_CV = (x.log_probs(spec.temperature) for x in (q, p))
-  # Past e^80 a ratio is as good as infinite: clipped, neither it nor its
-  # inverse overflows, and the probability that multiplies it is below e^-80.
-  ratio_CV = jnp.clip(log_p_CV - log_q_CV, -80, 80)
-  mix_CV = jnp.log((1 - beta) + beta * jnp.exp(ratio_CV))  # log m/q
-  q_CV, p_CV = jnp.exp(log_q_CV), jnp.exp(log_p_CV)
-  student_C, teacher_C = reduce_rows(
-    lax.add, 0.0, (-q_CV * mix_CV, p_CV * (ratio_CV - mix_CV))
-  )
-  value_C = beta * teacher_C + (1 - beta) * student_C
-  slope_CV = None
-  if want_slope:
-    slope_CV = (beta - 1) * q_CV * (mix_CV + student_C[:, None])
-  return jnp.maximum(value_C, 0), slope_CV
-
-
-def _sampled_reverse_kl(spec, q, p, kl_C, labels_C, want_slope):
-  del kl_C
-  log_q_C, log_p_C = (x.log_prob(labels_C, spec.temperature) for x in (q, p))
-  slope_CV = None
-  if want_slope:
-    slope_CV = -jnp.exp(q.log_probs(spec.temperature))
-  return log_q_C - log_p_C, slope_CV
-
-
-_FULL = {
-  "forward_kl": _forward_kl,
-  "reverse_kl": _reverse_kl,
-  "jsd": _jsd,
-  "sampled_reverse_kl": _sampled_reverse_kl,
-}
-
-
-def _top_k_reverse_kl(
-  spec, student_hidden_CD, student_head_VD, teacher_CV, want_slope
-):
-  """On the teacher's top-K support: (divergence_C, T · slope_CD or None)."""
-  teacher_CK, ids_CK = top_k(teacher_CV, spec.top_k)
-  rows_CKD = student_head_VD[ids_CK]
-  product = functools.partial(
-    jnp.einsum,
-    precision=precision(rows_CKD.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  student_CK = product("cd,ckd->ck", student_hidden_CD, rows_CKD)
-  log_q_CK = jax.nn.log_softmax(student_CK / spec.temperature)
-  log_p_CK = jax.nn.log_softmax(teacher_CK / spec.temperature)
-  q_CK = jnp.exp(log_q_CK)
-  value_C = (q_CK * (log_q_CK - log_p_CK)).sum(-1)
-  slope_CD = None
-  if want_slope:
-    slope_CK = q_CK * (log_q_CK - log_p_CK - value_C[:, None])
-    slope_CD = product("ck,ckd->cd", slope_CK.astype(rows_CKD.dtype), rows_CKD)
-  return jnp.maximum(value_C, 0), slope_CD

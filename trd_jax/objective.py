@@ -140,11 +140,19 @@ def slot_loss(
 
   Returns:
     `f(student_hidden_RD, teacher_hidden_RD, student_head_VD,
-    teacher_head_VD, slots) -> (loss, sums)`: `token_loss` of `token_stats`.
+    teacher_head_VD, slots, vocab_axis=None) -> (loss, sums)`: `token_loss`
+    of `token_stats`, which says what a `vocab_axis` is.
   """
   onset_ids_E = np.array(onset_ids, np.int32)
 
-  def loss(student_hidden, teacher_hidden, student_head, teacher_head, slots):
+  def loss(
+    student_hidden,
+    teacher_hidden,
+    student_head,
+    teacher_head,
+    slots,
+    vocab_axis=None,
+  ):
     stats = token_stats(
       student_hidden,
       teacher_hidden,
@@ -153,6 +161,7 @@ def slot_loss(
       slots.label,
       jnp.asarray(onset_ids_E),
       objective.divergence,
+      vocab_axis=vocab_axis,
     )
     return token_loss(stats, slots, objective)
 

@@ -1,12 +1,15 @@
 """Exact statistics of very wide rows: normalisers, masses, top entries.
 
-Shape suffixes: C rows, V vocabulary, K top entries, D model width.
+Shape suffixes: C rows, V the ids of the vocabulary that are here, K top
+entries, P parts of a split vocabulary, D model width.
 
 Everything here reads rows of logits that are float32 and as wide as the
 vocabulary, so each function is written to read them once, and to be right at
-a width of 152K.
+a width of 152K. Where the vocabulary is split over devices, each reads its own
+part of the rows, and `Part` puts the findings together.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -107,13 +110,75 @@ def top_k(x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
   return values, jnp.take_along_axis(ids, where, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The part of the vocabulary whose head rows this device holds.
+
+  With an axis, each device along it holds the next `width` ids, and what they
+  find in the same rows meets in all-reduces: few numbers a row, whatever the
+  vocabulary. Without one, the part is the whole.
+
+  Attributes:
+    width: how many ids are here.
+    axis: a mesh axis of the enclosing `jax.shard_map`, or None.
+  """
+
+  width: int
+  axis: str | None = None
+
+  def total(self, x: jax.Array) -> jax.Array:
+    """The sum over all parts."""
+    return lax.psum(x, self.axis) if self.axis else x
+
+  def largest(self, x: jax.Array) -> jax.Array:
+    """The maximum over all parts."""
+    return lax.pmax(x, self.axis) if self.axis else x
+
+  def find(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Ids of the whole vocabulary as positions here, and whether they are.
+
+    Those of another part stand at 0. An id that no part has is "here"
+    everywhere and past the end, so that what is taken there is NaN.
+    """
+    if not self.axis:
+      return ids, jnp.ones(ids.shape, bool)
+    place = ids - lax.axis_index(self.axis) * self.width
+    here = (place >= 0) & (place < self.width)
+    nowhere = (ids < 0) | (ids >= self.width * lax.axis_size(self.axis))
+    return (
+      jnp.where(here, place, jnp.where(nowhere, self.width, 0)),
+      here | nowhere,
+    )
+
+  def top_k(self, x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`top_k` of rows over all parts; the ids are the whole vocabulary's."""
+    values, ids = top_k(x_CV, k)
+    if not self.axis:
+      return values, ids
+    number, parts = lax.axis_index(self.axis), lax.axis_size(self.axis)
+    mine_P1 = (jnp.arange(parts) == number)[:, None]
+
+    def of_all(x_CK):
+      # Each writes its own lines and zeros elsewhere: the sum gathers them by
+      # an all-reduce. The parts stand in the order of their ids, so ties still
+      # go to the lower one.
+      lines_CPK = jnp.where(mine_P1, x_CK[:, None], 0)
+      return self.total(lines_CPK).reshape(len(x_CK), -1)
+
+    values, ids = of_all(values), of_all(ids + number * self.width)
+    values, where = lax.top_k(values, min(k, values.shape[1]))
+    return values, jnp.take_along_axis(ids, where, 1)
+
+
 class Side(NamedTuple):
   """The logits of a student or a teacher, and what their row sums gave.
 
   The logarithms of the normalisers stand relative to the row maximum, so that
-  small differences between large logits stay exact.
+  small differences between large logits stay exact. All but the logits
+  themselves is of the whole vocabulary, and the same for all its parts.
 
   Attributes:
+    part: which ids the logits are of.
     logits_CV: float32.
     max_C: row maxima.
     log_z_C: log Σ exp(logit - max).
@@ -121,6 +186,7 @@ class Side(NamedTuple):
     entropy_C: nats at T = 1; None where not asked for.
   """
 
+  part: Part
   logits_CV: jax.Array
   max_C: jax.Array
   log_z_C: jax.Array
@@ -129,24 +195,28 @@ class Side(NamedTuple):
 
   def at(self, ids_C: jax.Array) -> jax.Array:
     """Logits of one id a row; NaN for an id that isn't there."""
-    return jnp.take_along_axis(self.logits_CV, ids_C[:, None], 1)[:, 0]
+    place_C, here_C = self.part.find(ids_C)
+    found_C = jnp.take_along_axis(self.logits_CV, place_C[:, None], 1)[:, 0]
+    return self.part.total(jnp.where(here_C, found_C, 0))
 
   def nll(self, ids_C: jax.Array) -> jax.Array:
     """-log softmax of one id a row, at T = 1."""
     return self.log_z_C + (self.max_C - self.at(ids_C))
 
-  def mass(self, some_logits_CK: jax.Array) -> jax.Array:
-    """Probability at T = 1 of entries with these logits, together."""
+  def _shares(self, some_logits_CK: jax.Array) -> jax.Array:
+    """Probabilities at T = 1 of entries with these logits."""
     shift_CK = some_logits_CK - self.max_C[:, None]
-    return jnp.exp(shift_CK - self.log_z_C[:, None]).sum(-1)
+    return jnp.exp(shift_CK - self.log_z_C[:, None])
 
-  def mass_on(self, ids: jax.Array) -> jax.Array:
+  def mass_on(self, ids_K: jax.Array) -> jax.Array:
     """Probability at T = 1 of the same distinct ids in every row."""
-    return self.mass(jnp.take(self.logits_CV, ids, axis=1))
+    place_K, here_K = self.part.find(ids_K)
+    share_CK = self._shares(jnp.take(self.logits_CV, place_K, axis=1))
+    return self.part.total(jnp.where(here_K, share_CK, 0).sum(-1))
 
   def top_mass(self, k: int) -> jax.Array:
     """Probability at T = 1 of a row's k likeliest entries."""
-    return self.mass(top_k(self.logits_CV, k)[0])
+    return self._shares(self.part.top_k(self.logits_CV, k)[0]).sum(-1)
 
   def log_prob(self, ids_C: jax.Array, temperature: float) -> jax.Array:
     """log softmax of one id a row, at `temperature`."""
@@ -161,6 +231,7 @@ class Side(NamedTuple):
 def read_rows(
   student_CV: jax.Array | None,
   teacher_CV: jax.Array,
+  part: Part,
   *,
   temperature: float,
   cross: str | None,
@@ -170,6 +241,7 @@ def read_rows(
   Args:
     student_CV: float32 logits, or None where the student has none.
     teacher_CV: float32 logits.
+    part: which ids both are of.
     temperature: T of the divergence.
     cross: 'student', 'teacher' or None: whose probabilities weigh the
       log-ratio own/other in the third result.
@@ -181,7 +253,7 @@ def read_rows(
   both = {"student": student_CV, "teacher": teacher_CV}
   both = {name: x_CV for name, x_CV in both.items() if x_CV is not None}
   maxima = reduce_rows(lax.max, -jnp.inf, tuple(both.values()))
-  maxima = dict(zip(both, maxima, strict=True))
+  maxima = dict(zip(both, part.largest(jnp.stack(maxima)), strict=True))
   tempered = temperature != 1
 
   terms, shifted, weight = {}, {}, {}
@@ -198,7 +270,7 @@ def read_rows(
     other = "teacher" if cross == "student" else "student"
     terms["cross"] = weight[cross] * (shifted[cross] - shifted[other])
   sums = reduce_rows(lax.add, 0.0, tuple(terms.values()))
-  sums = dict(zip(terms, sums, strict=True))
+  sums = dict(zip(terms, part.total(jnp.stack(sums)), strict=True))
 
   sides = {}
   for name, x_CV in both.items():
@@ -207,7 +279,7 @@ def read_rows(
     if name == "student":
       entropy_C = log_z_C - sums["entropy"] / sums[name]
     tempered_C = jnp.log(sums[name, "T"]) if tempered else log_z_C
-    sides[name] = Side(x_CV, maxima[name], log_z_C, tempered_C, entropy_C)
+    sides[name] = Side(part, x_CV, maxima[name], log_z_C, tempered_C, entropy_C)
   divergence_C = None
   if cross:
     own_C = sides[cross].tempered_log_z_C

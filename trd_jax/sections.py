@@ -317,8 +317,11 @@ class Loss:
   temperature: float = key(
     1.0, "of the softmax; not the sampling temperature", above(0)
   )
-  chunk_tokens: int = key(
-    512, "response tokens whose logits exist at once", at_least(1)
+  chunk_tokens: int | None = key(
+    512,
+    "response tokens whose logits exist at once; None: automatic, by widths, "
+    "dtype and platform",
+    at_least(1),
   )
   clip: float | None = key(
     None,

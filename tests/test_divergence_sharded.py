@@ -1,0 +1,110 @@
+"""A split vocabulary gives what a whole one gives, by all-reduces alone."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from divergence_reference import error
+from jax.sharding import PartitionSpec as P
+from test_divergence import COTANGENT, make_inputs
+
+from trd_jax.divergence import KINDS, Divergence, TokenStats, token_stats
+
+# Rows divide by every number of token shards, ids by 8: parts of 150, 75 and,
+# with a lane and a rest, 300 of 600; no two axes have one size.
+ROWS, VOCAB, WIDTHS = 28, 600, (24, 16)
+SPECS = {
+  kind: Divergence(kind=kind, temperature=0.7, beta=0.3, top_k=5)
+  for kind in KINDS
+}
+# Data and tensor.
+MESHES = ((1, 2), (1, 4), (1, 8), (2, 2), (4, 2), (2, 4))
+
+
+def mesh_of(data, tensor):
+  return jax.make_mesh(
+    (data, tensor),
+    ("data", "tensor"),
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=jax.devices()[: data * tensor],
+  )
+
+
+def split_program(spec, mesh):
+  """`f(inputs) -> (stats, gradient)`, slots over data, ids over tensor."""
+  rows, heads = P("data"), P("tensor")
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(rows, rows, heads, heads, rows, P()),
+    out_specs=rows,
+  )
+  def stats(*inputs):
+    return token_stats(*inputs, spec, vocab_axis="tensor")
+
+  def gradient(inputs):
+    def loss(hidden):
+      made = stats(hidden, *inputs[1:])
+      return COTANGENT * made.divergence.sum(), made
+
+    slope, made = jax.grad(loss, has_aux=True)(inputs[0])
+    return made, slope
+
+  return jax.jit(gradient)
+
+
+@functools.cache
+def whole(kind):
+  inputs = make_inputs(ROWS, VOCAB, WIDTHS)
+  spec = SPECS[kind]
+
+  @jax.jit
+  def run(inputs):
+    def loss(hidden):
+      made = token_stats(hidden, *inputs[1:], spec)
+      return COTANGENT * made.divergence.sum(), made
+
+    slope, made = jax.grad(loss, has_aux=True)(inputs[0])
+    return made, slope
+
+  return inputs, *jax.device_get(run(inputs))
+
+
+@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_vocabulary_changes_rounding_only(kind, shape):
+  inputs, stats, slope = whole(kind)
+  made, gradient = split_program(SPECS[kind], mesh_of(*shape))(inputs)
+  for name in TokenStats._fields:
+    np.testing.assert_allclose(
+      getattr(made, name), getattr(stats, name), rtol=3e-6, atol=1e-6
+    )
+  # What the whole one is held to against float64.
+  assert error(gradient, slope) < 3e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 4)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_meet_in_all_reduces_and_no_head_is_whole(kind, shape):
+  inputs = whole(kind)[0]
+  mesh = mesh_of(*shape)
+
+  def place(x, spec):
+    return jax.device_put(x, jax.NamedSharding(mesh, spec))
+
+  rows, heads = P("data"), P("tensor")
+  specs = rows, rows, heads, heads, rows, P()
+  inputs = tuple(map(place, inputs, specs))
+  text = split_program(SPECS[kind], mesh).lower(inputs).compile().as_text()
+  found = re.findall(
+    r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)"
+    r"(?:-start)?\(",
+    text,
+  )
+  assert set(found) == {"all-reduce"}
+  # Shapes of the compiled program are those of one device.
+  assert re.search(rf"\[{VOCAB // shape[1]},\d", text)
+  assert not re.search(rf"[\[,]{VOCAB}[,\]]", text)
