@@ -12,6 +12,8 @@ import optax
 import pytest
 from distilling import Run
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from trd_jax import distill_step, packing, sharding
 from trd_jax.divergence import Divergence
@@ -203,6 +205,33 @@ def test_replicas_meet_once_an_update():
     out_shardings=(everywhere, rows, everywhere),
   )
   assert collectives(update.lower(run.state, totals)) == {"all-reduce"}
+
+
+def test_a_split_head_is_scored_where_it_lies():
+  run = Run(distilling.sides(), DATA, (2, 1, 4))
+  mesh = run.setup.mesh
+  slots = packing.pack(DATA, run.layout)[0].student[0].slots
+  groups = sharding.batch_sharding(mesh)
+  heads = NamedSharding(mesh, P("tensor"))
+
+  @functools.partial(jax.jit, in_shardings=(*[groups] * 3, heads))
+  def gradient(hidden, buffer, slots, head):
+    def loss(hidden):
+      scored = distill_step.score_groups(
+        run.setup, hidden, buffer, slots, head, head
+      )
+      return scored[0].sum(), scored[1]
+
+    return jax.grad(loss, has_aux=True)(hidden)
+
+  # Lengths that no part of a head has.
+  hidden = np.zeros((2, 1, 48, 32), np.float32)
+  buffer = np.zeros((2, 100, 32), np.float32)
+  lowered = gradient.lower(hidden, buffer, slots, np.zeros((64, 32), "f"))
+  assert collectives(lowered) == {"all-reduce"}
+  text = lowered.compile().as_text()
+  assert "f32[16,32]" in text
+  assert "f32[64,32]" not in text
 
 
 # forward_kl's gradient is compared with the reference's above.

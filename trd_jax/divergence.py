@@ -73,8 +73,8 @@ class Divergence:
         f"jsd needs 0 < beta < 1, not {self.beta}: at the ends it vanishes; "
         "forward_kl and reverse_kl are its limits after rescaling"
       )
-    automatic = self.chunk_tokens is None
-    if self.top_k < 1 or not (automatic or self.chunk_tokens >= 1):
+    chunk_tokens = 1 if self.chunk_tokens is None else self.chunk_tokens
+    if self.top_k < 1 or chunk_tokens < 1:
       raise ValueError("top_k and chunk_tokens must be at least 1")
 
 
