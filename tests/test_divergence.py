@@ -324,7 +324,7 @@ def test_nothing_as_large_as_all_logits_or_a_head_is_made(kind):
         assert 300 not in shape or out.aval.size <= 8 * 300, equation
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 def test_compiled_memory_is_two_blocks_of_logits_at_any_length(kind):
   vocab, chunk = 5120, 32
   block = vocab * chunk * 4

@@ -46,17 +46,32 @@ def _reverse_kl(q, p, kl_C, labels_C, temperature, beta, want_slope):
 
 def _jsd(q, p, kl_C, labels_C, temperature, beta, want_slope):
   del kl_C, labels_C
-  log_q_CV, log_p_CV = (x.log_probs(temperature) for x in (q, p))
-  # Past e^80 a ratio is as good as infinite: clipped, neither it nor its
-  # inverse overflows, and the probability that multiplies it is below e^-80.
-  ratio_CV = jnp.clip(log_p_CV - log_q_CV, -80, 80)
-  mix_CV = jnp.log((1 - beta) + beta * jnp.exp(ratio_CV))  # log m/q
-  q_CV, p_CV = jnp.exp(log_q_CV), jnp.exp(log_p_CV)
+
+  def ratios(q, p):
+    """q, log m/q and log p/q."""
+    log_q_CV, log_p_CV = (x.log_probs(temperature) for x in (q, p))
+    # Past e^80 a ratio is as good as infinite: clipped, neither it nor its
+    # inverse overflows, and the probability that multiplies it is below e^-80.
+    ratio_CV = jnp.clip(log_p_CV - log_q_CV, -80, 80)
+    mix_CV = jnp.log((1 - beta) + beta * jnp.exp(ratio_CV))
+    return jnp.exp(log_q_CV), mix_CV, ratio_CV
+
+  q_CV, mix_CV, ratio_CV = ratios(q, p)
+  p_CV = jnp.exp(p.log_probs(temperature))
   sums = reduce_rows(lax.add, 0.0, (-q_CV * mix_CV, p_CV * (ratio_CV - mix_CV)))
   student_C, teacher_C = q.part.total(jnp.stack(sums))
   value_C = beta * teacher_C + (1 - beta) * student_C
   slope_CV = None
   if want_slope:
+    # Kept apart from the sums' terms, which would otherwise be written to
+    # memory to be read twice: two blocks more.
+    *log_z, student_C = lax.optimization_barrier(
+      (q.tempered_log_z_C, p.tempered_log_z_C, student_C)
+    )
+    q, p = (
+      x._replace(tempered_log_z_C=z) for x, z in zip((q, p), log_z, strict=True)
+    )
+    q_CV, mix_CV, _ = ratios(q, p)
     slope_CV = (beta - 1) * q_CV * (mix_CV + student_C[:, None])
   return jnp.maximum(value_C, 0), slope_CV
 
