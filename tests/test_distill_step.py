@@ -248,6 +248,23 @@ SMALL_PACKS = {
 }
 
 
+SAMPLED = Objective(Divergence(kind="sampled_reverse_kl"), discount=0.8)
+
+
+@pytest.mark.parametrize(
+  "loss", [METHODS["tip"], METHODS["reverse_kl_topk"], SAMPLED]
+)
+def test_weights_supports_and_returns_survive_a_split_vocabulary(loss):
+  both = distilling.sides("opd")
+  alone = Run(both, DATA, loss=loss)
+  split = Run(both, DATA, (2, 1, 4), loss=loss, pack_tokens=64)
+  wanted, metrics = alone.update(DATA), split.update(DATA)
+  assert wanted["grad_norm"] > 0.1
+  assert metrics == pytest.approx(wanted, rel=1e-5)
+  apart = jax.tree.map(np.subtract, split.gradient, alone.gradient)
+  assert optax.tree.norm(apart) < 1e-5 * wanted["grad_norm"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_brings_the_student_to_the_teacher(method):
   data = distilling.samples(4)
