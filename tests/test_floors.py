@@ -59,6 +59,7 @@ LEARNING = {
   "top_tokens",
   "training_set",
   "weights",
+  "work",
 }
 STAGES = {
   "convert",
