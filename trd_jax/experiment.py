@@ -284,7 +284,10 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
         f"{asked} knows no segments, and with train.packing=True a row holds "
         "several samples: set train.packing=False, or train.attention=xla"
       )
-    for side, model in (("student", e.student), ("teacher", e.teacher_model)):
+    sides = {"student": e.student}
+    if e.regime == "opd":
+      sides["teacher"] = e.teacher
+    for side, model in sides.items():
       if model.dtype != "bfloat16":
         yield (
           f"{asked} runs in bfloat16: set {side}.dtype=bfloat16, or "
