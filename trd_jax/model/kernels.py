@@ -47,10 +47,15 @@ def tokamax(
   backend: str = "mosaic",
 ) -> jax.Array:
   """tokamax's Mosaic GPU kernel; named, or it would fall back on its own."""
+  from absl import flags
   from tokamax import (  # pyright: ignore[reportMissingImports]
     dot_product_attention,
   )
 
+  # It looks flags up that absl would read from the whole command line, where
+  # it knows none of ours: its defaults hold.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
   return dot_product_attention(
     query_BTNH,
     key_BTKH,
