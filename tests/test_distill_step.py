@@ -87,6 +87,17 @@ LAYOUTS = {
       "remat": "full",
     },
   ),
+  "one sample a row": (
+    "opd",
+    (2, 1, 1),
+    {
+      "packing": False,
+      "pack_tokens": 12,
+      "teacher_pack_tokens": 12,
+      "rows_per_device": 2,
+      "remat": "attention",
+    },
+  ),
   "data 8": ("opsd", (8, 1, 1), {"rows_per_device": 2, "pack_tokens": 32}),
   "data 2, fsdp 2, tensor 2": ("opsd", (2, 2, 2), {"pack_tokens": 64}),
   "data 2, tensor 4": ("opd", (2, 1, 4), {"pack_tokens": 64}),
@@ -102,6 +113,10 @@ def test_packed_and_sharded_is_padded_and_alone(name, plain):
   if how:
     run = Run(distilling.sides(regime), DATA, mesh_shape, **how)
   packs = packing.pack(DATA, run.layout)
+  if name == "one sample a row":
+    assert len(run.layout.student) > 1
+    rows = [p.rows for m in packs for p in (*m.student, *m.teacher)]
+    assert max(r.segments.max() for r in rows) == 1
   if name == "many packs":
     assert len(packs) > 1
     assert len(run.layout.student) > 1

@@ -71,6 +71,20 @@ def test_json_brings_every_value_back():
       "weighs no token",
     ),
     ({"train": {"pack_tokens": 1}}, "at least 2, or None, not 1"),
+    ({"train": {"attention": "flash"}}, "auto, xla, cudnn, tokamax"),
+    (
+      {"train": {"attention": "cudnn", "packing": True}},
+      "cudnn knows no segments",
+    ),
+    ({"train": {"attention": "tokamax"}}, "set student.dtype=bfloat16"),
+    (
+      {
+        "regime": "opd",
+        "student": {"dtype": "bfloat16"},
+        "train": {"attention": "cudnn"},
+      },
+      "set teacher.dtype=bfloat16",
+    ),
     ({"mesh": {"fsdp": -1}}, "mesh.data, mesh.fsdp"),
     ({"data": {"arithmetic": {"min_steps": 5, "max_steps": 4}}}, "more than"),
     ({"evaluate": {"benchmarks": ("a", "a")}}, "twice"),

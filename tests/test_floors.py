@@ -60,6 +60,7 @@ LEARNING = {
   "top_tokens",
   "training_set",
   "weights",
+  "work",
 }
 STAGES = {
   "convert",

@@ -104,6 +104,43 @@ def test_remat_policies_keep_less_than_none_and_full_keeps_least(trained):
   assert full < dots < none
 
 
+def _exponentials(remat):
+  """Exponentials of whole blocks of scores that a gradient runs, a layer."""
+  made = model(lora=LORA)
+  batch = _row((9, 6), 16)
+  graph, adapter, base = nnx.split(made, nnx.LoRAParam, ...)
+
+  def loss(adapter):
+    whole = nnx.merge(graph, adapter, base)
+    return jnp.sum(whole(*batch, remat=remat) ** 2)
+
+  def count(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "exp":
+        total += equation.outvars[0].aval.size == 4 * 16 * 16
+      for inner in jax.tree.leaves(
+        equation.params, is_leaf=lambda x: hasattr(x, "eqns")
+      ):
+        if hasattr(inner, "eqns"):
+          total += count(inner)
+        elif hasattr(inner, "jaxpr"):
+          total += count(inner.jaxpr)
+    return total
+
+  return count(jax.make_jaxpr(jax.grad(loss))(adapter).jaxpr)
+
+
+def test_saved_attention_is_not_run_again():
+  # Forward and backward each have one; running forward again makes a third.
+  assert {remat: _exponentials(remat) for remat in REMAT} == {
+    "none": 2,
+    "full": 3,
+    "dots": 3,
+    "attention": 2,
+  }
+
+
 def test_an_unknown_remat_policy_is_refused():
   with pytest.raises(ValueError, match="some"):
     model()(*_row((4,), 4), remat="some")

@@ -7,8 +7,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from trd_jax import packing
+from trd_jax import packing, work
 from trd_jax.layout import Sample, plan
+from trd_jax.model.config import ModelConfig
 
 
 def make_sample(number, prompt, teacher_prompt, response, correct=None):
@@ -76,9 +77,10 @@ def unpack(batches, layout):
   groups=st.integers(1, 4),
   rows=st.integers(1, 3),
   row_tokens=st.sampled_from([None, 16, 64]),
+  packed=st.booleans(),
 )
 def test_every_token_once_after_its_own_prefix_on_both_sides(
-  lengths, groups, rows, row_tokens
+  lengths, groups, rows, row_tokens, packed
 ):
   samples = [make_sample(i, *ls) for i, ls in enumerate(lengths)]
   layout = plan(
@@ -88,8 +90,11 @@ def test_every_token_once_after_its_own_prefix_on_both_sides(
     pack_tokens=row_tokens,
     teacher_pack_tokens=row_tokens,
     rows_per_device=rows,
+    packing=packed,
   )
   batches = packing.pack(samples, layout)
+  most = max(p.rows.segments.max() for p in all_packs(batches))
+  assert packed or most == 1
   found = unpack(batches, layout)
   assert sorted(found) == list(range(len(samples)))
   for number, entries in found.items():
@@ -197,3 +202,96 @@ def test_nothing_is_cut_to_fit():
     packing.pack(samples, layout)
   with pytest.raises(ValueError, match="s2 has an empty response"):
     packing.pack([make_sample(2, 5, 5, 0)], layout)
+
+
+QWEN3_8B = ModelConfig(151_936, 4096, 12_288, 36, 32, 8, 128)
+
+
+def test_the_work_of_8b_is_what_its_shape_says():
+  costs = work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
+  # 6.946e9 linear weights, 174.6e6 of the adapter, 622e6 of the head, and
+  # 294,912 FLOPs of causal attention, forward, for a squared token.
+  assert costs.student_token == pytest.approx(
+    6 * 6.946e9 + 8 * 174.6e6, rel=1e-3
+  )
+  assert costs.student_pair == 4.5 * 294_912
+  assert costs.teacher_token == pytest.approx(2 * 6.946e9, rel=1e-3)
+  assert costs.teacher_pair == 294_912
+  assert costs.response_token == pytest.approx(6 * 622e6, rel=1e-3)
+  alone = costs._replace(teacher_token=0, teacher_pair=0, response_token=0)
+  assert alone.of(1080, 9420, 900) == pytest.approx(48.0e12, rel=0.01)
+  alone = costs._replace(student_token=0, student_pair=0, response_token=0)
+  assert alone.of(1080, 9420, 900) == pytest.approx(157.1e12, rel=0.01)
+
+
+def test_policies_that_compute_less_again_cost_less():
+  of = {
+    remat: work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat=remat)
+    for remat in ("none", "dots", "full", "attention")
+  }
+  none, dots, full, attention = (of[r].of(9000, 9000, 8000) for r in of)
+  assert none < min(dots, attention)
+  assert max(dots, attention) < full
+
+
+def refined_mix(count, seed):
+  """Lengths around the medians of TRD: 1,080 student, 9,420 teacher."""
+  rng = np.random.default_rng(seed)
+  student = np.clip(rng.lognormal(np.log(1080), 0.7, count), 200, 18_000)
+  teacher = np.clip(rng.lognormal(np.log(9420), 0.6, count), 1500, 38_000)
+  responses = (0.8 * np.minimum(student, teacher / 2)).astype(int)
+  return [
+    make_sample(i, int(s) - r, int(t) - r, r)
+    for i, (s, t, r) in enumerate(zip(student, teacher, responses, strict=True))
+  ]
+
+
+def test_groups_are_even_in_flops_where_tokens_or_samples_are_not():
+  costs = work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
+  for seed in range(3):
+    samples = refined_mix(128, seed)
+
+    def ratio(by, samples=samples):
+      layout = plan(samples, groups=8, batch_size=128, work=by)
+      return packing.imbalance(samples, packing.pack(samples, layout), costs)
+
+    flops, tokens = ratio(costs), ratio(work.BY_TOKENS)
+    # Sixteen samples a group, as they come.
+    load = [packing._cost(s, costs) for s in samples]
+    loads = np.array(load).reshape(16, 8).sum(0)
+    assert flops < 1.02
+    assert flops < tokens < loads.max() / loads.mean()
+
+
+def test_one_sample_a_row_takes_about_ten_lengths_and_little_padding():
+  samples = refined_mix(512, 0)
+  layout = plan(samples, groups=2, batch_size=512, packing=False)
+  for rungs in (layout.student, layout.teacher):
+    assert 5 <= len(rungs) <= 10
+    lengths = [rung.length for rung in rungs]
+    assert lengths == sorted(set(lengths))
+    assert all(length % 64 == 0 for length in lengths)
+  batches = packing.pack(samples, layout)
+  for packs in (batches[0].student, batches[0].teacher):
+    lengths = [p.rows.tokens.shape[2] for p in packs]
+    # Longest first, and packs of one length together.
+    assert lengths == sorted(lengths, reverse=True)
+  tokens = sum(s.teacher_length for s in samples)
+  assert tokens > 0.75 * packing.padded_tokens(batches)[1]
+
+
+def test_padding_to_one_length_is_a_matter_of_keys():
+  samples = spread(40)
+  layout = plan(
+    samples,
+    groups=1,
+    batch_size=40,
+    packing=False,
+    pack_tokens=200,
+    teacher_pack_tokens=300,
+    rows_per_device=4,
+  )
+  assert [(r.length, r.rows) for r in layout.student] == [(200, 4)]
+  assert [(r.length, r.rows) for r in layout.teacher] == [(300, 4)]
+  (batch,) = packing.pack(samples, layout)
+  assert len(batch.student) == len(batch.teacher) == 10

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from trd_jax import sharding
+from trd_jax.model.attention import Implementation
 from trd_jax.model.qwen3 import Remat
 from trd_jax.packing import StudentPack, TeacherPack
 
@@ -77,6 +78,7 @@ class Setup:
     schedule: the optimizer's rate, for the metrics.
     mesh: where everything is placed.
     remat: what the student's backward pass keeps.
+    attention: what computes it on both sides, see `attention.attend`.
     dropout: whether the adapters' dropout is on.
   """
 
@@ -87,6 +89,7 @@ class Setup:
   schedule: optax.Schedule
   mesh: Mesh
   remat: Remat = "full"
+  attention: Implementation = "xla"
   dropout: bool = True
 
   @property
@@ -130,7 +133,7 @@ def teach(
 
   def run(buffer_GCD, base, pack):
     model = nnx.merge(setup.teacher, base)
-    hidden = model(*map(_flat, pack.rows))
+    hidden = model(*map(_flat, pack.rows), attention=setup.attention)
     scatter = setup.on_each_group(_scatter, (True, True, True))
     return scatter(buffer_GCD, _groups(hidden, pack), pack.slot)
 
@@ -185,6 +188,7 @@ def learn(
         *map(_flat, pack.rows),
         remat=setup.remat,
         dropout_key=key if setup.dropout else None,
+        attention=setup.attention,
       )
       loss_G, metrics = score_groups(
         setup,

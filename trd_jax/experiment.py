@@ -56,7 +56,9 @@ RUNTIME_KEYS = (
   "python.",
   "mesh.",
   "preflight_only",
+  "train.attention",
   "train.log_every",
+  "train.packing",
 )
 
 
@@ -275,6 +277,22 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       "engine.ray.actors puts engines on machines, and servers have theirs: "
       "set engine.ray.actors=0"
     )
+  if e.train.attention in ("cudnn", "tokamax"):
+    asked = f"train.attention={e.train.attention}"
+    if e.train.packing:
+      yield (
+        f"{asked} knows no segments, and with train.packing=True a row holds "
+        "several samples: set train.packing=False, or train.attention=xla"
+      )
+    sides = {"student": e.student}
+    if e.regime == "opd":
+      sides["teacher"] = e.teacher
+    for side, model in sides.items():
+      if model.dtype != "bfloat16":
+        yield (
+          f"{asked} runs in bfloat16: set {side}.dtype=bfloat16, or "
+          "train.attention=xla"
+        )
   axes = dataclasses.asdict(e.mesh)
   if len(rest := [axis for axis, size in axes.items() if size == -1]) > 1:
     yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from trd_jax.layout import Layout, Rung, Sample
+from trd_jax.work import Work
 
 # A slot of the packs' `correct` where the verdict is neither right nor wrong.
 UNJUDGED = -1
@@ -92,8 +93,9 @@ class MicroBatch(NamedTuple):
 def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
   """One optimizer batch in the layout's shapes, the same every time.
 
-  Longest first, each trajectory goes to the group with the least work so far
-  and there, on each side, into the first row with room (first-fit decreasing).
+  Dearest first, each trajectory goes to the group with the least work so far
+  (longest processing time first) and there, on each side, into the first row
+  with room (first-fit decreasing), or without packing into one of its own.
   A batch whose responses overflow the teacher buffer becomes several
   micro-batches. The weights of all slots together sum to 1.
 
@@ -112,10 +114,10 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
       raise ValueError(f"sample {s.key} has an empty response")
   numbered = sorted(
     enumerate(samples),
-    key=lambda item: (-_work(item[1]), item[0]),
+    key=lambda item: (-_cost(item[1], layout.work), item[0]),
   )
   for parts in range(1, len(samples) + 1):
-    dealt = [_deal(numbered[i::parts], layout.groups) for i in range(parts)]
+    dealt = _deal(numbered, parts, layout)
     if all(
       sum(len(s.response) for _, s in group) <= layout.buffer_slots
       for part in dealt
@@ -135,21 +137,47 @@ def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
   )
 
 
-def _work(sample: Sample) -> int:
-  # A student token passes forward twice (remat) and backward once, which
-  # counts twice; a teacher token passes forward.
-  return 4 * sample.student_length + sample.teacher_length
+def imbalance(
+  samples: Sequence[Sample], batches: Sequence[MicroBatch], work: Work
+) -> float:
+  """Work of the group that has most over the groups' mean; 1 is even.
+
+  Args:
+    samples: the optimizer batch that was packed.
+    batches: what `pack` made of it.
+    work: what a sample costs.
+  """
+  load = np.zeros(batches[0].student[0].rows.tokens.shape[0])
+  for batch in batches:
+    for packed in batch.student:
+      for g, trajectory in enumerate(packed.slots.trajectory):
+        numbers = np.unique(trajectory[trajectory >= 0])
+        load[g] += sum(_cost(samples[i], work) for i in numbers)
+  return float(load.max() / load.mean())
 
 
-def _deal(numbered, groups):
-  """Numbered samples, longest first, to the group with the least work."""
-  hands = [[] for _ in range(groups)]
-  work = [0] * groups
-  for number, sample in numbered:
-    g = work.index(min(work))
-    hands[g].append((number, sample))
-    work[g] += _work(sample)
-  return hands
+def _cost(sample: Sample, work: Work) -> float:
+  return work.of(
+    sample.student_length, sample.teacher_length, len(sample.response)
+  )
+
+
+def _deal(numbered, parts, layout):
+  """Numbered samples, dearest first, to the group with the least work.
+
+  Returns the groups' hands of every part; a group's work goes on from part
+  to part, since nothing waits in between.
+  """
+  load = [0.0] * layout.groups
+  dealt = []
+  for part in range(parts):
+    hands = [[] for _ in range(layout.groups)]
+    for number, sample in numbered[part::parts]:
+      g = load.index(min(load))
+      hands[g].append((number, sample))
+      load[g] += _cost(sample, layout.work)
+    dealt.append(hands)
+  return dealt
 
 
 class _Row:
@@ -170,13 +198,13 @@ class _Row:
     return True
 
 
-def _first_fit(group, rungs, length_of):
+def _first_fit(group, rungs, length_of, packing):
   """Rows by rung of one group's `(number, sample, buffer_offset)` items."""
   rows = []
   order = sorted(group, key=lambda item: (-length_of(item[1]), item[0]))
   for item in order:
     need = length_of(item[1]), len(item[1].response)
-    if any(row.take(item, *need) for row in rows):
+    if packing and any(row.take(item, *need) for row in rows):
       continue
     for i, shape in enumerate(rungs):
       row = _Row(i, shape)
@@ -201,12 +229,12 @@ def _micro_batch(dealt, layout, batch_size):
       placed.append((number, sample, offset))
       offset += len(sample.response)
     groups.append(placed)
-  student = [
-    _first_fit(g, layout.student, lambda s: s.student_length) for g in groups
-  ]
-  teacher = [
-    _first_fit(g, layout.teacher, lambda s: s.teacher_length) for g in groups
-  ]
+
+  def rows(rungs, length_of):
+    return [_first_fit(g, rungs, length_of, layout.packing) for g in groups]
+
+  student = rows(layout.student, lambda s: s.student_length)
+  teacher = rows(layout.teacher, lambda s: s.teacher_length)
   return MicroBatch(
     teacher=[
       _teacher_pack(rows, shape, layout.buffer_slots)

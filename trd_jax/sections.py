@@ -282,13 +282,24 @@ class Train:
   pack_tokens: int | None = key(
     None,
     "row length of a student pack, doubled for samples that do not fit; "
-    "None: automatic",
+    "without packing the shortest row length; None: automatic",
     at_least(2),
   )
   teacher_pack_tokens: int | None = key(
     None, "as pack_tokens, for the teacher", at_least(2)
   )
   rows_per_device: int = key(1, "rows of a pack on a device", at_least(1))
+  packing: bool | None = key(
+    None,
+    "several samples a row; False: one, in about ten row lengths a side; None: "
+    "as the attention can",
+  )
+  attention: str = key(
+    "auto",
+    "what computes it; auto: cudnn on GPUs in bfloat16 unless train.packing is "
+    "True, else xla",
+    one_of("auto", "xla", "cudnn", "tokamax"),
+  )
   truncated: str = key(
     "drop", "trajectories that a budget ended", one_of("drop", "keep")
   )

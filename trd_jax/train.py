@@ -39,12 +39,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     sharding,
     training_set,
     weights,
+    work,
   )
   from trd_jax.checkpoint import Checkpoints
   from trd_jax.contexts import thinking_warnings
   from trd_jax.distill_step import Setup
   from trd_jax.distiller import Distiller
   from trd_jax.metrics import MetricWriter, Progress, read_metrics
+  from trd_jax.model import choice
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model.qwen3 import Qwen3, Remat
 
@@ -52,6 +54,19 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
   outcomes.refuse_preflight(experiment, STAGE)
   train, teacher_model = experiment.train, experiment.teacher_model
+
+  attention = choice.choose(
+    train.attention,
+    train.packing,
+    platform=jax.default_backend(),
+    dtypes=[experiment.student.dtype, teacher_model.dtype],
+  )
+  rows = "several samples" if attention.packing else "one sample"
+  print(
+    f"train: attention {attention.implementation}, {rows} a row"
+    f" ({attention.why})",
+    flush=True,
+  )
 
   # 1. Who learns and who teaches: they must speak in the same ids.
   student = generation.speaker(experiment.student, run_dir)
@@ -67,6 +82,18 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     refine=experiment.refine.thinking,
   ):
     print(f"train: note: {warning}", flush=True)
+
+  configs = [weights.read_config(s.folder) for s in (student, teacher)]
+  if attention.implementation != "xla":
+    for config in dict.fromkeys(configs):
+      error = choice.check(
+        choice.attention_of(attention.implementation),
+        attention.implementation,
+        config,
+        "bfloat16",
+        packed=False,
+      )
+      print(f"train: it is {error:.1g} from the XLA path", flush=True)
 
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.build(experiment, run_dir, student.chat, teacher.chat)
@@ -113,6 +140,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     pack_tokens=train.pack_tokens,
     teacher_pack_tokens=train.teacher_pack_tokens,
     rows_per_device=train.rows_per_device,
+    packing=attention.packing,
+    work=work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat),
   )
   setup = Setup(
     student=graph,
@@ -124,6 +153,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     schedule=optimizer.schedule(train, num_steps),
     mesh=mesh,
     remat=cast(Remat, train.remat),
+    attention=attention.implementation,
     dropout=experiment.lora.dropout > 0,
   )
   distiller = Distiller(setup, lora, base, teacher_base, shapes.buffer_slots)
@@ -166,7 +196,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       state, metrics = distiller.update(state, packs)
       if pending is not None:
         record(*pending)
-      facts = _facts(batch, packs)
+      facts = _facts(batch, packs, shapes.work)
       seen += facts["tokens_student"] + facts["tokens_teacher"]
       pending = step, metrics, facts
       if (step + 1) % train.checkpoint_every == 0 or step + 1 == num_steps:
@@ -236,7 +266,7 @@ def _check_vocabularies(student, teacher) -> None:
     )
 
 
-def _facts(batch, packs) -> dict[str, float]:
+def _facts(batch, packs, work) -> dict[str, float]:
   """What the host knows of an update."""
   from trd_jax import packing
 
@@ -252,6 +282,7 @@ def _facts(batch, packs) -> dict[str, float]:
     "tokens_teacher": tokens[1],
     "fill_student": tokens[0] / padded[0],
     "fill_teacher": tokens[1] / padded[1],
+    "imbalance": packing.imbalance(batch, packs, work),
   }
 
 

@@ -1,14 +1,19 @@
-"""Softmax attention behind one function.
+"""Softmax attention behind one function, and that of one new token.
 
 Shape key: B rows, T queries, S keys, N query heads, K key heads, M = N / K
 query heads that share a key head, H width of a head.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 
-# Queries a block: the scores of one block, not T x S of them, are in memory.
-_QUERY_BLOCK = 512
+from trd_jax.model import kernels
+from trd_jax.model.blockwise import Places, attend_blockwise
+
+Implementation = Literal["xla", "cudnn", "tokamax"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
 def attend(
@@ -20,12 +25,12 @@ def attend(
   key_position_BS: jax.Array,
   query_segment_BT: jax.Array,
   key_segment_BS: jax.Array,
+  implementation: Implementation = "xla",
 ) -> jax.Array:
   """Causal grouped-query attention that never crosses a segment.
 
   A query sees the keys of its own segment whose position is at most its own.
-  A query that sees nothing returns the mean of the values; such rows are
-  padding and never read.
+  Padding (segment 0) sees nothing, is seen by nothing, and returns 0.
 
   Args:
     query_BTNH: queries, any float dtype; scaled here by `H ** -0.5`.
@@ -35,49 +40,32 @@ def attend(
     key_position_BS: int32 positions within the segment.
     query_segment_BT: int32 segment ids, 0 for padding.
     key_segment_BS: int32 segment ids.
+    implementation: `xla` for any rows, on any device, in any float dtype.
+      `cudnn` and `tokamax` take rows of one segment each, in order from
+      position 0 and padded on the right; they read how long these are and
+      neither positions nor segment ids. `model.choice` sees to it.
 
   Returns:
-    `[B, T, N, H]` in the queries' dtype; scores and softmax are float32.
+    `[B, T, N, H]` in the queries' dtype; scores and softmax are float32. No
+    T x S scores are in memory, forward or backward.
+
+  Raises:
+    ValueError: an unknown implementation, or keys other than the queries'
+      own where a kernel takes whole rows.
   """
-  B, T, N, H = query_BTNH.shape
-  K = key_BSKH.shape[2]
-
-  def block(query, position, segment):
-    length = query.shape[1]
-    query_BTKMH = query.reshape(B, length, K, N // K, H)
-    scores_BKMTS = jnp.einsum(
-      "BTKMH,BSKH->BKMTS",
-      query_BTKMH,
-      key_BSKH,
-      preferred_element_type=jnp.float32,
+  if implementation == "xla":
+    places = Places(
+      query_position_BT, key_position_BS, query_segment_BT, key_segment_BS
     )
-    seen_BTS = key_position_BS[:, None, :] <= position[:, :, None]
-    seen_BTS &= key_segment_BS[:, None, :] == segment[:, :, None]
-    scores_BKMTS = jnp.where(
-      seen_BTS[:, None, None], scores_BKMTS * H**-0.5, -1e30
-    )
-    weights_BKMTS = jax.nn.softmax(scores_BKMTS, axis=-1)
-    return jnp.einsum(
-      "BKMTS,BSKH->BTKMH", weights_BKMTS.astype(value_BSKH.dtype), value_BSKH
-    ).reshape(B, length, N, H)
-
-  if T <= _QUERY_BLOCK:
-    return block(query_BTNH, query_position_BT, query_segment_BT)
-
-  pad = -T % _QUERY_BLOCK
-
-  def split(x):
-    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(B, -1, _QUERY_BLOCK, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-  parts = tuple(
-    split(x) for x in (query_BTNH, query_position_BT, query_segment_BT)
+    return attend_blockwise(query_BTNH, key_BSKH, value_BSKH, places)
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"unknown attention {implementation!r}")
+  if query_BTNH.shape[1] != key_BSKH.shape[1]:
+    raise ValueError(f"{implementation} attention takes whole rows")
+  kernel = kernels.KERNELS[implementation]
+  return kernels.attend_rows(
+    kernel, query_BTNH, key_BSKH, value_BSKH, query_segment_BT
   )
-  # Recomputing a block's scores in the backward pass is what keeps T x S
-  # from being stored once a block.
-  out = jax.lax.map(jax.checkpoint(lambda part: block(*part)), parts)
-  return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 
 def attend_one(

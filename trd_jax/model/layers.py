@@ -7,9 +7,8 @@ H head width, F inner width of the SwiGLU, L layers.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from trd_jax.model.attention import attend
+from trd_jax.model.attention import Implementation, attend
 from trd_jax.model.config import ModelConfig, rope_frequencies
 from trd_jax.model.lora import Linear, LoraConfig
 
@@ -137,13 +136,23 @@ class Block(nnx.Module):
     self.post_norm = RMSNorm(config.hidden_size, "embed", eps, dtype)
     self.mlp = Mlp(config, **make)
 
-  def __call__(self, x_BTD, table, position_BT, segment_BT, dropout_key=None):
+  def __call__(
+    self,
+    x_BTD,
+    table,
+    position_BT,
+    segment_BT,
+    dropout_key=None,
+    attention: Implementation = "xla",
+  ):
     """Full forward over rows; also returns the rotated keys and values."""
     keys = [None] * 7
     if dropout_key is not None:
       keys = list(jax.random.split(dropout_key, 7))
     q, k, v = self.attention.project(self.input_norm(x_BTD), table, keys[:3])
-    x_BTD = self._mix(x_BTD, q, k, v, position_BT, segment_BT, keys[3:])
+    x_BTD = self._mix(
+      x_BTD, q, k, v, position_BT, segment_BT, keys[3:], attention
+    )
     return x_BTD, (k, v)
 
   def fill(self, x_BTD, table, position_BT, segment_BT, last):
@@ -156,7 +165,17 @@ class Block(nnx.Module):
     )
     return x_BTD, (k, v)
 
-  def _mix(self, x_BTD, q, k, v, position_BT, segment_BT, keys):
+  def _mix(
+    self,
+    x_BTD,
+    q,
+    k,
+    v,
+    position_BT,
+    segment_BT,
+    keys,
+    attention: Implementation = "xla",
+  ):
     """Attention and MLP on the residual; dropout keys of o and of the MLP."""
     mixed = attend(
       q,
@@ -166,7 +185,7 @@ class Block(nnx.Module):
       key_position_BS=position_BT,
       query_segment_BT=segment_BT,
       key_segment_BS=segment_BT,
+      implementation=attention,
     )
-    mixed = checkpoint_name(mixed, "attention")
     x_BTD = x_BTD + self.attention.output(mixed, keys[0])
     return x_BTD + self.mlp(self.post_norm(x_BTD), keys[1:])

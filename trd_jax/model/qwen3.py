@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trd_jax.model.attention import Implementation
+from trd_jax.model.blockwise import SAVED
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.layers import Block, RMSNorm, rope_table
 from trd_jax.model.lora import LoraConfig
@@ -110,6 +112,7 @@ class Qwen3(nnx.Module):
     *,
     remat: Remat = "none",
     dropout_key: jax.Array | None = None,
+    attention: Implementation = "xla",
   ) -> jax.Array:
     """Hidden states `[B, T, D]` after the final norm.
 
@@ -120,11 +123,13 @@ class Qwen3(nnx.Module):
         never crosses a segment.
       remat: what the backward pass keeps of a block: `none` all, `full` the
         block's input alone, `dots` also the products with weights,
-        `attention` also the attention's output.
+        `attention` also the attention's output and log-sum-exp, so that it is
+        not run again.
       dropout_key: key of the adapters' dropout, None for none.
+      attention: what computes it, see `attention.attend`.
     """
     hidden_BTD, _ = self._forward(
-      tokens_BT, position_BT, segment_BT, remat, dropout_key
+      tokens_BT, position_BT, segment_BT, remat, dropout_key, attention
     )
     return hidden_BTD
 
@@ -159,7 +164,14 @@ class Qwen3(nnx.Module):
     return _cache_of(*cache)
 
   def _forward(
-    self, tokens_BT, position_BT, segment_BT, remat, dropout_key, cache=False
+    self,
+    tokens_BT,
+    position_BT,
+    segment_BT,
+    remat,
+    dropout_key,
+    attention: Implementation = "xla",
+    cache=False,
   ) -> tuple[jax.Array, Any]:
     table = rope_table(self.config, position_BT)
     keys = None
@@ -168,7 +180,7 @@ class Qwen3(nnx.Module):
 
     def body(x, block_and_key):
       block, key = block_and_key
-      x, kv = block(x, table, position_BT, segment_BT, key)
+      x, kv = block(x, table, position_BT, segment_BT, key, attention)
       return constrain(x, *_RESIDUAL), (kv if cache else None)
 
     policies = jax.checkpoint_policies
@@ -179,9 +191,7 @@ class Qwen3(nnx.Module):
         body, policy=policies.dots_with_no_batch_dims_saveable
       )
     elif remat == "attention":
-      body = jax.checkpoint(
-        body, policy=policies.save_only_these_names("attention")
-      )
+      body = jax.checkpoint(body, policy=policies.save_only_these_names(SAVED))
     elif remat != "none":
       raise ValueError(f"unknown remat policy {remat!r}")
     x_BTD = constrain(self.embed.embedding[tokens_BT], *_RESIDUAL)
