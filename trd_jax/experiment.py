@@ -275,8 +275,8 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       "engine.ray.actors puts engines on machines, and servers have theirs: "
       "set engine.ray.actors=0"
     )
-  axes = dataclasses.asdict(e.mesh)
-  if len(rest := [axis for axis, size in axes.items() if size == -1]) > 1:
+  axes = ("data", "fsdp", "tensor")
+  if len(rest := [axis for axis in axes if getattr(e.mesh, axis) == -1]) > 1:
     yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"
   steps = e.data.arithmetic
   if (

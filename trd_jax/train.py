@@ -25,6 +25,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       or the loss stops being a number.
   """
   del flags
+  import functools
+
   import grain
   import jax
   from flax import nnx
@@ -32,6 +34,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax import (
     generation,
     layout,
+    mesh_choice,
     objective,
     optimizer,
     outcomes,
@@ -84,11 +87,32 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   num_steps = min(len(order), train.max_steps or len(order))
 
-  # 4. The models, placed on the mesh. In OPSD the teacher is the student's
-  #    own base: the same arrays under a graph definition without adapters.
-  sizes = experiment.mesh
-  mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+  # 4. The mesh, as given or as the sizes ask for, and the models placed on it.
+  #    In OPSD the teacher is the student's own base: the same arrays under a
+  #    graph definition without adapters.
   lora_config = LoraConfig(**vars(experiment.lora))
+  plan = functools.partial(
+    layout.plan,
+    data.samples,
+    batch_size=train.batch_size,
+    pack_tokens=train.pack_tokens,
+    teacher_pack_tokens=train.teacher_pack_tokens,
+    rows_per_device=train.rows_per_device,
+  )
+  own_teacher = experiment.regime == "opd"
+  mesh, chosen = mesh_choice.make(
+    experiment.mesh,
+    mesh_choice.Sizes(
+      student=_side(student),
+      teacher=_side(teacher) if own_teacher else None,
+      lora=lora_config,
+      plan=lambda groups: plan(groups=groups),
+      chunk_tokens=experiment.loss.chunk_tokens,
+      remat=train.remat,
+    ),
+  )
+  if chosen:
+    print(f"train: {chosen}", flush=True)
   model = weights.load(
     student.folder,
     dtype=student.dtype,
@@ -98,22 +122,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
   lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
-  if experiment.regime == "opsd":
-    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
-  else:
+  if own_teacher:
     other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
     teacher_graph, teacher_base = nnx.split(other)
     teacher_base = nnx.to_pure_dict(teacher_base)
+  else:
+    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
 
   # 5. The programs of an update, for as few shapes as the lengths allow.
-  shapes = layout.plan(
-    data.samples,
-    groups=sharding.num_groups(mesh),
-    batch_size=train.batch_size,
-    pack_tokens=train.pack_tokens,
-    teacher_pack_tokens=train.teacher_pack_tokens,
-    rows_per_device=train.rows_per_device,
-  )
+  shapes = plan(groups=sharding.num_groups(mesh))
   setup = Setup(
     student=graph,
     teacher=teacher_graph,
@@ -138,7 +155,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(f"train: goes on after update {start}", flush=True)
   del lora, model
 
-  # 7. Updates. The metrics of one are fetched after the next is launched, so
+  # 7. Everything is compiled before the first update.
+  distiller.compile(shapes, state)
+
+  # 8. Updates. The metrics of one are fetched after the next is launched, so
   #    that packing overlaps with the devices' work.
   began = time.monotonic()
   seen = 0
@@ -176,7 +196,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         checkpoints.save(step + 1, state)
   checkpoints.wait()
 
-  # 8. What was done.
+  # 9. What was done.
   seconds = time.monotonic() - began
   logged = read_metrics(run_dir.metrics_file(STAGE))
   summary = {
@@ -201,6 +221,13 @@ def describe(summary: dict) -> str:
     f" {summary['first_loss']:.4f} → {summary['last_loss']:.4f},"
     f" {summary['tokens_per_second']:,.0f} tokens/s"
   )
+
+
+def _side(speaker):
+  """A model's sizes."""
+  from trd_jax import mesh_choice, weights
+
+  return mesh_choice.Side(weights.read_config(speaker.folder), speaker.dtype)
 
 
 def _base_graph(model_class, model):
