@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from trd_jax import distill_step, mesh_choice, objective, packing, sharding
+from trd_jax.devices import Mesh
 from trd_jax.distill_step import Setup
 from trd_jax.errors import UserError
 from trd_jax.layout import Layout, Rung
@@ -17,7 +18,6 @@ from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
 from trd_jax.objective import Objective
-from trd_jax.sections import Mesh
 
 # Of 80 GiB, what JAX takes of a GPU by default.
 H100 = int(0.75 * 80 * GIB)
@@ -62,10 +62,11 @@ def sizes(student, teacher=None, dtype="bfloat16", **changes) -> Sizes:
     ("8b", None, 8, H100, (8, 1, 1)),
     ("8b", None, 1, H100, (1, 1, 1)),
     ("8b", None, 6, H100, (6, 1, 1)),
-    ("32b", None, 8, H100, (2, 4, 1)),
-    ("32b", None, 16, H100, (4, 4, 1)),
-    # A third of 4,096 or 5,120 is no size.
-    ("8b", None, 6, 30 * GIB, (3, 2, 1)),
+    ("32b", None, 8, H100, (1, 8, 1)),
+    ("32b", None, 16, H100, (2, 8, 1)),
+    ("32b", None, 8, 100 * GIB, (4, 2, 1)),
+    # A third of 4,096 is no size.
+    ("8b", None, 6, 32 * GIB, (3, 2, 1)),
     # No fsdp is enough: a row's activations have to be split, too.
     ("4b", "8b", 8, 18 * GIB, (1, 4, 2)),
   ],
@@ -92,8 +93,10 @@ def test_the_table_adds_up():
     ["data=8", "fsdp=1", "tensor=1"],
     ["data=4", "fsdp=2", "tensor=1"],
     ["data=2", "fsdp=4", "tensor=1"],
+    ["data=1", "fsdp=8", "tensor=1"],
   ]
-  for row, fits in zip(rows, ("too much", "too much", "fits"), strict=True):
+  for row in rows:
+    fits = "fits" if row is rows[-1] else "too much"
     assert row.endswith(fits)
     *parts, total = map(float, row.removesuffix(fits).split()[3:])
     assert sum(parts) == pytest.approx(total, abs=0.005 * len(parts) + 0.005)
@@ -153,7 +156,7 @@ def test_sizes_in_the_config_are_taken_and_the_rest_is_filled_up():
   mesh, told = mesh_choice.make(Mesh(fsdp=2, tensor=2), sizes("32b"))
   assert (dict(mesh.shape), told) == ({"data": 2, "fsdp": 2, "tensor": 2}, "")
   mesh, told = mesh_choice.make(Mesh(memory_gib=60.0), sizes("32b"))
-  assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+  assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
   assert told == mesh_choice.table(
     mesh_choice.choose(sizes("32b"), 8, H100), H100
   )
@@ -163,7 +166,7 @@ def test_sizes_in_the_config_are_taken_and_the_rest_is_filled_up():
   assert "mesh.memory_gib" in told
 
 
-@pytest.mark.parametrize("remat", ["full", "attention", "dots", "none"])
+@pytest.mark.parametrize("remat", ["full", "none"])
 def test_the_estimate_is_near_what_xla_plans(remat):
   """Of the temporaries of both programs, in float32 on a CPU."""
   config = ModelConfig(4096, 256, 768, 6, 8, 4, 32, tie_embeddings=True)
@@ -177,17 +180,15 @@ def test_the_estimate_is_near_what_xla_plans(remat):
     512,
     remat,
   )
-  learn, teach = map(temporaries, programs(made))
+  learn, teach = programs(made)
   layout = made.plan(1)
-  estimated = mesh_choice.estimate(made, (1, 1, 1)).parts
-  fresh_gradient = estimated["adapter"] / 5
-  assert (
-    0.9
-    < (estimated["activations"] + estimated["loss"] + fresh_gradient) / learn
-    < 1.35
-  )
+  # The pack's own gradient is part of what XLA counts here.
+  gradient = mesh_choice.estimate(made, (1, 1, 1)).parts["adapter"] / 5
+  (rung,) = layout.student
+  learning = mesh_choice._kept(made, rung, 1) + mesh_choice._loss(made, rung)
+  assert 0.9 < (learning + gradient) / temporaries(learn) < 1.35
   teaching = mesh_choice._forward(made.student, layout.teacher[0], 1)
-  assert 0.9 < teaching / teach < 1.6
+  assert 0.9 < teaching / temporaries(teach) < 1.35
 
 
 def programs(made: Sizes):

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from trd_jax import sections, sharding
+from trd_jax import devices, sharding
 from trd_jax.errors import UserError
 from trd_jax.layout import Layout, Rung
 from trd_jax.model.config import ModelConfig
@@ -105,7 +105,7 @@ class Estimate(NamedTuple):
     return sum(self.parts.values())
 
 
-def make(section: sections.Mesh, sizes: Sizes) -> tuple[Mesh, str]:
+def make(section: devices.Mesh, sizes: Sizes) -> tuple[Mesh, str]:
   """The mesh that the config asks for, or the one that its sizes need.
 
   Args:
@@ -123,14 +123,14 @@ def make(section: sections.Mesh, sizes: Sizes) -> tuple[Mesh, str]:
   if asked is not None:
     return sharding.make_mesh(*asked), ""
   limit = device_memory(section.memory_gib)
-  devices = jax.device_count()
+  count = jax.device_count()
   if limit is None:
     told = (
-      f"{devices} devices, data={devices}: weights replicated; this platform"
+      f"{count} devices, data={count}: weights replicated; this platform"
       " doesn't say how much memory a device has (mesh.memory_gib)"
     )
-    return sharding.make_mesh(), told if devices > 1 else ""
-  tried = choose(sizes, devices, limit)
+    return sharding.make_mesh(), told if count > 1 else ""
+  tried = choose(sizes, count, limit)
   return sharding.make_mesh(*tried[-1].shape), table(tried, limit)
 
 

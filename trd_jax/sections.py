@@ -353,36 +353,6 @@ class Lora:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
-  """Devices along each axis; with none given, what the sizes ask for.
-
-  One of them may be -1: all the rest, which `data` is where another is given.
-  """
-
-  data: int | None = key(
-    None, "copies of the weights; -1: the rest", keys.minus_one_or_positive()
-  )
-  fsdp: int | None = key(
-    None, "shards of each weight; -1: the rest", keys.minus_one_or_positive()
-  )
-  tensor: int | None = key(
-    None, "shards of each layer; -1: the rest", keys.minus_one_or_positive()
-  )
-  memory_gib: float | None = key(
-    None, "a device's memory; None: what the platform says", above(0)
-  )
-
-  @property
-  def sizes(self) -> tuple[int, int, int] | None:
-    """Devices along data, fsdp and tensor; None where all is left open."""
-    given = self.data, self.fsdp, self.tensor
-    if given == (None, None, None):
-      return None
-    data = self.data or (1 if -1 in given else -1)
-    return data, self.fsdp or 1, self.tensor or 1
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluate(Generation):
   """Stage 5: base and trained student on the benchmarks."""
 

@@ -6,6 +6,7 @@ divergence that the method names (SPEC §2). Killed and started again, it ends
 with the bits of a run that was not.
 """
 
+import contextlib
 import time
 from typing import Any, cast
 
@@ -22,9 +23,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
-      or the loss stops being a number.
+      the processes of the run can't join, or the loss stops being a number.
   """
   del flags
+  from trd_jax import processes
+
+  # Before JAX is used: from here on its devices are those of all processes.
+  with processes.joined(experiment.distributed, STAGE):
+    only_here = processes.first()
+    with run_dir.lock(STAGE) if only_here else contextlib.nullcontext():
+      _train(experiment, run_dir)
+
+
+def _train(experiment: Experiment, run_dir: RunDir) -> None:
+  """As `run`, in each of the run's processes."""
   import functools
 
   import grain
@@ -39,6 +51,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     optimizer,
     outcomes,
     packing,
+    processes,
     sharding,
     training_set,
     weights,
@@ -73,7 +86,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.build(experiment, run_dir, student.chat, teacher.chat)
-  run_dir.write_rejected(STAGE, data.rejected)
+  writes = processes.first()
+  if writes:
+    run_dir.write_rejected(STAGE, data.rejected)
+  processes.check_same(len(data.samples), "how many trajectories they find")
   dropped = "".join(f", {n} {why}" for why, n in data.dropped.items())
   print(f"train: {len(data.samples):,} trajectories{dropped}", flush=True)
 
@@ -153,6 +169,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   else:
     start, state = checkpoints.restore(distiller.abstract_state(lora))
     print(f"train: goes on after update {start}", flush=True)
+  processes.check_same(start, "the checkpoint that they find")
   del lora, model
 
   # 7. Everything is compiled before the first update.
@@ -163,9 +180,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   began = time.monotonic()
   seen = 0
   with (
-    MetricWriter(
-      run_dir.metrics_file(STAGE), start, **vars(experiment.metrics)
-    ) as writer,
+    MetricWriter(run_dir.metrics_file(STAGE), start, **vars(experiment.metrics))
+    if writes
+    else contextlib.nullcontext() as writer,
     Progress(num_steps, "train", "updates", initial=start) as progress,
   ):
 
@@ -174,7 +191,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       row = objective.finish(jax.device_get(metrics)) | facts
       _check_finite(step, row)
       row["elapsed_seconds"] = time.monotonic() - began
-      if step % train.log_every == 0 or step == num_steps - 1:
+      if writer and (step % train.log_every == 0 or step == num_steps - 1):
         writer.write(step, row)
       progress.update(1, f"loss {row['loss']:.4f}")
 
@@ -197,6 +214,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   checkpoints.wait()
 
   # 9. What was done.
+  if not writes:
+    return
   seconds = time.monotonic() - began
   logged = read_metrics(run_dir.metrics_file(STAGE))
   summary = {
@@ -296,4 +315,9 @@ def _check_finite(step: int, row: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(STAGE, run, "distils the teacher into the student's adapter")
+  cli.main(
+    STAGE,
+    run,
+    "distils the teacher into the student's adapter",
+    exclusive=False,  # of several processes the first one holds the stage
+  )
