@@ -2,7 +2,10 @@
 
 import functools
 import math
+import os
 import re
+import subprocess
+import sys
 
 import distilling
 import jax
@@ -163,6 +166,60 @@ def test_a_program_keeps_an_executable_a_shape(capfd):
   # A shape that nobody foresaw is compiled when it comes.
   assert program(np.ones(2), 1.0).shape == (2,)
   assert traced == [(3,), (5,), (2,)]
+
+
+KEPT = """
+from trd_jax import cli
+
+cli._keep_compilations()
+import jax
+import numpy as np
+
+heard = []
+jax.monitoring.register_event_listener(lambda event, **_: heard.append(event))
+slow = jax.jit(lambda x: jax.lax.scan(lambda c, y: (jax.numpy.sin(c @ y), None),
+                                      x, x[None] * np.ones((3, 1, 1)))[0])
+got = slow(np.eye(40, dtype=np.float32))
+print(float(got[0, 0]), sum(e.endswith("/cache_hits") for e in heard))
+"""
+
+
+def test_the_next_process_finds_what_was_compiled(tmp_path):
+  shown = {"XDG_CACHE_HOME": str(tmp_path)}
+  shown["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+  def start(**more):
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    done = subprocess.run(
+      [sys.executable, "-c", KEPT],
+      env=environment | shown | more,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    value, hits = done.stdout.split()
+    return float(value), int(hits)
+
+  def entries(folder):
+    return sorted(folder.rglob("*-cache"))
+
+  value, hits = start(JAX_ENABLE_COMPILATION_CACHE="false")
+  assert (hits, entries(tmp_path)) == (0, [])
+  assert start() == (value, 0)
+  kept = entries(tmp_path / "trd-jax" / "xla")
+  assert len(kept) > 0
+  again, hits = start()
+  assert again == value
+  assert hits == len(kept)
+  # A process that was killed as it wrote leaves a torn entry: no harm.
+  for path in kept:
+    path.write_bytes(path.read_bytes()[:100])
+  assert start() == (value, 0)
+  # Elsewhere is elsewhere.
+  other = tmp_path / "other"
+  assert start(JAX_COMPILATION_CACHE_DIR=str(other)) == (value, 0)
+  assert len(entries(other)) == len(kept)
 
 
 def test_what_cannot_be_compiled_is_told():

@@ -159,7 +159,7 @@ def over_ssh(tmp_path):
     for pid in [process.pid, *processes.below(process.pid)]:
       if processes.title(pid):
         os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
@@ -182,14 +182,12 @@ def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
       assert process.poll() is None, process.communicate()
       time.sleep(0.05)
     below = processes.below(process.pid)
-    training = [
-      p for p in below if processes.title(p).startswith(sys.executable)
-    ]
-    assert len(training) == 2
+    both = [p for p in below if processes.title(p).startswith(sys.executable)]
+    assert len(both) == 2
     if end == "script":
       process.terminate()
     else:
-      os.kill(training[1], signal.SIGKILL)
+      os.kill(both[1], signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == code
     assert processes.still_there(below, 30) == []

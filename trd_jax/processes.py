@@ -154,6 +154,9 @@ def _initialize(
   timer = threading.Timer(section.timeout_seconds, give_up)
   timer.daemon = True
   timer.start()
+  # It would have a process ignore SIGTERM, which is how Slurm and launch/ end
+  # one; checkpoints are whole at any moment.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       address,
