@@ -14,6 +14,7 @@ NOUNS = {
   "",
   "cli",
   "config_file",
+  "devices",
   "errors",
   "experiment",
   "hub",
@@ -37,7 +38,7 @@ TEXT = {
   "problems",
   "prompts",
 }
-DEVICE = {"sharding", "model"}
+DEVICE = {"model", "processes", "sharding"}
 LEARNING = {
   "adapters",
   "checkpoint",
@@ -47,12 +48,14 @@ LEARNING = {
   "engines",
   "generation",
   "layout",
+  "mesh_choice",
   "model_folder",
   "objective",
   "optimizer",
   "outcomes",
   "packing",
   "preflight",
+  "programs",
   "random_model",
   "row_divergence",
   "row_statistics",

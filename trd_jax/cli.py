@@ -10,7 +10,9 @@ a stage imports jax inside its `run`: `--help` answers at once.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
+import platform
 import shutil
 import sys
 import textwrap
@@ -166,13 +168,13 @@ def _run(
   chosen = experiment.from_config(config | line.overrides, source)
   own = types.SimpleNamespace(**line.own)
   own.config_argv = line.config_argv(spec)
+  _keep_compilations()
   if run_dir is None:
     run(chosen, None, own)
     return
   # What is kept has to be a run's: without --config it is what is run.
   kept = dataclasses.replace(chosen, preflight_only=False)
   is_new = run_dir.claim(experiment.to_json(kept))
-  _keep_compilations()
   try:
     with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
       run(chosen, run_dir, own)
@@ -188,12 +190,29 @@ def _keep_compilations() -> None:
   """Lets JAX find what an earlier process has compiled.
 
   The stages are processes of their own and compile much the same programs.
-  Set JAX_COMPILATION_CACHE_DIR to keep them elsewhere.
+  Set JAX_COMPILATION_CACHE_DIR to keep them elsewhere, and
+  JAX_ENABLE_COMPILATION_CACHE=false to keep none. What is compiled for a CPU
+  may not run on another, and a home may be shared: each kind of CPU has a
+  folder of its own.
   """
   home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(home) / "trd-jax" / "xla"
+  folder = Path(home) / "trd-jax" / "xla" / _cpu()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _cpu() -> str:
+  """A name for this machine's kind of CPU."""
+  about = Path("/proc/cpuinfo")
+  text = about.read_text("utf-8", "replace") if about.exists() else ""
+  # Of all lines those that say what it can do; others are clocks and numbers.
+  kinds = {
+    line
+    for line in text.splitlines()
+    if line.startswith(("model name", "flags", "Features", "CPU part"))
+  }
+  told = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
+  return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 class _CommandLine:

@@ -14,10 +14,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trd_jax import distill_step, sharding
+from trd_jax import distill_step, packing, sharding
 from trd_jax.distill_step import Setup, Totals, TrainState, Tree
+from trd_jax.layout import Layout
 from trd_jax.optimizer import state_shardings
 from trd_jax.packing import MicroBatch, Slots
+from trd_jax.programs import Program, compile_all
 
 # Dropout bits from the hardware generator: threefry takes seconds to compile.
 _PRNG = "rbg"
@@ -65,14 +67,16 @@ class Distiller:
       )
       return jax.tree.map(jnp.add, totals, one)
 
-    self._teach = jax.jit(
+    self._teach = Program(
       functools.partial(distill_step.teach, setup),
+      varies=2,
       in_shardings=(groups, teacher_at, groups),
       out_shardings=groups,
       donate_argnums=0,
     )
-    self._learn = jax.jit(
+    self._learn = Program(
       more,
+      varies=5,
       in_shardings=(
         totals_at,
         state_at.lora,
@@ -85,7 +89,7 @@ class Distiller:
       out_shardings=totals_at,
       donate_argnums=0,
     )
-    self._update = jax.jit(
+    self._update = Program(
       functools.partial(distill_step.update, setup),
       in_shardings=(state_at, totals_at),
       out_shardings=(state_at, totals_at, everywhere),
@@ -103,6 +107,31 @@ class Distiller:
       ),
       out_shardings=(groups, totals_at),
     )()
+
+  def compile(self, layout: Layout, state: TrainState) -> dict[str, Any]:
+    """Compiles all that updates run, for every shape of the layout.
+
+    Returns:
+      The executables by name and, where there are several, length of a row.
+    """
+    mesh = self._setup.mesh
+    teacher_base = self._bases[1]
+    packs = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding.batch_sharding(mesh)
+      ),
+      packing.blank(layout),
+    )
+    wanted: dict[str, tuple[Program, tuple]] = {}
+    for pack in packs.teacher:
+      name = f"teach {pack.rows.tokens.shape[-1]}"
+      wanted[name] = self._teach, (self._buffer, teacher_base, pack)
+    for pack in packs.student:
+      name = f"learn {pack.rows.tokens.shape[-1]}"
+      wanted[name] = self._learn, self._learn_arguments(state, pack, 0)
+    wanted["update"] = self._update, (state, self._totals)
+    with jax.set_mesh(mesh):
+      return compile_all(wanted)
 
   def init(self, lora: Tree, seed: int) -> TrainState:
     """The state before the first update; `seed` is the dropout's."""
@@ -146,7 +175,7 @@ class Distiller:
       The new state and the metrics, see `update`.
     """
     mesh = self._setup.mesh
-    base, teacher_base = self._bases
+    teacher_base = self._bases[1]
     number = 0
     with jax.set_mesh(mesh):
       for batch in batches:
@@ -154,20 +183,25 @@ class Distiller:
           pack = sharding.shard_batch(pack, mesh)
           self._buffer = self._teach(self._buffer, teacher_base, pack)
         for pack in batch.student:
+          pack = sharding.shard_batch(pack, mesh)
           self._totals = self._learn(
-            self._totals,
-            state.lora,
-            base,
-            teacher_base,
-            self._buffer,
-            sharding.shard_batch(pack, mesh),
-            state.rng,
-            state.step,
-            np.int32(number),
+            *self._learn_arguments(state, pack, number)
           )
           number += 1
       state, self._totals, metrics = self._update(state, self._totals)
     return state, metrics
+
+  def _learn_arguments(self, state: TrainState, pack: Any, number: int):
+    return (
+      self._totals,
+      state.lora,
+      *self._bases,
+      self._buffer,
+      pack,
+      state.rng,
+      state.step,
+      np.int32(number),
+    )
 
 
 def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:

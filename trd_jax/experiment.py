@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from trd_jax import keys
+from trd_jax.devices import Distributed, Mesh
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.keys import at_least, key, one_of
 from trd_jax.sections import (
@@ -23,7 +24,6 @@ from trd_jax.sections import (
   Evaluate,
   Lora,
   Loss,
-  Mesh,
   Metrics,
   Model,
   Python,
@@ -55,6 +55,7 @@ RUNTIME_KEYS = (
   "metrics.",
   "python.",
   "mesh.",
+  "distributed.",
   "preflight_only",
   "train.attention",
   "train.log_every",
@@ -94,6 +95,7 @@ class Experiment:
   loss: Loss = field(default_factory=Loss)
   lora: Lora = field(default_factory=Lora)
   mesh: Mesh = field(default_factory=Mesh)
+  distributed: Distributed = field(default_factory=Distributed)
   evaluate: Evaluate = field(default_factory=Evaluate)
   metrics: Metrics = field(default_factory=Metrics)
   python: Python = field(default_factory=Python)
@@ -293,8 +295,8 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
           f"{asked} runs in bfloat16: set {side}.dtype=bfloat16, or "
           "train.attention=xla"
         )
-  axes = dataclasses.asdict(e.mesh)
-  if len(rest := [axis for axis, size in axes.items() if size == -1]) > 1:
+  axes = ("data", "fsdp", "tensor")
+  if len(rest := [axis for axis in axes if getattr(e.mesh, axis) == -1]) > 1:
     yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"
   steps = e.data.arithmetic
   if (

@@ -129,6 +129,15 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
   )
 
 
+def blank(layout: Layout) -> MicroBatch:
+  """A pack of each shape that the layout has, all padding."""
+  rows = [[] for _ in range(layout.groups)]
+  return MicroBatch(
+    [_teacher_pack(rows, rung, layout.buffer_slots) for rung in layout.teacher],
+    [_student_pack(rows, rung, 1) for rung in layout.student],
+  )
+
+
 def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
   """Positions that the student and the teacher compute, padding included."""
   return (

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 VARIABLE = "TRD_JAX_PIPELINE"
-"""Environment variable: id of the pipeline that a stage belongs to."""
+"""Environment variable: id of the pipeline, or of the connection to another
+machine, that a stage belongs to."""
 
 _LOOK_SECONDS = 1.0
 
@@ -35,7 +36,10 @@ def end_with_pipeline() -> None:
   """Interrupts this process when the pipeline that started it is gone."""
   pipeline = os.environ.get(VARIABLE)
   if pipeline:
-    when_gone(int(pipeline), lambda: os.kill(os.getpid(), signal.SIGINT))
+    # A shell has what it starts in the background ignore interrupts.
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    end = signal.SIGTERM if deaf else signal.SIGINT
+    when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
 def _by_descriptor(pid: int) -> None:

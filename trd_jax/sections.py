@@ -367,15 +367,6 @@ class Lora:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
-  """Devices along each axis; one of them may be -1: all the rest."""
-
-  data: int = key(-1, "copies of the weights", keys.minus_one_or_positive())
-  fsdp: int = key(1, "shards of each weight", keys.minus_one_or_positive())
-  tensor: int = key(1, "shards of each layer", keys.minus_one_or_positive())
-
-
-@dataclasses.dataclass(frozen=True)
 class Evaluate(Generation):
   """Stage 5: base and trained student on the benchmarks."""
 

@@ -12,7 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from trd_jax.errors import UserError
 
@@ -94,7 +100,7 @@ def make_mesh(
 def partition(
   shape: Sequence[int],
   axes: Sequence[str | None],
-  mesh: Mesh | jax.sharding.AbstractMesh,
+  mesh: Mesh | AbstractMesh,
   rules: Rules = RULES,
 ) -> PartitionSpec:
   """The spec of an array whose dimensions carry logical names.
@@ -131,14 +137,14 @@ def partition(
   return PartitionSpec(*entries)
 
 
-def shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
+def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
   """The sharding of every parameter of a model's state.
 
   Args:
     state: state of a model, abstract (`jax.eval_shape`) or concrete, or a
       part of one (`nnx.split(model, nnx.LoRAParam, ...)`). A parameter with
       one more dimension than logical axes is stacked over layers.
-    mesh: the mesh to place it on.
+    mesh: the mesh to place it on; an abstract one does for sizes.
 
   Returns:
     The same state with a `NamedSharding` in the place of every array; fit for

@@ -6,6 +6,7 @@ divergence that the method names (SPEC §2). Killed and started again, it ends
 with the bits of a run that was not.
 """
 
+import contextlib
 import time
 from typing import Any, cast
 
@@ -22,9 +23,22 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
-      or the loss stops being a number.
+      the processes of the run can't join, or the loss stops being a number.
   """
   del flags
+  from trd_jax import processes
+
+  # Before JAX is used: from here on its devices are those of all processes.
+  with processes.joined(experiment.distributed, STAGE):
+    only_here = processes.first()
+    with run_dir.lock(STAGE) if only_here else contextlib.nullcontext():
+      _train(experiment, run_dir)
+
+
+def _train(experiment: Experiment, run_dir: RunDir) -> None:
+  """As `run`, in each of the run's processes."""
+  import functools
+
   import grain
   import jax
   from flax import nnx
@@ -32,10 +46,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax import (
     generation,
     layout,
+    mesh_choice,
     objective,
     optimizer,
     outcomes,
     packing,
+    processes,
     sharding,
     training_set,
     weights,
@@ -97,7 +113,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.build(experiment, run_dir, student.chat, teacher.chat)
-  run_dir.write_rejected(STAGE, data.rejected)
+  writes = processes.first()
+  if writes:
+    run_dir.write_rejected(STAGE, data.rejected)
+  processes.check_same(len(data.samples), "how many trajectories they find")
   dropped = "".join(f", {n} {why}" for why, n in data.dropped.items())
   print(f"train: {len(data.samples):,} trajectories{dropped}", flush=True)
 
@@ -111,11 +130,34 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   num_steps = min(len(order), train.max_steps or len(order))
 
-  # 4. The models, placed on the mesh. In OPSD the teacher is the student's
-  #    own base: the same arrays under a graph definition without adapters.
-  sizes = experiment.mesh
-  mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+  # 4. The mesh, as given or as the sizes ask for, and the models placed on it.
+  #    In OPSD the teacher is the student's own base: the same arrays under a
+  #    graph definition without adapters.
   lora_config = LoraConfig(**vars(experiment.lora))
+  plan = functools.partial(
+    layout.plan,
+    data.samples,
+    batch_size=train.batch_size,
+    pack_tokens=train.pack_tokens,
+    teacher_pack_tokens=train.teacher_pack_tokens,
+    rows_per_device=train.rows_per_device,
+    packing=attention.packing,
+    work=work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat),
+  )
+  own_teacher = experiment.regime == "opd"
+  mesh, chosen = mesh_choice.make(
+    experiment.mesh,
+    mesh_choice.Sizes(
+      student=_side(student),
+      teacher=_side(teacher) if own_teacher else None,
+      lora=lora_config,
+      plan=lambda groups: plan(groups=groups),
+      chunk_tokens=experiment.loss.chunk_tokens,
+      remat=train.remat,
+    ),
+  )
+  if chosen:
+    print(f"train: {chosen}", flush=True)
   model = weights.load(
     student.folder,
     dtype=student.dtype,
@@ -125,24 +167,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
   lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
-  if experiment.regime == "opsd":
-    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
-  else:
+  if own_teacher:
     other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
     teacher_graph, teacher_base = nnx.split(other)
     teacher_base = nnx.to_pure_dict(teacher_base)
+  else:
+    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
 
   # 5. The programs of an update, for as few shapes as the lengths allow.
-  shapes = layout.plan(
-    data.samples,
-    groups=sharding.num_groups(mesh),
-    batch_size=train.batch_size,
-    pack_tokens=train.pack_tokens,
-    teacher_pack_tokens=train.teacher_pack_tokens,
-    rows_per_device=train.rows_per_device,
-    packing=attention.packing,
-    work=work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat),
-  )
+  shapes = plan(groups=sharding.num_groups(mesh))
   setup = Setup(
     student=graph,
     teacher=teacher_graph,
@@ -166,16 +199,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   else:
     start, state = checkpoints.restore(distiller.abstract_state(lora))
     print(f"train: goes on after update {start}", flush=True)
+  processes.check_same(start, "the checkpoint that they find")
   del lora, model
 
-  # 7. Updates. The metrics of one are fetched after the next is launched, so
+  # 7. Everything is compiled before the first update.
+  distiller.compile(shapes, state)
+
+  # 8. Updates. The metrics of one are fetched after the next is launched, so
   #    that packing overlaps with the devices' work.
   began = time.monotonic()
   seen = 0
   with (
-    MetricWriter(
-      run_dir.metrics_file(STAGE), start, **vars(experiment.metrics)
-    ) as writer,
+    MetricWriter(run_dir.metrics_file(STAGE), start, **vars(experiment.metrics))
+    if writes
+    else contextlib.nullcontext() as writer,
     Progress(num_steps, "train", "updates", initial=start) as progress,
   ):
 
@@ -184,7 +221,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       row = objective.finish(jax.device_get(metrics)) | facts
       _check_finite(step, row)
       row["elapsed_seconds"] = time.monotonic() - began
-      if step % train.log_every == 0 or step == num_steps - 1:
+      if writer and (step % train.log_every == 0 or step == num_steps - 1):
         writer.write(step, row)
       progress.update(1, f"loss {row['loss']:.4f}")
 
@@ -206,7 +243,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         checkpoints.save(step + 1, state)
   checkpoints.wait()
 
-  # 8. What was done.
+  # 9. What was done.
+  if not writes:
+    return
   seconds = time.monotonic() - began
   logged = read_metrics(run_dir.metrics_file(STAGE))
   summary = {
@@ -231,6 +270,13 @@ def describe(summary: dict) -> str:
     f" {summary['first_loss']:.4f} → {summary['last_loss']:.4f},"
     f" {summary['tokens_per_second']:,.0f} tokens/s"
   )
+
+
+def _side(speaker):
+  """A model's sizes."""
+  from trd_jax import mesh_choice, weights
+
+  return mesh_choice.Side(weights.read_config(speaker.folder), speaker.dtype)
 
 
 def _base_graph(model_class, model):
@@ -300,4 +346,9 @@ def _check_finite(step: int, row: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-  cli.main(STAGE, run, "distils the teacher into the student's adapter")
+  cli.main(
+    STAGE,
+    run,
+    "distils the teacher into the student's adapter",
+    exclusive=False,  # of several processes the first one holds the stage
+  )

@@ -1,0 +1,194 @@
+"""The scripts that start a training on several machines."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import test_distributed as distributed
+import training_runs
+
+from trd_jax.metrics import read_metrics
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+SSH, SLURM = LAUNCH / "train_ssh.sh", LAUNCH / "train_slurm.sh"
+
+
+def launch(script, *arguments, **variables):
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("JAX_", "XLA_", "SLURM_", "TRD_"))
+  }
+  return subprocess.run(
+    [script, *arguments],
+    env=environment | variables,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.mark.parametrize("script", [SSH, SLURM])
+def test_help_is_the_head_of_the_script(script):
+  told = launch(script, "--help")
+  assert told.returncode == 0
+  assert f"usage: launch/{script.name}" in told.stdout
+  assert "--dry-run" in told.stdout
+  assert "#" not in told.stdout
+
+
+def test_a_dry_run_shows_what_each_host_would_run():
+  arguments = ["--workdir=/s/it's here", "--config.seed=1"]
+  told = launch(
+    SSH,
+    "me@one,two",
+    "--port=99",
+    "--dir=/s/trd",
+    "--dry-run",
+    "--",
+    *arguments,
+    JAX_LOG_COMPILES="1",
+  )
+  assert told.returncode == 0
+  for process, line in enumerate(told.stdout.splitlines()):
+    *ssh, host, command = shlex.split(line)
+    assert ssh[0] == "ssh"
+    assert host == ("me@one", "two")[process]
+    assert shlex.split(command) == [
+      *("cd", "/s/trd", "&&", "exec", "env", "TRD_JAX_PIPELINE=$PPID"),
+      *("TRD_COORDINATOR=one:99", "TRD_PROCESSES=2", f"TRD_PROCESS={process}"),
+      *("JAX_LOG_COMPILES=1", ".venv/bin/python", "-m", "trd_jax.train"),
+      *arguments,
+    ]
+  assert len(told.stdout.splitlines()) == 2
+
+
+def test_a_dry_run_shows_the_job_and_what_it_would_start(tmp_path):
+  own = ["--nodes", "2", "--gpus=4", "--partition", "p", "--dry-run"]
+  stage = ["--", "--workdir=/s/a b"]
+  told = launch(SLURM, *own, *stage)
+  assert told.returncode == 0
+  export, job = map(shlex.split, told.stdout.splitlines())
+  assert export == ["export", f"TRD_ROOT={LAUNCH.parent}"]
+  assert job[0] == "sbatch"
+  assert job[-len(own + stage) :] == own + stage
+  for option in ("--nodes 2", "--ntasks-per-node 1", "--gpus-per-node 4"):
+    assert option in " ".join(job)
+  # Within a job, which a cluster's own program tells the nodes of.
+  scontrol = tmp_path / "scontrol"
+  scontrol.write_text("#!/bin/sh\nprintf 'n07\\nn08\\n'\n")
+  scontrol.chmod(0o755)
+  inside = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "n[07-08]"}
+  path = f"{tmp_path}:{os.environ['PATH']}"
+  told = launch(SLURM, *own, *stage, **inside, PATH=path, TRD_PYTHON="/py")
+  assert told.returncode == 0
+  export, go, run = map(shlex.split, told.stdout.splitlines())
+  assert export == ["export", "TRD_COORDINATOR=n07:23456"]
+  assert go == ["cd", str(LAUNCH.parent)]
+  assert run[:7] == shlex.split("srun --nodes 2 --ntasks 2 --ntasks-per-node 1")
+  # What runs on a node: which process it is, from srun; the rest as given.
+  shell = run[run.index("bash") :]
+  shell[shell.index("/py") : -1] = ["env"]
+  told = subprocess.run(
+    ["env", "SLURM_NTASKS=2", "SLURM_PROCID=1", *shell[:-1]],
+    capture_output=True,
+    text=True,
+  )
+  assert {"TRD_PROCESSES=2", "TRD_PROCESS=1"} <= set(told.stdout.splitlines())
+  assert run[-4:] == ["/py", "-m", "trd_jax.train", "--workdir=/s/a b"]
+
+
+@pytest.mark.parametrize(
+  ("script", "arguments", "told"),
+  [
+    (SSH, ["a,b"], "behind --"),
+    (SSH, ["--", "--workdir=x"], "name the hosts"),
+    (SSH, ["a,,b", "--", "x"], '"" is no host'),
+    (SSH, ["a", "--port=70000", "--", "x"], "no port"),
+    (SSH, ["a", "--gpus", "--", "x"], "there is no option --gpus"),
+    (SLURM, ["--nodes", "2"], "behind --"),
+    (SLURM, ["--", "x"], "--nodes is missing"),
+    (SLURM, ["--nodes=two", "--", "x"], '"two" is no number'),
+    (SLURM, ["--time", "--", "x"], "--time wants a value"),
+  ],
+)
+def test_mistakes_are_told_in_one_line(script, arguments, told):
+  found = launch(script, *arguments)
+  assert found.returncode == 2
+  (line,) = found.stderr.splitlines()
+  assert line.startswith(f"{script.name}: ")
+  assert told in line
+  assert found.stdout == ""
+
+
+@pytest.fixture
+def over_ssh(tmp_path):
+  """Starts the ssh script with a program that reaches this machine alone."""
+  # As sshd does, it stands between and doesn't pass signals on.
+  remote = tmp_path / "here"
+  remote.write_text('#!/usr/bin/env bash\nbash -c "$2"\nexit $?\n')
+  remote.chmod(0o755)
+  started = []
+
+  def start(run_dir, *arguments):
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {
+      "TRD_SSH": str(remote),
+      "TRD_PYTHON": sys.executable,
+      "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+    }
+    command = [SSH, "localhost,127.0.0.1", f"--port={distributed.free_port()}"]
+    command += ["--", f"--workdir={run_dir.root}", *arguments]
+    process = subprocess.Popen(
+      command,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    for pid in [process.pid, *processes.below(process.pid)]:
+      if processes.title(pid):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
+  student = training_runs.model_folder(tmp_path / "student")
+  run_dir = distributed.workdir(tmp_path / "run", student, epochs=2)
+  process = over_ssh(run_dir)
+  out, err = process.communicate(timeout=240)
+  assert process.returncode == 0, err
+  assert run_dir.done("train")["updates"] == 2
+  assert "localhost: train: 12 trajectories" in out
+  assert "127.0.0.1: train" not in out
+
+  # Interrupted, or one of its processes gone: nothing is left at work.
+  for end, code in (("script", 143), ("process", 137)):
+    run_dir = distributed.workdir(tmp_path / end, student, epochs=2000)
+    beat = "--config.distributed.heartbeat_seconds=5"
+    process = over_ssh(run_dir, beat)
+    file = run_dir.metrics_file("train")
+    while len(read_metrics(file)) < 2:
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.05)
+    below = processes.below(process.pid)
+    both = [p for p in below if processes.title(p).startswith(sys.executable)]
+    assert len(both) == 2
+    if end == "script":
+      process.terminate()
+    else:
+      os.kill(both[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert processes.still_there(below, 30) == []
+    assert run_dir.done("train") is None

@@ -1,0 +1,180 @@
+"""Several processes of one run, on one machine or many.
+
+`jax.distributed` joins them, and its heartbeats end all of them when one is
+gone. All read what the run reads; the first alone speaks and writes down
+what isn't an array.
+"""
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from trd_jax.devices import Distributed
+from trd_jax.errors import UserError
+
+# Where a key says nothing, its variable is asked.
+VARIABLES = {
+  "coordinator": "TRD_COORDINATOR",
+  "processes": "TRD_PROCESSES",
+  "process": "TRD_PROCESS",
+}
+# How long a process that is through waits for the others.
+_END_SECONDS = 300
+
+
+@contextlib.contextmanager
+def joined(section: Distributed, stage: str) -> Iterator[None]:
+  """Makes this process one of the run's; nothing happens where it is alone.
+
+  The keys say which it is, or the environment variables of `VARIABLES`, or
+  Slurm where `srun` has started several. Has to come before any other use of
+  JAX. Inside, all processes but the first print nothing.
+
+  A process that fails ends at once, without waiting for the others: they end
+  within `heartbeat_seconds`, with a message of JAX's own, or as soon as they
+  exchange something with it.
+
+  Args:
+    section: the config's.
+    stage: for messages.
+
+  Raises:
+    UserError: the section is incomplete or contradicts itself, or the
+      coordinator's address can't be used. Where the others don't come in time
+      the process ends with such a line and code 2.
+  """
+  about = coordinates(section)
+  if about is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+    yield
+    return
+  _initialize(section, about, stage)
+  try:
+    with contextlib.ExitStack() as stack:
+      if not first():
+        quiet = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(quiet))
+        stack.enter_context(contextlib.redirect_stderr(quiet))
+      yield
+  except BaseException as error:
+    # JAX would have this process wait, at its end, for the others, which wait
+    # for this one.
+    codes = {UserError: 2, KeyboardInterrupt: 130}
+    atexit.register(_leave, codes.get(type(error), 1))
+    raise
+
+
+def first() -> bool:
+  """Whether this process is the one that speaks and writes."""
+  return jax.process_index() == 0
+
+
+def check_same(number: int, what: str) -> None:
+  """Sees that all processes have the same of something.
+
+  Raises:
+    UserError: they haven't, so they don't see the same files.
+  """
+  if jax.process_count() == 1:
+    return
+  numbers = multihost_utils.process_allgather(np.int32(number)).tolist()
+  if len(set(numbers)) > 1:
+    raise UserError(
+      f"the processes differ in {what} ({numbers}): give all of them the same"
+      " --workdir, on a disk that they share"
+    )
+
+
+def coordinates(section: Distributed) -> tuple[str, int, int] | None:
+  """The coordinator's address, how many there are, and which this is.
+
+  Raises:
+    UserError: some of the three are missing, or they contradict each other.
+  """
+  found = {
+    name: _value(section, name, variable)
+    for name, variable in VARIABLES.items()
+  }
+  if not found["coordinator"] and found["processes"] in ("", "1"):
+    return None
+  shown = ", ".join(
+    f"distributed.{name}={value or None}" for name, value in found.items()
+  )
+  for name, value in found.items():
+    if not value:
+      raise UserError(
+        f"{shown}: distributed.{name} is missing; give it, or"
+        f" {VARIABLES[name]}, to each process"
+      )
+  address, *numbers = found.values()
+  if not all(number.isdecimal() for number in numbers):
+    raise UserError(f"{shown}: processes and process must be numbers")
+  processes, process = map(int, numbers)
+  if process >= processes:
+    raise UserError(
+      f"{shown}: the processes are numbered from 0 to {processes - 1}"
+    )
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal():
+    raise UserError(f"{shown}: the coordinator's address must be HOST:PORT")
+  return None if processes == 1 else (address, processes, process)
+
+
+def _value(section: Distributed, name: str, variable: str) -> str:
+  value = getattr(section, name)
+  return os.environ.get(variable, "") if value is None else str(value)
+
+
+def _initialize(
+  section: Distributed, about: tuple[str, int, int] | None, stage: str
+) -> None:
+  """Joins the others, or ends the process."""
+  address, processes, process = about or (None, None, None)
+  who = "this process"
+  if about:
+    who = f"process {process} of {processes} (coordinator {address})"
+
+  def give_up() -> None:
+    # JAX would end it too, with a stack trace in the place of this.
+    print(
+      f"trd-jax {stage}: {who} has not met the others in"
+      f" {section.timeout_seconds:g} s (distributed.timeout_seconds): see that"
+      " the address can be reached and that all processes are running",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
+
+  timer = threading.Timer(section.timeout_seconds, give_up)
+  timer.daemon = True
+  timer.start()
+  # It would have a process ignore SIGTERM, which is how Slurm and launch/ end
+  # one; checkpoints are whole at any moment.
+  jax.config.update("jax_enable_preemption_service", False)
+  try:
+    jax.distributed.initialize(
+      address,
+      processes,
+      process,
+      cluster_detection_method="deactivate" if about else "slurm",
+      initialization_timeout=int(section.timeout_seconds) + 60,
+      heartbeat_timeout_seconds=section.heartbeat_seconds,
+      shutdown_timeout_seconds=_END_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(f"{who} can't join the others: {reason}") from error
+  finally:
+    timer.cancel()
+
+
+def _leave(code: int) -> None:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
