@@ -62,8 +62,8 @@ def sizes(student, teacher=None, dtype="bfloat16", **changes) -> Sizes:
     ("8b", None, 8, H100, (8, 1, 1)),
     ("8b", None, 1, H100, (1, 1, 1)),
     ("8b", None, 6, H100, (6, 1, 1)),
-    ("32b", None, 8, H100, (1, 8, 1)),
-    ("32b", None, 16, H100, (2, 8, 1)),
+    ("32b", None, 8, H100, (2, 4, 1)),
+    ("32b", None, 16, H100, (4, 4, 1)),
     ("32b", None, 8, 100 * GIB, (4, 2, 1)),
     # A third of 4,096 is no size.
     ("8b", None, 6, 32 * GIB, (3, 2, 1)),
@@ -93,7 +93,6 @@ def test_the_table_adds_up():
     ["data=8", "fsdp=1", "tensor=1"],
     ["data=4", "fsdp=2", "tensor=1"],
     ["data=2", "fsdp=4", "tensor=1"],
-    ["data=1", "fsdp=8", "tensor=1"],
   ]
   for row in rows:
     fits = "fits" if row is rows[-1] else "too much"
@@ -156,7 +155,7 @@ def test_sizes_in_the_config_are_taken_and_the_rest_is_filled_up():
   mesh, told = mesh_choice.make(Mesh(fsdp=2, tensor=2), sizes("32b"))
   assert (dict(mesh.shape), told) == ({"data": 2, "fsdp": 2, "tensor": 2}, "")
   mesh, told = mesh_choice.make(Mesh(memory_gib=60.0), sizes("32b"))
-  assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
   assert told == mesh_choice.table(
     mesh_choice.choose(sizes("32b"), 8, H100), H100
   )

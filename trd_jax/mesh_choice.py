@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from trd_jax import devices, sharding
+from trd_jax import devices, divergence, sharding
 from trd_jax.errors import UserError
 from trd_jax.layout import Layout, Rung
 from trd_jax.model.config import ModelConfig
@@ -33,8 +33,8 @@ GIB = 2**30
 # Share of a device's memory that is planned with: what follows is an estimate,
 # and allocators lose some to gaps.
 _SHARE = 0.9
-# Queries whose scores are in memory at once (see `model.attention`).
-_QUERY_BLOCK = 512
+# Queries, and keys, whose scores are in memory at once (see `model.blockwise`).
+_BLOCK = 512
 # The adapter in float32: itself, the sums of its gradient, one pack's
 # gradient, and AdamW's two moments.
 _ADAPTER_COPIES = 5
@@ -78,7 +78,7 @@ class Sizes:
     teacher: a teacher of its own; None where it is the student's base.
     lora: the adapter.
     plan: the run's shapes for a number of groups.
-    chunk_tokens: response tokens whose logits exist at once.
+    chunk_tokens: response tokens whose logits exist at once; None: automatic.
     remat: what the student's backward pass keeps.
   """
 
@@ -86,7 +86,7 @@ class Sizes:
   teacher: Side | None
   lora: LoraConfig
   plan: Callable[[int], Layout]
-  chunk_tokens: int
+  chunk_tokens: int | None
   remat: str
 
 
@@ -350,10 +350,9 @@ def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
 
 
 def _scores(side: Side, rung: Rung, tensor: int) -> int:
-  """One block of queries' scores, in float32."""
+  """One block of scores, in float32."""
   heads = -(-side.config.num_heads // tensor)
-  queries = min(rung.length, _QUERY_BLOCK)
-  return 4 * rung.rows * heads * queries * rung.length
+  return 4 * rung.rows * heads * min(rung.length, _BLOCK) ** 2
 
 
 def _forward(side: Side, rung: Rung, tensor: int) -> int:
@@ -361,8 +360,7 @@ def _forward(side: Side, rung: Rung, tensor: int) -> int:
   D, queries, keys, inner = _widths(side, tensor)
   width = 3 * D + queries + 2 * keys + 2 * inner
   tokens = rung.rows * rung.length
-  # Scores, where they are masked, and their softmax.
-  return tokens * width * side.itemsize + 3 * _scores(side, rung, tensor)
+  return tokens * width * side.itemsize + _scores(side, rung, tensor)
 
 
 def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
@@ -385,7 +383,7 @@ def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
   bytes_ = tokens * (layers * kept + 2 * block) * side.itemsize
   # Scores, their softmax, and its gradient.
   scores = 3 * _scores(side, rung, tensor)
-  if sizes.remat == "none" and rung.length <= _QUERY_BLOCK:
+  if sizes.remat == "none" and rung.length <= _BLOCK:
     scores *= layers
   return bytes_ + scores
 
@@ -394,8 +392,17 @@ def _loss(sizes: Sizes, rung: Rung) -> int:
   """Of a chunk's logits, and of both sides' hidden states at the slots."""
   student, teacher = sizes.student, sizes.teacher or sizes.student
   slots = rung.rows * rung.slots
-  chunk = min(slots, sizes.chunk_tokens)
   D, other = student.config.hidden_size, teacher.config.hidden_size
+  chunk = min(
+    slots,
+    sizes.chunk_tokens
+    or divergence.automatic_chunk(
+      D,
+      student.config.vocab_size,
+      jnp.bfloat16 if student.itemsize == 2 else jnp.float32,
+      jax.default_backend(),
+    ),
+  )
   # The student's once more for the gradient, in float32.
   hidden = D * (student.itemsize + 4) + other * teacher.itemsize
   return _LOGITS * 4 * chunk * student.config.vocab_size + slots * hidden
