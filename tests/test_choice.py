@@ -130,6 +130,16 @@ def test_a_kernels_padding_reaches_nothing():
     return jnp.where(beyond[..., None, None], jnp.nan, out)
 
   check(rows(dirty))
+  inputs = [jnp.ones((1, 16, heads, 8)) for heads in (4, 2, 2)]
+  segment_BT = jnp.arange(16)[None] < 10
+  out, back = jax.vjp(
+    lambda *x: kernels.attend_rows(dirty, *x, segment_BT), *inputs
+  )
+  # Padding of the next layer's inputs is made of this: 0, and no gradient.
+  assert not np.asarray(out[:, 10:]).any()
+  for gradient in back(jnp.ones_like(out)):
+    assert np.isfinite(gradient).all()
+    assert not np.asarray(gradient[:, 10:]).any()
 
 
 def test_rows_of_one_sample_equal_the_xla_path_whatever_stands_in_padding():
