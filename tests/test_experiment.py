@@ -71,7 +71,7 @@ def test_json_brings_every_value_back():
       "weighs no token",
     ),
     ({"train": {"pack_tokens": 1}}, "at least 2, or None, not 1"),
-    ({"mesh": {"fsdp": -1}}, "mesh.data, mesh.fsdp"),
+    ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.data, mesh.fsdp"),
     ({"data": {"arithmetic": {"min_steps": 5, "max_steps": 4}}}, "more than"),
     ({"evaluate": {"benchmarks": ("a", "a")}}, "twice"),
   ],
