@@ -112,7 +112,7 @@ def test_a_standalone_stage_needs_neither_config_nor_workdir():
     ("--config.train=1", ["it is a section", "mine.py"]),
     ("--config.train.epochs=x", ["train.epochs", "an integer", "mine.py"]),
     ("--config.method=tdr", ["one of trd", "'tdr'", "mine.py"]),
-    ("--config.mesh.fsdp=-1", ["mesh.data, mesh.fsdp", "mine.py"]),
+    ("--config.engine.name=server", ["engine.server.urls", "mine.py"]),
     ("--wich=base", ["--wich", '"which"']),
     ("--n=many", ["n must be an integer"]),
     ("rollout", ['"rollout" is no flag']),

@@ -85,7 +85,7 @@ def test_json_brings_every_value_back():
       },
       "set teacher.dtype=bfloat16",
     ),
-    ({"mesh": {"fsdp": -1}}, "mesh.data, mesh.fsdp"),
+    ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.data, mesh.fsdp"),
     ({"data": {"arithmetic": {"min_steps": 5, "max_steps": 4}}}, "more than"),
     ({"evaluate": {"benchmarks": ("a", "a")}}, "twice"),
   ],
