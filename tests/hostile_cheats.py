@@ -22,8 +22,8 @@ add(
           os.close(fd)
         except OSError:
           continue
-        found |= set(re.findall(rb'SECRET-[0-9a-f]+', data))
-  print(*found)
+        found |= set(re.findall(rb'SECRET-[0-9a-f]{32}', data))
+  print(*(text.decode() for text in found))
   """,
 )
 add(
@@ -31,6 +31,7 @@ add(
   "mismatch",
   r"""
   import os, re
+  found = set()
   for pid in ('self', os.getppid()):
     with open(f'/proc/{pid}/mem', 'rb', buffering=0) as memory:
       for line in open(f'/proc/{pid}/maps'):
@@ -39,9 +40,10 @@ add(
           try:
             memory.seek(int(begin, 16))
             data = memory.read(min(2**24, int(end, 16) - int(begin, 16)))
-            print(*re.findall(rb'SECRET-[0-9a-f]{32}', data))
+            found |= set(re.findall(rb'SECRET-[0-9a-f]{32}', data))
           except (OSError, ValueError):
             pass
+  print(*(text.decode() for text in found))
   """,
 )
 add(
@@ -49,13 +51,22 @@ add(
   "mismatch",
   """
   import sys
+  found = set()
+  def look(value, depth=0):
+    if isinstance(value, str) and value[:6] == 'SECRET' and len(value) == 39:
+      found.add(value)
+    elif isinstance(value, dict) and depth < 4:
+      for each in list(value.values()):
+        look(each, depth + 1)
+    elif isinstance(value, (list, tuple, set)) and depth < 4:
+      for each in list(value):
+        look(each, depth + 1)
   frame = sys._getframe()
   while frame:
-    for space in (frame.f_locals, frame.f_globals):
-      for name in ('expected', 'outputs', 'output', 'answer', 'tests', 'case'):
-        if name in space:
-          print(space[name])
+    look(frame.f_locals)
+    look(frame.f_globals)
     frame = frame.f_back
+  print(*found)
   """,
 )
 add(
@@ -63,11 +74,13 @@ add(
   "mismatch",
   """
   import gc
+  found = set()
   for thing in gc.get_objects():
     if isinstance(thing, (dict, list, tuple)):
       for text in (thing.values() if isinstance(thing, dict) else thing):
-        if isinstance(text, str) and text.startswith('SECRET-'):
-          print(text)
+        if type(text) is str and text[:6] == 'SECRET' and len(text) == 39:
+          found.add(text)
+  print(*found)
   """,
 )
 add(

@@ -141,6 +141,18 @@ def test_tests_share_no_state(grader):
   assert grader.grade_program(program, ADD).correct is True
 
 
+def test_processor_time_is_counted_for_each_test(grader):
+  """The kernel tells each test that its own two seconds are over."""
+  program = (
+    "import os, signal\n"
+    "said = lambda *_: (os.write(1, b'over'), os._exit(0))\n"
+    "signal.signal(signal.SIGXCPU, said)\n"
+    "while True: pass"
+  )
+  tests = {"inputs": ["1", "2"], "outputs": ["over", "over"]}
+  assert grader.grade_program(program, tests).correct is True
+
+
 def test_the_time_of_all_tests_is_limited():
   tests = {"inputs": ["1 2"] * 50, "outputs": ["3"] * 50}
   section = Sandbox(test_seconds=2, total_seconds=2.0)

@@ -92,7 +92,8 @@ def test_every_limit_ends_a_program(box, source, limits, reason):
 
 
 @sandboxes.needed
-def test_what_is_inside(box):
+def test_what_is_inside(box, monkeypatch):
+  monkeypatch.setenv("TRD_SECRET", "known")
   result = python(
     box,
     "import os, sys\n"

@@ -37,6 +37,8 @@ Reason = Literal[
   "output",
   "ungradable",
 ]
+NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
+"""Reasons that say that a completion holds nothing to be judged."""
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
   str: pa.string(),
