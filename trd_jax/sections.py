@@ -396,7 +396,7 @@ class Sandbox:
     None, "the interpreter that they are run with; None: the stage's own"
   )
   test_seconds: int = key(
-    6, "processor time of a test; three times that by the clock", at_least(1)
+    6, "processor time of a test; five times that by the clock", at_least(1)
   )
   total_seconds: float = key(
     120.0, "time of all tests of a program, by the clock", above(0)

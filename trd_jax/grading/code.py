@@ -47,7 +47,7 @@ from trd_jax.sections import Sandbox
 
 VERSION = "code-1"
 _EXCERPT = 200
-_WALL = 3.0  # times the seconds of processor time: a busy machine
+_WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
 _RUNNER = Path(__file__).with_name("code_runner.py")
 
