@@ -29,6 +29,7 @@ from trd_jax.sections import (
   Python,
   Refine,
   Rollout,
+  Sandbox,
   Teacher,
   Train,
 )
@@ -55,6 +56,8 @@ RUNTIME_KEYS = (
   "metrics.",
   "python.",
   "mesh.",
+  "sandbox.unsafe",
+  "sandbox.workers",
   "preflight_only",
   "train.log_every",
 )
@@ -93,6 +96,7 @@ class Experiment:
   lora: Lora = field(default_factory=Lora)
   mesh: Mesh = field(default_factory=Mesh)
   evaluate: Evaluate = field(default_factory=Evaluate)
+  sandbox: Sandbox = field(default_factory=Sandbox)
   metrics: Metrics = field(default_factory=Metrics)
   python: Python = field(default_factory=Python)
 

@@ -262,7 +262,8 @@ class BoxedProcess:
   @property
   def began(self) -> bool:
     """Whether the command itself was reached, not bubblewrap alone."""
-    return not self._boxed or b'"exit-code"' in self._status
+    reported = not self._boxed or b'"exit-code"' in self._status
+    return reported or not self.stderr.startswith(b"bwrap: ")
 
   def _exit_code(self) -> int | None:
     if not self._boxed:
@@ -378,7 +379,7 @@ class BoxedProcess:
       said.select(_END_SECONDS)
       said.close()
       self._read_status()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(OSError):
       if self._inside is not None:
         signal.pidfd_send_signal(self._inside, signal.SIGKILL)
       else:

@@ -129,7 +129,7 @@ def _mounts(paths: Sequence[str], flag: str) -> list[str]:
   return words
 
 
-def _interpreter(python: str) -> tuple[str, ...]:
+def interpreter(python: str) -> tuple[str, ...]:
   """The folders that an interpreter lives in, its environment's first."""
   path = Path(python)
   folders = []
@@ -183,7 +183,7 @@ class Box:
       process.send(stdin)
       process.end_input()
       result = process.finish()
-    self._check(process, result)
+    self.check(process, result)
     return result
 
   @contextlib.contextmanager
@@ -217,7 +217,7 @@ class Box:
       space = str(limits.file_bytes)
       for folder in ("/tmp", "/dev/shm"):
         words += ["--perms", "1777", "--size", space, "--tmpfs", folder]
-      paths = [*_interpreter(self.python), *map(str, read_only)]
+      paths = [*interpreter(self.python), *map(str, read_only)]
       words += _mounts(paths, "--ro-bind")
       words += _mounts([str(writable)] if writable else [], "--bind")
       words += ["--perms", "0755", "--dir", FILES]
@@ -267,7 +267,12 @@ class Box:
       with BoxedProcess(command, limits, cwd=folder, env=variables) as process:
         yield process
 
-  def _check(self, process: BoxedProcess, result: Result) -> None:
+  def check(self, process: BoxedProcess, result: Result) -> None:
+    """Tells a sandbox that failed from a program that did.
+
+    Raises:
+      UserError: bubblewrap did not get as far as the command.
+    """
     if result.reason == "killed" and not process.began:
       lines = result.stderr.decode(errors="replace").strip().splitlines()
       raise UserError(f"the sandbox did not start: {(lines or ['?'])[0][:200]}")
