@@ -8,7 +8,10 @@ import socket
 import threading
 from pathlib import Path
 
-import hostile_programs
+import hostile
+import hostile_cheats  # noqa: F401
+import hostile_escapes  # noqa: F401
+import hostile_machine  # noqa: F401
 import pytest
 import sandboxes
 
@@ -110,10 +113,10 @@ def verdicts(host, capped, tmp_path_factory):
       jobs = {
         name: threads.submit(
           grader.grade_program,
-          hostile.source,
-          function_tests if hostile.function else program_tests,
+          one.source,
+          function_tests if one.function else program_tests,
         )
-        for name, hostile in hostile_programs.programs(**host).items()
+        for name, one in hostile.programs(**host).items()
       }
       found = {name: job.result() for name, job in jobs.items()}
   finally:
@@ -126,13 +129,13 @@ def test_the_cap_on_processes_binds(capped):
 
 
 def test_there_are_many():
-  assert len(hostile_programs.NAMES) >= 40
+  assert len(hostile.ALL) >= 40
 
 
-@pytest.mark.parametrize("name", hostile_programs.NAMES)
+@pytest.mark.parametrize("name", hostile.ALL)
 def test_it_fails_and_says_why(name, verdicts, host):
   verdict = verdicts[name]
-  wanted = hostile_programs.programs(**host)[name].reasons
+  wanted = hostile.programs(**host)[name].reasons
   assert verdict.correct is False
   assert verdict.reason in wanted, verdict
   assert json.loads(verdict.detail)["failed"] == 0
