@@ -163,6 +163,10 @@ def _unpack(text: str | bytes) -> tuple[Any, bool]:
     data = inflate.decompress(packed, _MAX_UNPACKED)
   except (binascii.Error, zlib.error, ValueError):
     raise BadTests("neither JSON nor packed tests") from None
+  if not inflate.eof:
+    raise BadTests(
+      f"packed tests that are cut off, or over {_MAX_UNPACKED:,} bytes"
+    )
   if not data.startswith(b"\x80"):
     return _json(data), True
   texts = _texts_of(data)

@@ -10,7 +10,7 @@ import re
 from trd_jax.grading.extract import final_text
 
 _FENCE = re.compile(
-  r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*?)[ \t]*$", re.MULTILINE
+  r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\r\n]*?)[ \t]*\r?$", re.MULTILINE
 )
 _PYTHON = {"", "python", "py", "python3", "py3"}
 
