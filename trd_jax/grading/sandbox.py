@@ -293,10 +293,10 @@ def _probe(python: str) -> None:
   code = "import os; print(os.getuid(), len(os.listdir('/proc/1/task')))"
   try:
     result = Box(python, unsafe=False).run([python, "-I", "-S", "-c", code])
-  except UserError as error:
+  except (UserError, OSError) as error:
     if "can't be used" in str(error):
       raise
-    raise UserError(_REFUSAL.format(why=str(error))) from None
+    raise UserError(_REFUSAL.format(why=error)) from None
   if result.exit_code != 0 or result.stdout.split()[:1] == [b"0"]:
     said = result.stderr.decode(errors="replace").strip().splitlines()
     why = f"{result.reason}: {(said or ['no word'])[-1][:200]}"
