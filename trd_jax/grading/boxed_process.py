@@ -142,6 +142,8 @@ class BoxedProcess:
     self._in = memoryview(b"")
     self._written = 0
     self._ended = False
+    self._cancelled = False
+    self._closing = False
     self._next_look = self.started + _LOOK_SECONDS
     try:
       self._process = subprocess.Popen(
@@ -206,8 +208,6 @@ class BoxedProcess:
     if not self._in:
       self._close_stdin()
 
-  _closing = False
-
   def read(self, size: int, deadline: float) -> bytes | None:
     """Exactly `size` bytes of its output; None where they did not come.
 
@@ -229,6 +229,10 @@ class BoxedProcess:
     while not self._ended:
       self._turn(self.started + self.limits.wall_seconds)
     return self.close()
+
+  def cancel(self) -> None:
+    """Has whoever reads from it, in another thread, end it soon."""
+    self._cancelled = True
 
   def end(self, reason: End) -> None:
     """Kills it; the first reason stands."""
@@ -284,8 +288,8 @@ class BoxedProcess:
     now = time.monotonic()
     if self._ended:
       return
-    if now >= deadline:
-      self.end("timeout")
+    if self._cancelled or now >= deadline:
+      self.end("killed" if self._cancelled else "timeout")
       self._drain()
     elif now >= self._next_look and self._watched is not None:
       if memory_of(self._watched, self.limits.memory_bytes) > (

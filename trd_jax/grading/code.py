@@ -139,6 +139,7 @@ class Grader:
     self._pool = concurrent.futures.ThreadPoolExecutor(workers, "sandbox")
     self._busy: dict[concurrent.futures.Future[Verdict], Any] = {}
     self._running: set[BoxedProcess] = set()
+    self._closed = False
 
   def __enter__(self) -> "Grader":
     return self
@@ -148,12 +149,10 @@ class Grader:
 
   def close(self) -> None:
     """Forgets what has no verdict yet, and ends what is running."""
-    self._pool.shutdown(wait=False, cancel_futures=True)
-    while self._running:
-      for process in list(self._running):
-        process.end("killed")
-      time.sleep(0.01)
-    self._pool.shutdown()
+    self._closed = True
+    for process in list(self._running):
+      process.cancel()
+    self._pool.shutdown(cancel_futures=True)
     self._busy.clear()
 
   def submit(self, tag: Any, completion: str, problem: Problem) -> None:
@@ -222,13 +221,18 @@ class Grader:
     number, total = 0, len(tests.cases)
     argv = [*python, "runner.py"]
     with self._box.start(argv, files=files, limits=limits) as process:
-      process.send(_frame(json.dumps(setup).encode()))
-      until = time.monotonic() + section.total_seconds
-      for number, case in enumerate(tests.cases):
-        try:
+      self._running.add(process)
+      if self._closed:
+        process.cancel()
+      try:
+        process.send(_frame(json.dumps(setup).encode()))
+        until = time.monotonic() + section.total_seconds
+        for number, case in enumerate(tests.cases):
           self._test(process, case, tests, until)
-        except _Failure as failure:
-          return Outcome(failure.reason, number, total, number, failure.excerpt)
+      except _Failure as failure:
+        return Outcome(failure.reason, number, total, number, failure.excerpt)
+      finally:
+        self._running.discard(process)
     return Outcome("match", total, total)
 
   def _test(

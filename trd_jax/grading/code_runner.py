@@ -83,9 +83,11 @@ def plain(value):
   raise TypeError(f"a value of type {type(value).__name__}, not a JSON one")
 
 
-def call(module, function, arguments):
+def call(module, usual, function, arguments):
   """The value of the named function, or method of `class Solution`, as JSON."""
-  found = getattr(module, function, None)
+  found = vars(module).get(function)
+  if found is usual.get(function):
+    found = None  # a function of the library, not the solution's
   if "Solution" in vars(module):
     found = getattr(module.Solution(), function, found)
   if found is None:
@@ -106,9 +108,10 @@ def solve(module, code, function, arguments, limit):
   try:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     sys.modules[module.__name__] = module
+    usual = dict(vars(module))
     exec(code, vars(module))
     if function is not None:
-      value = memoryview(call(module, function, arguments))
+      value = memoryview(call(module, usual, function, arguments))
       while value:
         value = value[os.write(3, value) :]
     status = 0
