@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,6 +149,20 @@ def test_the_time_of_all_tests_is_limited():
   assert verdict.reason == "timeout"
   detail = json.loads(verdict.detail)
   assert 0 < detail["passed"] < 50
+
+
+def test_told_by_name_it_does_without_a_sandbox(monkeypatch, tmp_path):
+  prlimit = shutil.which("prlimit")
+  assert prlimit
+  (tmp_path / "prlimit").symlink_to(prlimit)
+  monkeypatch.setenv("PATH", str(tmp_path))  # there is no bubblewrap
+  before = processes.below(os.getpid())
+  with code.Grader(Sandbox(unsafe=True, test_seconds=1)) as grader:
+    assert grader.grade_program(SUM, SUMS).reason == "match"
+    assert grader.grade_program("while 1: pass", SUMS).reason == "timeout"
+    fork = "import os, time\nos.fork()\ntime.sleep(60)"
+    assert grader.grade_program(fork, SUMS).reason == "timeout"
+  assert processes.below(os.getpid()) == before
 
 
 def test_integer_keys_of_an_argument_come_back(grader):

@@ -113,9 +113,9 @@ class BoxedProcess:
     argv: the whole command line, the sandbox's included.
     limits: see `Limits`; processor time, file size and processes are the
       command line's to set.
-    boxed: whether `argv` is bubblewrap's, which reports on `status_fd`.
     pass_fds: descriptors that it inherits; closed here once it has them.
-    status: (read end, write end) of the pipe for bubblewrap's reports.
+    status: (read end, write end) of the pipe that bubblewrap reports on; None
+      where `argv` is not bubblewrap's.
     cwd: its working directory; None: this process's.
     env: its environment.
   """
@@ -157,6 +157,10 @@ class BoxedProcess:
         env=env,
         start_new_session=True,
       )
+    except BaseException:
+      if status:
+        os.close(status[0])
+      raise
     finally:
       for fd in pass_fds:
         os.close(fd)
@@ -237,7 +241,8 @@ class BoxedProcess:
   def end(self, reason: End) -> None:
     """Kills it; the first reason stands."""
     self._reason = self._reason or reason
-    self._kill()
+    if not self._ended:
+      self._kill()
 
   def close(self) -> Result:
     """Ends whatever is left of it and says how it ended."""
@@ -375,7 +380,8 @@ class BoxedProcess:
     """Ends it: the namespace's first process, and with it all others.
 
     bubblewrap's own process is left to bury the first one. Killed before it
-    has said which one that is, it would leave it waiting.
+    has said which one that is, it would leave it waiting. Without a namespace
+    whatever has not hidden from its parents is ended.
     """
     if self._status_fd is not None and self._inside is None:
       said = selectors.DefaultSelector()
@@ -386,8 +392,10 @@ class BoxedProcess:
     with contextlib.suppress(OSError):
       if self._inside is not None:
         signal.pidfd_send_signal(self._inside, signal.SIGKILL)
-      else:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        return
+    for pid in list(descendants(self._process.pid)):
+      with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
 
   def _drain(self) -> None:
     """Waits until all of it is gone; takes what was still in the pipes."""

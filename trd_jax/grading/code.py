@@ -202,7 +202,7 @@ class Grader:
     most = section.output_mib << 20
     limits = sandbox.Limits(
       wall_seconds=section.total_seconds + _GRACE,
-      cpu_seconds=section.total_seconds,
+      cpu_seconds=section.total_seconds + section.test_seconds + 1,
       memory_bytes=int(section.memory_gib * 2**30),
       file_bytes=section.file_mib << 20,
       output_bytes=most + (1 << 20),
@@ -218,7 +218,7 @@ class Grader:
     }
     python = [self._box.python, "-I", "-S", "-B", "-X", "utf8"]
     files = {"runner.py": self._runner}
-    number, total = 0, len(tests.cases)
+    passed, total = 0, len(tests.cases)
     argv = [*python, "runner.py"]
     with self._box.start(argv, files=files, limits=limits) as process:
       self._running.add(process)
@@ -227,10 +227,11 @@ class Grader:
       try:
         process.send(_frame(json.dumps(setup).encode()))
         until = time.monotonic() + section.total_seconds
-        for number, case in enumerate(tests.cases):
+        for case in tests.cases:
           self._test(process, case, tests, until)
+          passed += 1
       except _Failure as failure:
-        return Outcome(failure.reason, number, total, number, failure.excerpt)
+        return Outcome(failure.reason, passed, total, passed, failure.excerpt)
       finally:
         self._running.discard(process)
     return Outcome("match", total, total)
