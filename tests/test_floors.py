@@ -28,6 +28,7 @@ NOUNS = {
   "sweep_points",
 }
 TEXT = {
+  "benchmark_grading",
   "chat",
   "chat_files",
   "contexts",
@@ -36,6 +37,7 @@ TEXT = {
   "leaks",
   "problems",
   "prompts",
+  "scores",
 }
 DEVICE = {"sharding", "model"}
 LEARNING = {

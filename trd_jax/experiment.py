@@ -60,6 +60,7 @@ RUNTIME_KEYS = (
   "sandbox.workers",
   "preflight_only",
   "train.log_every",
+  "evaluate.buckets_from",
 )
 
 
