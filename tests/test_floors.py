@@ -24,11 +24,13 @@ NOUNS = {
   "recipe",
   "records",
   "run_dir",
+  "run_sections",
   "sections",
   "shards",
   "sweep_points",
 }
 TEXT = {
+  "benchmark_grading",
   "chat",
   "chat_files",
   "contexts",
@@ -37,6 +39,7 @@ TEXT = {
   "leaks",
   "problems",
   "prompts",
+  "scores",
 }
 DEVICE = {"model", "processes", "sharding"}
 LEARNING = {
