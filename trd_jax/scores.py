@@ -10,7 +10,7 @@ from typing import Any
 
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
-from trd_jax.records import GradedSample
+from trd_jax.records import NO_ANSWER, GradedSample
 from trd_jax.run_sections import Evaluate
 
 SHARES = {
