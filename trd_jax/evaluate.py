@@ -55,12 +55,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   section, student = experiment.evaluate, experiment.student
 
   # 1. Questions and the model.
-  who = generation.speaker(
-    student,
-    run_dir,
-    folder=run_dir.merged if trained and not unmerged else None,
-    adapter=run_dir.adapter if unmerged else None,
-  )
+  if trained:
+    who = generation.speaker(
+      student,
+      run_dir,
+      folder=None if unmerged else run_dir.merged,
+      adapter=run_dir.adapter if unmerged else None,
+    )
+  else:
+    who = generation.student_speaker(experiment, run_dir)
   questions = {
     name: store.benchmark(experiment, name) for name in section.benchmarks
   }

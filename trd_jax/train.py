@@ -30,6 +30,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from flax import nnx
 
   from trd_jax import (
+    adapters,
     generation,
     layout,
     objective,
@@ -98,6 +99,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
   lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
+  if experiment.student.adapter is not None:
+    lora = adapters.begin_with(
+      experiment.student.adapter, model.config, lora_config, lora
+    )
   if experiment.regime == "opsd":
     teacher_graph, teacher_base = _base_graph(Qwen3, model), base
   else:
