@@ -13,6 +13,8 @@ from test_sampling import assert_drawn_from, exact
 
 from trd_jax import adapters, engines, hub, weights
 from trd_jax.chat import Chat
+from trd_jax.engine_sections import Engine
+from trd_jax.engine_sections import JaxEngine as JaxSection
 from trd_jax.engines import jax_engine
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
@@ -22,8 +24,6 @@ from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import logits
 from trd_jax.problems import arithmetic
 from trd_jax.prompts import fit_initial
-from trd_jax.sections import Engine
-from trd_jax.sections import JaxEngine as JaxSection
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 GREEDY = Sampling(temperature=0.0)

@@ -12,14 +12,14 @@ import pytest
 import serving
 from serving import FakeServer, by_key, card
 
+from trd_jax.engine_sections import Engine
+from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines import engine as engines
 from trd_jax.engines import server_engine
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.engines.server_protocol import body, completion
 from trd_jax.errors import UserError
-from trd_jax.sections import Engine
-from trd_jax.sections import ServerEngine as Spec
 
 GREEDY = serving.sampling()
 WARM = serving.sampling(1.0, top_p=0.95, top_k=20)

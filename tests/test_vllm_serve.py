@@ -21,13 +21,13 @@ from serving import by_key
 from small_models import forward
 
 from trd_jax import hub, weights
+from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import logits
 from trd_jax.records import Trajectory
 from trd_jax.run_dir import RunDir
-from trd_jax.sections import ServerEngine as Spec
 
 KEY = "a-key-of-the-tests"
 GREEDY = serving.sampling()

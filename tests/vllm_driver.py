@@ -20,10 +20,10 @@ import sys
 import threading
 from pathlib import Path
 
+from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import ModelFiles, Request, Sampling
 from trd_jax.engines.vllm_engine import VllmEngine
 from trd_jax.errors import UserError
-from trd_jax.sections import VllmEngine as Spec
 
 
 def plain(completion) -> dict:

@@ -136,6 +136,31 @@ def load_peft(
   return lora, unflatten_dict(tree)
 
 
+def begin_with(
+  folder: Path | str, config: ModelConfig, lora: LoraConfig, like: Tree
+) -> Tree:
+  """The adapter of a folder, placed as the fresh one that it replaces.
+
+  Args:
+    folder: see `load_peft`.
+    config: the model's shape.
+    lora: the size that is trained; its dropout may differ from the folder's.
+    like: a fresh adapter's tree of float32 arrays, where they are to be.
+
+  Raises:
+    UserError: as `load_peft`; or its rank or alpha is not the one trained.
+  """
+  found, tree = load_peft(folder, config)
+  for name in ("rank", "alpha"):
+    theirs, ours = getattr(found, name), getattr(lora, name)
+    if theirs != ours:
+      raise UserError(
+        f"student.adapter={folder} has {name} {theirs:g}, and lora.{name} is"
+        f" {ours:g}; set lora.{name}={theirs:g} to train it further"
+      )
+  return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+
+
 def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
   """An adapter's size and the name of its base model.
 

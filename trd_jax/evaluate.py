@@ -163,10 +163,12 @@ def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
       " --config.engine.weights=adapter, or remove merge/done.json and merge"
       " again"
     )
+  if not trained:
+    return generation.student_speaker(experiment, run_dir)
   return generation.speaker(
     experiment.student,
     run_dir,
-    folder=run_dir.merged if trained and not unmerged else None,
+    folder=None if unmerged else run_dir.merged,
     adapter=run_dir.adapter if unmerged else None,
   )
 

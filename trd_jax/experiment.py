@@ -9,26 +9,28 @@ import dataclasses
 import json
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
 
 from ml_collections import config_dict
 
 from trd_jax import keys
 from trd_jax.devices import Distributed, Mesh
+from trd_jax.engine_sections import Engine
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.keys import at_least, key, one_of
 from trd_jax.run_sections import Evaluate, Python
 from trd_jax.sections import (
   Data,
-  Engine,
   Lora,
   Loss,
   Metrics,
   Model,
+  Pipeline,
   Refine,
   Rollout,
   Sandbox,
+  Student,
   Teacher,
   Train,
 )
@@ -53,6 +55,7 @@ _CLIP = {"opd": 0.1, "opsd": 0.06}
 RUNTIME_KEYS = (
   "engine.",
   "metrics.",
+  "pipeline.",
   "python.",
   "mesh.",
   "distributed.",
@@ -88,7 +91,7 @@ class Experiment:
   preflight_only: bool = key(
     False, "check and count the prompts, report, and generate nothing"
   )
-  student: Model = field(default_factory=Model)
+  student: Student = field(default_factory=Student)
   teacher: Teacher = field(default_factory=Teacher)
   data: Data = field(default_factory=Data)
   rollout: Rollout = field(default_factory=Rollout)
@@ -102,6 +105,7 @@ class Experiment:
   evaluate: Evaluate = field(default_factory=Evaluate)
   sandbox: Sandbox = field(default_factory=Sandbox)
   metrics: Metrics = field(default_factory=Metrics)
+  pipeline: Pipeline = field(default_factory=Pipeline)
   python: Python = field(default_factory=Python)
 
   @property
@@ -130,7 +134,12 @@ class Experiment:
     """The model that refines and that is distilled from."""
     if self.regime == "opd":
       return self.teacher
-    return dataclasses.replace(self.student, thinking=self.teacher.thinking)
+    # Without the student's adapter: the base teaches.
+    own: dict[str, Any] = {
+      f.name: getattr(self.student, f.name) for f in fields(Model)
+    }
+    own["thinking"] = self.teacher.thinking
+    return Model(**own)
 
   @property
   def clip(self) -> float | None:

@@ -144,6 +144,18 @@ def speaker(
   return Speaker(name, found, revision, model.dtype, adapter, chat=chat)
 
 
+def student_speaker(experiment: Experiment, run_dir: RunDir | None) -> Speaker:
+  """The student before training, with the adapter that it may wear."""
+  student = experiment.student
+  adapter = Path(student.adapter) if student.adapter else None
+  if adapter is not None and not adapter.is_dir():
+    raise UserError(
+      f"student.adapter={adapter}: there is no such folder; name one that PEFT"
+      " or trd_jax.merge wrote"
+    )
+  return speaker(student, run_dir, adapter=adapter)
+
+
 def sampling_of(
   section: Generation, chat: Chat, top_logprobs: int = 0
 ) -> Sampling:

@@ -2,6 +2,8 @@
 
     evaluate base → rollout → refine → train → merge → evaluate trained
 
+With `pipeline.rounds` above 1 all of it again, from the trained student.
+
 A stage that is done is skipped by itself, so the same command goes on where an
 earlier one was stopped. What comes out stands in `summary.json`. With
 `preflight_only` the stages that generate check and count their prompts as far
@@ -67,6 +69,51 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   write_json_atomic(run_dir.summary, summary)
   print(table(summary))
   print(f"written: {run_dir.summary}")
+  if experiment.pipeline.rounds > 1:
+    _go_on(experiment, run_dir, flags)
+
+
+def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """The further rounds (see `rounds`), each a pipeline of its own.
+
+  Raises:
+    SystemExit: a round failed; with its exit code.
+  """
+  from trd_jax import rounds
+  from trd_jax.metrics import timed
+  from trd_jax.run_dir import write_json_atomic
+
+  section = experiment.pipeline
+  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
+  stopped = None
+  for number in range(2, section.rounds + 1):
+    before, here = run_dir.round(number - 1), run_dir.round(number)
+    stopped = rounds.collapsed(
+      list(rounds.figures(run_dir, number - 1))[-1], section
+    )
+    if stopped:
+      break
+    print(f"[round {number}/{section.rounds}] {here.root}", flush=True)
+    # The same problems, and one base that every round is compared with.
+    for stage in ("problems", "evaluate/base"):
+      here.adopt(stage, run_dir)
+    command = [
+      *(sys.executable, "-m", "trd_jax.pipeline", *shared),
+      *rounds.overrides(experiment, before),
+      f"--workdir={here.root}",
+    ]
+    environment = os.environ | {parent.VARIABLE: str(os.getpid())}
+    with timed(run_dir.timings, f"round {number}"):
+      code = subprocess.run(command, check=False, env=environment).returncode
+    if code:
+      sys.exit(code if code > 0 else 128 - code)
+  rows = list(rounds.figures(run_dir, section.rounds))
+  write_json_atomic(
+    run_dir.rounds,
+    {"rounds": rows, "best": rounds.best(rows)["round"], "stopped": stopped},
+  )
+  print(rounds.table(rows, stopped))
+  print(f"written: {run_dir.rounds}")
 
 
 def _check_interpreters(steps, experiment: Experiment) -> None:

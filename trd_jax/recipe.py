@@ -74,7 +74,7 @@ def build(
   _choose("domain", variant.domain, tuple(BENCHMARKS))
   _choose("method", variant.method, experiment.METHODS)
   _choose("subset", variant.subset, SUBSETS)
-  config = experiment.default_config()
+  config: Any = experiment.default_config()
   config.regime = regime
   config.method = variant.method
   config.domain = variant.domain

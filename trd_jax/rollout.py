@@ -33,7 +33,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. The model that answers, and the problems. What can be wrong with the
   #    model is seen before anything is written.
-  who = generation.speaker(student, run_dir)
+  who = generation.student_speaker(experiment, run_dir)
   problems = store.load(experiment, run_dir)
 
   # 2. Prompts, within their budget, and what they amount to.

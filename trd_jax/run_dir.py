@@ -236,6 +236,17 @@ class RunDir:
     return self.root / "sweep.svg"
 
   @property
+  def rounds(self) -> Path:
+    """JSON of what each round found, and which is the best."""
+    return self.root / "rounds.json"
+
+  def round(self, number: int) -> "RunDir":
+    """The directory of a round; the first is this one itself."""
+    if number == 1:
+      return self
+    return RunDir(self.stage("rounds") / str(number))
+
+  @property
   def timings(self) -> Path:
     """JSON lines of where the time went (see `metrics.Stopwatch`)."""
     return self.root / "timings.jsonl"

@@ -1,8 +1,9 @@
 """The sections of an experiment: every key, its default, meaning and rule.
 
 Lengths are in tokens. `experiment.py` puts the sections together and makes
-the checks that concern more than one key. The sections of the evaluation and
-of the interpreters are in `run_sections.py`.
+the checks that concern more than one key. The sections about engines are in
+`engine_sections.py`, those of the evaluation and of the interpreters in
+`run_sections.py`.
 """
 
 import dataclasses
@@ -40,6 +41,17 @@ class Model:
   def tokenizer_path(self) -> str:
     """Where the tokenizer comes from."""
     return self.tokenizer or self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class Student(Model):
+  """The student, as it is before training."""
+
+  adapter: str | None = key(
+    None,
+    "PEFT folder of an adapter that it wears from the start and that training"
+    " goes on with; None: a new one",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,124 +150,6 @@ class Refine(Generation):
     "keep the teacher's so many likeliest tokens at each position; 0: none",
     within(0, 1024),
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class JaxEngine:
-  """The embedded engine."""
-
-  slots: int | None = key(
-    None,
-    "sequences decoded at once; None: 64 to 128 a CPU device, 256 an"
-    " accelerator",
-    at_least(1),
-  )
-  decode_steps: int = key(
-    16, "tokens decoded between two looks at what has ended", at_least(1)
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class VllmEngine:
-  """vLLM in the stage's own process."""
-
-  tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
-  data_parallel: int = key(
-    1, "copies of the model, each on devices of its own", at_least(1)
-  )
-  max_num_seqs: int | None = key(
-    None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)
-  )
-  max_batched_tokens: int | None = key(
-    None, "tokens of one step, a copy; None: vLLM's own", at_least(1)
-  )
-  max_model_tokens: int | None = key(
-    None, "longest prompt with its response; None: what is asked", at_least(2)
-  )
-  memory_share: float = key(
-    0.9, "share of a GPU's memory that vLLM may take", within(0.01, 1)
-  )
-  kv_cache_gib: float | None = key(
-    None, "KV cache of a copy; None: what memory_share leaves", above(0)
-  )
-  prefix_caching: bool = key(True, "keep the KV cache of shared prefixes")
-  chunked_prefill: bool = key(
-    True, "mix prefill and decoding in one step (on GPUs)"
-  )
-  eager: bool | None = key(
-    None, "neither compile nor capture, to start sooner; None: on CPUs"
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerEngine:
-  """OpenAI-compatible servers, such as `vllm serve`."""
-
-  urls: tuple[str, ...] = key(
-    (), "their base addresses, as http://127.0.0.1:8000, separated by commas"
-  )
-  model: str | None = key(
-    None,
-    "the name that a server knows the model by; None: found by its folder",
-  )
-  concurrency: int = key(256, "requests in flight at a server", at_least(1))
-  retries: int = key(
-    8, "further tries of a request, each after a longer pause", at_least(0)
-  )
-  start_seconds: float = key(
-    600.0,
-    "how long to wait until a server is ready, and, once none is left, until "
-    "one is back",
-    above(0),
-  )
-  request_seconds: float = key(
-    3600.0, "how long a server may take over a request", above(0)
-  )
-  api_key_variable: str = key(
-    "VLLM_API_KEY",
-    "environment variable that holds the API key, if servers want one",
-    keys.filled(),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Ray:
-  """The same engine in many processes and machines, under Ray Data."""
-
-  actors: int = key(0, "engines at work at once; 0: no Ray", at_least(0))
-  address: str | None = key(
-    None, "of a running cluster, or auto; None: this machine alone"
-  )
-  cpus: float = key(1.0, "CPUs that an actor reserves", at_least(0))
-  gpus: float | None = key(
-    None,
-    "GPUs that an actor reserves; None: as many as its engine needs",
-    at_least(0),
-  )
-  batch: int = key(256, "requests that an actor is given at once", at_least(1))
-  batches: int = key(
-    2, "batches that an actor works on at once, where it can", at_least(1)
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-  """What generates."""
-
-  name: str = key(
-    "jax",
-    "embedded, vLLM in process, or servers",
-    one_of("jax", "vllm", "server"),
-  )
-  weights: str = key(
-    "merged",
-    "the trained student's form: merged, or the base with its adapter",
-    one_of("merged", "adapter"),
-  )
-  jax: JaxEngine = field(default_factory=JaxEngine)
-  vllm: VllmEngine = field(default_factory=VllmEngine)
-  server: ServerEngine = field(default_factory=ServerEngine)
-  ray: Ray = field(default_factory=Ray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,3 +295,25 @@ class Metrics:
   tensorboard: bool = key(False, "write TensorBoard event files")
   wandb: bool = key(False, "log to Weights & Biases")
   wandb_project: str = key("trd-jax", "its project", keys.filled())
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """The whole pipeline, once or several times over."""
+
+  rounds: int = key(
+    1,
+    "times that the stages are run, each from the student that the one before"
+    " has trained",
+    at_least(1),
+  )
+  collapse_pass: float = key(
+    0.2,
+    "no further round once mean Pass@k is so far below the base's",
+    within(0, 1),
+  )
+  collapse_length: float = key(
+    0.2,
+    "nor once responses have shrunk to so much of the base's median length",
+    within(0, 1),
+  )

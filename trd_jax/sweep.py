@@ -32,9 +32,11 @@ FLAGS = (
 
 # The keys that decide a stage's rows, as the beginnings of their names.
 _MADE_BY = {
-  "rollout": ("student.", "data.", "domain", "rollout.", "seed"),
+  "rollout": ("student.", "data.", "domain", "rollout.", "sandbox.", "seed"),
   "refine": ("teacher.", "regime", "refine."),
-  "evaluate/base": ("student.", "data.", "domain", "evaluate.", "seed"),
+  "evaluate/base": (
+    *("student.", "data.", "domain", "evaluate.", "sandbox.", "seed"),
+  ),
 }
 _SIDES = ("base", "trained", "paired_difference")
 _MADE_BY["refine"] += _MADE_BY["rollout"]

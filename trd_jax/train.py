@@ -44,6 +44,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from flax import nnx
 
   from trd_jax import (
+    adapters,
     generation,
     layout,
     mesh_choice,
@@ -167,6 +168,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
   graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
   lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
+  if experiment.student.adapter is not None:
+    lora = adapters.begin_with(
+      experiment.student.adapter, model.config, lora_config, lora
+    )
   if own_teacher:
     other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
     teacher_graph, teacher_base = nnx.split(other)

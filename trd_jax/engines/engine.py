@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from trd_jax.engine_sections import Engine as EngineSection
 from trd_jax.errors import UserError
-from trd_jax.sections import Engine as EngineSection
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from trd_jax.engine_sections import Engine as Spec
+from trd_jax.engine_sections import Ray
 from trd_jax.engines import engine as engines
 from trd_jax.engines.engine import (
   Completion,
@@ -30,8 +32,6 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.errors import UserError
 from trd_jax.model_folder import read_json
-from trd_jax.sections import Engine as Spec
-from trd_jax.sections import Ray
 
 _REQUESTS = pa.schema(
   [

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx2 as httpx
 
+from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.server_protocol import Failed, body, completion
 from trd_jax.errors import UserError
-from trd_jax.sections import ServerEngine as Spec
 
 _CONNECT_SECONDS = 20.0
 _ANSWER_SECONDS = 30.0  # to what isn't a completion

@@ -30,6 +30,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 
+from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines.engine import (
   Completion,
   ModelFiles,
@@ -42,7 +43,6 @@ from trd_jax.engines.server_client import Server, Wanted
 from trd_jax.engines.server_protocol import Failed, check_sampling
 from trd_jax.errors import UserError
 from trd_jax.model_folder import CONFIG, read_json
-from trd_jax.sections import ServerEngine as Spec
 
 _LOG = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import (
   Completion,
   ModelFiles,
@@ -35,7 +36,6 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError
-from trd_jax.sections import VllmEngine as Spec
 
 # Requests in vLLM's hands for each sequence that it decodes at once: the next
 # one is there when one ends.
