@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from trd_jax import distill_step, sharding
 from trd_jax.distill_step import Setup, Totals, TrainState, Tree
 from trd_jax.optimizer import state_shardings
-from trd_jax.packing import MicroBatch, Slots
+from trd_jax.packing import MicroBatch, Slots, StudentPack, TeacherPack
 
 # Dropout bits from the hardware generator: threefry takes seconds to compile.
 _PRNG = "rbg"
@@ -96,13 +96,12 @@ class Distiller:
       in_shardings=(state_at.lora,),
       out_shardings=state_at.opt_state,
     )
-    self._buffer, self._totals = jax.jit(
-      lambda: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        (jax.ShapeDtypeStruct(shape, heads[1].dtype), totals),
-      ),
-      out_shardings=(groups, totals_at),
-    )()
+    self._abstract_sums = (
+      jax.ShapeDtypeStruct(shape, heads[1].dtype, sharding=groups),
+      totals,
+    )
+    # Made at the first update: `lower` needs no arrays.
+    self._buffer, self._totals = None, None
 
   def init(self, lora: Tree, seed: int) -> TrainState:
     """The state before the first update; `seed` is the dropout's."""
@@ -133,6 +132,43 @@ class Distiller:
       place(rng, self._everywhere),
     )
 
+  def abstract_sums(self) -> tuple[jax.ShapeDtypeStruct, Totals]:
+    """The teacher buffer and the totals that an update keeps on the mesh."""
+    return self._abstract_sums
+
+  def lower(
+    self, lora: Tree, teacher: TeacherPack, student: StudentPack
+  ) -> dict[str, jax.stages.Lowered]:
+    """The programs of an update for packs of these shapes, not yet compiled.
+
+    Nothing is placed or run, so `Distiller` itself may have been made of
+    `ShapeDtypeStruct`s that carry their shardings.
+
+    Args:
+      lora: the adapter, arrays or abstract.
+      teacher: one of its packs, arrays or abstract.
+      student: likewise.
+    """
+    base, teacher_base = self._bases
+    buffer, totals = self._abstract_sums
+    state = self.abstract_state(lora)
+    with jax.set_mesh(self._setup.mesh):
+      return {
+        "teach": self._teach.lower(buffer, teacher_base, teacher),
+        "learn": self._learn.lower(
+          totals,
+          state.lora,
+          base,
+          teacher_base,
+          buffer,
+          student,
+          state.rng,
+          state.step,
+          np.int32(0),
+        ),
+        "update": self._update.lower(state, totals),
+      }
+
   def update(
     self, state: TrainState, batches: Sequence[MicroBatch]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -149,6 +185,8 @@ class Distiller:
     base, teacher_base = self._bases
     number = 0
     with jax.set_mesh(mesh):
+      if self._totals is None:
+        self._buffer, self._totals = _zeros(self._abstract_sums)
       for batch in batches:
         for pack in batch.teacher:
           pack = sharding.shard_batch(pack, mesh)
@@ -168,6 +206,14 @@ class Distiller:
           number += 1
       state, self._totals, metrics = self._update(state, self._totals)
     return state, metrics
+
+
+def _zeros(tree: Tree) -> Tree:
+  """Arrays of zeros, placed as their abstract ones say."""
+  return jax.jit(
+    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree),
+    out_shardings=jax.tree.map(lambda x: x.sharding, tree),
+  )()
 
 
 def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:
