@@ -48,6 +48,11 @@ MODELS = {
 }
 
 
+# NVIDIA's figures for an H100 SXM5: dense bfloat16 and memory.
+PEAK_TFLOPS = 989.0
+PEAK_TBYTES = 3.35
+
+
 @dataclasses.dataclass(frozen=True)
 class Lengths:
   """Tokens of a trajectory on both sides.
@@ -86,9 +91,12 @@ def attention_flops(config: ModelConfig, tokens: int) -> float:
   return 4 * width * config.num_layers * tokens**2 / 2
 
 
-def head_flops(config: ModelConfig, tokens: int) -> float:
+def head_flops(
+  student: ModelConfig, teacher: ModelConfig, tokens: int
+) -> float:
   """The loss's three products: both sides' logits and the pull-back."""
-  return 3 * 2 * config.vocab_size * config.hidden_size * tokens
+  width = 2 * student.hidden_size + teacher.hidden_size
+  return 2 * student.vocab_size * width * tokens
 
 
 def teacher_flops(config: ModelConfig, lengths: Lengths) -> float:
@@ -100,8 +108,8 @@ def teacher_flops(config: ModelConfig, lengths: Lengths) -> float:
 def student_flops(config: ModelConfig, lengths: Lengths, rank: int) -> float:
   """Forward, forward again (full rematerialisation), backward.
 
-  A frozen weight costs 2 FLOPs a token each time, one of the adapter's 2, 2
-  and 4; attention costs 1, 1 and 2.5 forward passes.
+  Each takes 2 FLOPs a token of a frozen weight; of the adapter's, 2, 2 and 4;
+  of attention, 1, 1 and 2.5 forward passes.
   """
   S = lengths.student
   linear = 6 * linear_weights(config) + 8 * adapter_weights(config, rank)
@@ -109,18 +117,31 @@ def student_flops(config: ModelConfig, lengths: Lengths, rank: int) -> float:
 
 
 def step_flops(
-  config: ModelConfig, lengths: Lengths, rank: int, *, teacher: bool = True
+  student: ModelConfig,
+  teacher: ModelConfig,
+  lengths: Lengths,
+  rank: int,
+  *,
+  teach: bool = True,
 ) -> float:
-  """A trajectory's share of an update in OPSD.
+  """A trajectory's share of an update, padding not counted.
 
   Args:
-    config: student and teacher.
+    student: its shape.
+    teacher: its shape; the student's own in OPSD.
     lengths: of the trajectory.
     rank: of the adapter.
-    teacher: whether the teacher runs, rather than being read from a cache.
+    teach: whether the teacher runs, rather than being read from a cache.
   """
   return (
-    student_flops(config, lengths, rank)
-    + head_flops(config, lengths.response)
-    + (teacher_flops(config, lengths) if teacher else 0)
+    student_flops(student, lengths, rank)
+    + head_flops(student, teacher, lengths.response)
+    + (teacher_flops(teacher, lengths) if teach else 0)
   )
+
+
+# The paper's medians on Qwen3-8B: y_r of 880 tokens after a prompt of 200, the
+# teacher reading 7.7K tokens of y_o and the reference besides.
+MEDIANS = Lengths(student=1080, teacher=9420, response=880)
+# Its bounds for TRD in OPSD.
+LONGEST = Lengths(student=22_528, teacher=38_912, response=16_384)

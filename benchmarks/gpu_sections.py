@@ -1,0 +1,446 @@
+"""What `gpu.py` measures with JAX, a section a function.
+
+A section gives the names of its cases first and then measures them in that
+order, the most telling ones first: what the clock doesn't allow is last.
+
+Shape key: B rows, T tokens, N query heads, K key heads, H width of a head,
+R response tokens, C of a chunk, D model width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import shapes
+import steps
+
+from trd_jax import layout, packing, row_statistics, sharding
+from trd_jax.divergence import Divergence, token_stats
+from trd_jax.model import attention as attention_module
+from trd_jax.model.attention import attend
+
+REPEATS = 5
+# A case's figures by name, or why there are none.
+Measures = dict[str, float] | str
+Case = tuple[str, Callable[[], Measures]]
+
+
+class Clock:
+  """How long a section may still take.
+
+  Args:
+    seconds: from now.
+  """
+
+  def __init__(self, seconds: float):
+    self._end = time.monotonic() + seconds
+
+  def left(self) -> float:
+    """Seconds; below 0 when they are over."""
+    return self._end - time.monotonic()
+
+  def median(self, run: Callable[[], Any]) -> tuple[float, int]:
+    """Seconds that `run` takes, waited for: the median, and of how many.
+
+    The first run, which compiles, doesn't count. Of the others there are
+    `REPEATS`, or fewer, but one at least, where the time ends before.
+    """
+    jax.block_until_ready(run())
+    taken = []
+    while len(taken) < REPEATS and (not taken or self.left() > taken[-1]):
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      taken.append(time.perf_counter() - start)
+    return statistics.median(taken), len(taken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Sizes of everything.
+
+  Attributes:
+    copied: bytes of the array that is copied.
+    products: M, K, N of the matrix products.
+    heads: pairs of a model's name and chunk sizes.
+    head_rows: response tokens of the head (R).
+    attention: name of the model whose heads attend.
+    forward_and_back: lengths T of attention with its gradient.
+    forward: lengths T of attention without.
+    steps: names of student and of OPD's teacher, or None.
+    medians: lengths of the typical trajectory.
+    longest: lengths of the longest.
+    samples: trajectories of an update at the medians.
+    pack: tokens of the large student pack.
+  """
+
+  copied: int
+  products: tuple[tuple[int, int, int], ...]
+  heads: tuple[tuple[str, tuple[int, ...]], ...]
+  head_rows: int
+  attention: str
+  forward_and_back: tuple[int, ...]
+  forward: tuple[int, ...]
+  opsd: str
+  opd: tuple[str, str]
+  medians: shapes.Lengths
+  longest: shapes.Lengths
+  samples: int
+  pack: int
+
+
+SCALES = {
+  "full": Scale(
+    copied=4 * 2**30,
+    products=((8192, 8192, 8192), (8192, 4096, 12_288), (2048, 4096, 151_936)),
+    heads=(
+      ("8b", (1024, 512, 2048, 4096, 256)),
+      ("1.7b", (2048, 512, 1024, 4096, 256)),
+    ),
+    head_rows=8192,
+    attention="8b",
+    forward_and_back=(4096, 16_384, 1024),
+    forward=(38_912,),
+    opsd="8b",
+    opd=("1.7b", "8b"),
+    medians=shapes.MEDIANS,
+    longest=shapes.LONGEST,
+    samples=16,
+    pack=16_384,
+  ),
+  "small": Scale(
+    copied=2**20,
+    products=((128, 128, 128),),
+    heads=(("tiny", (16, 32)),),
+    head_rows=64,
+    attention="tiny",
+    forward_and_back=(128,),
+    forward=(256,),
+    opsd="tiny",
+    opd=("tiny", "tiny"),
+    medians=shapes.Lengths(student=40, teacher=80, response=24),
+    longest=shapes.Lengths(student=96, teacher=160, response=64),
+    samples=4,
+    pack=128,
+  ),
+}
+
+
+def copy(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """Memory: an array is read and another written."""
+
+  def run():
+    x = jnp.zeros(scale.copied // 2, jnp.bfloat16)
+    seconds, of = clock.median(functools.partial(jax.jit(lambda x: x + 1), x))
+    rate = 2 * x.nbytes / seconds / 1e12
+    return {
+      "TB/s": rate,
+      "of 3.35": rate / shapes.PEAK_TBYTES,
+      "runs": of,
+    }
+
+  yield f"{scale.copied / 2**30:g} GiB read and written", run
+
+
+def matmul(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """Matrix products of bfloat16, accumulated in float32."""
+
+  def run(M, K, N):
+    left, right = (
+      jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+      for shape in ((M, K), (K, N))
+    )
+    f = jax.jit(jnp.matmul)
+    seconds, of = clock.median(lambda: f(left, right))
+    return _rate(2 * M * K * N, seconds, of)
+
+  for sizes in scale.products:
+    yield " x ".join(f"{n:,}" for n in sizes), functools.partial(run, *sizes)
+
+
+def _rate(flops: float, seconds: float, of: int) -> dict[str, float]:
+  rate = flops / seconds / 1e12
+  return {
+    "ms": seconds * 1e3,
+    "TFLOP/s": rate,
+    "of 989": rate / shapes.PEAK_TFLOPS,
+    "runs": of,
+  }
+
+
+def head(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """The loss and its gradient, against its three products alone."""
+  R = scale.head_rows
+
+  def ours(student_RD, teacher_RD, head_VD, chunk):
+    def loss(student_RD):
+      stats = token_stats(
+        student_RD,
+        teacher_RD,
+        head_VD,
+        head_VD,
+        jnp.zeros(R, jnp.int32),
+        jnp.arange(40),
+        Divergence(chunk_tokens=chunk),
+      )
+      return stats.divergence.sum(), stats
+
+    return jax.grad(loss, has_aux=True)(student_RD)
+
+  def products(student_RD, teacher_RD, head_VD, chunk):
+    def body(carry, x):
+      blocks = [row_statistics.logits(x_CD, head_VD) for x_CD in x]
+      # Both must be made whole, though no one reads them.
+      student_CV, teacher_CV = jax.lax.optimization_barrier(tuple(blocks))
+      slope_CD = row_statistics.pull_back(student_CV, head_VD)
+      return carry, (teacher_CV[:, 0], slope_CD)
+
+    chunks = [
+      x_RD.reshape(-1, chunk, x_RD.shape[1])
+      for x_RD in (student_RD, teacher_RD)
+    ]
+    return jax.lax.scan(body, None, chunks)[1]
+
+  def run(name, chunk):
+    model = shapes.MODELS[name]
+    D, V = model.hidden_size, model.vocab_size
+    keys = jax.random.split(jax.random.key(0), 3)
+    student_RD, teacher_RD, head_VD = (
+      jax.random.normal(key, (rows, D), jnp.bfloat16)
+      for key, rows in zip(keys, (R, R, V), strict=True)
+    )
+    operands = student_RD, teacher_RD, 0.04 * head_VD
+    taken = []
+    for f in ours, products:
+      program = jax.jit(functools.partial(f, chunk=chunk))
+      taken.append(clock.median(functools.partial(program, *operands)))
+    (seconds, of), (floor, _) = taken
+    flops = shapes.head_flops(model, model, R)
+    return {
+      "/ products": seconds / floor,
+      **_rate(flops, seconds, of),
+      "products TFLOP/s": flops / floor / 1e12,
+    }
+
+  for name, chunks in scale.heads:
+    D = shapes.MODELS[name].hidden_size
+    for chunk in chunks:
+      label = f"{R:,} tokens, D={D:,}, chunk {chunk:,}"
+      yield label, functools.partial(run, name, chunk)
+
+
+def attention(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """Every path on rows of one segment, and how wrong it is on short ones."""
+  model = shapes.MODELS[scale.attention]
+  N, K, H = model.num_heads, model.num_kv_heads, model.head_dim
+
+  def inputs(T):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return [
+      jax.random.normal(key, (1, T, heads, H), jnp.bfloat16)
+      for key, heads in zip(keys, (N, K, K), strict=True)
+    ]
+
+  def forward(path, length_B, q, k, v):
+    return path(q, k, v, length_B)
+
+  def back(path, length_B, q, k, v):
+    return jax.grad(
+      lambda *qkv: path(*qkv, length_B).astype(jnp.float32).sum(), (0, 1, 2)
+    )(q, k, v)
+
+  def run(path, program, factor, T):
+    f = jax.jit(functools.partial(program, path, jnp.array([T], jnp.int32)))
+    qkv = inputs(T)
+    seconds, of = clock.median(lambda: f(*qkv))
+    return _rate(factor * 4 * N * H * T**2 / 2, seconds, of)
+
+  paths = _paths()
+  for name, path in paths.items():
+    yield f"{name}: error", functools.partial(_error, path, N, K, H)
+  for T in scale.forward_and_back:
+    for name, path in paths.items():
+      yield (
+        f"{name}: forward and backward, {T:,}",
+        functools.partial(run, path, back, 3.5, T),
+      )
+  for T in (*scale.forward, *scale.forward_and_back):
+    for name, path in paths.items():
+      yield (
+        f"{name}: forward, {T:,}",
+        functools.partial(run, path, forward, 1, T),
+      )
+
+
+def _paths() -> dict[str, Callable[..., jax.Array]]:
+  """By name: (q_BTNH, k_BTKH, v_BTKH, length_B) -> [B, T, N, H]."""
+
+  def ours(q, k, v, length_B, **choice):
+    T = q.shape[1]
+    position_BT = jnp.broadcast_to(jnp.arange(T), q.shape[:2])
+    segment_BT = (position_BT < length_B[:, None]).astype(jnp.int32)
+    return attend(
+      q,
+      k,
+      v,
+      query_position_BT=position_BT,
+      key_position_BS=position_BT,
+      query_segment_BT=segment_BT,
+      key_segment_BS=segment_BT,
+      **choice,
+    )
+
+  known = getattr(attention_module, "IMPLEMENTATIONS", None)
+  if known:
+    return {
+      name: functools.partial(ours, implementation=name) for name in known
+    }
+
+  def cudnn(q, k, v, length_B):
+    return jax.nn.dot_product_attention(
+      q,
+      k,
+      v,
+      is_causal=True,
+      query_seq_lengths=length_B,
+      key_value_seq_lengths=length_B,
+      implementation="cudnn",
+    )
+
+  return {"xla": ours, "cudnn": cudnn}
+
+
+def _error(path, N, K, H) -> Measures:
+  """Against float64, over a full row, a padded one and one of one token."""
+  T = 256
+  length_B = np.array([T, 5 * T // 8, 1], np.int32)
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    jnp.asarray(rng.standard_normal((3, T, heads, H)), jnp.bfloat16)
+    for heads in (N, K, K)
+  )
+  got = np.asarray(jax.jit(path)(q, k, v, jnp.asarray(length_B)), np.float64)
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
+  scores = np.einsum("btnh,bsnh->bnts", q, k) * H**-0.5
+  scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  wanted = np.einsum("bnts,bsnh->btnh", weights, v)
+  real_BT = np.arange(T) < length_B[:, None]
+  off = np.linalg.norm((got - wanted)[real_BT])
+  return {
+    "relative": float(off / np.linalg.norm(wanted[real_BT])),
+    "largest": float(np.abs(got - wanted)[real_BT].max()),
+    "padding finite": float(np.isfinite(got[~real_BT]).all()),
+  }
+
+
+def step(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """The typical update, OPSD, teacher recomputed and left out."""
+  run = functools.partial(
+    _step, clock, scale.opsd, None, scale.medians, scale.samples
+  )
+  yield f"{scale.opsd} OPSD, medians", run
+  yield (
+    f"{scale.opsd} OPSD, medians, teacher's passes left out",
+    functools.partial(run, teach=False),
+  )
+
+
+def step_pack(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """The same in large student packs, for the memory."""
+  run = functools.partial(
+    _step, clock, scale.opsd, None, scale.medians, scale.samples
+  )
+  yield (
+    f"{scale.opsd} OPSD, medians, student pack of {scale.pack:,}",
+    functools.partial(run, pack_tokens=scale.pack),
+  )
+
+
+def step_long(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """One trajectory at the bounds."""
+  yield (
+    f"{scale.opsd} OPSD, longest",
+    functools.partial(_step, clock, scale.opsd, None, scale.longest, 1),
+  )
+
+
+def step_opd(scale: Scale, clock: Clock) -> Iterator[Case]:
+  """The typical update with a larger teacher."""
+  student, teacher = scale.opd
+  yield (
+    f"{student} taught by {teacher}, medians",
+    functools.partial(
+      _step, clock, student, teacher, scale.medians, scale.samples
+    ),
+  )
+
+
+def _step(
+  clock: Clock,
+  student_name: str,
+  teacher_name: str | None,
+  lengths: shapes.Lengths,
+  count: int,
+  *,
+  teach: bool = True,
+  pack_tokens: int | None = None,
+) -> Measures:
+  """An update of `count` trajectories by the trainer's own programs."""
+  student = shapes.MODELS[student_name]
+  teacher = shapes.MODELS[teacher_name] if teacher_name else None
+  experiment = steps.experiment_with()
+  mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  sides = steps.abstract(student, teacher, experiment, mesh)
+  sides = steps.random_arrays(sides)
+  data = steps.samples(lengths, count, student.vocab_size)
+  planned = layout.plan(
+    data, groups=1, batch_size=count, pack_tokens=pack_tokens
+  )
+  batches = packing.pack(data, planned)
+  if not teach:
+    batches = [batch._replace(teacher=[]) for batch in batches]
+  distiller = steps.make(sides, experiment, mesh, planned)
+  state = distiller.init(sides.lora, 0)
+
+  def update():
+    nonlocal state
+    state, metrics = distiller.update(state, batches)
+    return state, metrics
+
+  seconds, of = clock.median(update)
+  flops = count * shapes.step_flops(
+    student, teacher or student, lengths, experiment.lora.rank, teach=teach
+  )
+  rate = flops / seconds / 1e12
+  student_tokens, teacher_tokens = packing.padded_tokens(batches)
+  memory = jax.devices()[0].memory_stats() or {}
+  peak = memory.get("peak_bytes_in_use")
+  return {
+    "s a sample": seconds / count,
+    "TFLOP/s": rate,
+    "of 989": rate / shapes.PEAK_TFLOPS,
+    **({} if peak is None else {"peak GB so far": peak / 1e9}),
+    "student tokens computed": student_tokens,
+    "teacher tokens computed": teacher_tokens,
+    "runs": of,
+  }
+
+
+SECTIONS = {
+  "copy": copy,
+  "matmul": matmul,
+  "head": head,
+  "attention": attention,
+  "step": step,
+  "step-pack": step_pack,
+  "step-long": step_long,
+  "step-opd": step_opd,
+}
