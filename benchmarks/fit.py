@@ -9,9 +9,9 @@ GB of 1e9 bytes. Exit code 1 where that exceeds `--limit-gb`.
 
 What stays on a device between programs is arithmetic: the bytes of each
 array's shard. What a program needs while it runs is read from what XLA
-compiled (`memory_analysis`). XLA's CPU backend multiplies bfloat16 through
-float32 copies that a GPU doesn't make, so with host devices those columns are
-upper bounds. `--target h100` asks the GPU compiler itself, which needs the
+compiled (`memory_analysis`). With host devices it is the CPU backend's need: it
+multiplies bfloat16 through float32 copies that a GPU doesn't make, and fuses
+more of the loss. `--target h100` asks the GPU compiler itself, which needs the
 package (`pip install 'jax[cuda12]'`) and neither a GPU nor a driver.
 """
 
@@ -251,8 +251,9 @@ compiled, while a program runs: `teach` (teacher's activations), `learn`
 `peak`: what stays and the largest program. tokens: student / teacher."""
 
 HOST_NOTE = """
-Compiled for host devices, whose bfloat16 products go through float32 copies:
-  teach, learn, loss and peak are upper bounds of a GPU's."""
+Compiled for host devices, whose bfloat16 products go through float32 copies
+  (teach, learn: too high) and whose compiler keeps less of the loss in memory
+  (loss: too low); --target h100 has a GPU's."""
 
 
 def devices_of(target: str) -> list[Any]:

@@ -138,11 +138,8 @@ def copy(scale: Scale, clock: Clock) -> Iterator[Case]:
     x = jnp.zeros(scale.copied // 2, jnp.bfloat16)
     seconds, of = clock.median(functools.partial(jax.jit(lambda x: x + 1), x))
     rate = 2 * x.nbytes / seconds / 1e12
-    return {
-      "TB/s": rate,
-      "of 3.35": rate / shapes.PEAK_TBYTES,
-      "runs": of,
-    }
+    share = {"of 3.35": rate / shapes.PEAK_TBYTES} if _is_h100() else {}
+    return {"TB/s": rate, **share, "runs": of}
 
   yield f"{scale.copied / 2**30:g} GiB read and written", run
 
@@ -163,14 +160,18 @@ def matmul(scale: Scale, clock: Clock) -> Iterator[Case]:
     yield " x ".join(f"{n:,}" for n in sizes), functools.partial(run, *sizes)
 
 
+def _is_h100() -> bool:
+  return "H100" in jax.devices()[0].device_kind
+
+
 def _rate(flops: float, seconds: float, of: int) -> dict[str, float]:
-  rate = flops / seconds / 1e12
-  return {
-    "ms": seconds * 1e3,
-    "TFLOP/s": rate,
-    "of 989": rate / shapes.PEAK_TFLOPS,
-    "runs": of,
-  }
+  return {"ms": seconds * 1e3, **_speed(flops / seconds), "runs": of}
+
+
+def _speed(flops_a_second: float) -> dict[str, float]:
+  rate = flops_a_second / 1e12
+  share = {"of 989": rate / shapes.PEAK_TFLOPS} if _is_h100() else {}
+  return {"TFLOP/s": rate, **share}
 
 
 def head(scale: Scale, clock: Clock) -> Iterator[Case]:
@@ -419,14 +420,12 @@ def _step(
   flops = count * shapes.step_flops(
     student, teacher or student, lengths, experiment.lora.rank, teach=teach
   )
-  rate = flops / seconds / 1e12
   student_tokens, teacher_tokens = packing.padded_tokens(batches)
   memory = jax.devices()[0].memory_stats() or {}
   peak = memory.get("peak_bytes_in_use")
   return {
     "s a sample": seconds / count,
-    "TFLOP/s": rate,
-    "of 989": rate / shapes.PEAK_TFLOPS,
+    **_speed(flops / seconds),
     **({} if peak is None else {"peak GB so far": peak / 1e9}),
     "student tokens computed": student_tokens,
     "teacher tokens computed": teacher_tokens,
