@@ -93,12 +93,15 @@ def test_a_pack_on_its_way_counts_with_one_devices_part():
   assert with_pack - without == part > 0
 
 
-@pytest.mark.parametrize("name", ["opsd-4b", "opsd-8b"])
+@pytest.mark.parametrize("name", [n for n in fit.CASES if n != "tiny"])
 def test_the_cases_are_as_long_as_the_configs_allow(name):
-  values, _ = config_file.load(f"{CONFIGS}/opsd_math.py:model={name[-2:]}")
-  case, train = fit.CASES[name], from_config(values).train
-  assert case.student_tokens == train.max_student_tokens
-  assert case.teacher_tokens == train.max_teacher_tokens
+  regime, model = name.split("-")
+  values, _ = config_file.load(f"{CONFIGS}/{regime}.py:model={model}")
+  case, experiment = fit.CASES[name], from_config(values)
+  assert case.student_tokens == experiment.train.max_student_tokens
+  assert case.teacher_tokens == experiment.train.max_teacher_tokens
+  assert case.response == experiment.refine.max_response_tokens
+  assert (case.teacher is None) == (experiment.regime == "opsd")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,23 @@ def test_without_time_nothing_is_measured_and_every_section_says_so(tmp_path):
   assert {row["not_measured"] for row in made["rows"]} == {"no time was left"}
 
 
+def test_a_section_that_hangs_is_ended_and_keeps_what_it_had(tmp_path):
+  slow = tmp_path / "python"
+  slow.write_text(
+    f"#!{sys.executable}\n"
+    "import time\n"
+    """print('CASES ["cpu", ["first", "second"]]', flush=True)\n"""
+    """print('ROW ["first", {"runs": 5}]', flush=True)\n"""
+    "time.sleep(30)\n"
+    """print('ROW ["second", {"runs": 5}]', flush=True)\n"""
+  )
+  slow.chmod(0o755)
+  device, rows = gpu.run_section("copy", str(slow), "small", 5)
+  assert device == "cpu"
+  assert [row.get("measures") for row in rows] == [{"runs": 5}, None]
+  assert rows[1]["not_measured"] == "no time was left"
+
+
 def test_a_section_that_fails_gives_its_reason():
   device, rows = gpu.run_section("no-such-section", sys.executable, "small", 60)
   assert device is None
