@@ -44,17 +44,18 @@ def cases(
     count: trajectories of an update.
     end: when to stop, by `time.monotonic`.
   """
-  for loss in ("liger", "chunked"):
+  for with_liger in (True, False):
+    peer = "transformers + peft" + (" + Liger" if with_liger else "")
     yield (
-      f"transformers + peft, {loss} loss, {name}, medians",
-      functools.partial(_measure, name, lengths, count, end, loss),
+      f"{peer}, {name}, medians",
+      functools.partial(_measure, name, lengths, count, end, with_liger),
     )
 
 
-def _measure(name, lengths, count, end, loss_name) -> dict[str, float] | str:
-  if loss_name == "liger" and not importlib.util.find_spec("liger_kernel"):
+def _measure(name, lengths, count, end, with_liger) -> dict[str, float] | str:
+  if with_liger and not importlib.util.find_spec("liger_kernel"):
     return "liger_kernel is not installed"
-  update = _prepare(name, lengths, count, loss_name)
+  update = _prepare(name, lengths, count, with_liger)
   on_gpu = torch.cuda.is_available()
 
   def once():
@@ -82,7 +83,7 @@ def _measure(name, lengths, count, end, loss_name) -> dict[str, float] | str:
   return measures | {"runs": len(taken)}
 
 
-def _prepare(name, lengths, count, loss_name) -> Callable[[], Any]:
+def _prepare(name, lengths, count, with_liger) -> Callable[[], Any]:
   """The model on the device, and a function that does one update."""
   transformers.logging.set_verbosity_error()
   experiment = steps.experiment_with()
@@ -119,7 +120,7 @@ def _prepare(name, lengths, count, loss_name) -> Callable[[], Any]:
     fused=device.type == "cuda",
   )
   head_VD = base.get_output_embeddings().weight
-  loss_of = _liger() if loss_name == "liger" else _chunked
+  loss_of = _liger() if with_liger else _chunked
   samples = [
     [
       torch.tensor([*prompt, *sample.response[:-1]], device=device)[None]

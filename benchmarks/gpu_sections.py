@@ -12,7 +12,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -343,14 +343,23 @@ def _error(path, N, K, H) -> Measures:
 
 
 def step(scale: Scale, clock: Clock) -> Iterator[Case]:
-  """The typical update, OPSD, teacher recomputed and left out."""
+  """The typical update, OPSD: teacher recomputed, cached, and left out.
+
+  Cached, its hidden states come from the host; left out, they don't come at
+  all, which is the least that any cache can cost.
+  """
   run = functools.partial(
     _step, clock, scale.opsd, None, scale.medians, scale.samples
   )
   yield f"{scale.opsd} OPSD, medians", run
+  if "buffer" in packing.MicroBatch._fields:
+    yield (
+      f"{scale.opsd} OPSD, medians, teacher cached",
+      functools.partial(run, teacher="cached"),
+    )
   yield (
     f"{scale.opsd} OPSD, medians, teacher's passes left out",
-    functools.partial(run, teach=False),
+    functools.partial(run, teacher="left out"),
   )
 
 
@@ -391,23 +400,27 @@ def _step(
   lengths: shapes.Lengths,
   count: int,
   *,
-  teach: bool = True,
+  teacher: Literal["recomputed", "cached", "left out"] = "recomputed",
   pack_tokens: int | None = None,
 ) -> Measures:
   """An update of `count` trajectories by the trainer's own programs."""
   student = shapes.MODELS[student_name]
-  teacher = shapes.MODELS[teacher_name] if teacher_name else None
+  other = shapes.MODELS[teacher_name] if teacher_name else None
   experiment = steps.experiment_with()
   mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  sides = steps.abstract(student, teacher, experiment, mesh)
+  sides = steps.abstract(student, other, experiment, mesh)
   sides = steps.random_arrays(sides)
   data = steps.samples(lengths, count, student.vocab_size)
   planned = layout.plan(
     data, groups=1, batch_size=count, pack_tokens=pack_tokens
   )
   batches = packing.pack(data, planned)
-  if not teach:
+  if teacher != "recomputed":
     batches = [batch._replace(teacher=[]) for batch in batches]
+  if teacher == "cached":
+    width = (other or student).hidden_size
+    kept_GCD = np.zeros((1, planned.buffer_slots, width), jnp.bfloat16)
+    batches = [batch._replace(buffer=kept_GCD) for batch in batches]
   distiller = steps.make(sides, experiment, mesh, planned)
   state = distiller.init(sides.lora, 0)
 
@@ -418,7 +431,11 @@ def _step(
 
   seconds, of = clock.median(update)
   flops = count * shapes.step_flops(
-    student, teacher or student, lengths, experiment.lora.rank, teach=teach
+    student,
+    other or student,
+    lengths,
+    experiment.lora.rank,
+    teach=teacher == "recomputed",
   )
   student_tokens, teacher_tokens = packing.padded_tokens(batches)
   memory = jax.devices()[0].memory_stats() or {}
