@@ -70,11 +70,12 @@ def work(section: str, scale_name: str, seconds: float) -> None:
   if section == "peer":
     cases = list(_peer_cases(scale_name, end))
   else:
-    import gpu_sections as sections
+    import gpu_scale
+    import gpu_sections
 
-    clock = sections.Clock(seconds)
-    made = sections.SECTIONS[section](sections.SCALES[scale_name], clock)
-    cases = list(made)
+    clock = gpu_scale.Clock(seconds)
+    scale = gpu_scale.SCALES[scale_name]
+    cases = list(gpu_sections.SECTIONS[section](scale, clock))
   names = [name for name, _ in cases]
   print(_CASES + json.dumps([_device(section), names]), flush=True)
   for name, run in cases:
@@ -113,9 +114,9 @@ def _peer_cases(scale_name: str, end: float):
   # The trainer's own modules are asked for shapes alone.
   os.environ["JAX_PLATFORMS"] = "cpu"
   import gpu_peer
-  import gpu_sections
+  import gpu_scale
 
-  scale = gpu_sections.SCALES[scale_name]
+  scale = gpu_scale.SCALES[scale_name]
   return gpu_peer.cases(scale.opsd, scale.medians, scale.samples, end)
 
 

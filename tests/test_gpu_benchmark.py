@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
+import gpu_scale  # noqa: E402
 import gpu_sections  # noqa: E402
 import shapes  # noqa: E402
 
@@ -57,7 +58,7 @@ def test_every_case_of_a_section_is_measured_or_says_why_not(tmp_path):
   for name in ("medians", "medians, teacher's passes left out"):
     measures = rows["step", f"tiny OPSD, {name}"]["measures"]
     model = shapes.MODELS["tiny"]
-    lengths = gpu_sections.SCALES["small"].medians
+    lengths = gpu_scale.SCALES["small"].medians
     flops = shapes.step_flops(
       model, model, lengths, 64, teach=name == "medians"
     )
