@@ -269,10 +269,13 @@ def step_pack(scale: Scale, clock: Clock) -> Iterator[Case]:
 
 def step_long(scale: Scale, clock: Clock) -> Iterator[Case]:
   """One trajectory at the bounds."""
-  yield (
-    f"{scale.opsd} OPSD, longest",
-    functools.partial(_step, clock, scale.opsd, None, scale.longest, 1),
-  )
+  run = functools.partial(_step, clock, scale.opsd, None, scale.longest, 1)
+  # Planned among others it would have a row of its own length; alone, twice it.
+  rows = {
+    "pack_tokens": scale.longest.student,
+    "teacher_pack_tokens": scale.longest.teacher,
+  }
+  yield f"{scale.opsd} OPSD, longest", functools.partial(run, **rows)
 
 
 def step_opd(scale: Scale, clock: Clock) -> Iterator[Case]:
@@ -295,6 +298,7 @@ def _step(
   *,
   teacher: Literal["recomputed", "cached", "left out"] = "recomputed",
   pack_tokens: int | None = None,
+  teacher_pack_tokens: int | None = None,
 ) -> Measures:
   """An update of `count` trajectories by the trainer's own programs."""
   student = shapes.MODELS[student_name]
@@ -305,7 +309,11 @@ def _step(
   sides = steps.random_arrays(sides)
   data = steps.samples(lengths, count, student.vocab_size)
   planned = layout.plan(
-    data, groups=1, batch_size=count, pack_tokens=pack_tokens
+    data,
+    groups=1,
+    batch_size=count,
+    pack_tokens=pack_tokens,
+    teacher_pack_tokens=teacher_pack_tokens,
   )
   batches = packing.pack(data, planned)
   if teacher != "recomputed":
