@@ -18,7 +18,7 @@ from trd_jax import distill_step, packing, sharding
 from trd_jax.distill_step import Setup, Totals, TrainState, Tree
 from trd_jax.layout import Layout
 from trd_jax.optimizer import state_shardings
-from trd_jax.packing import MicroBatch, Slots
+from trd_jax.packing import MicroBatch, Slots, StudentPack, TeacherPack
 from trd_jax.programs import Program, compile_all
 
 # Dropout bits from the hardware generator: threefry takes seconds to compile.
@@ -100,13 +100,12 @@ class Distiller:
       in_shardings=(state_at.lora,),
       out_shardings=state_at.opt_state,
     )
-    self._buffer, self._totals = jax.jit(
-      lambda: jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        (jax.ShapeDtypeStruct(shape, heads[1].dtype), totals),
-      ),
-      out_shardings=(groups, totals_at),
-    )()
+    self._abstract_sums = (
+      jax.ShapeDtypeStruct(shape, heads[1].dtype, sharding=groups),
+      totals,
+    )
+    # Made at the first update: `lower` needs no arrays.
+    self._buffer, self._totals = None, None
 
   def compile(self, layout: Layout, state: TrainState) -> dict[str, Any]:
     """Compiles all that updates run, for every shape of the layout.
@@ -122,14 +121,16 @@ class Distiller:
       ),
       packing.blank(layout),
     )
+    buffer, totals = self._abstract_sums
     wanted: dict[str, tuple[Program, tuple]] = {}
     for pack in packs.teacher:
       name = f"teach {pack.rows.tokens.shape[-1]}"
-      wanted[name] = self._teach, (self._buffer, teacher_base, pack)
+      wanted[name] = self._teach, (buffer, teacher_base, pack)
     for pack in packs.student:
       name = f"learn {pack.rows.tokens.shape[-1]}"
-      wanted[name] = self._learn, self._learn_arguments(state, pack, 0)
-    wanted["update"] = self._update, (state, self._totals)
+      arguments = self._learn_arguments(self._abstract_sums, state, pack, 0)
+      wanted[name] = self._learn, arguments
+    wanted["update"] = self._update, (state, totals)
     with jax.set_mesh(mesh):
       return compile_all(wanted)
 
@@ -162,6 +163,33 @@ class Distiller:
       place(rng, self._everywhere),
     )
 
+  def abstract_sums(self) -> tuple[jax.ShapeDtypeStruct, Totals]:
+    """The teacher buffer and the totals that an update keeps on the mesh."""
+    return self._abstract_sums
+
+  def lower(
+    self, lora: Tree, teacher: TeacherPack, student: StudentPack
+  ) -> dict[str, jax.stages.Lowered]:
+    """The programs of an update for packs of these shapes, not yet compiled.
+
+    Nothing is placed or run, so `Distiller` itself may have been made of
+    `ShapeDtypeStruct`s that carry their shardings.
+
+    Args:
+      lora: the adapter, arrays or abstract.
+      teacher: one of its packs, arrays or abstract.
+      student: likewise.
+    """
+    buffer, totals = self._abstract_sums
+    state = self.abstract_state(lora)
+    learn = self._learn_arguments(self._abstract_sums, state, student, 0)
+    with jax.set_mesh(self._setup.mesh):
+      return {
+        "teach": self._teach.lower((buffer, self._bases[1], teacher)),
+        "learn": self._learn.lower(learn),
+        "update": self._update.lower((state, totals)),
+      }
+
   def update(
     self, state: TrainState, batches: Sequence[MicroBatch]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -178,6 +206,8 @@ class Distiller:
     teacher_base = self._bases[1]
     number = 0
     with jax.set_mesh(mesh):
+      if self._totals is None:
+        self._buffer, self._totals = _zeros(self._abstract_sums)
       for batch in batches:
         for pack in batch.teacher:
           pack = sharding.shard_batch(pack, mesh)
@@ -185,23 +215,36 @@ class Distiller:
         for pack in batch.student:
           pack = sharding.shard_batch(pack, mesh)
           self._totals = self._learn(
-            *self._learn_arguments(state, pack, number)
+            *self._learn_arguments(
+              (self._buffer, self._totals), state, pack, number
+            )
           )
           number += 1
       state, self._totals, metrics = self._update(state, self._totals)
     return state, metrics
 
-  def _learn_arguments(self, state: TrainState, pack: Any, number: int):
+  def _learn_arguments(
+    self, sums: tuple, state: TrainState, pack: Any, number: int
+  ) -> tuple:
+    buffer, totals = sums
     return (
-      self._totals,
+      totals,
       state.lora,
       *self._bases,
-      self._buffer,
+      buffer,
       pack,
       state.rng,
       state.step,
       np.int32(number),
     )
+
+
+def _zeros(tree: Tree) -> Tree:
+  """Arrays of zeros, placed as their abstract ones say."""
+  return jax.jit(
+    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree),
+    out_shardings=jax.tree.map(lambda x: x.sharding, tree),
+  )()
 
 
 def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,170 @@
+"""The programs of an update for a given model shape, from shapes alone.
+
+`abstract` gives both sides as they are on a mesh without an array being made,
+`random_arrays` fills such a tree on the devices, `make` builds the trainer's
+own `Distiller` from either.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from shapes import Lengths
+
+from trd_jax import layout, objective, optimizer, sharding
+from trd_jax.distill_step import Setup
+from trd_jax.distiller import Distiller
+from trd_jax.experiment import Experiment, default_config, from_config
+from trd_jax.layout import Layout, Sample
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora import LoraConfig
+from trd_jax.model.qwen3 import Qwen3
+
+# Updates that the paper's run has: 40,245 trajectories in batches of 128.
+_NUM_STEPS = 315
+_ONSETS = tuple(range(40))
+
+
+class Sides(NamedTuple):
+  """Graph definitions, and trees of arrays or of what stands for them.
+
+  In OPSD `teacher_base` is `base`, the same object.
+  """
+
+  student: Any
+  lora: Any
+  base: Any
+  teacher: Any
+  teacher_base: Any
+
+
+def abstract(
+  student: ModelConfig,
+  teacher: ModelConfig | None,
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh,
+) -> Sides:
+  """Both sides as `ShapeDtypeStruct`s that carry their shardings.
+
+  Args:
+    student: the student's shape.
+    teacher: the teacher's; None in OPSD.
+    experiment: `lora`, and the weights' dtype as `student.dtype`.
+    mesh: where they are placed.
+  """
+
+  def model(config, lora=None):
+    dtype = experiment.student.dtype
+    return jax.eval_shape(
+      lambda: Qwen3(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(0))
+    )
+
+  def place(state):
+    return nnx.to_pure_dict(sharding.abstract(state, mesh))
+
+  lora_config = LoraConfig(**vars(experiment.lora))
+  graph, lora, base = nnx.split(model(student, lora_config), nnx.LoRAParam, ...)
+  base = place(base)
+  teacher_graph, teacher_base = nnx.split(model(teacher or student))
+  teacher_base = base if teacher is None else place(teacher_base)
+  return Sides(graph, place(lora), base, teacher_graph, teacher_base)
+
+
+def random_arrays(sides: Sides, seed: int = 0) -> Sides:
+  """The same trees as small random arrays, made where they stay."""
+
+  def fill(tree, seed):
+    leaves, form = jax.tree.flatten(tree)
+
+    def values():
+      keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(leaves))
+      return [
+        0.02 * jax.random.normal(key, x.shape, x.dtype)
+        for key, x in zip(keys, leaves, strict=True)
+      ]
+
+    made = jax.jit(values, out_shardings=[x.sharding for x in leaves])()
+    return jax.tree.unflatten(form, made)
+
+  base = fill(sides.base, seed)
+  teacher_base = base
+  if sides.teacher_base is not sides.base:
+    teacher_base = fill(sides.teacher_base, seed + 1)
+  return sides._replace(
+    lora=fill(sides.lora, seed + 2), base=base, teacher_base=teacher_base
+  )
+
+
+def slot_loss(experiment: Experiment) -> Callable[..., Any]:
+  """The loss of the experiment's method, with as many onsets as Qwen3 has."""
+  return objective.slot_loss(objective.Objective.of(experiment), _ONSETS)
+
+
+def make(
+  sides: Sides,
+  experiment: Experiment,
+  mesh: jax.sharding.Mesh,
+  shapes: Layout,
+) -> Distiller:
+  """The trainer's programs, with the optimizer and loss of `experiment`."""
+  train: Any = experiment.train
+  setup = Setup(
+    student=sides.student,
+    teacher=sides.teacher,
+    loss=slot_loss(experiment),
+    optimizer=optimizer.make_optimizer(train, _NUM_STEPS),
+    schedule=optimizer.schedule(train, _NUM_STEPS),
+    mesh=mesh,
+    remat=train.remat,
+    dropout=experiment.lora.dropout > 0,
+  )
+  return Distiller(
+    setup, sides.lora, sides.base, sides.teacher_base, shapes.buffer_slots
+  )
+
+
+def samples(lengths: Lengths, count: int, vocab_size: int) -> list[Sample]:
+  """Trajectories of these lengths with random ids."""
+  rng = np.random.default_rng(0)
+
+  def ids(length):
+    return rng.integers(0, vocab_size, length, np.int32)
+
+  return [
+    Sample(
+      f"s{number}",
+      ids(lengths.student - lengths.response),
+      ids(lengths.teacher - lengths.response),
+      ids(lengths.response),
+      correct=bool(number % 2),
+    )
+    for number in range(count)
+  ]
+
+
+def one_row_packs(data: list[Sample], groups: int, lengths: Lengths) -> Layout:
+  """Packs of one row of these lengths, the buffer as the trainer makes it."""
+  return layout.plan(
+    data,
+    groups=groups,
+    batch_size=len(data),
+    pack_tokens=lengths.student,
+    teacher_pack_tokens=lengths.teacher,
+  )
+
+
+def experiment_with(**changes: Any) -> Experiment:
+  """The default experiment in bfloat16, with `section__key=value` changes."""
+  config = default_config()
+  config.student.dtype = "bfloat16"
+  for name, value in changes.items():
+    section, key = name.split("__")
+    config[section][key] = value
+  return from_config(config)
+
+
+def shape_of(tree: Any) -> Any:
+  """The shapes and dtypes of a tree of host arrays."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
