@@ -12,7 +12,7 @@ The gradient of the first run is compared with one in float64 on every so many
 rows.
 
 Variants, all forward KL but where they say otherwise:
-  products                three matrix products with the head, chunked: the floor
+  products                the floor: three matrix products with the head
   ours                    `token_stats` without the top-16 masses
   ours, all diagnostics   with them, as training has it by default
   ours, top-32            reverse KL on the teacher's 32 likeliest tokens
@@ -39,13 +39,15 @@ import results
 import turns
 
 OURS = "ours"
+ALL = "ours, all diagnostics"
 FLOOR = "products"
 LIGER = "liger, compiled"
-TORCH = (LIGER, "liger, eager", "trl", "torch, full logits")
+TRL = "trl"
+TORCH = (LIGER, "liger, eager", TRL, "torch, full logits")
 JAX = (
   FLOOR,
   OURS,
-  "ours, all diagnostics",
+  ALL,
   "ours, top-32",
   "jax, full logits",
   "jax, checkpointed scan",
@@ -55,8 +57,8 @@ CHECKED_ROWS = 256
 # the second one, which asks for memory only.
 GROUPS = (
   ("float32", 1024, (*JAX, *TORCH)),
-  ("float32", 2048, (OURS, "ours, all diagnostics")),
-  ("bfloat16", 2048, (*JAX[:3], LIGER, "trl", "torch, full logits")),
+  ("float32", 2048, (OURS, ALL)),
+  ("bfloat16", 2048, (FLOOR, OURS, ALL, LIGER, TRL, "torch, full logits")),
 )
 # How far the losses of two variants may be apart, relatively: bfloat16 logits
 # of torch are rounded to 8 bits.
@@ -232,8 +234,8 @@ def tables(document: dict) -> list[results.Table]:
     text = (
       f"Forward KL and its gradient, D={settings['width']:,},"
       f" V={settings['vocab']:,}, chunks of {settings['chunk']} tokens;"
-      f" {settings['repeats']} alternating runs; median (lowest-highest), ratios"
-      f" by round. {results.failures(cases)}"
+      f" {settings['repeats']} alternating runs; median (lowest-highest),"
+      f" ratios by round. {results.failures(cases)}"
     )
     columns = (
       "variant",

@@ -203,8 +203,8 @@ def tables(document: dict) -> list[results.Table]:
     ]
     text = (
       f"The laboratory's student in {settings['dtype']} on vLLM;"
-      f" {settings['repeats']} alternating runs; median (lowest-highest), ratios"
-      f" by round. {results.failures(cases)}"
+      f" {settings['repeats']} alternating runs; median (lowest-highest),"
+      f" ratios by round. {results.failures(cases)}"
     )
     columns = ("side", "requests", "tokens", "seconds", "it / bare")
     made.append(
