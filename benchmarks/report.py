@@ -89,9 +89,7 @@ def _origin(document: dict) -> str:
   return "\n".join(lines)
 
 
-def _targets(
-  documents: Documents, notes: Mapping[str, str]
-) -> results.Table:
+def _targets(documents: Documents, notes: Mapping[str, str]) -> results.Table:
   rows = []
   for target in TARGETS:
     figure = target.measured(documents)

@@ -98,10 +98,9 @@ def _command() -> str:
     else:
       words.append(word)
   script = Path(sys.argv[0]).resolve()
-  name = (
-    script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
-  )
-  return shlex.join(["python", str(name), *words])
+  if script.is_relative_to(ROOT):
+    script = script.relative_to(ROOT)
+  return shlex.join(["python", str(script), *words])
 
 
 def _commit() -> str:
@@ -115,10 +114,8 @@ def _commit() -> str:
 
   commit = git("rev-parse", "--short", "HEAD") or "unknown"
   # What a run writes itself is no change of what was measured.
-  written = ("BENCHMARKS.md", "benchmarks/results", "docs")
-  changed = git(
-    "status", "--porcelain", "--", ".", *(f":!{w}" for w in written)
-  )
+  written = (":!BENCHMARKS.md", ":!benchmarks/results", ":!docs")
+  changed = git("status", "--porcelain", "--", ".", *written)
   return f"{commit}+" if changed else commit
 
 
@@ -172,3 +169,27 @@ def show(tables: Iterable[Table]) -> None:
   """Prints tables."""
   for table in tables:
     print(f"\n{table.title}\n\n{table}", flush=True)
+
+
+def agree(cases: Cases, key: str, tolerance: float) -> None:
+  """Refuses variants that computed something else than the first one.
+
+  Args:
+    cases: their `about` holds a number or a list of numbers under `key`;
+      those that have none are left out.
+    key: what is compared.
+    tolerance: relative.
+
+  Raises:
+    ValueError: two are further apart.
+  """
+  first: tuple[str, list[float]] | None = None
+  for name, case in cases.items():
+    found = case.get("about", {}).get(key)
+    if found is None:
+      continue
+    numbers = found if isinstance(found, list) else [found]
+    first = first or (name, numbers)
+    for a, b in zip(first[1], numbers, strict=True):
+      if not abs(a - b) <= tolerance * abs(a):
+        raise ValueError(f"{key}: {first[0]} has {a}, {name} has {b}")
