@@ -37,7 +37,7 @@ def prepare(
     the variant has none.
   """
   operands = jax.block_until_ready(jax.device_put(arrays))
-  f = jax.jit(_program(variant, chunk)).lower(*operands).compile()
+  f = jax.jit(gradient(variant, chunk)).lower(*operands).compile()
 
   def read(made):
     if variant == "products":
@@ -48,7 +48,12 @@ def prepare(
   return lambda: jax.block_until_ready(f(*operands)), read
 
 
-def _program(variant, chunk):
+def gradient(variant: str, chunk: int) -> Callable:
+  """A variant as a function of what `prepare` calls arrays.
+
+  Returns:
+    The summed loss, its gradient `[N, D]`, and what else the variant makes.
+  """
   if variant in _OURS:
     return _ours(Divergence(chunk_tokens=chunk, **_OURS[variant]))
   if variant == "products":

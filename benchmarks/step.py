@@ -6,9 +6,9 @@ Teacher's forward, student's forward and backward with gradient checkpointing,
 the full-vocabulary forward KL, clipping and AdamW on a LoRA adapter, on CPUs,
 in float32 and without dropout: a random Qwen3, an adapter and trajectories that
 every variant reads from the same files, the paper's mix of lengths divided by a
-scale (`training.py`). The teacher is the base with the adapter off. The loss is the mean over
-the response tokens of the batch, which all of them can compute; ours has it by
-its token weights.
+scale (`training.py`). The teacher is the base with the adapter off. The loss is
+the mean over the response tokens of the batch, which all of them can compute;
+ours has it by its token weights.
 
 Before the clock starts each variant makes three updates and the losses of all
 must agree. Then they take turns (`turns.py`). Tokens are those of both sides
