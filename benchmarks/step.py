@@ -19,12 +19,12 @@ Variants:
   peft                  transformers + peft: micro-batches padded to their
                         longest, sdpa, whole logits of the response tokens
   peft + liger          the same with `LigerFusedLinearJSDLoss(beta=0)`
-  tunix                 `DistillationTrainer` with `LogitStrategy`, static
-                        shapes; logits of the response tokens, which its
-                        forward functions pick
+  tunix                 `DistillationTrainer` with `LogitStrategy` and `qwix`;
+                        every micro-batch as long as the longest trajectory,
+                        logits of whole rows, as its model returns them
 
-The peers get the head on response tokens only, which is in their favour: by
-default they make logits for prompts as well.
+peft's variants get the head on response tokens only, which is in their favour:
+by default they make logits for prompts as well.
 """
 
 import argparse
