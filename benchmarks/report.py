@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import engines
+import gpu_table
 import loss
 import packing
 import results
@@ -15,7 +16,7 @@ import scaling
 import step
 from targets import TARGETS, Documents
 
-# In the order of the report.
+# What runs on CPUs, in the order of the report.
 PARTS: dict[str, ModuleType] = {
   "loss": loss,
   "packing": packing,
@@ -24,6 +25,7 @@ PARTS: dict[str, ModuleType] = {
   "engines": engines,
   "rollout_overhead": rollout_overhead,
 }
+_SHOWN = {**PARTS, "gpu": gpu_table}
 _HEAD = """# Benchmarks
 
 Written by `make bench` from `benchmarks/results/`; whatever is changed here by
@@ -32,13 +34,19 @@ measures. Reasons for a miss are kept in `benchmarks/notes.toml`."""
 
 
 def read(folder: Path) -> dict[str, dict]:
-  """The documents of a folder, by part, known parts first."""
-  found = {}
-  for path in sorted(folder.glob("*.json")):
-    document = json.loads(path.read_text())
-    found[document["part"]] = document
-  order = [*PARTS, *sorted(found.keys() - PARTS.keys())]
-  return {part: found[part] for part in order if part in found}
+  """The documents of a folder, by part, in the order of the report.
+
+  Raises:
+    ValueError: a file that no part leaves.
+  """
+  paths = {path.stem: path for path in folder.glob("*.json")}
+  if unknown := paths.keys() - _SHOWN.keys():
+    raise ValueError(f"{paths[min(unknown)]}: no part leaves that")
+  return {
+    part: json.loads(paths[part].read_text())
+    for part in _SHOWN
+    if part in paths
+  }
 
 
 def read_notes(path: Path) -> dict[str, str]:
@@ -56,43 +64,42 @@ def read_notes(path: Path) -> dict[str, str]:
 def render(documents: Documents, notes: Mapping[str, str]) -> str:
   """The whole report as Markdown."""
   parts = [_HEAD]
-  if any(document.get("quick") for document in documents.values()):
-    parts.append(
-      "**A smoke test at reduced sizes: these numbers say nothing.**"
-    )
-  parts += ["## Targets", str(_targets(documents, notes))]
+  judged = {
+    part: document
+    for part, document in documents.items()
+    if not document.get("quick") and document.get("scale") != "small"
+  }
+  if judged.keys() != documents.keys():
+    parts.append("**A smoke test at reduced sizes: its numbers say nothing.**")
+  parts += ["## Targets", str(_targets(judged, notes))]
   for part, document in documents.items():
     parts += [f"## {part.replace('_', ' ').capitalize()}", _origin(document)]
-    for table in _tables(part, document):
+    for table in _SHOWN[part].tables(document):
       parts += [f"### {table.title}", str(table)]
-  return "\n\n".join(parts) + "\n"
-
-
-def _tables(part: str, document: dict) -> list[results.Table]:
-  if part in PARTS:
-    return PARTS[part].tables(document)
-  # A part of another machine brings its tables ready.
-  return [results.Table(**fields) for fields in document.get("tables", ())]
+  return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _origin(document: dict) -> str:
-  versions = document.get("versions", {})
-  lines = [
-    f"- command: `{document['command']}`",
-    f"- date: {document['date']}, commit {document['commit']}, took"
-    f" {document['seconds']:,.0f} s",
-    f"- machine: {document['machine']}",
-    "- versions: " + ", ".join(f"{n} {v}" for n, v in versions.items()),
-  ]
-  if "load_before" in document:
-    lines[2] += f"; load before it began: {document['load_before']:.2f}"
-  return "\n".join(lines)
+  """How a part came about; one of another machine may say less."""
+  if "command" not in document:
+    return ""
+  versions = document["versions"].items()
+  return "\n".join(
+    (
+      f"- command: `{document['command']}`",
+      f"- date: {document['date']}, commit {document['commit']}, took"
+      f" {document['seconds']:,.0f} s",
+      f"- machine: {document['machine']}; load before it began:"
+      f" {document['load_before']:.2f}",
+      "- versions: " + ", ".join(f"{name} {text}" for name, text in versions),
+    )
+  )
 
 
 def _targets(documents: Documents, notes: Mapping[str, str]) -> results.Table:
   rows = []
   for target in TARGETS:
-    figure = target.measured(documents)
+    figure = target.figure(documents)
     sign = "≤" if target.at_most else "≥"
     measured, verdict, why = "-", "not measured", ""
     if figure is not None:

@@ -76,8 +76,8 @@ class Document:
     """Adds a group and writes the document: an end by force loses no group."""
     for case in cases.values():
       # Those of the first variant that has a package: one may bring its own.
-      found = case.get("about", {}).get("versions", {})
-      self.fields["versions"] = found | self.fields["versions"]
+      for name, version in case.get("about", {}).get("versions", {}).items():
+        self.fields["versions"].setdefault(name, version)
     self.fields["groups"][group] = {"settings": settings, "cases": cases}
     self.fields["seconds"] = time.monotonic() - self._start
     if self._path is not None:

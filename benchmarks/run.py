@@ -36,7 +36,7 @@ def command(part: str, args, folder: Path) -> list[str] | None:
   if part == "step" and args.tunix_python:
     more.append(f"--tunix-python={args.tunix_python}")
   if part == "scaling":
-    more.append(f"--docs={folder if args.quick else results.ROOT / 'docs'}")
+    more.append(f"--docs={args.docs}")
   if args.quick:
     more.append("--quick")
   script = HERE / f"{part}.py"
@@ -54,6 +54,9 @@ def main() -> int:
   parser.add_argument("--quick", action="store_true", help="a smoke test")
   parser.add_argument("--report", action="store_true", help="measure nothing")
   parser.add_argument(
+    "--out", type=Path, help="a folder for results, report and pictures"
+  )
+  parser.add_argument(
     "--vllm-python",
     default=os.environ.get("TRD_VLLM_PYTHON")
     or _existing(".venv-vllm/bin/python"),
@@ -62,13 +65,13 @@ def main() -> int:
     "--tunix-python", default=_existing(".venv-tunix/bin/python")
   )
   args = parser.parse_args()
-  folder = HERE / "results"
-  target = results.ROOT / "BENCHMARKS.md"
   if args.quick:
     # Threads that wait for each other make the tiniest work slow.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    folder = results.ROOT / "build" / "bench"
-    target = folder / "BENCHMARKS.md"
+    args.out = args.out or results.ROOT / "build" / "bench"
+  args.docs = args.out or results.ROOT / "docs"
+  folder = args.out or HERE / "results"
+  target = (args.out or results.ROOT) / "BENCHMARKS.md"
   folder.mkdir(parents=True, exist_ok=True)
   failed = []
   try:
@@ -85,7 +88,7 @@ def main() -> int:
   finally:
     notes = report.read_notes(NOTES)
     target.write_text(report.render(report.read(folder), notes))
-    print(f"wrote {target.relative_to(results.ROOT)}", flush=True)
+    print(f"wrote {target}", flush=True)
   if failed:
     print(f"failed: {', '.join(failed)}", file=sys.stderr)
   return 1 if failed else 0

@@ -1,13 +1,14 @@
 """What the project holds itself to, and the figure that each row is judged by.
 
 Figures are computed from the documents of the parts (`results.py`), by part's
-name. A document may also bring figures of its own, by key, as `figures`.
+name.
 """
 
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 
+import gpu_table
 import loss
 import packing
 import results
@@ -21,34 +22,27 @@ class Target:
   """A row of the table.
 
   Attributes:
-    key: names it in notes.toml and in a document's `figures`.
+    key: names it in notes.toml.
     what: what is measured.
     limit: the number that the figure is compared with.
     at_most: whether the figure must be at most the limit, or at least.
     form: format of both numbers.
     unit: stands behind both numbers.
-    figure: the measured number; None where it isn't.
+    figure: the measured number from the documents; None where it isn't there.
   """
 
   key: str
   what: str
   limit: float
+  figure: Callable[[Documents], float | None] = dataclasses.field(kw_only=True)
   at_most: bool = True
-  form: str = ".2f"
+  form: str = ".3f"
   unit: str = ""
-  figure: Callable[[Documents], float | None] = lambda documents: None
-
-  def measured(self, documents: Documents) -> float | None:
-    """The figure from the parts' runs, or from a document that brings it."""
-    for document in documents.values():
-      if self.key in document.get("figures", {}):
-        return float(document["figures"][self.key])
-    return self.figure(documents)
 
   def met(self, figure: float) -> bool:
-    """Whether the figure, as it is printed, keeps to the limit."""
+    """Whether the figure keeps to the limit, before it is rounded."""
     compare = operator.le if self.at_most else operator.ge
-    return compare(float(f"{figure:{self.form}}"), self.limit)
+    return compare(figure, self.limit)
 
   def number(self, figure: float) -> str:
     """A figure as it is printed."""
@@ -175,7 +169,6 @@ TARGETS = (
     "rollout",
     "rollout stage / bare vLLM, wall time",
     1.03,
-    form=".3f",
     figure=_round_ratio(
       "rollout_overhead",
       rollout_overhead.STAGE,
@@ -183,7 +176,12 @@ TARGETS = (
       "wall_s",
     ),
   ),
-  Target("h100_head", "H100: head time / three products, 8B", 1.35),
+  Target(
+    "h100_head",
+    "H100: head time / three products, 8B",
+    1.35,
+    figure=gpu_table.figure("head", "/ products"),
+  ),
   Target(
     "h100_head_rate",
     "H100: head, 8B",
@@ -191,6 +189,7 @@ TARGETS = (
     at_most=False,
     form=".0f",
     unit=" TFLOP/s",
+    figure=gpu_table.figure("head", "TFLOP/s"),
   ),
   Target(
     "h100_step",
@@ -199,21 +198,28 @@ TARGETS = (
     at_most=False,
     form=".1f",
     unit="%",
+    figure=gpu_table.figure("step", "of 989", factor=100),
   ),
   Target(
     "h100_step_peer",
-    "H100: the same against transformers + peft + Liger, tokens/s",
+    "H100: the same / transformers + peft + Liger, tokens/s",
     1.5,
     at_most=False,
+    figure=gpu_table.figure("ratio", "times as fast", case="Liger"),
   ),
   Target(
     "h100_sample",
     "H100: GPU-seconds a sample, TRD 8B, recomputed",
     0.6,
     unit=" s",
+    figure=gpu_table.figure("step", "s a sample"),
   ),
   Target(
-    "h100_sample_cached", "H100: the same, teacher cached", 0.2, unit=" s"
+    "h100_sample_cached",
+    "H100: the same, teacher cached",
+    0.2,
+    unit=" s",
+    figure=gpu_table.figure("step", "s a sample", case="cached"),
   ),
   Target(
     "h100_memory",
@@ -221,5 +227,6 @@ TARGETS = (
     40,
     form=".1f",
     unit=" GB",
+    figure=gpu_table.figure("step-pack", "peak GB so far"),
   ),
 )

@@ -106,11 +106,9 @@ class Variant:
     return self._reply()
 
   def end(self) -> None:
-    """Lets the process end."""
-    assert self._process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.wait()
+    """Lets the process end and waits for it."""
+    with contextlib.suppress(BrokenPipeError), self._process:
+      pass  # Leaving closes the pipes, and the variant's loop with them.
     self._log.close()
 
   def _reply(self) -> dict:
@@ -120,7 +118,7 @@ class Variant:
     self._process.wait()
     self._log.seek(0)
     words = self._log.read()[-_LAST_WORDS:].strip()
-    self._log.close()
+    self.end()
     raise Failed(words or f"exit code {self._process.returncode}")
 
 
