@@ -171,6 +171,8 @@ def prepare(variant: str, folder: Path, dtype: str, chunk: int):
 def measure(args, document: results.Document) -> None:
   """Runs the groups."""
   for number, (dtype, tokens, variants) in enumerate(GROUPS):
+    if number not in args.groups:
+      continue
     tokens //= args.shrink
     repeats = 2 if number == 1 else args.repeats
     with tempfile.TemporaryDirectory() as name:
@@ -249,6 +251,13 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--shrink", type=int, default=1, help="fewer tokens")
   parser.add_argument("--variants", nargs="+", choices=(*JAX, *TORCH))
+  parser.add_argument(
+    "--groups",
+    type=int,
+    nargs="+",
+    default=range(len(GROUPS)),
+    help="0: float32, 1: float32 of twice the tokens, 2: bfloat16",
+  )
   parser.add_argument("--quick", action="store_true", help="a smoke test")
   parser.add_argument("--json", type=Path, help="write the results here")
   parser.add_argument("--work", help=argparse.SUPPRESS)
