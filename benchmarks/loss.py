@@ -53,12 +53,16 @@ JAX = (
   "jax, checkpointed scan",
 )
 CHECKED_ROWS = 256
-# A group: dtype, tokens, variants; its repeats are the command line's but for
-# the second one, which asks for memory only.
+# A group: dtype, tokens, variants, repeats; the second asks for memory only.
 GROUPS = (
-  ("float32", 1024, (*JAX, *TORCH)),
-  ("float32", 2048, (OURS, ALL)),
-  ("bfloat16", 2048, (FLOOR, OURS, ALL, LIGER, TRL, "torch, full logits")),
+  ("float32", 1024, (*JAX, *TORCH), 5),
+  ("float32", 2048, (OURS, ALL), 2),
+  (
+    "bfloat16",
+    2048,
+    (FLOOR, OURS, ALL, LIGER, TRL, "torch, full logits"),
+    3,
+  ),
 )
 # How far the losses of two variants may be apart, relatively: bfloat16 logits
 # of torch are rounded to 8 bits.
@@ -170,11 +174,11 @@ def prepare(variant: str, folder: Path, dtype: str, chunk: int):
 
 def measure(args, document: results.Document) -> None:
   """Runs the groups."""
-  for number, (dtype, tokens, variants) in enumerate(GROUPS):
+  for number, (dtype, tokens, variants, repeats) in enumerate(GROUPS):
     if number not in args.groups:
       continue
     tokens //= args.shrink
-    repeats = 2 if number == 1 else args.repeats
+    repeats = args.repeats or repeats
     with tempfile.TemporaryDirectory() as name:
       folder = Path(name)
       make_inputs(folder, dtype, tokens, args)
@@ -248,7 +252,7 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=1024)
   parser.add_argument("--vocab", type=int, default=151_936)
   parser.add_argument("--chunk", type=int, default=512)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, help="of every group")
   parser.add_argument("--shrink", type=int, default=1, help="fewer tokens")
   parser.add_argument("--variants", nargs="+", choices=(*JAX, *TORCH))
   parser.add_argument(
