@@ -6,15 +6,20 @@
 #   make test                     all tests
 #   make vllm                     vLLM's environment; VLLM=cuda for GPUs
 #   make evalplus                 EvalPlus's, for HumanEval+ and MBPP+
+#   make bench                    benchmarks on CPUs; ONLY="loss step" QUICK=1
 #   make lint                     ruff, pyright and shellcheck
 
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+BENCH_VENV ?= .venv-bench
+TUNIX_VENV ?= .venv-tunix
 VLLM ?= cpu
 EVALPLUS_VENV ?= .venv-evalplus
 METHOD ?=
 ENGINE ?= jax
+ONLY ?=
+QUICK ?=
 CONFIG ?= configs/demo.py
 WORKDIR ?= runs/demo$(if $(METHOD),-$(METHOD))$(if $(filter-out jax,$(ENGINE)),-$(ENGINE))
 
@@ -25,11 +30,11 @@ OVERRIDES := --config.engine.name=$(ENGINE) \
   $(if $(filter vllm,$(ENGINE)), \
     --config.python.generation=$(abspath $(VLLM_VENV)/bin/python))
 
-.PHONY: demo test lint vllm evalplus clean help
+.PHONY: demo test lint vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 demo: $(VENV)/.runtime $(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/.$(VLLM))
 	@$(BIN)/python -m trd_jax.pipeline --config=$(CONFIG) \
@@ -47,6 +52,14 @@ lint: $(VENV)/.dev
 vllm: $(VLLM_VENV)/.$(VLLM)
 
 evalplus: $(EVALPLUS_VENV)/.evalplus
+
+bench: $(BENCH_VENV)/.peers
+	@$(BENCH_VENV)/bin/python benchmarks/run.py $(if $(QUICK),--quick) \
+	  $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(wildcard $(TUNIX_VENV)/bin/python), \
+	    --tunix-python=$(abspath $(TUNIX_VENV)/bin/python)) \
+	  $(if $(wildcard $(VLLM_VENV)/bin/python), \
+	    --vllm-python=$(abspath $(VLLM_VENV)/bin/python))
 
 # A stamp is as old as the last install, which is repeated when setup.py is
 # newer. The package itself is installed in place: its files need no install.
@@ -67,6 +80,10 @@ $(EVALPLUS_VENV)/.evalplus: $(wildcard third_party/evalplus/*)
 	@PYTHON=$(PYTHON) third_party/evalplus/install.sh $(EVALPLUS_VENV)
 	@touch $@
 
+$(BENCH_VENV)/.peers: setup.py $(wildcard third_party/bench/*)
+	@PYTHON=$(PYTHON) third_party/bench/install.sh $(BENCH_VENV) $(TUNIX_VENV)
+	@touch $@
+
 $(VENV)/.test: $(VENV)/.runtime
 	@echo "installing what the tests need into $(VENV) (once)"
 	@$(PIP) torch==2.13.0
@@ -79,4 +96,5 @@ $(VENV)/.dev: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) $(TUNIX_VENV) \
+	  build *.egg-info .pytest_cache .ruff_cache .hypothesis

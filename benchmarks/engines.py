@@ -1,16 +1,15 @@
 """The embedded engine beside transformers and vLLM: tokens a second.
 
-    python benchmarks/engines.py --prompts 256 --vllm-python VENV/bin/python
+    python benchmarks/engines.py [--vllm-python VENV/bin/python] [--quick]
 
 Arithmetic problems of the held-out split, completed by the laboratory's
 student with the demo's sampling. All engines get the same token ids, limit,
 stop id and dtype. What is counted are generated tokens up to the stop id, that
 one included, and no padding.
 
-Each variant is a process of its own that loads the model, completes everything
-once to warm up, and then waits for its turn: the timed runs alternate, and the
-table has their medians. Loading, compiling and the warm-up are in the column
-`start`, not in tokens/s.
+Each variant is a process of its own and they take turns (`turns.py`), after
+completing everything once to warm up. Loading, compiling and the warm-up are in
+the column `start`, not in tokens/s.
 
 Variants:
   jax              the embedded engine, as the demo has it
@@ -24,19 +23,16 @@ Variants:
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import results
+import turns
+
 VARIANTS = ("jax", "transformers-64", "transformers-256", "vllm")
-PACKAGES = ("jax", "torch", "transformers", "vllm")
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 
 # Completes all prompts and returns the numbers of tokens that it generated.
@@ -70,7 +66,7 @@ def make_task(args) -> dict:
 
 def of_jax(task: dict) -> Complete:
   """The embedded engine."""
-  sys.path.insert(0, str(ROOT))
+  sys.path.insert(0, str(results.ROOT))
   from trd_jax.engines.engine import Request, Sampling
   from trd_jax.engines.jax_engine import JaxEngine
 
@@ -161,11 +157,8 @@ def of_vllm(task: dict) -> Complete:
   return complete
 
 
-def work(variant: str, task: dict) -> None:
-  """Runs one variant: a line of JSON to stdout for each line on stdin."""
-  replies = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # What libraries print goes elsewhere.
-  start = time.perf_counter()
+def prepare(variant: str, task: dict):
+  """A variant's process: see `turns.serve`."""
   name, _, batch = variant.partition("-")
   if name == "jax":
     complete = of_jax(task)
@@ -174,80 +167,16 @@ def work(variant: str, task: dict) -> None:
   else:
     complete = of_vllm(task)
   complete()
-  versions = {}
-  for package in PACKAGES:
-    try:
-      versions[package] = metadata.version(package)
-    except metadata.PackageNotFoundError:
-      continue
-  first = {"start_s": time.perf_counter() - start, "versions": versions}
-  print(json.dumps(first), file=replies, flush=True)
-  for _ in sys.stdin:
+
+  def run() -> dict:
     start = time.perf_counter()
     counts = complete()
     seconds = time.perf_counter() - start
     assert len(counts) == len(task["prompts"])
-    reply = {"seconds": seconds, "tokens": sum(counts)}
-    print(json.dumps(reply), file=replies, flush=True)
+    tokens = sum(counts)
+    return {"wall_s": seconds, "tokens": tokens, "rate": tokens / seconds}
 
-
-class Worker:
-  """A variant's process.
-
-  Raises:
-    RuntimeError: it ended before its time; its last words are in the message.
-  """
-
-  def __init__(self, variant: str, python: str, task: Path, log: Path):
-    """Starts it and waits until it is warm."""
-    self._log = log.open("w+")
-    self._process = subprocess.Popen(
-      [python, __file__, f"--work={variant}", f"--task={task}"],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-    )
-    self.runs: list[dict] = []
-    self.about = self._reply()
-
-  def run(self) -> None:
-    """Has everything completed once more."""
-    assert self._process.stdin is not None
-    self._process.stdin.write("\n")
-    self._process.stdin.flush()
-    self.runs.append(self._reply())
-
-  def end(self) -> None:
-    """Lets it end."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    self._process.wait()
-    self._log.close()
-
-  def _reply(self) -> dict:
-    assert self._process.stdout is not None
-    if line := self._process.stdout.readline():
-      return json.loads(line)
-    self._process.wait()
-    self._log.seek(0)
-    raise RuntimeError(self._log.read()[-2000:])
-
-
-def rates(runs: list[dict]) -> list[float]:
-  """Tokens a second of each run."""
-  return [run["tokens"] / run["seconds"] for run in runs]
-
-
-def facts() -> str:
-  """The machine, in a line."""
-  model = platform.processor() or platform.machine()
-  for line in Path("/proc/cpuinfo").read_text().splitlines():
-    if line.startswith("model name"):
-      model = line.partition(":")[2].strip()
-      break
-  load = ", ".join(f"{x:.2f}" for x in os.getloadavg())
-  return f"{os.cpu_count()} cores, {model}; load before: {load}"
+  return run, {}
 
 
 def main() -> None:
@@ -267,71 +196,76 @@ def main() -> None:
     "--vllm-python", default=os.environ.get("TRD_VLLM_PYTHON")
   )
   parser.add_argument("--vllm-memory", type=float, default=0.3)
-  parser.add_argument("--json", type=Path, help="append results here")
+  parser.add_argument("--quick", action="store_true", help="a smoke test")
+  parser.add_argument("--json", type=Path, help="write the results here")
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.work:
-    work(args.work, json.loads(args.task.read_text()))
+    turns.serve(lambda: prepare(args.work, json.loads(args.task.read_text())))
     return
-  sys.path.insert(0, str(ROOT))
-  print("python", *sys.argv)
-  print(facts())
+  if args.quick:
+    args.prompts, args.max_new_tokens, args.repeats = 8, 16, 2
+  sys.path.insert(0, str(results.ROOT))
+  document = results.Document("engines", args.json, args.quick)
   task = make_task(args)
-  workers: dict[str, Worker] = {}
+  commands = {}
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "task.json"
     path.write_text(json.dumps(task))
-    try:
-      for variant in args.variants:
-        python = args.vllm_python if variant == "vllm" else sys.executable
-        if python:
-          log = Path(folder) / f"{variant}.log"
-          workers[variant] = Worker(variant, python, path, log)
-      for _ in range(args.repeats):
-        for worker in workers.values():
-          worker.run()
-    finally:
-      for worker in workers.values():
-        worker.end()
-  report(args, task, workers)
+    for variant in args.variants:
+      python = args.vllm_python if variant == "vllm" else sys.executable
+      if python:
+        commands[variant] = [python, __file__, f"--work={variant}"]
+        commands[variant] += [f"--task={path}"]
+    cases = turns.take_turns(commands, args.repeats)
+  if "vllm" in set(args.variants) - commands.keys():
+    cases["vllm"] = {"failed": "no --vllm-python"}
+  lengths = [len(ids) for ids in task["prompts"]]
+  settings = {
+    "model": args.model,
+    "dtype": args.dtype,
+    "prompts": len(lengths),
+    "shortest": min(lengths),
+    "longest": max(lengths),
+    "new_tokens": args.max_new_tokens,
+    "slots": args.slots or "automatic",
+    "decode_steps": args.decode_steps,
+    "repeats": args.repeats,
+  }
+  document.add("engines", settings, cases)
+  results.show(tables(document.fields))
 
 
-def report(args, task: dict, workers: dict[str, Worker]) -> None:
-  """Prints the table; `--json` keeps the runs."""
-  versions = {}
-  for worker in workers.values():
-    # Those of this interpreter before those of vLLM's.
-    versions = worker.about["versions"] | versions
-  print(", ".join(f"{name} {version}" for name, version in versions.items()))
-  print(
-    f"{args.model}, {args.dtype}, {len(task['prompts'])} prompts of"
-    f" {min(map(len, task['prompts']))} to {max(map(len, task['prompts']))}"
-    f" tokens, {args.max_new_tokens} new at most;"
-    f" {args.slots or 'automatic'} slots and {args.decode_steps} steps;"
-    f" medians of {args.repeats} alternating runs\n"
-  )
-  base = None
-  if "jax" in workers:
-    base = statistics.median(rates(workers["jax"].runs))
-  print("| variant | tokens/s | lowest | highest | jax / it | tokens | start |")
-  print("|---|---|---|---|---|---|---|")
-  for variant in args.variants:
-    if variant not in workers:
-      print(f"| {variant} | not measured: no interpreter | | | | | |")
-      continue
-    worker = workers[variant]
-    speeds = rates(worker.runs)
-    middle = statistics.median(speeds)
-    print(
-      f"| {variant} | {middle:,.0f} | {min(speeds):,.0f} | {max(speeds):,.0f}"
-      f" | {f'{base / middle:.2f}' if base else ''}"
-      f" | {worker.runs[-1]['tokens']:,} | {worker.about['start_s']:.1f} s |"
+def tables(document: dict) -> list[results.Table]:
+  """One table: tokens a second."""
+  made = []
+  for found in document["groups"].values():
+    settings, cases = found["settings"], found["cases"]
+    rows = [
+      (
+        name,
+        results.spread(results.values(case, "rate"), ",.0f"),
+        results.spread(results.ratios(cases, "jax", name, "rate"), ".2f"),
+        f"{case['runs'][-1]['tokens']:,}",
+        f"{case['about']['start_s']:.1f} s",
+      )
+      for name, case in cases.items()
+      if "failed" not in case
+    ]
+    text = (
+      f"{settings['model']}, {settings['dtype']}, {settings['prompts']} prompts"
+      f" of {settings['shortest']} to {settings['longest']} tokens,"
+      f" {settings['new_tokens']} new at most; {settings['slots']} slots and"
+      f" {settings['decode_steps']} steps; {settings['repeats']} alternating"
+      " runs; median (lowest-highest), ratios by round."
+      f" {results.failures(cases)}"
     )
-    if args.json:
-      row = {"variant": variant, **worker.about, "runs": worker.runs}
-      with args.json.open("a") as file:
-        file.write(json.dumps({**vars(args), **row}, default=str) + "\n")
+    columns = ("variant", "tokens/s", "jax / it", "tokens", "start")
+    made.append(
+      results.Table("Generation: engines", text.strip(), columns, rows)
+    )
+  return made
 
 
 if __name__ == "__main__":

@@ -1,208 +1,283 @@
-"""What the loss costs: CPU-seconds, memory and error, one process a variant.
+"""The loss beside its floor and its peers: CPU-seconds, memory, error.
 
-    python benchmarks/loss.py --rows 512 1024 --dtype float32
+    python benchmarks/loss.py [--quick] [--json FILE]
 
-Forward KL and its gradient with respect to the student's hidden states, head
-frozen and shared, at a real vocabulary. CPU-seconds rather than wall time, so
-that a busy machine moves the ratios little; memory is what the process holds
-at its fullest beyond its inputs. Linux, since it reads /proc.
+A divergence and its gradient with respect to the student's hidden states, head
+frozen and shared by both sides, on identical saved inputs at a real vocabulary.
+Each variant is a process of its own and they take turns (`turns.py`).
+CPU-seconds rather than wall time, so that a busy machine moves the ratios
+little. Memory is what a run needs at its fullest beyond what the process holds
+before it, the inputs among that, after a first run; Linux keeps count of it.
+The gradient of the first run is compared with one in float64 on every so many
+rows.
 
-Variants:
-  products  the three matrix products alone, chunked: the floor
-  value     ours, undifferentiated
-  lean      ours with gradient, without the top-16 masses
-  ours      ours with gradient and every diagnostic
-  full      plain JAX on whole logits under jax.grad
+Variants, all forward KL but where they say otherwise:
+  products                the floor: three matrix products with the head
+  ours                    `token_stats` without the top-16 masses
+  ours, all diagnostics   with them, as training has it by default
+  ours, top-32            reverse KL on the teacher's 32 likeliest tokens
+  jax, full logits        `jax.grad` of the plain loss
+  jax, checkpointed scan  the same over chunks, `jax.checkpoint` on each
+  liger, compiled         `LigerFusedLinearJSDLoss(beta=0)`, no hard loss
+  liger, eager            the same without torch.compile
+  trl                     `GKDTrainer.generalized_jsd_loss(beta=0)` on logits
+  torch, full logits      `kl_div` of two `log_softmax`
+
+Liger makes a gradient of the head as well, whether or not one is wanted.
 """
 
 import argparse
-import json
-import subprocess
+import ctypes
+import gc
+import re
 import sys
-import threading
+import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-VARIANTS = ("products", "value", "lean", "ours", "full")
-CHECKED_ROWS = 16
+import results
+import turns
+
+OURS = "ours"
+ALL = "ours, all diagnostics"
+FLOOR = "products"
+LIGER = "liger, compiled"
+TRL = "trl"
+TORCH = (LIGER, "liger, eager", TRL, "torch, full logits")
+JAX = (
+  FLOOR,
+  OURS,
+  ALL,
+  "ours, top-32",
+  "jax, full logits",
+  "jax, checkpointed scan",
+)
+CHECKED_ROWS = 256
+# A group: dtype, tokens, variants, repeats; the second asks for memory only.
+GROUPS = (
+  ("float32", 1024, (*JAX, *TORCH), 5),
+  ("float32", 2048, (OURS, ALL), 2),
+  (
+    "bfloat16",
+    2048,
+    (FLOOR, OURS, ALL, LIGER, TRL, "torch, full logits"),
+    3,
+  ),
+)
+# How far the losses of two variants may be apart, relatively: bfloat16 logits
+# of torch are rounded to 8 bits.
+AGREE = {"float32": 1e-4, "bfloat16": 0.05}
 
 
-def resident_mb() -> float:
-  """Memory that this process holds now."""
-  pages = int(Path("/proc/self/statm").read_text().split()[1])
-  return pages * 4096 / 2**20
-
-
-class Peak:
-  """The largest `resident_mb` while the block runs, minus that before."""
-
-  def __enter__(self):
-    """Starts to sample every 5 ms."""
-    self._before = self.mb = resident_mb()
-    self._done = threading.Event()
-    self._thread = threading.Thread(target=self._watch)
-    self._thread.start()
-    return self
-
-  def _watch(self):
-    while not self._done.wait(0.005):
-      self.mb = max(self.mb, resident_mb())
-
-  def __exit__(self, *error):
-    """Stops sampling; `mb` holds the result."""
-    self._done.set()
-    self._thread.join()
-    self.mb -= self._before
-
-
-def program(variant: str, chunk: int):
-  """`f(student_hidden, teacher_hidden, head) -> (value, gradient)`."""
-  import jax
-  import jax.numpy as jnp
-
-  from trd_jax import row_statistics
-  from trd_jax.divergence import Divergence, token_stats
-
-  def products(hidden, teacher, head):
-    def body(carry, x):
-      blocks = [row_statistics.logits(h, head) for h in x]
-      # Both products must be made, though only one is read whole.
-      first, second = jax.lax.optimization_barrier(tuple(blocks))
-      return carry, (second[:, 0], row_statistics.pull_back(first, head))
-
-    chunks = [x.reshape(-1, chunk, x.shape[1]) for x in (hidden, teacher)]
-    return jax.lax.scan(body, None, chunks)[1]
-
-  def full(hidden, teacher, head):
-    def loss(hidden):
-      q, p = (
-        jax.nn.log_softmax(row_statistics.logits(h, head))
-        for h in (hidden, teacher)
-      )
-      return (jnp.exp(p) * (p - q)).sum()
-
-    return jax.value_and_grad(loss)(hidden)
-
-  def ours(hidden, teacher, head):
-    spec = Divergence(chunk_tokens=chunk, diagnostics=variant != "lean")
-    labels = jnp.zeros(len(hidden), jnp.int32)
-    onset_ids = jnp.arange(40)
-
-    def stats(hidden):
-      return token_stats(hidden, teacher, head, head, labels, onset_ids, spec)
-
-    if variant == "value":
-      return stats(hidden), None
-
-    def loss(hidden):
-      made = stats(hidden)
-      return made.divergence.sum(), made
-
-    gradient, made = jax.grad(loss, has_aux=True)(hidden)
-    return made, gradient
-
-  return {"products": products, "full": full}.get(variant, ours)
-
-
-def gradient_error(gradient, hidden, teacher, head) -> float:
-  """Relative error of the first rows' gradient against float64."""
+def make_inputs(folder: Path, dtype: str, tokens: int, args) -> None:
+  """Saves hidden states, head and the float64 gradients of some rows."""
+  import ml_dtypes
   import numpy as np
 
-  hidden, teacher, head, gradient = (
-    np.asarray(x, np.float64) for x in (hidden, teacher, head, gradient)
-  )
-  softmaxes = []
-  for x in hidden, teacher:
-    logits = x @ head.T
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    softmaxes.append(weights / weights.sum(-1, keepdims=True))
-  wanted = (softmaxes[0] - softmaxes[1]) @ head
-  return float(np.linalg.norm(gradient - wanted) / np.linalg.norm(wanted))
+  rng = np.random.default_rng(0)
+  shape = tokens, args.width
+  hidden = 2 * rng.standard_normal(shape, np.float32)
+  teacher = hidden + 0.6 * rng.standard_normal(shape, np.float32)
+  head = rng.standard_normal((args.vocab, args.width), np.float32)
+  head *= 0.08 / args.width**0.5 * 16
+  arrays = [hidden, teacher, head]
+  if dtype == "bfloat16":
+    arrays = [x.astype(ml_dtypes.bfloat16) for x in arrays]
+  for name, x in zip(("hidden", "teacher", "head"), arrays, strict=True):
+    np.save(folder / name, x.view(np.uint16) if dtype == "bfloat16" else x)
+  hidden, teacher, head = (x.astype(np.float64) for x in arrays)
+  rows = slice(None, None, max(1, tokens // CHECKED_ROWS))
+  full, top = reference(hidden[rows], teacher[rows], head)
+  np.savez(folder / "reference", full=full, top=top)
 
 
-def measure(args, variant: str, rows: int) -> dict:
-  """Runs one variant in this process."""
-  import jax
+def reference(hidden, teacher, head, chunk=64, k=32):
+  """float64 gradients of the forward KL and of the top-k reverse KL."""
+  import numpy as np
 
-  @jax.jit
-  def inputs():
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = 2 * jax.random.normal(keys[0], (rows, args.width))
-    teacher = hidden + 0.6 * jax.random.normal(keys[1], hidden.shape)
-    # A head in its own dtype from the start, for a small footprint.
-    head = jax.random.normal(keys[2], (args.vocab, args.width), args.dtype)
-    return hidden.astype(args.dtype), teacher.astype(args.dtype), head * 0.04
+  def softmax(x):
+    weights = np.exp(x - x.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
 
-  operands = jax.block_until_ready(inputs())
-  f = jax.jit(program(variant, args.chunk)).lower(*operands).compile()
-  seconds = []
-  with Peak() as peak:
-    for _ in range(args.repeats + 1):
-      start = time.process_time()
-      out = jax.block_until_ready(f(*operands))
-      seconds.append(time.process_time() - start)
-  result = {
-    "variant": variant,
-    "rows": rows,
-    # The first run also pays for fresh memory.
-    "cpu_s": sorted(seconds[1:])[(len(seconds) - 1) // 2],
-    "extra_mb": peak.mb,
-  }
-  if variant in ("lean", "ours", "full"):
-    hidden, teacher, head = operands
-    few = (x[:CHECKED_ROWS] for x in (out[1], hidden, teacher))
-    gradient, hidden, teacher = few
-    result["error"] = gradient_error(gradient, hidden, teacher, head)
-  return result
+  full, top = [], []
+  for start in range(0, len(hidden), chunk):
+    at = slice(start, start + chunk)
+    student_logits, teacher_logits = hidden[at] @ head.T, teacher[at] @ head.T
+    full.append((softmax(student_logits) - softmax(teacher_logits)) @ head)
+    ids = np.argpartition(teacher_logits, -k, axis=-1)[:, -k:]
+    q, p = (
+      softmax(np.take_along_axis(x, ids, -1))
+      for x in (student_logits, teacher_logits)
+    )
+    ratio = np.log(q / p)
+    slope = q * (ratio - (q * ratio).sum(-1, keepdims=True))
+    top.append(np.einsum("ck,ckd->cd", slope, head[ids]))
+  return np.concatenate(full), np.concatenate(top)
+
+
+def load_inputs(folder: Path, dtype: str):
+  """What `make_inputs` saved, as arrays of `dtype`."""
+  import ml_dtypes
+  import numpy as np
+
+  arrays = [np.load(folder / f"{x}.npy") for x in ("hidden", "teacher", "head")]
+  if dtype == "bfloat16":
+    arrays = [x.view(ml_dtypes.bfloat16) for x in arrays]
+  return tuple(arrays)
+
+
+def memory_mb(field: str) -> float:
+  """VmRSS or VmHWM of this process."""
+  status = Path("/proc/self/status").read_text()
+  found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+  assert found is not None
+  return int(found[1]) / 1024
+
+
+def prepare(variant: str, folder: Path, dtype: str, chunk: int):
+  """A variant's process: see `turns.serve`."""
+  import numpy as np
+
+  sys.path.insert(0, str(results.ROOT))
+  if variant in TORCH:
+    import loss_torch as programs
+  else:
+    import loss_jax as programs
+  compute, read = programs.prepare(variant, load_inputs(folder, dtype), chunk)
+  value, gradient = read(compute())
+  about = {}
+  if gradient is not None:
+    with np.load(folder / "reference.npz") as file:
+      wanted = file["top" if "top-32" in variant else "full"]
+    made = gradient[:: max(1, len(gradient) // CHECKED_ROWS)]
+    error = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
+    about = {"error": float(error)}
+    if "top-32" not in variant:  # Whose loss is another one.
+      about["loss"] = value / len(gradient)
+  del gradient
+  libc = ctypes.CDLL(None)
+
+  def run() -> dict:
+    gc.collect()
+    libc.malloc_trim(0)  # What earlier runs have freed is not held any more.
+    Path("/proc/self/clear_refs").write_text("5")  # The peak is what is held.
+    before = memory_mb("VmRSS")
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = compute()
+    seconds = time.process_time() - cpu, time.perf_counter() - wall
+    extra = memory_mb("VmHWM") - before
+    del made
+    return {"cpu_s": seconds[0], "wall_s": seconds[1], "extra_mb": extra}
+
+  return run, about
+
+
+def measure(args, document: results.Document) -> None:
+  """Runs the groups."""
+  for number, (dtype, tokens, variants, repeats) in enumerate(GROUPS):
+    if number not in args.groups:
+      continue
+    tokens //= args.shrink
+    repeats = args.repeats or repeats
+    with tempfile.TemporaryDirectory() as name:
+      folder = Path(name)
+      make_inputs(folder, dtype, tokens, args)
+      commands = {}
+      for variant in variants:
+        if args.variants and variant not in args.variants:
+          continue
+        command = [sys.executable, __file__, f"--work={variant}"]
+        command += [f"--inputs={folder}", f"--dtype={dtype}"]
+        commands[variant] = [*command, f"--chunk={args.chunk // args.shrink}"]
+      cases = turns.take_turns(commands, repeats)
+    results.agree(cases, "loss", AGREE[dtype])
+    settings = {
+      "dtype": dtype,
+      "tokens": tokens,
+      "width": args.width,
+      "vocab": args.vocab,
+      "chunk": args.chunk // args.shrink,
+      "repeats": repeats,
+    }
+    document.add(f"{dtype}, {tokens} tokens", settings, cases)
+
+
+def tables(document: dict) -> list[results.Table]:
+  """A table a group."""
+  made = []
+  for group, found in document["groups"].items():
+    settings, cases = found["settings"], found["cases"]
+    rows = []
+    for name, case in cases.items():
+      if "failed" in case:
+        continue
+      about = case["about"]
+      ratios = results.ratios(cases, name, OURS, "cpu_s")
+      floor = results.ratios(cases, name, FLOOR, "cpu_s")
+      rows.append(
+        (
+          name,
+          results.spread(results.values(case, "cpu_s"), ".2f"),
+          results.spread(ratios, ".2f"),
+          results.spread(floor, ".2f"),
+          f"{max(results.values(case, 'extra_mb')):,.0f}",
+          f"{about['error']:.1e}" if "error" in about else "-",
+          f"{about['loss']:.5f}" if "loss" in about else "-",
+        )
+      )
+    text = (
+      f"Forward KL and its gradient, D={settings['width']:,},"
+      f" V={settings['vocab']:,}, chunks of {settings['chunk']} tokens;"
+      f" {settings['repeats']} alternating runs; median (lowest-highest),"
+      f" ratios by round. {results.failures(cases)}"
+    )
+    columns = (
+      "variant",
+      "CPU-s",
+      "CPU-s / ours",
+      "CPU-s / products",
+      "extra MB",
+      "gradient error",
+      "loss a token",
+    )
+    made.append(results.Table(f"Loss: {group}", text.strip(), columns, rows))
+  return made
 
 
 def main() -> None:
-  """Starts a process a variant and prints a table; `--json` keeps the rows."""
+  """Measures every group and prints its table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--rows", type=int, nargs="+", default=[512, 1024])
-  parser.add_argument("--vocab", type=int, default=151_936)
   parser.add_argument("--width", type=int, default=1024)
+  parser.add_argument("--vocab", type=int, default=151_936)
   parser.add_argument("--chunk", type=int, default=512)
-  parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--variants", nargs="+", default=VARIANTS)
-  parser.add_argument("--json", type=Path, help="append results here")
-  parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
+  parser.add_argument("--repeats", type=int, help="of every group")
+  parser.add_argument("--shrink", type=int, default=1, help="fewer tokens")
+  parser.add_argument("--variants", nargs="+", choices=(*JAX, *TORCH))
+  parser.add_argument(
+    "--groups",
+    type=int,
+    nargs="+",
+    default=range(len(GROUPS)),
+    help="0: float32, 1: float32 of twice the tokens, 2: bfloat16",
+  )
+  parser.add_argument("--quick", action="store_true", help="a smoke test")
+  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument("--work", help=argparse.SUPPRESS)
+  parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+  parser.add_argument("--dtype", help=argparse.SUPPRESS)
   args = parser.parse_args()
-  sys.path.insert(0, str(ROOT))
-  if args.one:
-    print(json.dumps(measure(args, args.one, args.rows[0])))
+  if args.work:
+    turns.serve(lambda: prepare(args.work, args.inputs, args.dtype, args.chunk))
     return
-
-  print(f"{args.dtype}, D={args.width}, V={args.vocab}, chunk {args.chunk}\n")
-  print("| rows | variant | CPU-s | / products | extra MB | gradient error |")
-  print("|---|---|---|---|---|---|")
-  shape = [
-    f"--{name}={getattr(args, name)}"
-    for name in ("vocab", "width", "chunk", "dtype", "repeats")
-  ]
-  for rows in args.rows:
-    floor = None
-    for variant in args.variants:
-      command = [sys.executable, __file__, *shape]
-      command += [f"--rows={rows}", f"--one={variant}"]
-      done = subprocess.run(command, capture_output=True, text=True, check=True)
-      result = json.loads(done.stdout)
-      if variant == "products":
-        floor = result["cpu_s"]
-      ratio = f"{result['cpu_s'] / floor:.2f}" if floor else ""
-      error = f"{result['error']:.1e}" if "error" in result else ""
-      print(
-        f"| {rows} | {variant} | {result['cpu_s']:.2f} | {ratio} | "
-        f"{result['extra_mb']:.0f} | {error} |",
-        flush=True,
-      )
-      if args.json:
-        with args.json.open("a") as file:
-          file.write(json.dumps({**vars(args), **result}, default=str) + "\n")
+  if args.quick:
+    args.width, args.vocab, args.shrink, args.repeats = 64, 4096, 8, 2
+  document = results.Document("loss", args.json, args.quick)
+  try:
+    measure(args, document)
+  finally:
+    results.show(tables(document.fields))
 
 
 if __name__ == "__main__":

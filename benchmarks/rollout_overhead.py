@@ -7,28 +7,25 @@ The same problems with the same sampling and seeds go, alternately, through
 `trd_jax.rollout` does with them: prompts, preflight, generation, decoding,
 grading, shards and summary. Each has one vLLM, loaded before the clock starts
 and used again; a run of either begins with an empty prefix cache, and the
-stage's with a workdir that holds the problems and nothing else. The ratio is
-of medians. Run by an interpreter that has vLLM (third_party/vllm/install.sh).
-
-One side holds no memory or thread that slows the other: each sits in a process
-of its own, which waits on a pipe while the other is on the clock.
+stage's with a workdir that holds the problems and nothing else. The sides take
+turns (`turns.py`). Run by an interpreter that has vLLM
+(third_party/vllm/install.sh).
 """
 
 import argparse
-import contextlib
-import json
+import atexit
 import os
-import platform
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "demo.py"
+import results
+import turns
+
+CONFIG = results.ROOT / "configs" / "demo.py"
+BARE, STAGE = "vllm.LLM.generate", "trd_jax.rollout, whole"
 
 
 def experiment_of(args):
@@ -48,16 +45,11 @@ def experiment_of(args):
   )
 
 
-def answer(side, args) -> None:
-  """Runs a side each time a line comes in, and says what it returned."""
-  say = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # What the work prints is no answer.
-  work, finish = side(args)
-  work()  # A first run warms up.
-  print("ready", file=say, flush=True)
-  for _ in sys.stdin:
-    print(json.dumps(work()), file=say, flush=True)
-  finish()
+def prepare(side: str, args):
+  """A side's process: see `turns.serve`."""
+  work = {BARE: bare, STAGE: stage}[side](args)
+  work()
+  return work, {}
 
 
 def bare(args):
@@ -112,9 +104,9 @@ def bare(args):
     outputs = llm.generate(requests, params, use_tqdm=False)
     seconds = time.perf_counter() - start
     tokens = sum(len(made.outputs[0].token_ids) for made in outputs)
-    return {"seconds": seconds, "requests": len(outputs), "tokens": tokens}
+    return {"wall_s": seconds, "requests": len(outputs), "tokens": tokens}
 
-  return work, lambda: None
+  return work
 
 
 def stage(args):
@@ -126,12 +118,12 @@ def stage(args):
   from trd_jax.run_dir import RunDir
 
   e = experiment_of(args)
-  make, loaded, finish = engines.make, [], []
+  make, loaded = engines.make, []
 
   def keep(*arguments, **keywords):
     if not loaded:
       loaded.append(make(*arguments, **keywords))
-      finish.append(loaded[0].close)
+      atexit.register(loaded[0].close)
       loaded[0].close = lambda: None  # It is used again.
     return loaded[0]
 
@@ -151,85 +143,74 @@ def stage(args):
     finally:
       shutil.rmtree(folder)
     return {
-      "seconds": seconds,
+      "wall_s": seconds,
       "requests": len(rows),
       "tokens": sum(len(row.response_ids) for row in rows),
       "graded": sum(row.correct is not None for row in rows),
     }
 
-  return work, lambda: finish[0]()
-
-
-@contextlib.contextmanager
-def started(side: str, args):
-  """A process for one side; yields what makes it do a run."""
-  command = [sys.executable, __file__, f"--side={side}"]
-  command += [f"--requests={args.requests}", f"--dtype={args.dtype}"]
-  command += ["--compile"] if args.compile else []
-  with subprocess.Popen(
-    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-  ) as process:
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    def run() -> dict:
-      process.stdin.write("\n")
-      process.stdin.flush()
-      return json.loads(process.stdout.readline())
-
-    if process.stdout.readline().strip() != "ready":
-      sys.exit(f"{side}: did not start; what it says stands above")
-    try:
-      yield run
-    finally:
-      process.stdin.close()
+  return work
 
 
 def main() -> None:
   """Measures and prints a table."""
-  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--requests", type=int, default=2048)
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--compile", action="store_true", help="not eager")
-  parser.add_argument("--side", choices=["bare", "stage"])
+  parser.add_argument("--quick", action="store_true", help="a smoke test")
+  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument("--side", choices=[BARE, STAGE], help=argparse.SUPPRESS)
   args = parser.parse_args()
+  sys.path.insert(0, str(results.ROOT))
   if args.side:
-    answer({"bare": bare, "stage": stage}[args.side], args)
+    turns.serve(lambda: prepare(args.side, args))
     return
-  runs: dict[str, list[dict]] = {"bare": [], "stage": []}
-  with started("bare", args) as on_bare, started("stage", args) as on_stage:
-    for repeat in range(args.repeats):
-      # Neither side is always the first.
-      order = [("bare", on_bare), ("stage", on_stage)]
-      for side, run in order if repeat % 2 == 0 else order[::-1]:
-        runs[side].append(run())
-        print(f"{side:>6} {runs[side][-1]}", file=sys.stderr, flush=True)
-  report(args, runs)
-
-
-def report(args, runs: dict[str, list[dict]]) -> None:
-  """Prints what was seen, and the ratio."""
-  print(f"\n{platform.machine()}, {os.cpu_count()} cores, {args.dtype}")
-  print(f"{'':<24}{'requests':>9}{'tokens':>9}{'seconds':>9}{'tokens/s':>10}")
-  median = {}
-  for side, title in (
-    ("bare", "vllm.LLM.generate"),
-    ("stage", "trd_jax.rollout, whole"),
-  ):
-    seconds = [run["seconds"] for run in runs[side]]
-    median[side] = statistics.median(seconds)
-    first = runs[side][0]
-    print(
-      f"{title:<24}{first['requests']:>9,}{first['tokens']:>9,}"
-      f"{median[side]:>9.2f}{first['tokens'] / median[side]:>10,.0f}"
-    )
-  pairs = zip(runs["bare"], runs["stage"], strict=True)
-  ratios = [s["seconds"] / b["seconds"] for b, s in pairs]
-  print(
-    f"ratio of medians {median['stage'] / median['bare']:.3f}; by pair"
-    f" {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
+  if args.quick:
+    args.requests, args.repeats = 16, 2
+  document = results.Document("rollout_overhead", args.json, args.quick)
+  command = [sys.executable, __file__]
+  command += [f"--requests={args.requests}", f"--dtype={args.dtype}"]
+  command += ["--compile"] if args.compile else []
+  sides = (BARE, STAGE)
+  cases = turns.take_turns(
+    {side: [*command, f"--side={side}"] for side in sides}, args.repeats
   )
+  names = ("requests", "repeats", "dtype", "compile")
+  settings = {name: getattr(args, name) for name in names}
+  document.add("rollout_overhead", settings, cases)
+  results.show(tables(document.fields))
+
+
+def tables(document: dict) -> list[results.Table]:
+  """One table: seconds and what the stage adds."""
+  made = []
+  for found in document["groups"].values():
+    settings, cases = found["settings"], found["cases"]
+    rows = [
+      (
+        side,
+        f"{case['runs'][0]['requests']:,}",
+        f"{case['runs'][0]['tokens']:,}",
+        results.spread(results.values(case, "wall_s"), ".2f"),
+        results.spread(results.ratios(cases, side, BARE, "wall_s"), ".3f"),
+      )
+      for side, case in cases.items()
+      if "failed" not in case
+    ]
+    text = (
+      f"The laboratory's student in {settings['dtype']} on vLLM;"
+      f" {settings['repeats']} alternating runs; median (lowest-highest),"
+      f" ratios by round. {results.failures(cases)}"
+    )
+    columns = ("side", "requests", "tokens", "seconds", "it / bare")
+    made.append(
+      results.Table("Rollout: what it adds", text.strip(), columns, rows)
+    )
+  return made
 
 
 if __name__ == "__main__":
