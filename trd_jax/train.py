@@ -6,6 +6,7 @@ divergence that the method names (SPEC §2). Killed and started again, it ends
 with the bits of a run that was not.
 """
 
+import dataclasses
 import time
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     outcomes,
     packing,
     sharding,
+    tail_divergence,
+    teacher_source,
     training_set,
     weights,
   )
@@ -84,28 +87,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   num_steps = min(len(order), train.max_steps or len(order))
 
-  # 4. The models, placed on the mesh. In OPSD the teacher is the student's
-  #    own base: the same arrays under a graph definition without adapters.
+  # 4. The mesh, the shapes, and what of the teacher is known beforehand.
   sizes = experiment.mesh
   mesh = sharding.make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
-  lora_config = LoraConfig(**vars(experiment.lora))
-  model = weights.load(
-    student.folder,
-    dtype=student.dtype,
-    mesh=mesh,
-    lora=lora_config,
-    seed=experiment.seed,
-  )
-  graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
-  lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
-  if experiment.regime == "opsd":
-    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
-  else:
-    other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
-    teacher_graph, teacher_base = nnx.split(other)
-    teacher_base = nnx.to_pure_dict(teacher_base)
-
-  # 5. The programs of an update, for as few shapes as the lengths allow.
   shapes = layout.plan(
     data.samples,
     groups=sharding.num_groups(mesh),
@@ -114,10 +98,47 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     teacher_pack_tokens=train.teacher_pack_tokens,
     rows_per_device=train.rows_per_device,
   )
+
+  def batch_of(step: int) -> list[layout.Sample]:
+    """The trajectories of an update."""
+    chosen: Any = order[step]
+    return [data.samples[i] for i in chosen]
+
+  batches = [batch_of(step) for step in range(num_steps)]
+  known = teacher_source.known(
+    experiment, run_dir, teacher, batches, shapes, mesh
+  )
+  if known is not None:
+    shapes = dataclasses.replace(shapes, teacher=())
+
+  # 5. The models, placed on the mesh. In OPSD the teacher is the student's
+  #    own base: the same arrays under a graph definition without adapters.
+  model = weights.load(
+    student.folder,
+    dtype=student.dtype,
+    mesh=mesh,
+    lora=LoraConfig(**vars(experiment.lora)),
+    seed=experiment.seed,
+  )
+  graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+  lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
+  if experiment.regime == "opsd" or train.teacher == "topk_from_rollout":
+    # Recorded tokens are scored without a teacher: its place is held.
+    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
+  else:
+    load = weights.load if known is None else weights.load_head
+    other = load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
+    teacher_graph, teacher_base = nnx.split(other)
+    teacher_base = nnx.to_pure_dict(teacher_base)
+
+  # 6. The programs of an update, for as few shapes as the lengths allow.
+  slot_loss = objective.slot_loss
+  if train.teacher == "topk_from_rollout":
+    slot_loss = tail_divergence.slot_loss
   setup = Setup(
     student=graph,
     teacher=teacher_graph,
-    loss=objective.slot_loss(
+    loss=slot_loss(
       objective.Objective.of(experiment), student.chat.onset_ids()
     ),
     optimizer=optimizer.make_optimizer(train, num_steps),
@@ -126,9 +147,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     remat=cast(Remat, train.remat),
     dropout=experiment.lora.dropout > 0,
   )
-  distiller = Distiller(setup, lora, base, teacher_base, shapes.buffer_slots)
+  distiller = Distiller(
+    setup,
+    lora,
+    base,
+    teacher_base,
+    shapes.buffer_slots,
+    None if known is None else known.slot,
+  )
 
-  # 6. Where to begin: the newest checkpoint, or the start. The number of
+  # 7. Where to begin: the newest checkpoint, or the start. The number of
   #    updates done is the cursor into the order and the key of the dropout.
   checkpoints = Checkpoints(run_dir.checkpoints, train.keep_checkpoints)
   if checkpoints.latest() is None:
@@ -138,7 +166,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(f"train: goes on after update {start}", flush=True)
   del lora, model
 
-  # 7. Updates. The metrics of one are fetched after the next is launched, so
+  # 8. Updates. The metrics of one are fetched after the next is launched, so
   #    that packing overlaps with the devices' work.
   began = time.monotonic()
   seen = 0
@@ -160,10 +188,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
     pending = None
     for step in range(start, num_steps):
-      chosen: Any = order[step]
-      batch = [data.samples[i] for i in chosen]
-      packs = packing.pack(batch, shapes)
-      state, metrics = distiller.update(state, packs)
+      packs = packing.pack(batch := batches[step], shapes)
+      state, metrics = distiller.update(
+        state, packs if known is None else known.fill(batch, packs)
+      )
       if pending is not None:
         record(*pending)
       facts = _facts(batch, packs)
@@ -176,7 +204,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         checkpoints.save(step + 1, state)
   checkpoints.wait()
 
-  # 8. What was done.
+  # 9. What was done.
   seconds = time.monotonic() - began
   logged = read_metrics(run_dir.metrics_file(STAGE))
   summary = {
@@ -188,6 +216,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     "seconds": round(seconds, 3),
     "tokens_per_second": round(seen / seconds, 1),
     "restarted_after": start,
+    "teacher": teacher_source.summary(known, logged),
   }
   run_dir.mark_done(STAGE, summary)
   print(f"train: {describe(summary)}", flush=True)
@@ -240,19 +269,20 @@ def _facts(batch, packs) -> dict[str, float]:
   """What the host knows of an update."""
   from trd_jax import packing
 
-  tokens = (
-    sum(s.student_length for s in batch),
-    sum(s.teacher_length for s in batch),
-  )
   padded = packing.padded_tokens(packs)
-  return {
+  # Of a teacher that is known beforehand no token is computed here.
+  student = sum(s.student_length for s in batch)
+  teacher = sum(s.teacher_length for s in batch) if padded[1] else 0
+  facts = {
     "truncated_share": sum(s.truncated for s in batch) / len(batch),
     "trajectories": len(batch),
-    "tokens_student": tokens[0],
-    "tokens_teacher": tokens[1],
-    "fill_student": tokens[0] / padded[0],
-    "fill_teacher": tokens[1] / padded[1],
+    "tokens_student": student,
+    "tokens_teacher": teacher,
+    "fill_student": student / padded[0],
   }
+  if padded[1]:
+    facts["fill_teacher"] = teacher / padded[1]
+  return facts
 
 
 def _check_finite(step: int, row: dict[str, float]) -> None:
