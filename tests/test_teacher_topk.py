@@ -271,7 +271,7 @@ def test_a_run_needs_nothing_of_the_teacher_but_its_recorded_tokens(
   run_dir = workdir(tmp_path, student)
   train.run(experiment(student, epochs=8, batch_size=6), run_dir, None)
   rows = read_metrics(run_dir.metrics_file("train"))
-  assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+  assert rows[-1]["loss"] < 0.97 * rows[0]["loss"]
   assert all(row["tokens_teacher"] == 0 for row in rows)
   assert all(row["D_gap_bound"] > 0 for row in rows)
   # A random label is rarely recorded, and a mean over what is would mislead.
