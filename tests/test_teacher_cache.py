@@ -89,9 +89,10 @@ def hold_equal(one, other):
 
 
 PLACES = {
-  "one device": ("opsd", {"data": 1}),
-  "data 8": ("opd", {"data": 8}),
-  "data 2, fsdp 2, tensor 2": ("opd", {"data": 2, "fsdp": 2, "tensor": 2}),
+  "one device": ("opsd", "float32", {"data": 1}),
+  "bfloat16": ("opsd", "bfloat16", {"data": 1}),
+  "data 8": ("opd", "float32", {"data": 8}),
+  "all axes": ("opd", "float32", {"data": 2, "fsdp": 2, "tensor": 2}),
 }
 
 
@@ -99,8 +100,11 @@ PLACES = {
 def test_cached_updates_are_recomputed_ones_bit_for_bit(
   tmp_path, student, teacher, place
 ):
-  regime, mesh = PLACES[place]
+  regime, dtype, mesh = PLACES[place]
   run = experiment(student, teacher if regime == "opd" else None, mesh)
+  run = dataclasses.replace(
+    run, student=dataclasses.replace(run.student, dtype=dtype)
+  )
   whole = trained(run, tmp_path / "recompute")
   again = trained(cached(run), tmp_path / "cached")
   assert len(whole[1]) == 3
