@@ -30,7 +30,7 @@ from trd_jax.packing import StudentPack, TeacherPack
 
 # A tree of arrays: nested dicts, named tuples.
 Tree = Any
-# (student_hidden_ND, teacher_hidden_ND, student_head_VD, teacher_head_VD,
+# (student_hidden_ND, the buffer's rows_N, student_head_VD, teacher_head_VD,
 # slots_N, vocab_axis) -> loss and name -> (numerator, denominator).
 SlotLoss = Callable[..., tuple[jax.Array, dict[str, tuple[Any, Any]]]]
 
@@ -65,32 +65,21 @@ class Totals(NamedTuple):
   metrics: dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """What the programs are compiled for besides shapes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherSetup:
+  """What the teacher's program is compiled for besides shapes.
 
   Attributes:
-    student: graph definition of the adapted model.
     teacher: graph definition of the teacher; in OPSD that of the student
-      without adapters, and its arrays are the student's base arrays.
-    loss: scores the slots of one device.
-    optimizer: updates the adapter.
-    schedule: the optimizer's rate, for the metrics.
+      without adapters, and its arrays are the student's base arrays. Where
+      `teach` is not called, of anything with the teacher's `head_VD`.
     mesh: where everything is placed.
-    remat: what the student's backward pass keeps.
-    attention: what computes it on both sides, see `attention.attend`.
-    dropout: whether the adapters' dropout is on.
+    attention: what computes it, see `attention.attend`.
   """
 
-  student: nnx.GraphDef
   teacher: nnx.GraphDef
-  loss: SlotLoss
-  optimizer: optax.GradientTransformation
-  schedule: optax.Schedule
   mesh: Mesh
-  remat: Remat = "full"
   attention: Implementation = "xla"
-  dropout: bool = True
 
   @property
   def replicated(self) -> bool:
@@ -126,8 +115,31 @@ class Setup:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup(TeacherSetup):
+  """What the programs are compiled for besides shapes.
+
+  Attributes:
+    student: graph definition of the adapted model.
+    loss: scores the slots of one device.
+    optimizer: updates the adapter.
+    schedule: the optimizer's rate, for the metrics.
+    remat: what the student's backward pass keeps.
+    dropout: whether the adapters' dropout is on.
+    split_vocab: whether the loss can score with a part of the heads.
+  """
+
+  student: nnx.GraphDef
+  loss: SlotLoss
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  remat: Remat = "full"
+  dropout: bool = True
+  split_vocab: bool = True
+
+
 def teach(
-  setup: Setup, buffer_GCD: jax.Array, base: Tree, pack: TeacherPack
+  setup: TeacherSetup, buffer_GCD: jax.Array, base: Tree, pack: TeacherPack
 ) -> jax.Array:
   """The buffer with the teacher's hidden states of one pack in their slots."""
 
@@ -161,7 +173,7 @@ def learn(
   lora: Tree,
   base: Tree,
   teacher_base: Tree,
-  buffer_GCD: jax.Array,
+  buffer: Tree,
   pack: StudentPack,
   key: jax.Array,
 ) -> Totals:
@@ -172,12 +184,13 @@ def learn(
     lora: the adapter; the gradient is with respect to it alone.
     base: the student's frozen base.
     teacher_base: the teacher's weights, for its head.
-    buffer_GCD: the teacher's hidden states, which `teach` has filled.
+    buffer: `[G, C, ...]`, the teacher's hidden states that `teach` has filled,
+      or whatever else of the teacher the loss reads.
     pack: the student's rows and slots.
     key: of the dropout of this pack.
   """
 
-  def run(lora, base, teacher_base, buffer_GCD, pack, key):
+  def run(lora, base, teacher_base, buffer, pack, key):
     if setup.replicated:
       key = jax.random.fold_in(key, jax.lax.axis_index("data"))
     teacher_head_VD = nnx.merge(setup.teacher, teacher_base).head_VD
@@ -193,7 +206,7 @@ def learn(
       loss_G, metrics = score_groups(
         setup,
         _groups(hidden, pack),
-        buffer_GCD,
+        buffer,
         pack.slots,
         model.head_VD,
         teacher_head_VD,
@@ -204,7 +217,7 @@ def learn(
     return _row(Totals(grads, metrics))
 
   run = setup.on_each_device(run, (False, False, False, True, True, False))
-  return run(lora, base, teacher_base, buffer_GCD, pack, key)
+  return run(lora, base, teacher_base, buffer, pack, key)
 
 
 def _row(tree: Tree) -> Tree:
@@ -212,19 +225,19 @@ def _row(tree: Tree) -> Tree:
 
 
 def score_groups(
-  setup, hidden_GBSD, buffer_GCD, slots_GBR, student_head_VD, teacher_head_VD
+  setup, hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
 ):
   """`score` of each group: loss `[G]` and metrics `[G, 2]`.
 
   A vocabulary that is split over devices stays so: each scores its slots with
   its own part of the heads. One that doesn't divide is scored whole by all.
   """
-  args = hidden_GBSD, buffer_GCD, slots_GBR, student_head_VD, teacher_head_VD
+  args = hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
   if setup.replicated:
     return score(setup.loss, *args)
   size = student_head_VD.shape[0]
   (axis,) = sharding.partition((size,), ("vocab",), setup.mesh)
-  if axis and setup.mesh.shape[axis] == 1:
+  if not setup.split_vocab or (axis and setup.mesh.shape[axis] == 1):
     axis = None
   head = P(axis)
   # Checked, because then results known to be the same along an axis get their
@@ -234,6 +247,7 @@ def score_groups(
     mesh=setup.mesh,
     in_specs=(_GROUPS, _GROUPS, _GROUPS, head, head),
     out_specs=_GROUPS,
+    check_vma=setup.split_vocab,
   )
   return score_each(*args)
 
@@ -241,7 +255,7 @@ def score_groups(
 def score(
   loss,
   hidden_GBSD,
-  buffer_GCD,
+  buffer,
   slots_GBR,
   student_head_VD,
   teacher_head_VD,
@@ -253,7 +267,7 @@ def score(
   slots_N = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
   value, metrics = loss(
     student_BRD.reshape(-1, student_BRD.shape[-1]),
-    buffer_GCD[0][slots_N.teacher_slot],
+    jax.tree.map(lambda x_GC: x_GC[0][slots_N.teacher_slot], buffer),
     student_head_VD,
     teacher_head_VD,
     slots_N,

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -32,8 +32,11 @@ class Distiller:
     setup: what they are compiled for.
     lora: the adapter before the first update, placed on the mesh.
     base: the student's base arrays, placed on the mesh.
-    teacher_base: the teacher's; the same object in OPSD.
+    teacher_base: the teacher's, or of a teacher that only scores its head;
+      the same object in OPSD.
     buffer_slots: slots of a group's teacher buffer (C).
+    slot: a tree of the shapes and dtypes of one of them; None for a hidden
+      state of the teacher.
   """
 
   def __init__(
@@ -43,6 +46,7 @@ class Distiller:
     base: Tree,
     teacher_base: Tree,
     buffer_slots: int,
+    slot: Tree = None,
   ):
     mesh = setup.mesh
     self._setup = setup
@@ -50,9 +54,11 @@ class Distiller:
     self._everywhere = everywhere = sharding.replicated(mesh)
     groups = sharding.batch_sharding(mesh)
     heads = _heads(setup, lora, base, teacher_base)
-    shape = (sharding.num_groups(mesh), buffer_slots, heads[1].shape[1])
+    if slot is None:
+      slot = jax.ShapeDtypeStruct(heads[1].shape[1:], heads[1].dtype)
+    shape = sharding.num_groups(mesh), buffer_slots
     like = self.abstract_state(lora)
-    totals = _abstract_totals(setup, like.lora, heads)
+    totals = _abstract_totals(setup, like.lora, heads, slot)
     places = jax.tree.map(
       lambda x: x.sharding, (like, totals, base, teacher_base)
     )
@@ -101,11 +107,12 @@ class Distiller:
       out_shardings=state_at.opt_state,
     )
     self._abstract_sums = (
-      jax.ShapeDtypeStruct(shape, heads[1].dtype, sharding=groups),
+      _abstract_buffer(slot, *shape, groups),
       totals,
     )
     # Made at the first update: `lower` needs no arrays.
-    self._buffer, self._totals = None, None
+    self._buffer: Any = None
+    self._totals: Any = None
 
   def compile(self, layout: Layout, state: TrainState) -> dict[str, Any]:
     """Compiles all that updates run, for every shape of the layout.
@@ -191,7 +198,7 @@ class Distiller:
       }
 
   def update(
-    self, state: TrainState, batches: Sequence[MicroBatch]
+    self, state: TrainState, batches: Iterable[MicroBatch]
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update; returns before the devices have done it.
 
@@ -209,6 +216,8 @@ class Distiller:
       if self._totals is None:
         self._buffer, self._totals = _zeros(self._abstract_sums)
       for batch in batches:
+        if batch.buffer is not None:
+          self._buffer = sharding.shard_batch(batch.buffer, mesh)
         for pack in batch.teacher:
           pack = sharding.shard_batch(pack, mesh)
           self._buffer = self._teach(self._buffer, teacher_base, pack)
@@ -260,7 +269,17 @@ def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:
   )
 
 
-def _abstract_totals(setup, lora, heads) -> Totals:
+def _abstract_buffer(slot, groups, slots, place=None) -> Any:
+  """Shapes of the teacher's buffer `[G, C, ...]`, and where it is put."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      (groups, slots, *x.shape), x.dtype, sharding=place
+    ),
+    slot,
+  )
+
+
+def _abstract_totals(setup, lora, heads, slot) -> Totals:
   """Shapes and places of the totals; the loss is asked for its metrics."""
   rows, row = setup.rows, "data" if setup.replicated else None
 
@@ -270,10 +289,9 @@ def _abstract_totals(setup, lora, heads) -> Totals:
 
   ints: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
   floats: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-  student, teacher = (
-    jax.ShapeDtypeStruct((1, 1, 1, head.shape[1]), head.dtype) for head in heads
-  )
-  buffer = jax.ShapeDtypeStruct((1, *teacher.shape[2:]), teacher.dtype)
+  width, dtype = heads[0].shape[1], heads[0].dtype
+  student = jax.ShapeDtypeStruct((1, 1, 1, width), dtype)
+  buffer = _abstract_buffer(slot, 1, 1)
   slots = Slots(*(ints,) * len(Slots._fields))._replace(weight=floats)
   score = functools.partial(distill_step.score, setup.loss)
   _, metrics = jax.eval_shape(score, student, buffer, slots, *heads)

@@ -66,6 +66,7 @@ RUNTIME_KEYS = (
   "train.log_every",
   "train.packing",
   "evaluate.buckets_from",
+  "train.cache_dir",
 )
 
 
@@ -279,6 +280,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
     yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
+  yield from _teacher_contradictions(e)
   served, urls = e.engine.name == "server", e.engine.server.urls
   if served and not urls and not e.preflight_only:
     yield "engine.name=server needs engine.server.urls: name the servers"
@@ -323,3 +325,31 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   if len(set(e.evaluate.benchmarks)) < len(e.evaluate.benchmarks):
     yield f"evaluate.benchmarks names one twice: {e.evaluate.benchmarks}"
+
+
+def _teacher_contradictions(e: Experiment) -> Iterator[str]:
+  """What of `train.teacher` doesn't fit the rest."""
+  if e.train.cache_dtype == "float32" != e.teacher_model.dtype:
+    yield (
+      "train.cache_dtype=float32 doubles a cache of bfloat16 hidden states and "
+      "adds nothing to them: leave it at None"
+    )
+  if e.train.teacher != "topk_from_rollout":
+    return
+  if not e.refines:
+    yield (
+      "train.teacher=topk_from_rollout reads what the teacher recorded while "
+      f"it wrote y_r, and method={e.method} trains on y_o: use method=trd, or "
+      "train.teacher=hidden_cache"
+    )
+  elif not e.refine.teacher_top_k:
+    yield (
+      "train.teacher=topk_from_rollout needs refine.teacher_top_k above 0, 20 "
+      "for instance: nothing is recorded otherwise"
+    )
+  if e.loss.temperature != 1:
+    yield (
+      "train.teacher=topk_from_rollout knows log-probabilities at temperature "
+      f"1, not at loss.temperature={e.loss.temperature:g}: set that to 1, or "
+      "use train.teacher=hidden_cache"
+    )

@@ -76,7 +76,7 @@ class Layout:
     groups: shards of the batch (G).
     student: the student's rungs, shortest first; the last holds the longest
       sample.
-    teacher: the teacher's rungs.
+    teacher: the teacher's rungs; none where its side is known beforehand.
     buffer_slots: slots of a group's teacher buffer (C).
     packing: whether a row holds several samples; else one.
     work: what a sample costs, to share samples out by.

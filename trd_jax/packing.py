@@ -10,7 +10,7 @@ R response slots of a student row, C slots of a group's teacher buffer.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -84,10 +84,19 @@ class StudentPack(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-  """Teacher packs that fill the buffer once, student packs that read it."""
+  """What fills the teacher's buffer once, and student packs that read it.
+
+  Attributes:
+    teacher: packs whose hidden states go there; none where the layout has no
+      shapes for them.
+    student: the packs.
+    buffer: its contents where they are known, a tree of host arrays
+      `[G, C, ...]`; None where the teacher's packs make them.
+  """
 
   teacher: list[TeacherPack]
   student: list[StudentPack]
+  buffer: Any = None
 
 
 def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
@@ -240,7 +249,10 @@ def _micro_batch(dealt, layout, batch_size):
     groups.append(placed)
 
   def rows(rungs, length_of):
-    return [_first_fit(g, rungs, length_of, layout.packing) for g in groups]
+    # No rungs: a side that is known beforehand has no rows.
+    return [
+      _first_fit(g, rungs, length_of, layout.packing) for g in groups if rungs
+    ]
 
   student = rows(layout.student, lambda s: s.student_length)
   teacher = rows(layout.teacher, lambda s: s.teacher_length)

@@ -4,6 +4,7 @@
     problems/                 the problems, as rows
     rollout/ refine/          trajectories, as rows
     train/checkpoints/        adapter, optimizer, cursor
+    teacher_cache/            the teacher's hidden states (`teacher_cache`)
     merge/adapter/ model/     the PEFT adapter; the merged student
     evaluate/base/ trained/   graded samples, as rows
     models/random-<size>/     randomly initialised models
@@ -209,6 +210,11 @@ class RunDir:
   def checkpoints(self) -> Path:
     """Folder of the training checkpoints."""
     return self.stage("train") / "checkpoints"
+
+  @property
+  def teacher_cache(self) -> Path:
+    """Folder of the caches of teachers, where `train.cache_dir` is None."""
+    return self.root / "teacher_cache"
 
   @property
   def adapter(self) -> Path:

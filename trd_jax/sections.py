@@ -195,6 +195,26 @@ class Train:
     "True, else xla",
     one_of("auto", "xla", "cudnn", "tokamax"),
   )
+  teacher: str = key(
+    "recompute",
+    "its distributions: anew in each update (one epoch); from hidden states "
+    "computed once and kept on disk (epochs, sweeps); or what refine recorded "
+    "(approximate, no teacher at all)",
+    one_of("recompute", "hidden_cache", "topk_from_rollout"),
+  )
+  cache_dir: str | None = key(
+    None, "of hidden_cache, to share between runs; None: in the workdir"
+  )
+  cache_dtype: str | None = key(
+    None,
+    "of hidden_cache; None: the teacher's own, which loses nothing",
+    one_of("float32", "bfloat16"),
+  )
+  teacher_tail_limit: float = key(
+    0.01,
+    "largest mean mass outside the recorded tokens (topk_from_rollout)",
+    within(0, 1),
+  )
   truncated: str = key(
     "drop", "trajectories that a budget ended", one_of("drop", "keep")
   )

@@ -181,6 +181,11 @@ def _command(
 ) -> list[str]:
   """The pipeline of a point."""
   shared = [a for a in config_argv if not a.startswith("--workdir=")]
+  train = one.experiment.train
+  if train.teacher == "hidden_cache" and train.cache_dir is None:
+    # One for all points: what the teacher said depends on none of their keys.
+    cache = run_dir.teacher_cache
+    shared.append(f"--config.train.cache_dir={cache}")
   return [
     *(sys.executable, "-m", "trd_jax.pipeline"),
     *shared,

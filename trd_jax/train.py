@@ -7,6 +7,7 @@ with the bits of a run that was not.
 """
 
 import contextlib
+import dataclasses
 import time
 from typing import Any, cast
 
@@ -54,6 +55,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     packing,
     processes,
     sharding,
+    tail_divergence,
+    teacher_source,
     training_set,
     weights,
     work,
@@ -131,9 +134,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
   num_steps = min(len(order), train.max_steps or len(order))
 
-  # 4. The mesh, as given or as the sizes ask for, and the models placed on it.
-  #    In OPSD the teacher is the student's own base: the same arrays under a
-  #    graph definition without adapters.
+  # 4. The mesh, as given or as the sizes ask for, the shapes, and what of the
+  #    teacher is known beforehand.
   lora_config = LoraConfig(**vars(experiment.lora))
   plan = functools.partial(
     layout.plan,
@@ -159,6 +161,28 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
   if chosen:
     print(f"train: {chosen}", flush=True)
+  shapes = plan(groups=sharding.num_groups(mesh))
+
+  def batch_of(step: int) -> list[layout.Sample]:
+    """The trajectories of an update."""
+    chosen: Any = order[step]
+    return [data.samples[i] for i in chosen]
+
+  batches = [batch_of(step) for step in range(num_steps)]
+  known = teacher_source.known(
+    experiment,
+    run_dir,
+    teacher,
+    batches,
+    shapes,
+    mesh,
+    attention.implementation,
+  )
+  if known is not None:
+    shapes = dataclasses.replace(shapes, teacher=())
+
+  # 5. The models, placed on the mesh. In OPSD the teacher is the student's
+  #    own base: the same arrays under a graph definition without adapters.
   model = weights.load(
     student.folder,
     dtype=student.dtype,
@@ -172,19 +196,23 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     lora = adapters.begin_with(
       experiment.student.adapter, model.config, lora_config, lora
     )
-  if own_teacher:
-    other = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
+  if not own_teacher or train.teacher == "topk_from_rollout":
+    # Recorded tokens are scored without a teacher: its place is held.
+    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
+  else:
+    load = weights.load if known is None else weights.load_head
+    other = load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
     teacher_graph, teacher_base = nnx.split(other)
     teacher_base = nnx.to_pure_dict(teacher_base)
-  else:
-    teacher_graph, teacher_base = _base_graph(Qwen3, model), base
 
-  # 5. The programs of an update, for as few shapes as the lengths allow.
-  shapes = plan(groups=sharding.num_groups(mesh))
+  # 6. The programs of an update, for as few shapes as the lengths allow.
+  slot_loss = objective.slot_loss
+  if train.teacher == "topk_from_rollout":
+    slot_loss = tail_divergence.slot_loss
   setup = Setup(
     student=graph,
     teacher=teacher_graph,
-    loss=objective.slot_loss(
+    loss=slot_loss(
       objective.Objective.of(experiment), student.chat.onset_ids()
     ),
     optimizer=optimizer.make_optimizer(train, num_steps),
@@ -193,10 +221,18 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     remat=cast(Remat, train.remat),
     attention=attention.implementation,
     dropout=experiment.lora.dropout > 0,
+    split_vocab=train.teacher != "topk_from_rollout",
   )
-  distiller = Distiller(setup, lora, base, teacher_base, shapes.buffer_slots)
+  distiller = Distiller(
+    setup,
+    lora,
+    base,
+    teacher_base,
+    shapes.buffer_slots,
+    None if known is None else known.slot,
+  )
 
-  # 6. Where to begin: the newest checkpoint, or the start. The number of
+  # 7. Where to begin: the newest checkpoint, or the start. The number of
   #    updates done is the cursor into the order and the key of the dropout.
   checkpoints = Checkpoints(run_dir.checkpoints, train.keep_checkpoints)
   if checkpoints.latest() is None:
@@ -207,10 +243,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   processes.check_same(start, "the checkpoint that they find")
   del lora, model
 
-  # 7. Everything is compiled before the first update.
+  # 8. Everything is compiled before the first update.
   distiller.compile(shapes, state)
 
-  # 8. Updates. The metrics of one are fetched after the next is launched, so
+  # 9. Updates. The metrics of one are fetched after the next is launched, so
   #    that packing overlaps with the devices' work.
   began = time.monotonic()
   seen = 0
@@ -232,10 +268,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
     pending = None
     for step in range(start, num_steps):
-      chosen: Any = order[step]
-      batch = [data.samples[i] for i in chosen]
-      packs = packing.pack(batch, shapes)
-      state, metrics = distiller.update(state, packs)
+      packs = packing.pack(batch := batches[step], shapes)
+      state, metrics = distiller.update(
+        state, packs if known is None else known.fill(batch, packs)
+      )
       if pending is not None:
         record(*pending)
       facts = _facts(batch, packs, shapes.work)
@@ -248,7 +284,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
         checkpoints.save(step + 1, state)
   checkpoints.wait()
 
-  # 9. What was done.
+  # 10. What was done.
   if not writes:
     return
   seconds = time.monotonic() - began
@@ -262,6 +298,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "seconds": round(seconds, 3),
     "tokens_per_second": round(seen / seconds, 1),
     "restarted_after": start,
+    "teacher": teacher_source.summary(known, logged),
   }
   run_dir.mark_done(STAGE, summary)
   print(f"train: {describe(summary)}", flush=True)
@@ -321,20 +358,21 @@ def _facts(batch, packs, work) -> dict[str, float]:
   """What the host knows of an update."""
   from trd_jax import packing
 
-  tokens = (
-    sum(s.student_length for s in batch),
-    sum(s.teacher_length for s in batch),
-  )
   padded = packing.padded_tokens(packs)
-  return {
+  # Of a teacher that is known beforehand no token is computed here.
+  student = sum(s.student_length for s in batch)
+  teacher = sum(s.teacher_length for s in batch) if padded[1] else 0
+  facts = {
     "truncated_share": sum(s.truncated for s in batch) / len(batch),
     "trajectories": len(batch),
-    "tokens_student": tokens[0],
-    "tokens_teacher": tokens[1],
-    "fill_student": tokens[0] / padded[0],
-    "fill_teacher": tokens[1] / padded[1],
+    "tokens_student": student,
+    "tokens_teacher": teacher,
+    "fill_student": student / padded[0],
     "imbalance": packing.imbalance(batch, packs, work),
   }
+  if padded[1]:
+    facts["fill_teacher"] = teacher / padded[1]
+  return facts
 
 
 def _check_finite(step: int, row: dict[str, float]) -> None:

@@ -25,7 +25,7 @@ from trd_jax.errors import UserError
 from trd_jax.metrics import Progress
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora import LoraConfig
-from trd_jax.model.qwen3 import Qwen3
+from trd_jax.model.qwen3 import Head, Qwen3
 from trd_jax.model_folder import (
   CONFIG,
   atomic_folder,
@@ -180,6 +180,29 @@ def load(
     )
     adapter = make()
   return nnx.merge(graph, adapter, nnx.from_flat_state(loaded))
+
+
+def load_head(
+  folder: Path | str, *, dtype: jax.typing.DTypeLike, mesh: Mesh
+) -> Head:
+  """The output matrix alone, tied or not, as `load` would place it.
+
+  Raises:
+    UserError: as `load`, of this one tensor.
+  """
+  config = read_config(folder)
+  made = jax.eval_shape(lambda: Head(config, dtype, nnx.Rngs(0)))
+  graph, state = nnx.split(made)
+  files = TensorFiles(folder)
+  name = _EMBEDDING if config.tie_embeddings else _HEAD
+  files.expect(name, made.weight.shape)
+  parts: dict[int | None, Entry] = {None: Entry(name, ("weight",), None, False)}
+  ((path, variable),) = _parameters(state)
+  ((_, place),) = _parameters(shardings(state, mesh))
+  value = _place(files, parts, variable.get_value(), place.get_value())
+  return nnx.merge(
+    graph, nnx.from_flat_state([(path, variable.replace(value))])
+  )
 
 
 def _parameters(state: nnx.State) -> Iterator[tuple[Keys, nnx.Variable]]:

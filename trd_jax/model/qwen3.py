@@ -61,6 +61,11 @@ class Head(nnx.Module):
     values = 0.02 * jax.random.normal(rngs.params(), shape)
     self.weight = nnx.Param(values.astype(dtype), axes=("vocab", "embed"))
 
+  @property
+  def head_VD(self) -> jax.Array:
+    """As `Qwen3.head_VD`."""
+    return self.weight[...]
+
 
 class Qwen3(nnx.Module):
   """A dense Qwen3 decoder, with adapters on its seven linear kinds or without.
@@ -102,7 +107,7 @@ class Qwen3(nnx.Module):
     """The output matrix `[V, D]`; logits are `hidden @ head_VD.T`."""
     if self.head is None:
       return self.embed.embedding[...]
-    return self.head.weight[...]
+    return self.head.head_VD
 
   def __call__(
     self,
