@@ -1,13 +1,16 @@
 """Rollout, refine and evaluate on the shipped student, for real."""
 
 import dataclasses
+import json
 import types
 
 import pyarrow.parquet as pq
 import pytest
+import sandboxes
 
 from trd_jax import evaluate, experiment, refine, rollout
 from trd_jax.errors import UserError
+from trd_jax.grading import code
 from trd_jax.records import GradedSample, Problem, Rejected, Trajectory
 from trd_jax.run_dir import RunDir
 
@@ -53,6 +56,25 @@ def test_every_problem_has_one_graded_rollout(done):
     assert row.correct == row.text.endswith(answer)
     assert row.truncated == (row.finish_reason == "length")
   assert {row.correct for row in rows} == {True, False}
+
+
+@sandboxes.needed
+def test_rollouts_of_code_problems_are_graded(tmp_path):
+  """The student writes no programs, which is what their verdicts say."""
+  path = tmp_path / "problems.jsonl"
+  tests = {"inputs": ["1 2\n"], "outputs": ["3\n"]}
+  rows = [{"problem": f"Add {n} numbers.", "tests": tests} for n in range(3)]
+  path.write_text("\n".join(map(json.dumps, rows)))
+  source = {"data.source": "jsonl", "data.root": str(path)}
+  chosen = small(domain="code", **source)
+  run_dir = RunDir(tmp_path / "run")
+  go(rollout, chosen, run_dir)
+  found = run_dir.read("rollout", Trajectory)
+  assert [(row.correct, row.reason) for row in found] == 3 * [
+    (False, "no_code")
+  ]
+  assert {row.grader_version for row in found} == {code.VERSION}
+  assert run_dir.done("rollout")["no_box"] == 3
 
 
 def test_a_refinement_prompt_holds_its_draft_and_the_reference(done):

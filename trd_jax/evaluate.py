@@ -159,6 +159,7 @@ def summarise(
 
   from trd_jax.errors import UserError
   from trd_jax.grading import estimators
+  from trd_jax.records import NO_ANSWER
 
   mine = [row for row in rows if row.key in of_benchmark]
   if missing := len(of_benchmark) - len(mine):
@@ -176,7 +177,7 @@ def summarise(
       ),
       "verdicts": verdicts,
       "truncated_share": sum(row.truncated for row in here) / len(here),
-      "no_box_share": sum(r.reason == "no_box" for r in here) / len(here),
+      "no_box_share": sum(r.reason in NO_ANSWER for r in here) / len(here),
       "median_tokens": statistics.median(row.num_tokens for row in here),
       "grader_version": here[0].grader_version,
     }

@@ -29,6 +29,7 @@ from trd_jax.sections import (
   Python,
   Refine,
   Rollout,
+  Sandbox,
   Teacher,
   Train,
 )
@@ -56,6 +57,8 @@ RUNTIME_KEYS = (
   "python.",
   "mesh.",
   "distributed.",
+  "sandbox.unsafe",
+  "sandbox.workers",
   "preflight_only",
   "train.attention",
   "train.log_every",
@@ -97,6 +100,7 @@ class Experiment:
   mesh: Mesh = field(default_factory=Mesh)
   distributed: Distributed = field(default_factory=Distributed)
   evaluate: Evaluate = field(default_factory=Evaluate)
+  sandbox: Sandbox = field(default_factory=Sandbox)
   metrics: Metrics = field(default_factory=Metrics)
   python: Python = field(default_factory=Python)
 

@@ -27,6 +27,7 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
+from trd_jax.grading import code as code_grading
 from trd_jax.grading import math as math_grading
 from trd_jax.metrics import Progress
 from trd_jax.records import (
@@ -40,8 +41,6 @@ from trd_jax.records import (
 )
 from trd_jax.run_dir import RunDir
 from trd_jax.sections import Generation, Model
-
-UNGRADABLE = "ungradable"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +83,9 @@ class Sample:
   text: str
   verdict: Verdict
   grader: str
+
+
+_Answer = tuple[Prompt, Completion, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,7 @@ def generate(
   """Completes prompts with the experiment's engine and grades each answer.
 
   Args:
-    experiment: chooses the engine and, by its domain, nothing else.
+    experiment: chooses the engine, and the sandbox for programs.
     who: the model.
     section: how it samples.
     prompts: what to complete, in any order.
@@ -222,6 +224,9 @@ def generate(
 
   Yields:
     Samples in the order in which they are finished and judged.
+
+  Raises:
+    UserError: there are programs to grade and no sandbox to run them in.
   """
   if not prompts:
     return
@@ -233,12 +238,18 @@ def generate(
   ]
   sampling = sampling_of(section, who.chat, top_logprobs)
   stops = set(who.chat.stop_ids)
-  engine = engines.make(
-    experiment.engine,
-    who.files,
-    max_model_tokens=longest + section.max_response_tokens,
-  )
-  with contextlib.closing(engine):
+  with contextlib.ExitStack() as stack:
+    programs = None
+    if any(prompt.problem.domain == "code" for prompt in prompts):
+      # Before the model is loaded: a machine without a sandbox says so now.
+      grader = code_grading.Grader(experiment.sandbox)
+      programs = stack.enter_context(grader)
+    engine = engines.make(
+      experiment.engine,
+      who.files,
+      max_model_tokens=longest + section.max_response_tokens,
+    )
+    stack.enter_context(contextlib.closing(engine))
     # Under Ray every call would load the model anew.
     if top_logprobs and not experiment.engine.ray.actors:
       cost = top_tokens.cost(engine, requests, sampling)
@@ -248,14 +259,14 @@ def generate(
       already + len(prompts), desc, "samples", initial=already
     ) as progress:
 
-      def decoded() -> Iterator[tuple[Prompt, Completion, str]]:
+      def decoded() -> Iterator[_Answer]:
         for completion in completions:
           ids = list(completion.ids)
           if completion.finish_reason == "stop" and ids and ids[-1] in stops:
             ids.pop()
           yield by_key[completion.key], completion, who.chat.decode(ids)
 
-      for sample in _graded(decoded()):
+      for sample in _graded(decoded(), programs):
         progress.update(1)
         yield sample
 
@@ -309,33 +320,36 @@ def fill(
 
 
 def _graded(
-  answers: Iterator[tuple[Prompt, Completion, str]],
+  answers: Iterator[_Answer], programs: code_grading.Grader | None
 ) -> Iterator[Sample]:
   """Judges answers as they come; slow ones don't hold up the rest."""
-  held: dict[int, tuple[Prompt, Completion, str]] = {}
-  ungraded: list[Sample] = []
+  held: dict[int, _Answer] = {}
 
-  def pairs() -> Iterator[tuple[str, str]]:
-    position = 0
-    for prompt, completion, text in answers:
-      if prompt.problem.domain == "code":
-        verdict = Verdict(None, UNGRADABLE, None)
-        ungraded.append(Sample(prompt, completion, text, verdict, UNGRADABLE))
+  def pairs() -> Iterator[tuple[str, str] | None]:
+    for position, answer in enumerate(answers):
+      prompt, _, text = answer
+      held[position] = answer
+      if prompt.problem.domain != "code":
+        yield text, prompt.problem.answer
         continue
-      held[position] = (prompt, completion, text)
-      position += 1
-      yield text, prompt.problem.answer
+      assert programs is not None
+      programs.submit(position, text, prompt.problem)
+      yield None
 
-  for position, verdict in math_grading.verify_stream(pairs()):
-    yield from _drain(ungraded)
+  def sample(position: int, verdict: Verdict, grader: str) -> Sample:
     prompt, completion, text = held.pop(position)
-    yield Sample(prompt, completion, text, verdict, math_grading.VERSION)
-  yield from _drain(ungraded)
+    return Sample(prompt, completion, text, verdict, grader)
 
+  def run(wait: bool) -> Iterator[Sample]:
+    if programs is not None:
+      for position, verdict in programs.finished(wait):
+        yield sample(position, verdict, code_grading.VERSION)
 
-def _drain(samples: list[Sample]) -> Iterator[Sample]:
-  while samples:
-    yield samples.pop(0)
+  for graded in math_grading.verify_stream(pairs()):
+    if graded is not None:
+      yield sample(*graded, math_grading.VERSION)
+    yield from run(wait=False)
+  yield from run(wait=True)
 
 
 def trajectory(
@@ -368,6 +382,7 @@ def trajectory(
     correct=verdict.correct,
     reason=verdict.reason,
     extracted=verdict.extracted,
+    detail=verdict.detail,
     grader_version=sample.grader,
     **top_tokens.columns(completion.top),
   )
@@ -402,5 +417,6 @@ def graded_sample(
     correct=verdict.correct,
     reason=verdict.reason,
     extracted=verdict.extracted,
+    detail=verdict.detail,
     grader_version=sample.grader,
   )

@@ -6,7 +6,7 @@ from typing import Any
 
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
-from trd_jax.records import Trajectory
+from trd_jax.records import NO_ANSWER, Trajectory
 from trd_jax.run_dir import RunDir
 
 
@@ -31,7 +31,7 @@ def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
     "correct": sum(row["correct"] is True for row in rows),
     "unjudged": sum(row["correct"] is None for row in rows),
     "truncated": sum(row["truncated"] for row in rows),
-    "no_box": sum(row["reason"] == "no_box" for row in rows),
+    "no_box": sum(row["reason"] in NO_ANSWER for row in rows),
     "tokens": sum(lengths),
     "median_tokens": statistics.median(lengths) if lengths else 0,
   }

@@ -26,8 +26,19 @@ Domain = Literal["arithmetic", "math", "code"]
 FinishReason = Literal["stop", "length"]
 TrajectoryStage = Literal["rollout", "refine"]
 Reason = Literal[
-  "match", "mismatch", "no_box", "unparsed", "timeout", "ungradable"
+  "match",
+  "mismatch",
+  "no_box",
+  "no_code",
+  "unparsed",
+  "error",
+  "timeout",
+  "memory",
+  "output",
+  "ungradable",
 ]
+NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
+"""Reasons that say that a completion holds nothing to be judged."""
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
   str: pa.string(),
@@ -111,11 +122,14 @@ class Verdict(_Record):
     correct: True, False, or None where it could not be judged.
     reason: why.
     extracted: the answer that was found in the completion, or None.
+    detail: what more the grader knows: of a program, JSON with how many tests
+      passed, how many there are, and the first that failed.
   """
 
   correct: bool | None
   reason: Reason
   extracted: str | None
+  detail: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +158,7 @@ class Trajectory(_Record):
     reason: the verdict's reason.
     extracted: the verdict's extracted answer.
     grader_version: version of the grader.
+    detail: the verdict's detail.
     teacher_top_ids: [T * K] int32, for each response token the ids that the
       teacher held likeliest, likeliest first; like the two below None where
       they were not kept (`refine.teacher_top_k`).
@@ -152,7 +167,7 @@ class Trajectory(_Record):
     teacher_top_mass: [T] float32, the probability that they cover.
   """
 
-  VERSION: ClassVar[int] = 2
+  VERSION: ClassVar[int] = 3
 
   key: str
   problem_id: str
@@ -174,6 +189,7 @@ class Trajectory(_Record):
   reason: Reason
   extracted: str | None
   grader_version: str
+  detail: str | None = None
   teacher_top_ids: list[int] | None = None
   teacher_top_logprobs: list[float] | None = None
   teacher_top_mass: list[float] | None = None
@@ -195,6 +211,8 @@ class GradedSample(_Record):
     finish_reason: as in `Trajectory`; so are all fields below.
   """
 
+  VERSION: ClassVar[int] = 2
+
   key: str
   benchmark: str
   problem_id: str
@@ -214,6 +232,7 @@ class GradedSample(_Record):
   reason: Reason
   extracted: str | None
   grader_version: str
+  detail: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

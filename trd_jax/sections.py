@@ -388,6 +388,33 @@ class Evaluate(Generation):
 
 
 @dataclasses.dataclass(frozen=True)
+class Sandbox:
+  """Where programs that a model wrote run, and how far they may go."""
+
+  unsafe: bool = key(
+    False, "run them without a sandbox, with limits and nothing else"
+  )
+  workers: int | None = key(
+    None, "programs at a time; None: one a core", at_least(1)
+  )
+  python: str | None = key(
+    None, "the interpreter that they are run with; None: the stage's own"
+  )
+  test_seconds: int = key(
+    6, "processor time of a test; five times that by the clock", at_least(1)
+  )
+  total_seconds: float = key(
+    120.0, "time of all tests of a program, by the clock", above(0)
+  )
+  memory_gib: float = key(2.0, "of a program with all that it starts", above(0))
+  processes: int = key(
+    64, "processes and threads of a program at a time", at_least(4)
+  )
+  output_mib: int = key(16, "what it may write in one test", at_least(1))
+  file_mib: int = key(64, "what it may keep in files", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
 class Metrics:
   """Where metrics go besides the JSONL file that is always written."""
 

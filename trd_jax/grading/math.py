@@ -69,16 +69,18 @@ def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
 
 
 def verify_stream(
-  pairs: Iterable[tuple[str, str]],
+  pairs: Iterable[tuple[str, str] | None],
   *,
   workers: int | None = None,
   timeout: float = TIMEOUT,
-) -> Iterator[tuple[int, Verdict]]:
+) -> Iterator[tuple[int, Verdict] | None]:
   """Grades pairs as they come; see `verify_batch` for the arguments.
 
   Yields:
-    (position of the pair, its verdict), easy ones first. One consumer at a
-    time: other callers wait until this iterator is exhausted or closed.
+    (position of the pair, its verdict), easy ones first; a None for a None
+    among the pairs, which gives a turn to a caller with other things to do.
+    One consumer at a time: other callers wait until this iterator is exhausted
+    or closed.
   """
   if timeout <= 0:
     raise UserError(f"grading: timeout is {timeout} s; give a positive one")
@@ -87,8 +89,11 @@ def verify_stream(
   with _lock:
     shared = _shared_pool(workers, timeout)
     try:
-      for position, (completion, gold) in enumerate(pairs):
-        found = judge.prepare(completion, gold)
+      for position, pair in enumerate(pairs):
+        if pair is None:
+          yield None
+          continue
+        found = judge.prepare(*pair)
         question = found.question
         if question is None:
           yield position, Verdict(found.correct, found.reason, found.extracted)  # type: ignore[arg-type]
@@ -146,9 +151,9 @@ def verify_batch(
     UserError: `timeout` isn't positive, or the workers cannot start.
   """
   verdicts: dict[int, Verdict] = {}
-  for position, verdict in verify_stream(
-    pairs, workers=workers, timeout=timeout
-  ):
+  for graded in verify_stream(pairs, workers=workers, timeout=timeout):
+    assert graded is not None
+    position, verdict = graded
     verdicts[position] = verdict
     if progress:
       progress(len(verdicts))
