@@ -212,7 +212,6 @@ def test_arithmetic_goes_through_the_same_door():
   ("data", "message"),
   [
     (Data(source="jsonl"), "set data.root"),
-    (Data(source="taco"), "not read by this version"),
     (Data(source="aime42"), "did you mean"),
     (Data(subset="hardest"), "data.subset=hardest"),
     (Data(subset="answer_only"), "data.subset=answer_only: no such problem"),

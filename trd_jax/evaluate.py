@@ -62,7 +62,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     adapter=run_dir.adapter if unmerged else None,
   )
   questions = {
-    name: store.benchmark(experiment, name) for name in section.benchmarks
+    name: store.benchmark(experiment, name).problems
+    for name in section.benchmarks
   }
 
   # 2. K prompts a question; none may be left out of a benchmark.

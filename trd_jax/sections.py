@@ -383,6 +383,19 @@ class Evaluate(Generation):
   num_problems: int | None = key(
     None, "problems a benchmark; None: all", at_least(1)
   )
+  livecodebench: str = key(
+    "release_v6",
+    "which of its problems: release_v6 (all) or v6 (those that v6 added)",
+    one_of("release_v6", "v6"),
+  )
+  unchecked: bool = key(
+    False, "take benchmark files of another length or SHA-256 than declared"
+  )
+  buckets_from: str | None = key(
+    None,
+    "workdir whose base samples sort the questions by difficulty; None: this"
+    " one",
+  )
   bootstrap: int = key(10000, "resamples behind an interval", at_least(1))
   seed: int = key(0, "seed of the samples and the resamples", at_least(0))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trd_jax.errors import UserError, did_you_mean
-from trd_jax.problems import arithmetic, benchmarks, deepscaler, jsonl
+from trd_jax.problems import arithmetic, benchmarks, deepscaler, jsonl, taco
 from trd_jax.records import Problem, Rejected, content_key
 from trd_jax.sections import Data
 
@@ -16,7 +16,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """The problems that an experiment's `data` section names.
 
   Args:
-    data: `source` is 'arithmetic', 'deepscaler', 'jsonl' or a key of
+    data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
       `benchmarks.BENCHMARKS`; `root` its local copy; `subset` 'all', 'with_cot'
       (with a worked solution) or 'answer_only' (without); `limit` how many to
       keep, chosen by `seed`: a larger limit keeps what a smaller one kept.
@@ -32,14 +32,10 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     "arithmetic": arithmetic.load,
     "deepscaler": deepscaler.load,
     "jsonl": jsonl.load,
+    "taco": taco.load,
     **dict.fromkeys(benchmarks.BENCHMARKS, benchmarks.load),
   }
   name = benchmarks.canonical(data.source)
-  if name == "taco":
-    raise UserError(
-      "data.source=taco: not read by this version; convert it to JSON lines "
-      "with problem, solution and tests, and use data.source=jsonl"
-    )
   if name not in loaders:
     raise UserError(
       f"data.source={data.source}: no such source; "

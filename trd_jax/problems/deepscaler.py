@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.errors import UserError
-from trd_jax.problems import rows
+from trd_jax.problems import rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.sections import Data
 
@@ -29,14 +29,14 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 def _files(root: str | None) -> list[Path]:
   if root is None:
-    return rows.fetch(*HUB, "data.source=deepscaler")
-  path = rows.local_root(root)
+    return sources.fetch(*HUB, "data.source=deepscaler")[1]
+  path = sources.local_root(root)
   if path.is_file():
     return [path]
   for stem in _STEMS:
-    if found := rows.in_folder(path, stem):
+    if found := sources.in_folder(path, stem):
       return [found]
-  files = rows.data_files(path)
+  files = sources.data_files(path)
   if len(files) != 1:
     raise UserError(
       f"data.root={root}: {len(files)} data files and none is called "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trd_jax.errors import UserError
-from trd_jax.problems import rows
+from trd_jax.problems import rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.sections import Data
 
@@ -28,12 +28,12 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
       "data.source=jsonl: no file; set data.root to a .jsonl, .json or "
       ".parquet file with the columns problem and answer"
     )
-  path = rows.local_root(data.root)
-  files = [path] if path.is_file() else rows.data_files(path)
+  path = sources.local_root(data.root)
+  files = [path] if path.is_file() else sources.data_files(path)
   if not files:
     raise UserError(
       f"data.root={data.root}: no data file in this folder; give one that "
-      f"ends in {', '.join(rows.SUFFIXES)}"
+      f"ends in {', '.join(sources.SUFFIXES)}"
     )
   return rows.collect("jsonl", files, _problem)
 

@@ -1,4 +1,4 @@
-"""Rows of data files: found locally or on the hub, read, checked, counted.
+"""Rows of data files: read, checked, counted.
 
 A source says how one row becomes a `Problem` and raises `BadRow` for a row
 that can't; `collect` does the rest. No row vanishes: it becomes a problem, or
@@ -8,10 +8,12 @@ a `Rejected` that says why not.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import re
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_jax.errors import UserError
+from trd_jax.problems.sources import SUFFIXES
 from trd_jax.records import Domain, Problem, Rejected, content_key
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 STAGE = "problems"
 
 _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
@@ -33,63 +35,6 @@ _SOLUTION_KEYS = ("solution", "Solution")
 
 class BadRow(Exception):
   """A row that can't become a problem; its text is the reason."""
-
-
-def fetch(repo_id: str, pattern: str, name: str) -> list[Path]:
-  """Downloads a data set's files that match a glob pattern.
-
-  Raises:
-    UserError: the hub does not give them.
-  """
-  import huggingface_hub  # slow to import, and only needed here
-
-  try:
-    folder = huggingface_hub.snapshot_download(
-      repo_id, repo_type="dataset", allow_patterns=[pattern]
-    )
-  except Exception as error:  # the library's errors share no base class
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise UserError(
-      f"{name}: {repo_id} can't be fetched from the Hugging Face hub "
-      f"({text[:160]}); give a local copy with data.root"
-    ) from error
-  files = sorted(Path(folder).glob(pattern))
-  if not files:
-    raise UserError(
-      f"{name}: {repo_id} on the Hugging Face hub has no {pattern}; give a "
-      "local copy with data.root"
-    )
-  return files
-
-
-def local_root(root: str) -> Path:
-  """An existing file or folder.
-
-  Raises:
-    UserError: there is nothing at `root`.
-  """
-  path = Path(root).expanduser()
-  if not path.exists():
-    raise UserError(
-      f"data.root={root}: no such file or folder; give the local copy's path, "
-      "or leave data.root out to download it"
-    )
-  return path
-
-
-def in_folder(folder: Path, stem: str) -> Path | None:
-  """The file called `stem` with a suffix that we read, if there is one."""
-  paths = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
-  return next((path for path in paths if path.is_file()), None)
-
-
-def data_files(folder: Path) -> list[Path]:
-  """All files in a folder that we read, by name."""
-  return sorted(
-    path
-    for path in folder.iterdir()
-    if path.is_file() and path.name.endswith(SUFFIXES)
-  )
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
@@ -110,7 +55,8 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
 def collect(
   source: str,
   files: Iterable[Path],
-  build: Callable[[Mapping[str, Any]], Problem],
+  build: Callable[[Mapping[str, Any]], Problem | None],
+  reader: Callable[[Path], Iterator[tuple[str, Any]]] | None = None,
 ) -> tuple[list[Problem], list[Rejected]]:
   """All rows of some files as problems, each statement once.
 
@@ -121,12 +67,14 @@ def collect(
   Args:
     source: names the source.
     files: read one after the other.
-    build: one row to one problem, or raises `BadRow`.
+    build: one row to one problem, or raises `BadRow`; None for a row of the
+      file that isn't the source's.
+    reader: a file's rows, as `read` gives them (the default).
   """
   groups: dict[str, list[tuple[str, Problem]]] = {}
   rejected: list[Rejected] = []
   for path in files:
-    for where, row in read(path):
+    for where, row in (reader or read)(path):
       try:
         if isinstance(row, BadRow):
           raise row
@@ -135,6 +83,8 @@ def collect(
         problem = build(row)
       except BadRow as error:
         rejected.append(Rejected(where, source, STAGE, f"{where}: {error}"))
+        continue
+      if problem is None:
         continue
       groups.setdefault(problem.problem_id, []).append((where, problem))
   problems = []
@@ -294,40 +244,68 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     for i, row in enumerate(rows):
       yield f"{path.name} row {i + 1}", row
     return
+  if path.name.endswith(".arrow"):
+    yield from _read_arrow(path)
+    return
   if not path.name.endswith(SUFFIXES):
     raise UserError(
       f"{path}: not a data file; give one that ends in {', '.join(SUFFIXES)}"
     )
   try:
-    content = path.read_bytes()
-    if path.name.endswith(".gz"):
-      content = gzip.decompress(content)
-    text = content.decode("utf-8-sig")
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+    with _text_file(path) as file:
+      if ".jsonl" in path.name:
+        yield from _read_lines(path, file)
+        return
+      text = file.read()
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
     raise UserError(
       f"{path}: can't be read as text ({error}); fetch the file again"
     ) from error
-  if ".jsonl" not in path.name:
-    try:
-      rows = json.loads(text) if text.strip() else []
-    except ValueError as error:
-      if "Extra data" not in str(error):
-        raise UserError(
-          f"{path}: not JSON ({error}); fetch the file again"
-        ) from error
-    else:
-      if not isinstance(rows, list):
-        raise UserError(
-          f"{path}: one JSON {type(rows).__name__}; give a list of objects"
-        )
-      for i, row in enumerate(rows):
-        yield f"{path.name} row {i + 1}", row
-      return
-  # splitlines() would also cut at separators that JSON allows in a string.
-  for i, line in enumerate(text.split("\n")):
+  try:
+    rows = json.loads(text) if text.strip() else []
+  except ValueError as error:
+    if "Extra data" not in str(error):
+      raise UserError(
+        f"{path}: not JSON ({error}); fetch the file again"
+      ) from error
+    yield from _read_lines(path, io.StringIO(text, newline="\n"))
+    return
+  if not isinstance(rows, list):
+    raise UserError(
+      f"{path}: one JSON {type(rows).__name__}; give a list of objects"
+    )
+  for i, row in enumerate(rows):
+    yield f"{path.name} row {i + 1}", row
+
+
+def _text_file(path: Path) -> typing.TextIO:
+  """Opens a text; its lines end at line feeds, which JSON has in no string."""
+  if path.name.endswith(".gz"):
+    return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+  return path.open(encoding="utf-8-sig", newline="\n")
+
+
+def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+  for i, line in enumerate(lines):
     if line.strip():
       try:
         row = json.loads(line)
       except ValueError as error:
         row = BadRow(f"not JSON ({error})")
       yield f"{path.name} line {i + 1}", row
+
+
+def _read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
+  """A file as the library `datasets` keeps it, batch by batch."""
+  count = 0
+  try:
+    with pa.memory_map(str(path)) as source:
+      for batch in pa.ipc.open_stream(source):
+        for row in batch.to_pylist():
+          count += 1
+          yield f"{path.name} row {count}", row
+  except (OSError, pa.ArrowException) as error:
+    raise UserError(
+      f"{path}: can't be read as an arrow stream "
+      f"({str(error).splitlines()[0][:160]}); fetch the file again"
+    ) from error

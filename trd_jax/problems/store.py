@@ -1,6 +1,8 @@
 """The problems of a run, kept in its run directory, and its benchmarks."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 from trd_jax import problems
 from trd_jax.errors import UserError, did_you_mean
@@ -58,38 +60,62 @@ _LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
 _LABORATORY_PROBLEMS = 64
 
 
-def benchmark(experiment: Experiment, name: str) -> list[Problem]:
-  """The problems of one benchmark of `evaluate.benchmarks`.
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """The questions of a benchmark.
+
+  Attributes:
+    problems: what is asked.
+    data: what they were read from: `rows`, the whole benchmark's, and `files`
+      (see `benchmarks.record`), none for the laboratory's.
+    paths: these files.
+  """
+
+  problems: list[Problem]
+  data: dict[str, Any]
+  paths: tuple[Path, ...] = ()
+
+
+def benchmark(experiment: Experiment, name: str) -> Questions:
+  """The questions of one benchmark of `evaluate.benchmarks`.
 
   `arithmetic` and `arithmetic_hard` are the laboratory's held-out splits, 64
   problems unless `evaluate.num_problems` says otherwise; every other name is a
   benchmark of `problems.benchmarks`, read from `evaluate.root` or the hub.
 
   Raises:
-    UserError: an unknown name, or files that are missing or unusable.
+    UserError: an unknown name, or files that are missing, unusable, or not
+      what the benchmark's are.
   """
   section = experiment.evaluate
-  data = dataclasses.replace(
-    experiment.data,
-    source=name,
-    root=section.root,
-    limit=section.num_problems,
-    seed=section.seed,
-    subset="all",
-  )
   if name in _LABORATORY:
     count = section.num_problems or _LABORATORY_PROBLEMS
-    return arithmetic.generate(_LABORATORY[name], count, section.seed)
-  if name not in benchmarks.BENCHMARKS:
-    known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+    made = arithmetic.generate(_LABORATORY[name], count, section.seed)
+    return Questions(made, {"rows": count, "files": []})
+  known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+  called = benchmarks.canonical(name)
+  if called not in benchmarks.BENCHMARKS:
     raise UserError(
       f"evaluate.benchmarks: there is no benchmark {name};"
       f" {did_you_mean(name, known)}"
     )
+  if called == "livecodebench" and section.livecodebench == "v6":
+    called = "livecodebenchv6"
+  data = dataclasses.replace(
+    experiment.data,
+    source=called,
+    root=section.root,
+    limit=None,
+    seed=section.seed,
+    subset="all",
+  )
+  files = benchmarks.find(called, section.root)
   found, rejected = problems.load(data)
   if rejected:
     raise UserError(
       f"{name}: {len(rejected)} rows can't be used, the first because:"
       f" {rejected[0].reason}; a benchmark has to be whole"
     )
-  return found
+  record = benchmarks.record(called, files, len(found), section.unchecked)
+  asked = problems.choose(found, section.num_problems, section.seed)
+  return Questions(asked, record, tuple(file.path for file in files))

@@ -1,0 +1,143 @@
+"""TACO: competitive programming with tests and programs that solve them.
+
+`Problem.tests` is a row's `input_output`, JSON as it stands: without
+`fn_name` the inputs are texts for standard input, with it they are lists of
+arguments and the outputs lists of one result. The reference y* is the first
+solution that parses as Python 3.
+
+What comparing outputs can't grade is marked in `meta` as `ungradable`, with
+the reason: interactive problems, and problems with a special judge (several
+outputs are right). The latter are known where a file
+`<data file's stem>_special_judge_flags.jsonl` with `idx` (the row, from 0) and
+`special_judge` lies beside the data file.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_jax.errors import UserError
+from trd_jax.problems import rows, sources
+from trd_jax.records import Problem, Rejected
+from trd_jax.sections import Data
+
+HUB = ("BAAI/TACO", "train/*.arrow")
+_FLAGS = "_special_judge_flags"
+_SPECIAL = "special_judge"
+_META = ("difficulty", "source", "name", "url", "time_limit", "memory_limit")
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """The problems from `data.root` (a file or a folder) or the hub's training
+  split.
+
+  Raises:
+    UserError: a file is missing, unreadable or empty.
+  """
+  if data.root is None:
+    files = sources.fetch(*HUB, "data.source=taco")[1]
+  else:
+    path = sources.local_root(data.root)
+    files = [path] if path.is_file() else sources.data_files(path)
+    files = [file for file in files if _FLAGS not in file.name]
+    if not files:
+      raise UserError(
+        f"data.root={data.root}: no data file in this folder; give one that"
+        f" ends in {', '.join(sources.SUFFIXES)}"
+      )
+  return rows.collect("taco", files, problem, _flagged)
+
+
+def problem(row: Mapping[str, Any]) -> Problem:
+  """A row with `question`, `input_output` and perhaps `solutions`.
+
+  Raises:
+    rows.BadRow: a column is missing or unusable.
+  """
+  text = rows.statement(row)
+  starter = row.get("starter_code")
+  if isinstance(starter, str) and starter.strip():
+    text = f"{text}\n\n```python\n{starter.rstrip()}\n```"
+  meta = {key: row[key] for key in _META if row.get(key) is not None}
+  if row.get(_SPECIAL):
+    meta["ungradable"] = "special judge"
+  elif "this is an interactive problem" in text[:2000].lower():
+    meta["ungradable"] = "interactive"
+  return rows.to_problem(
+    meta,
+    "taco",
+    text=text,
+    answer="",
+    solution=_reference(row.get("solutions")),
+    domain="code",
+    tests=tests(row.get("input_output")),
+  )
+
+
+def tests(input_output: Any) -> str:
+  """The tests of a row, checked for their form; the text stays as it is.
+
+  Integers of any length are left as digits, so that none is too long.
+
+  Raises:
+    rows.BadRow: there are none, or as many outputs as inputs are not there.
+  """
+  if not isinstance(input_output, str) or not input_output.strip():
+    raise rows.BadRow("no input_output")
+  try:
+    found = json.loads(input_output, parse_int=str)
+  except ValueError as error:
+    raise rows.BadRow(f"input_output is not JSON ({error})") from None
+  if not isinstance(found, dict):
+    raise rows.BadRow("input_output is no JSON object")
+  inputs, outputs = found.get("inputs"), found.get("outputs")
+  if not (isinstance(inputs, list) and isinstance(outputs, list) and inputs):
+    raise rows.BadRow("input_output has no inputs and outputs")
+  if len(inputs) != len(outputs):
+    raise rows.BadRow(f"{len(inputs)} inputs but {len(outputs)} outputs")
+  return input_output
+
+
+def _reference(solutions: Any) -> str | None:
+  """The first solution in Python 3, as a response would give it."""
+  if isinstance(solutions, str) and solutions.strip():
+    try:
+      solutions = json.loads(solutions)
+    except ValueError:
+      raise rows.BadRow("solutions is not JSON") from None
+  for program in solutions or ():
+    if isinstance(program, str) and _is_python(program):
+      return f"```python\n{program.strip()}\n```"
+  return None
+
+
+def _is_python(program: str) -> bool:
+  """Whether it parses, to some statement; which runs nothing."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of odd escapes in old programs
+      return bool(ast.parse(program).body)
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return False
+
+
+def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
+  """A file's rows, with what is known of special judges."""
+  stem = path.name.partition(".")[0]
+  beside = path.with_name(f"{stem}{_FLAGS}.jsonl")
+  flags = {}
+  if beside.is_file():
+    flags = {
+      row["idx"]: bool(row[_SPECIAL])
+      for _, row in rows.read(beside)
+      if isinstance(row, Mapping)
+    }
+  for index, (where, row) in enumerate(rows.read(path)):
+    if isinstance(row, Mapping) and flags:
+      row = {**row, _SPECIAL: flags.get(index, False)}
+    yield where, row
