@@ -5,9 +5,9 @@
 arguments and the outputs lists of one result. The reference y* is the first
 solution that parses as Python 3.
 
-What comparing outputs can't grade is marked in `meta` as `ungradable`, with
-the reason: interactive problems, and problems with a special judge (several
-outputs are right). The latter are known where a file
+What comparing outputs can't grade is marked in `meta` as `special_judge`, and
+no verdict is given on it: interactive problems, and those of which several
+outputs are right. The latter are known where a file
 `<data file's stem>_special_judge_flags.jsonl` with `idx` (the row, from 0) and
 `special_judge` lies beside the data file.
 """
@@ -29,6 +29,7 @@ from trd_jax.sections import Data
 HUB = ("BAAI/TACO", "train/*.arrow")
 _FLAGS = "_special_judge_flags"
 _SPECIAL = "special_judge"
+_INTERACTIVE = "this is an interactive problem"
 _META = ("difficulty", "source", "name", "url", "time_limit", "memory_limit")
 
 
@@ -64,10 +65,8 @@ def problem(row: Mapping[str, Any]) -> Problem:
   if isinstance(starter, str) and starter.strip():
     text = f"{text}\n\n```python\n{starter.rstrip()}\n```"
   meta = {key: row[key] for key in _META if row.get(key) is not None}
-  if row.get(_SPECIAL):
-    meta["ungradable"] = "special judge"
-  elif "this is an interactive problem" in text[:2000].lower():
-    meta["ungradable"] = "interactive"
+  if row.get(_SPECIAL) or _INTERACTIVE in text[:2000].lower():
+    meta[_SPECIAL] = True
   return rows.to_problem(
     meta,
     "taco",
