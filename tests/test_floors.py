@@ -29,6 +29,7 @@ NOUNS = {
   "sweep_points",
 }
 TEXT = {
+  "benchmark_grading",
   "chat",
   "chat_files",
   "contexts",
@@ -37,6 +38,7 @@ TEXT = {
   "leaks",
   "problems",
   "prompts",
+  "scores",
 }
 DEVICE = {"model", "processes", "sharding"}
 LEARNING = {

@@ -31,7 +31,8 @@ def small(**changes):
 
 
 def go(stage, chosen, run_dir, **flags):
-  stage.run(chosen, run_dir, types.SimpleNamespace(**flags))
+  own = {flag.name: flag.default for flag in getattr(stage, "FLAGS", ())}
+  stage.run(chosen, run_dir, types.SimpleNamespace(**own | flags))
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,28 @@
-"""Stage 5: K graded samples a benchmark question, Avg@K and Pass@K.
+"""Stage 5: K graded samples a benchmark question, and what they add up to.
 
 `--model=base` samples from the student as it was before training,
 `--model=trained` from the merged weights. Both draw with the same seeds, so
 that the two are compared question by question.
+
+    --regrade         judges the samples that are there again, by the graders
+                      of today, and samples nothing
+    --compare=OTHER   sets them beside those of another workdir
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from trd_jax import cli
+from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
 STAGE = "evaluate"
 FLAGS = (
   cli.Flag("model", "trained", "whose samples: base or trained (merged)"),
+  cli.Flag("regrade", False, "judge samples again; nothing is sampled"),
+  cli.Flag("compare", None, "another workdir, to set these samples beside"),
+  cli.Flag("compare_model", None, "whose samples there; default: --model"),
 )
 
 
@@ -22,62 +31,61 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: an unknown benchmark or model name, merged weights that aren't
-      there yet, or a benchmark question over the prompt budget.
+      there yet, a benchmark question over the prompt budget, or a grader that
+      isn't installed.
   """
-  from trd_jax import generation, outcomes, preflight
+  from trd_jax import outcomes, scores
+
+  for name in ("model", "compare_model"):
+    if getattr(flags, name) not in ("base", "trained", None):
+      raise UserError(
+        f"--{name}={getattr(flags, name)}: choose base or trained"
+      )
+  stage = f"{STAGE}/{flags.model}"
+  if flags.compare is not None:
+    _compare(experiment, run_dir, flags)
+  elif flags.regrade:
+    _regrade(experiment, run_dir, stage)
+  elif not outcomes.skip_if_done(run_dir, stage, scores.describe):
+    _evaluate(experiment, run_dir, stage)
+
+
+def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
+  """Samples what isn't there yet, and finishes."""
+  from trd_jax import benchmark_grading, generation, preflight
   from trd_jax.engines.engine import check_installed
-  from trd_jax.errors import UserError
   from trd_jax.problems import store
   from trd_jax.prompts import fit_initials
   from trd_jax.records import GradedSample, Rejected
 
-  if flags.model not in ("base", "trained"):
-    raise UserError(f"--model={flags.model}: choose base or trained")
-  stage = f"{STAGE}/{flags.model}"
-  if outcomes.skip_if_done(run_dir, stage, describe):
-    return
   if not experiment.preflight_only:
     check_installed(experiment.engine)
-  trained = flags.model == "trained"
-  merged = run_dir.done("merge")
-  if trained and merged is None:
-    raise UserError(
-      f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
-      " trd_jax.merge first, or evaluate --model=base"
-    )
-  unmerged = trained and experiment.engine.weights == "adapter"
-  if trained and merged and not unmerged and not merged["merged"]:
-    raise UserError(
-      f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
-      " --config.engine.weights=adapter, or remove merge/done.json and merge"
-      " again"
-    )
+    benchmark_grading.check(experiment)
   section, student = experiment.evaluate, experiment.student
 
   # 1. Questions and the model.
-  who = generation.speaker(
-    student,
-    run_dir,
-    folder=run_dir.merged if trained and not unmerged else None,
-    adapter=run_dir.adapter if unmerged else None,
-  )
+  who = _speaker(experiment, run_dir, stage)
   questions = {
-    name: store.benchmark(experiment, name).problems
-    for name in section.benchmarks
+    name: store.benchmark(experiment, name) for name in section.benchmarks
   }
 
   # 2. K prompts a question; none may be left out of a benchmark.
   prompts: list[generation.Prompt] = []
   rejected: list[Rejected] = []
   of_benchmark: dict[str, str] = {}
-  for name, problems in questions.items():
+  for name, asked in questions.items():
     fitted = fit_initials(
-      who.chat, problems, student.thinking, section.max_prompt_tokens, STAGE
+      who.chat,
+      asked.problems,
+      student.thinking,
+      section.max_prompt_tokens,
+      STAGE,
     )
-    for problem, ids in zip(problems, fitted, strict=True):
+    for problem, ids in zip(asked.problems, fitted, strict=True):
       if isinstance(ids, Rejected):
         rejected.append(ids)
         continue
+      sampled = benchmark_grading.to_sample(name, problem, experiment)
       for sample in range(section.k):
         key, _ = generation.identity(
           stage, who, section, ids, name, problem.problem_id, sample
@@ -85,9 +93,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         seed = generation.paired_seed(
           section.seed, name, problem.problem_id, sample
         )
-        prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+        prompts.append(generation.Prompt(key, sampled, ids, seed, sample))
         of_benchmark[key] = name
-  every = [problem for problems in questions.values() for problem in problems]
+  every = [p for asked in questions.values() for p in asked.problems]
   preflight.publish(
     preflight.check(
       experiment,
@@ -128,70 +136,186 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       section,
       student.thinking,
     ),
-    desc=f"evaluate {flags.model}",
+    desc=stage.replace("/", " "),
   )
-
-  # 4. The numbers.
-  summary = summarise(
-    run_dir.read(stage, GradedSample), of_benchmark, experiment
-  )
-  run_dir.mark_done(stage, summary)
-  print(f"{stage}: {describe(summary)}", flush=True)
+  _finish(experiment, run_dir, stage, questions, set(of_benchmark))
 
 
-def summarise(
-  rows, of_benchmark: dict[str, str], experiment: Experiment
-) -> dict[str, Any]:
-  """Each benchmark's figures, from its graded rows.
-
-  Args:
-    rows: `GradedSample`s.
-    of_benchmark: the benchmark of every key that belongs to this run.
-    experiment: for K, the seed and the number of resamples.
-
-  Returns:
-    By benchmark: `verdicts` (those of a problem's samples, by its id), the
-    figures of `estimators.summarize`, and shares and lengths.
+def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
+  """The model that is evaluated.
 
   Raises:
-    UserError: samples are missing.
+    UserError: it isn't there.
   """
-  import statistics
+  from trd_jax import generation
 
-  from trd_jax.errors import UserError
-  from trd_jax.grading import estimators
-  from trd_jax.records import NO_ANSWER
-
-  mine = [row for row in rows if row.key in of_benchmark]
-  if missing := len(of_benchmark) - len(mine):
-    raise UserError(f"evaluate: {missing} samples are missing; run it again")
-  section = experiment.evaluate
-  summary: dict[str, Any] = {}
-  for name in section.benchmarks:
-    here = [row for row in mine if row.benchmark == name]
-    verdicts: dict[str, list[bool | None]] = {}
-    for row in sorted(here, key=lambda row: (row.problem_id, row.sample)):
-      verdicts.setdefault(row.problem_id, []).append(row.correct)
-    summary[name] = {
-      **estimators.summarize(
-        verdicts, resamples=section.bootstrap, seed=section.seed
-      ),
-      "verdicts": verdicts,
-      "truncated_share": sum(row.truncated for row in here) / len(here),
-      "no_box_share": sum(r.reason in NO_ANSWER for r in here) / len(here),
-      "median_tokens": statistics.median(row.num_tokens for row in here),
-      "grader_version": here[0].grader_version,
-    }
-  return summary
-
-
-def describe(summary: dict[str, Any]) -> str:
-  """One line: Avg@K and Pass@K of every benchmark."""
-  return "; ".join(
-    f"{name} Avg@{row['k']} {100 * row['avg_at_k']:.1f}%,"
-    f" Pass@{row['k']} {100 * row['pass_at_k']:.1f}% (n={row['n']})"
-    for name, row in summary.items()
+  trained = stage.endswith("trained")
+  merged = run_dir.done("merge")
+  if trained and merged is None:
+    raise UserError(
+      f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
+      " trd_jax.merge first, or evaluate --model=base"
+    )
+  unmerged = trained and experiment.engine.weights == "adapter"
+  if trained and merged and not unmerged and not merged["merged"]:
+    raise UserError(
+      f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
+      " --config.engine.weights=adapter, or remove merge/done.json and merge"
+      " again"
+    )
+  return generation.speaker(
+    experiment.student,
+    run_dir,
+    folder=run_dir.merged if trained and not unmerged else None,
+    adapter=run_dir.adapter if unmerged else None,
   )
+
+
+def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
+  """Judges again what a finished evaluation has sampled.
+
+  Raises:
+    UserError: it isn't finished, or its questions are others now.
+  """
+  from trd_jax import benchmark_grading
+  from trd_jax.problems import store
+  from trd_jax.records import GradedSample
+
+  done = run_dir.done(stage)
+  if done is None:
+    raise UserError(
+      f"{run_dir.stage(stage)}: the evaluation isn't finished; run it without"
+      " --regrade first"
+    )
+  benchmark_grading.check(experiment)
+  names = experiment.evaluate.benchmarks
+  questions = {name: store.benchmark(experiment, name) for name in names}
+  for name, asked in questions.items():
+    ids = {problem.problem_id for problem in asked.problems}
+    if ids != done[name]["verdicts"].keys():
+      raise UserError(
+        f"{run_dir.stage(stage)}: {name} had other questions when it was"
+        " sampled; give it the files that it had then"
+      )
+  keys = {
+    row.key
+    for row in run_dir.read(stage, GradedSample)
+    if row.benchmark in done
+    and row.model_revision == done[row.benchmark]["model_revision"]
+  }
+  _finish(experiment, run_dir, stage, questions, keys, again=True)
+
+
+def _finish(
+  experiment: Experiment,
+  run_dir: RunDir,
+  stage: str,
+  questions: Mapping[str, Any],
+  keys: set[str],
+  again: bool = False,
+) -> None:
+  """Has what is still to be judged judged, sums up, and says so.
+
+  Args:
+    experiment: the experiment.
+    run_dir: where the rows are.
+    stage: whose rows.
+    questions: `store.Questions` by benchmark.
+    keys: of the rows that count.
+    again: judge all of them, whatever they have.
+
+  Raises:
+    UserError: samples are missing, or a grader is.
+  """
+  from trd_jax import benchmark_grading, scores
+  from trd_jax.records import GradedSample
+  from trd_jax.run_dir import write_json_atomic
+
+  every = run_dir.read(stage, GradedSample)
+  mine = [row for row in every if row.key in keys]
+  if missing := len(keys) - len(mine):
+    raise UserError(f"{stage}: {missing} samples are missing; run it again")
+  judged = benchmark_grading.settle(mine, questions, experiment, again=again)
+  if judged != mine:
+    others = [row for row in every if row.key not in keys]
+    run_dir.replace(stage, GradedSample, judged + others)
+  base = _base_verdicts(experiment, run_dir, stage)
+  summary = {}
+  for name, asked in questions.items():
+    here = [row for row in judged if row.benchmark == name]
+    summary[name] = scores.figures(
+      here, experiment.evaluate, asked.data, base.get(name)
+    )
+  write_json_atomic(
+    run_dir.stage_summary(stage), scores.without_verdicts(summary)
+  )
+  run_dir.mark_done(stage, summary)
+  print(f"{stage}: {scores.describe(summary)}\n", flush=True)
+  print(scores.table(summary))
+  print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)
+
+
+def _base_verdicts(
+  experiment: Experiment, run_dir: RunDir, stage: str
+) -> dict[str, Any]:
+  """By benchmark the base verdicts that say how hard each question is.
+
+  Raises:
+    UserError: the run that `evaluate.buckets_from` names has none.
+  """
+  named = experiment.evaluate.buckets_from
+  if named is None and not stage.endswith("trained"):
+    return {}
+  where = run_dir if named is None else RunDir(named)
+  done = where.done(f"{STAGE}/base")
+  if done is None and named is None:
+    return {}
+  if done is None:
+    raise UserError(
+      f"evaluate.buckets_from={named}: there is no finished evaluation of the"
+      " base model; run trd_jax.evaluate --model=base there"
+    )
+  names = experiment.evaluate.benchmarks
+  if lacking := [name for name in names if name not in done and named]:
+    raise UserError(
+      f"evaluate.buckets_from={named}: it has no {', '.join(lacking)}"
+    )
+  return {name: row["verdicts"] for name, row in done.items()}
+
+
+def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Sets a finished evaluation beside another run's.
+
+  Raises:
+    UserError: one isn't finished, or they weren't asked the same.
+  """
+  from trd_jax import scores
+  from trd_jax.run_dir import write_json_atomic
+
+  whose = flags.compare_model or flags.model
+  sides = {
+    "mine": (run_dir, f"{STAGE}/{flags.model}"),
+    "other": (RunDir(flags.compare), f"{STAGE}/{whose}"),
+  }
+  found = {}
+  for side, (where, stage) in sides.items():
+    found[side] = where.done(stage)
+    if found[side] is None:
+      raise UserError(
+        f"{where.stage(stage)}: there is no finished evaluation; run"
+        f" trd_jax.evaluate --model={stage.rpartition('/')[2]} there"
+      )
+  comparison = scores.compare(
+    found["mine"], found["other"], experiment.evaluate
+  )
+  names = {
+    side: f"{where.root} {stage.rpartition('/')[2]}"
+    for side, (where, stage) in sides.items()
+  }
+  path = run_dir.comparison(sides["mine"][1])
+  write_json_atomic(path, {**names, "benchmarks": comparison})
+  print(scores.comparison_table(comparison, names["mine"], names["other"]))
+  print(f"\nwritten: {path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ RUNTIME_KEYS = (
   "train.attention",
   "train.log_every",
   "train.packing",
+  "evaluate.buckets_from",
 )
 
 

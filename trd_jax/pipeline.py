@@ -158,11 +158,12 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
 
   Returns:
     `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
-    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions;
+    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions, and
+    `data`, the files that the questions were read from;
     `trajectories`, `training`, `merge`: what the stages said of themselves;
     `seconds`: wall-clock by stage, over all the processes that worked on it.
   """
-  from trd_jax import __version__
+  from trd_jax import __version__, scores
   from trd_jax.grading import estimators
   from trd_jax.metrics import seconds_by_stage
 
@@ -178,8 +179,9 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
       seed=section.seed,
     )
     for side, row in (("base", base[name]), ("trained", trained[name])):
-      shares = ("truncated_share", "no_box_share", "median_tokens")
-      pair[side] |= {share: row[share] for share in shares}
+      kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
+      pair[side] |= {key: row[key] for key in kept if key in row}
+    pair["data"] = trained[name]["data"]
     figures[name] = pair
   stages = ("rollout", "refine", "train", "merge")
   return {
@@ -196,26 +198,25 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
 
 def table(summary: dict[str, Any]) -> str:
   """The summary as a person reads it."""
+  from trd_jax import scores
+
   head = ("benchmark", "", "base", "trained", "difference (paired)")
   rows: list[tuple[str, ...]] = [head]
   for name, pair in summary["benchmarks"].items():
     k, n = pair["base"]["k"], pair["base"]["n"]
     for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):
       cells = [
-        _with_interval(pair[side], metric)
+        scores.cell(pair[side], metric)
         for side in ("base", "trained", "paired_difference")
       ]
       rows.append((f"{name} (n={n})", title, *cells))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
   lines = [
     "",
     f"{summary['method']}, {summary['regime']}: {summary['student']} taught by"
     f" {summary['teacher']}; percent, 95% intervals over questions",
     "",
   ]
-  for row in rows:
-    cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-    lines.append("  ".join(cells).rstrip())
+  lines.append(scores.columns(rows))
   if summary["student"].startswith(_RANDOM):
     lines += [
       "",
@@ -229,11 +230,6 @@ def table(summary: dict[str, Any]) -> str:
     share = f"{100 * spent / total:4.0f}%" if total else ""
     lines.append(f"{stage:<18}{spent:8.1f} s {share}")
   return "\n".join([*lines, ""])
-
-
-def _with_interval(figures: dict[str, Any], metric: str) -> str:
-  low, high = figures[f"{metric}_interval"]
-  return f"{100 * figures[metric]:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 if __name__ == "__main__":

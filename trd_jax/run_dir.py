@@ -248,6 +248,14 @@ class RunDir:
     """JSON of what a stage is about to do (see `preflight.Report`)."""
     return self.stage(stage) / _PREFLIGHT
 
+  def stage_summary(self, stage: str) -> Path:
+    """JSON of what an evaluation found (see `scores`)."""
+    return self.stage(stage) / "summary.json"
+
+  def comparison(self, stage: str) -> Path:
+    """JSON of an evaluation beside another run's."""
+    return self.stage(stage) / "comparison.json"
+
   def rejected(self, stage: str) -> Path:
     """Parquet file of the rows that a stage set aside."""
     return self.stage(stage) / "rejected.parquet"
@@ -298,6 +306,17 @@ class RunDir:
   def keys(self, stage: str) -> set[str]:
     """The keys of the rows that a stage has on disk."""
     return shards.read_keys(self.stage(stage))
+
+  def replace(
+    self, stage: str, record_cls: type[RecordT], rows: Sequence[RecordT]
+  ) -> None:
+    """Puts rows in the place of all that a stage has (`shards.replace_rows`).
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    with self.lock(stage):
+      shards.replace_rows(self.stage(stage), record_cls, rows)
 
   def write_rejected(self, stage: str, rows: Sequence[Rejected]) -> None:
     """Sets rows aside, in the place of those that were there."""

@@ -391,6 +391,11 @@ class Evaluate(Generation):
   unchecked: bool = key(
     False, "take benchmark files of another length or SHA-256 than declared"
   )
+  evalplus_seconds: float = key(
+    1.0,
+    "EvalPlus's shortest time limit of an input; published results have 1",
+    above(0),
+  )
   buckets_from: str | None = key(
     None,
     "workdir whose base samples sort the questions by difficulty; None: this"
@@ -449,6 +454,12 @@ class Python:
   train: str | None = key(None, "None: the pipeline's own")
   merge: str | None = key(None, "None: the pipeline's own")
   convert: str | None = key(None, "None: the pipeline's own")
+  evalplus: str | None = key(
+    None, "EvalPlus's, for HumanEval+ and MBPP+; None: .venv-evalplus's"
+  )
+  lcb_runner: str | None = key(
+    None, "lcb_runner's, for LiveCodeBench; None: .venv-lcb's if it is there"
+  )
 
   def of(self, stage: str) -> str | None:
     """The interpreter of a stage; None for the pipeline's own."""

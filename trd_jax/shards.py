@@ -23,6 +23,8 @@ from trd_jax.records import RecordT
 
 _SHARDS = "shard-*.parquet"
 _UNFINISHED = ".tmp"
+# Sorts before all others, so that its rows are the ones that are read.
+_REPLACED = "shard-" + 20 * "0" + "-replaced.parquet"
 
 
 @contextlib.contextmanager
@@ -182,6 +184,21 @@ def read_shards(
     first.setdefault(name, index)
   order = pa.array([first[name] for name in sorted(first)], pa.int64())
   return table.take(order).select(wanted)
+
+
+def replace_rows(
+  folder: Path, record_cls: type[RecordT], rows: Sequence[RecordT]
+) -> None:
+  """Puts rows in the place of all that a folder's shards hold.
+
+  A reader sees the old rows or the new ones. A process that is killed midway
+  leaves the old ones, or the new ones beside shards that they hide.
+  """
+  path = folder / _REPLACED
+  write_table(path, records.to_table(rows, record_cls))
+  for old in folder.glob(_SHARDS):
+    if old != path:
+      old.unlink()
 
 
 def read_keys(folder: Path) -> set[str]:

@@ -240,10 +240,92 @@ def correct_counts(
   return counts, samples_each, unjudged / (len(rows) * samples_each)
 
 
+def curve_points(n: int) -> list[int]:
+  """The k of a pass@k curve over n samples: 1, 2, 4, … and n."""
+  return sorted({1 << power for power in range(n.bit_length())} | {n})
+
+
 def pass_curve(counts: ArrayLike, n: int) -> dict[str, float]:
   """pass@k at k = 1, 2, 4, … and n, keyed by k as text (it goes into JSON)."""
-  ks = sorted({1 << power for power in range(n.bit_length())} | {n})
-  return {str(k): pass_at_k(counts, n, k) for k in ks if k <= n}
+  return {str(k): pass_at_k(counts, n, k) for k in curve_points(n)}
+
+
+def pass_curve_intervals(
+  counts: ArrayLike, n: int, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, list[float]]:
+  """[low, high] at each point of `pass_curve`, of the same resamples."""
+  points = curve_points(n)
+  scores = [per_question_pass(counts, n, k) for k in points]
+  low, high = bootstrap_intervals(
+    np.stack(scores, axis=1), resamples=resamples, seed=seed
+  )
+  return {str(k): [float(low[i]), float(high[i])] for i, k in enumerate(points)}
+
+
+def bucket_ranges(k: int) -> dict[str, tuple[int, int]]:
+  """Difficulty by a base model's correct samples of k: B0, B1-8, B9-16 for 16.
+
+  Returns:
+    By name the fewest and the most correct samples; no range is empty.
+  """
+  half = k // 2
+  ranges = ((0, 0), (1, half), (half + 1, k))
+  return {
+    f"B{low}" if low == high else f"B{low}-{high}": (low, high)
+    for low, high in ranges
+    if low <= high
+  }
+
+
+def by_bucket(
+  verdicts: Mapping[str, Sequence[bool | None]],
+  base: Mapping[str, Sequence[bool | None]],
+  *,
+  resamples: int = 10_000,
+  seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+  """A model's figures on the questions of each difficulty.
+
+  Args:
+    verdicts: question id to its samples' verdicts.
+    base: the same of the model that says how hard a question is; it may have
+      been asked more questions, and another number of times.
+    resamples: see `bootstrap_interval`.
+    seed: see `bootstrap_interval`.
+
+  Returns:
+    By bucket (see `bucket_ranges`) n, the number of its questions, and, where
+    there is one, k, avg_at_k, pass_at_k and their `_interval`s.
+
+  Raises:
+    UserError: the base model wasn't asked one of the questions.
+  """
+  if missing := sorted(verdicts.keys() - base.keys()):
+    raise UserError(
+      f"estimators: {len(missing)} questions have no base samples to tell their"
+      f" difficulty by, {missing[0]} for one; take a base run of the same"
+      " questions"
+    )
+  base_counts, k, _ = correct_counts({name: base[name] for name in verdicts})
+  of_name = dict(zip(sorted(verdicts), base_counts, strict=True))
+  found: dict[str, dict[str, Any]] = {}
+  for bucket, (low, high) in bucket_ranges(k).items():
+    inside = {
+      name: samples
+      for name, samples in verdicts.items()
+      if low <= of_name[name] <= high
+    }
+    found[bucket] = {"n": len(inside)}
+    if inside:
+      counts, samples_each, _ = correct_counts(inside)
+      found[bucket] |= _estimate(
+        per_question_avg(counts, samples_each),
+        per_question_pass(counts, samples_each, samples_each),
+        samples_each,
+        resamples,
+        seed,
+      )
+  return found
 
 
 def summarize(
@@ -256,7 +338,8 @@ def summarize(
 
   Returns:
     avg_at_k, pass_at_k, their `_interval`s [low, high], k (samples a
-    question), n (questions), pass_curve, unjudged_share.
+    question), n (questions), pass_curve and pass_curve_intervals (by k as
+    text), unjudged_share.
   """
   counts, k, unjudged = correct_counts(verdicts)
   return {
@@ -268,6 +351,9 @@ def summarize(
       seed,
     ),
     "pass_curve": pass_curve(counts, k),
+    "pass_curve_intervals": pass_curve_intervals(
+      counts, k, resamples=resamples, seed=seed
+    ),
     "unjudged_share": unjudged,
   }
 

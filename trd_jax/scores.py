@@ -1,0 +1,209 @@
+"""What graded samples add up to: a benchmark's figures, and two runs' beside.
+
+`figures` makes of a benchmark's rows what `done.json` and, without the single
+verdicts, `summary.json` of an evaluation hold; `table` is that for people.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trd_jax.errors import UserError
+from trd_jax.grading import estimators
+from trd_jax.records import GradedSample
+from trd_jax.sections import Evaluate
+
+SHARES = {
+  "truncated_share": "truncated",
+  "no_box_share": "no answer",
+  "unparsed_share": "unparsed",
+  "timeout_share": "timeout",
+  "unjudged_share": "unjudged",
+}
+"""By key of `figures`: what the table calls it."""
+
+_NO_ANSWER = ("no_box", "no_code")
+_ADVICE = "evaluate both on the same questions, equally often"
+
+Verdicts = dict[str, list[bool | None]]
+
+
+def figures(
+  rows: Sequence[GradedSample],
+  section: Evaluate,
+  data: Mapping[str, Any],
+  base: Mapping[str, Sequence[bool | None]] | None = None,
+) -> dict[str, Any]:
+  """One model on one benchmark.
+
+  Args:
+    rows: its samples of that benchmark, each once.
+    section: for the seed and the number of resamples.
+    data: what the questions were read from (`store.Questions.data`).
+    base: verdicts by question of the model that says how hard each is.
+
+  Returns:
+    What `estimators.summarize` gives; `verdicts` by question; the shares of
+    samples that were truncated, have no answer (no box, no program), could
+    not be parsed or ran out of time; `median_tokens`; `graders`, how many
+    samples each version judged; `model`, `model_revision`; `data`; and with
+    `base` the figures by difficulty as `buckets`.
+  """
+  verdicts: Verdicts = {}
+  graders: dict[str, int] = {}
+  for row in sorted(rows, key=lambda row: (row.problem_id, row.sample)):
+    verdicts.setdefault(row.problem_id, []).append(row.correct)
+    graders[row.grader_version] = graders.get(row.grader_version, 0) + 1
+  settings = {"resamples": section.bootstrap, "seed": section.seed}
+  found: dict[str, Any] = {
+    **estimators.summarize(verdicts, **settings),
+    "verdicts": verdicts,
+    "truncated_share": _share(row.truncated for row in rows),
+    "no_box_share": _share(row.reason in _NO_ANSWER for row in rows),
+    "unparsed_share": _share(row.reason == "unparsed" for row in rows),
+    "timeout_share": _share(row.reason == "timeout" for row in rows),
+    "median_tokens": statistics.median(row.num_tokens for row in rows),
+    "graders": graders,
+    "model": rows[0].model,
+    "model_revision": rows[0].model_revision,
+    "data": dict(data),
+  }
+  if base is not None:
+    found["buckets"] = estimators.by_bucket(verdicts, base, **settings)
+  return found
+
+
+def _share(marks) -> float:
+  marks = list(marks)
+  return sum(marks) / len(marks)
+
+
+def without_verdicts(summary: Mapping[str, Any]) -> dict[str, Any]:
+  """A summary by benchmark for people: without each sample's verdict."""
+  return {
+    name: {key: value for key, value in row.items() if key != "verdicts"}
+    for name, row in summary.items()
+  }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+  """One line: Avg@K and Pass@K of every benchmark."""
+  return "; ".join(
+    f"{name} Avg@{row['k']} {100 * row['avg_at_k']:.1f}%,"
+    f" Pass@{row['k']} {100 * row['pass_at_k']:.1f}% (n={row['n']})"
+    for name, row in summary.items()
+  )
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """Every benchmark's figures, pass@k curve and buckets, in percent."""
+  rows: list[Sequence[str]] = [("benchmark", "", "percent, 95% interval")]
+  for name, row in summary.items():
+    title = f"{name} (n={row['n']})"
+    rows.append((title, f"Avg@{row['k']}", cell(row, "avg_at_k")))
+    for k, value in row["pass_curve"].items():
+      interval = row["pass_curve_intervals"][k]
+      rows.append((title, f"Pass@{k}", _cell(value, interval)))
+    for bucket, part in row.get("buckets", {}).items():
+      shown = cell(part, "avg_at_k") if part["n"] else "no question"
+      rows.append((title, f"Avg@{row['k']} {bucket} (n={part['n']})", shown))
+    shares = ", ".join(
+      f"{called} {100 * row[key]:.1f}" for key, called in SHARES.items()
+    )
+    rows.append((title, "shares", shares))
+  return columns(rows)
+
+
+def cell(figures: Mapping[str, Any], metric: str) -> str:
+  """A metric with its interval, in percent."""
+  return _cell(figures[metric], figures[f"{metric}_interval"])
+
+
+def _cell(value: float, interval: Sequence[float]) -> str:
+  low, high = interval
+  return f"{100 * value:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells, as wide as the widest; a repeated first cell is blank."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines, before = [], None
+  for row in rows:
+    shown = ("" if row[0] == before else row[0], *row[1:])
+    before = row[0]
+    cells = [
+      text.ljust(width) for text, width in zip(shown, widths, strict=True)
+    ]
+    lines.append("  ".join(cells).rstrip())
+  return "\n".join(lines)
+
+
+def compare(
+  mine: Mapping[str, Any],
+  other: Mapping[str, Any],
+  section: Evaluate,
+) -> dict[str, Any]:
+  """Two runs on the benchmarks that both have, question by question.
+
+  Args:
+    mine: a run's figures by benchmark, verdicts included.
+    other: another run's.
+    section: for the seed and the number of resamples.
+
+  Returns:
+    By benchmark `other`, `mine` (see `estimators.summarize`) and
+    `paired_difference`, mine minus other.
+
+  Raises:
+    UserError: they share no benchmark; or one was asked or graded in another
+      way, so that the difference would not be the model's.
+  """
+  common = [name for name in mine if name in other]
+  if not common:
+    raise UserError(
+      f"compare: one run has {', '.join(mine)}, the other {', '.join(other)}:"
+      " no benchmark is in both"
+    )
+  found = {}
+  for name in common:
+    one, two = mine[name], other[name]
+    if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
+      raise UserError(
+        f"compare: {name} has n={one['n']}, k={one['k']} in one run and"
+        f" n={two['n']}, k={two['k']} in the other, or other questions;"
+        f" {_ADVICE}"
+      )
+    if set(one["graders"]) != set(two["graders"]):
+      graders = (", ".join(sorted(run["graders"])) for run in (one, two))
+      raise UserError(
+        f"compare: {name} was graded by {' and by '.join(graders)}; give"
+        " --regrade to the older run"
+      )
+    pair = estimators.compare(
+      two["verdicts"],
+      one["verdicts"],
+      resamples=section.bootstrap,
+      seed=section.seed,
+    )
+    found[name] = {
+      "other": pair["base"],
+      "mine": pair["trained"],
+      "paired_difference": pair["paired_difference"],
+    }
+  return found
+
+
+def comparison_table(
+  comparison: Mapping[str, Any], mine: str, other: str
+) -> str:
+  """What `compare` found, in percent."""
+  rows: list[Sequence[str]] = [
+    ("benchmark", "", other, mine, "difference (paired)")
+  ]
+  for name, pair in comparison.items():
+    k, n = pair["mine"]["k"], pair["mine"]["n"]
+    for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):
+      sides = ("other", "mine", "paired_difference")
+      cells = [cell(pair[side], metric) for side in sides]
+      rows.append((f"{name} (n={n})", title, *cells))
+  return columns(rows)
