@@ -99,18 +99,18 @@ def table(summary: Mapping[str, Any]) -> str:
   """Every benchmark's figures, pass@k curve and buckets, in percent."""
   rows: list[Sequence[str]] = [("benchmark", "", "percent, 95% interval")]
   for name, row in summary.items():
-    title = f"{name} (n={row['n']})"
-    rows.append((title, f"Avg@{row['k']}", cell(row, "avg_at_k")))
-    for k, value in row["pass_curve"].items():
-      interval = row["pass_curve_intervals"][k]
-      rows.append((title, f"Pass@{k}", _cell(value, interval)))
+    k = row["k"]
+    lines = [(f"Avg@{k}", cell(row, "avg_at_k"))]
+    for point, value in row["pass_curve"].items():
+      interval = row["pass_curve_intervals"][point]
+      lines.append((f"Pass@{point}", _cell(value, interval)))
     for bucket, part in row.get("buckets", {}).items():
       shown = cell(part, "avg_at_k") if part["n"] else "no question"
-      rows.append((title, f"Avg@{row['k']} {bucket} (n={part['n']})", shown))
-    shares = ", ".join(
-      f"{called} {100 * row[key]:.1f}" for key, called in SHARES.items()
-    )
-    rows.append((title, "shares", shares))
+      lines.append((f"Avg@{k} {bucket} (n={part['n']})", shown))
+    shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
+    lines.append(("shares", ", ".join(shares)))
+    title = f"{name} (n={row['n']})"
+    rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
   return columns(rows)
 
 
@@ -125,15 +125,11 @@ def _cell(value: float, interval: Sequence[float]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-  """Rows of cells, as wide as the widest; a repeated first cell is blank."""
+  """Rows of cells as lines, each column as wide as its widest cell."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines, before = [], None
+  lines = []
   for row in rows:
-    shown = ("" if row[0] == before else row[0], *row[1:])
-    before = row[0]
-    cells = [
-      text.ljust(width) for text, width in zip(shown, widths, strict=True)
-    ]
+    cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
     lines.append("  ".join(cells).rstrip())
   return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from trd_jax.records import Problem, Verdict
 
 VERSION = "lcb_runner-1"
 PYTHON = ".venv-lcb/bin/python"
+_MODULE = "lcb_runner.evaluation.compute_code_generation_metrics"
 _DRIVER = Path(__file__).with_name("lcb_driver.py")
 _PROGRAMS = 256  # of one run
 _TEST_SECONDS = 6  # lcb_runner's own limit
@@ -51,18 +52,15 @@ def check(python: str | None, unsafe: bool = False) -> None:
       " LiveCodeBench with our own executor"
     )
   result = sandbox.open(unsafe, path).run(
-    [
-      path,
-      "-c",
-      "import lcb_runner.evaluation.compute_code_generation_metrics",
-    ],
+    [path, "-c", f"import {_MODULE}"],
     limits=sandbox.Limits(wall_seconds=120, cpu_seconds=60),
   )
   if result.exit_code != 0:
     said = result.stderr.decode(errors="replace").strip().splitlines()
+    why = (said or ["no word"])[-1][:160]
     raise UserError(
-      f"{path} can't import lcb_runner ({(said or ['no word'])[-1][:160]}); make"
-      " the environment again: third_party/lcb_runner/install.sh"
+      f"{path} can't import lcb_runner ({why}); make the environment again:"
+      " third_party/lcb_runner/install.sh"
     )
 
 
@@ -150,11 +148,11 @@ def _run(
   """
   if not queue:
     return {}
-  tests = sum(len(json.loads(tests)["inputs"]) for _, _, tests in queue)
+  tests = sum(len(json.loads(each)["inputs"]) for _, _, each in queue)
   with tempfile.TemporaryDirectory(prefix="trd-jax-lcb-") as name:
     folder = Path(name)
     asked = folder / "asked.json"
-    rows = [{"program": p, "input_output": tests} for _, p, tests in queue]
+    rows = [{"program": p, "input_output": t} for _, p, t in queue]
     asked.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
     asked.chmod(0o444)
     result = box.run(
@@ -175,11 +173,10 @@ def _run(
     )
     try:
       answered = json.loads((folder / "answered.json").read_bytes())
-      found = [
-        _verdict(list(codes), q[1])
-        for codes, q in zip(answered, queue, strict=True)
-      ]
-      return {q[0]: one for q, one in zip(queue, found, strict=True)}
+      return {
+        index: _verdict(codes, program)
+        for codes, (index, program, _) in zip(answered, queue, strict=True)
+      }
     except (OSError, ValueError, TypeError):
       pass
   if len(queue) > 1:
