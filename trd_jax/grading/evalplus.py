@@ -4,8 +4,9 @@ EvalPlus has an environment of its own (`third_party/evalplus/install.sh`) and
 is given a file with the tasks that are asked, so that it downloads nothing. A
 program passes where it passes EvalPlus's base and plus tests.
 
-EvalPlus compares in the candidate's own process: a program that sets out to
-be taken for right can be. The sandbox keeps it from doing anything else.
+EvalPlus compares in the candidate's own process, and all candidates of a run
+are one user: a program that sets out to be taken for right can be, and can
+change what is said of others. The sandbox keeps it from doing anything else.
 """
 
 import collections
@@ -30,15 +31,17 @@ DEFECTS = {
 }
 """Tasks that EvalPlus 0.3.1 can't judge, and why; they count as not judged."""
 
+_DRIVER = Path(__file__).with_name("evalplus_driver.py")
 _PROGRAMS = 512  # of one run of EvalPlus
 _SECONDS = 125  # EvalPlus's own most for a program's base and plus tests
 _START_SECONDS = 900
 _MOST_BROKEN = 8
 _GIB = 1 << 30
-_REASONS = {"pass": (True, "match"), "timeout": (False, "timeout")}
 
 # What one run is given: task id and program, in this order.
 _Programs = Sequence[tuple[str, str]]
+# By these: what the base and the plus tests said; None where nothing did.
+_Found = dict[tuple[str, str], tuple[str, str] | None]
 
 
 def check(python: str | None, unsafe: bool = False) -> None:
@@ -113,30 +116,41 @@ def grade(
   by_task: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
   for task, program in wanted:
     by_task[task].append((task, program))
-  path = _python(python)
-  run = _Run(
-    sandbox.open(unsafe, path),
-    path,
-    DATASETS[benchmark],
-    lines,
-    workers or max(1, (os.cpu_count() or 2) // 2),
-    least_seconds,
-  )
-  status: dict[tuple[str, str], str | None] = {}
-  for some in _batches(list(by_task.values())):
-    status |= run.judge(some)
-    if progress:
-      progress(len(status))
+  status: _Found = {}
+  if by_task:
+    path = _python(python)
+    run = _Run(
+      sandbox.open(unsafe, path),
+      path,
+      DATASETS[benchmark],
+      lines,
+      workers or max(1, (os.cpu_count() or 2) // 2),
+      least_seconds,
+    )
+    for some in _batches(list(by_task.values())):
+      status |= run.judge(some)
+      if progress:
+        progress(len(status))
   verdicts = []
   for (task, _), program in zip(answers, programs, strict=True):
     if program is None:
       verdicts.append(Verdict(False, "no_code", None))
     elif (found := status.get((task, program))) is None:
-      verdicts.append(Verdict(None, "ungradable", program))
+      why = DEFECTS.get(task, "it ended EvalPlus itself")
+      verdicts.append(Verdict(None, "ungradable", program, why))
     else:
-      correct, reason = _REASONS.get(found, (False, "mismatch"))
-      verdicts.append(Verdict(correct, reason, program))  # type: ignore[arg-type]
+      verdicts.append(_verdict(program, *found))
   return verdicts
+
+
+def _verdict(program: str, base: str, plus: str) -> Verdict:
+  """Right where both pass; the reason is the first one's that does not."""
+  worst = base if base != "pass" else plus
+  detail = json.dumps({"base": base, "plus": plus})
+  if worst == "pass":
+    return Verdict(True, "match", program, detail)
+  reason = "timeout" if worst == "timeout" else "mismatch"
+  return Verdict(False, reason, program, detail)
 
 
 def _task_lines(tasks: Path) -> dict[str, str]:
@@ -175,7 +189,7 @@ class _Run:
     self._least_seconds = least_seconds
     self._broken = 0
 
-  def judge(self, programs: _Programs) -> dict[tuple[str, str], str | None]:
+  def judge(self, programs: _Programs) -> _Found:
     """Each program's status; None for one that ended EvalPlus itself.
 
     Raises:
@@ -194,9 +208,7 @@ class _Run:
       raise UserError(f"EvalPlus does not run in the sandbox: {said}")
     return {programs[0]: None}
 
-  def _once(
-    self, programs: _Programs
-  ) -> tuple[dict[tuple[str, str], str | None] | None, str]:
+  def _once(self, programs: _Programs) -> tuple[_Found | None, str]:
     """One run in a folder of its own: no earlier result can be taken for it."""
     with tempfile.TemporaryDirectory(prefix="trd-jax-evalplus-") as name:
       folder = Path(name)
@@ -214,11 +226,10 @@ class _Run:
         path.chmod(0o444)
       result = self._box.run(
         [
-          *(self._python, "-m", "evalplus.evaluate"),
-          *("--dataset", self._dataset, "--samples", str(samples)),
-          *("--parallel", str(self._workers)),
-          *("--min_time_limit", str(self._least_seconds)),
+          *(self._python, "driver.py", self._dataset, str(samples)),
+          *(str(self._workers), str(self._least_seconds)),
         ],
+        files={"driver.py": _DRIVER.read_bytes()},
         writable=folder,
         env={
           "HUMANEVAL_OVERRIDE_PATH": str(tasks),
@@ -245,22 +256,18 @@ class _Run:
         return None, said
 
 
-def _statuses(
-  results: Mapping, programs: _Programs
-) -> dict[tuple[str, str], str | None]:
-  """EvalPlus's verdicts: base and plus tests have to pass.
+def _statuses(results: Mapping, programs: _Programs) -> _Found:
+  """What EvalPlus wrote, by program.
 
   Raises:
     KeyError, IndexError, TypeError, ValueError: they aren't these programs'.
   """
   position: collections.Counter[str] = collections.Counter()
-  found = {}
+  found: _Found = {}
   for task, program in programs:
     row = results["eval"][task][position[task]]
     position[task] += 1
     if row["solution"] != program:
       raise ValueError(f"{task}: the results are of other programs")
-    states = (row["base_status"], row["plus_status"])
-    wrong = next((state for state in states if state != "pass"), "pass")
-    found[task, program] = str(wrong)
+    found[task, program] = (str(row["base_status"]), str(row["plus_status"]))
   return found

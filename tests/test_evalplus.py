@@ -1,0 +1,155 @@
+"""HumanEval+ and MBPP+ by the real EvalPlus, in the sandbox, offline.
+
+The interpreter is that of .venv-evalplus, or TRD_EVALPLUS_PYTHON; without one
+these tests skip. TRD_EVALPLUS_FULL=1 runs every canonical solution.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import sandboxes
+
+from trd_jax import problems
+from trd_jax.errors import UserError
+from trd_jax.grading import evalplus
+from trd_jax.sections import Data
+
+ROOT = Path(__file__).parents[1]
+CODE = ROOT.parent / "shared/data/code_eval"
+PYTHON = os.environ.get("TRD_EVALPLUS_PYTHON") or str(ROOT / evalplus.PYTHON)
+FULL = bool(os.environ.get("TRD_EVALPLUS_FULL"))
+FILES = {
+  "humanevalplus": CODE / "HumanEvalPlus.jsonl.gz",
+  "mbppplus": CODE / "MbppPlus.jsonl.gz",
+}
+
+needs_data = pytest.mark.skipif(
+  not CODE.exists(), reason=f"no real data at {CODE}"
+)
+needs_evalplus = pytest.mark.skipif(
+  not os.access(PYTHON, os.X_OK),
+  reason=f"no {PYTHON}: third_party/evalplus/install.sh makes it",
+)
+
+
+def grade(name, answers):
+  # A machine that is busy with other tests is no reason to fail a program.
+  return evalplus.grade(
+    name, FILES[name], answers, python=PYTHON, least_seconds=30.0
+  )
+
+
+def fenced(program):
+  return f"<think>So.</think>Here:\n```python\n{program}\n```\n"
+
+
+@needs_data
+@needs_evalplus
+@sandboxes.needed
+@pytest.mark.parametrize(
+  ("name", "step"), [("humanevalplus", 20), ("mbppplus", 60)]
+)
+def test_canonical_solutions_pass_and_mutants_fail(name, step):
+  found, _ = problems.load(Data(source=name, root=str(FILES[name])))
+  chosen = found if FULL else found[3::step]
+  canonical = [(p.problem_id, p.solution) for p in chosen]
+  known = [task for task, _ in canonical if task in evalplus.DEFECTS]
+  # Mutants: a result of another type; none at all; no such function.
+  mutants = []
+  for p in found[3 :: 4 * step]:
+    entry = json.loads(p.meta)["entry_point"]
+    program = p.solution.removeprefix("```python\n").removesuffix("\n```")
+    for body in ("class X: pass\n  return X()", "raise SystemExit(0)"):
+      mutant = f"{program}\ndef {entry}(*arguments):\n  {body}\n"
+      mutants.append((p.problem_id, fenced(mutant)))
+    mutants.append((p.problem_id, fenced("print('pass')")))
+  silent = [(chosen[0].problem_id, "I don't know.")]
+  verdicts = grade(name, [*canonical, *mutants, *silent])
+  right, wrong = verdicts[: len(canonical)], verdicts[len(canonical) : -1]
+  assert [
+    (task, one.reason)
+    for (task, _), one in zip(canonical, right, strict=True)
+    if one.correct is not True
+  ] == [(task, "ungradable") for task in known]
+  assert {(one.correct, one.reason) for one in wrong} == {(False, "mismatch")}
+  assert (verdicts[-1].correct, verdicts[-1].reason) == (False, "no_code")
+
+
+@needs_data
+@needs_evalplus
+@sandboxes.needed
+def test_a_program_that_ends_evalplus_costs_the_others_nothing():
+  found, _ = problems.load(
+    Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
+  )
+  killer = (
+    "import ctypes, os\nctypes.CDLL(None).kill(os.getppid(), 9)\n"
+    "while True: pass\n"
+  )
+  answers = [
+    (found[2].problem_id, found[2].solution),
+    (found[3].problem_id, fenced(killer)),
+    (found[4].problem_id, fenced("def mean_absolute_deviation(x): return 0")),
+  ]
+  verdicts = grade("humanevalplus", answers)
+  assert [one.correct for one in verdicts] == [True, None, False]
+  assert verdicts[1].reason == "ungradable"
+
+
+@needs_data
+@pytest.mark.parametrize(
+  ("name", "task"),
+  [("humanevalplus", "HumanEval/32"), ("mbppplus", "Mbpp/255")],
+)
+def test_what_evalplus_cannot_judge_is_not_judged(name, task):
+  # Nothing is left to run, so that this needs no EvalPlus.
+  answers = [(task, fenced("print(1)")), (task, "no program")]
+  first, second = evalplus.grade(name, FILES[name], answers)
+  assert (first.correct, first.reason) == (None, "ungradable")
+  assert first.detail == evalplus.DEFECTS[task]
+  assert (second.correct, second.reason) == (False, "no_code")
+
+
+@needs_data
+def test_a_task_that_is_not_in_the_file_is_named():
+  with pytest.raises(UserError, match="has no task HumanEval/999"):
+    evalplus.grade(
+      "humanevalplus", FILES["humanevalplus"], [("HumanEval/999", "x")]
+    )
+
+
+def test_without_evalplus_the_script_is_named(tmp_path):
+  with pytest.raises(UserError, match=r"run third_party/evalplus/install\.sh"):
+    evalplus.check(str(tmp_path / "python"))
+
+
+@sandboxes.needed
+def test_a_python_without_evalplus_is_refused():
+  import sys
+
+  with pytest.raises(UserError, match="has no evalplus"):
+    evalplus.check(sys.executable)
+
+
+def test_results_of_other_programs_are_refused():
+  row = {"solution": "a", "base_status": "pass", "plus_status": "fail"}
+  results = {"eval": {"T/1": [row]}}
+  found = evalplus._statuses(results, [("T/1", "a")])
+  assert found == {("T/1", "a"): ("pass", "fail")}
+  with pytest.raises(ValueError, match="other programs"):
+    evalplus._statuses(results, [("T/1", "b")])
+  with pytest.raises(IndexError):
+    evalplus._statuses(results, [("T/1", "a"), ("T/1", "a ")])
+
+
+def test_a_task_is_in_one_run_and_runs_are_no_larger_than_they_must():
+  tasks = [[(f"T/{i}", str(j)) for j in range(100)] for i in range(13)]
+  batches = evalplus._batches(tasks)
+  assert [len(batch) for batch in batches] == [500, 500, 300]
+  assert [one for batch in batches for one in batch] == [
+    one for task in tasks for one in task
+  ]
+  large = [("T/0", str(j)) for j in range(2000)]
+  assert [len(b) for b in evalplus._batches([large, tasks[1]])] == [2000, 100]
