@@ -24,6 +24,7 @@ NOUNS = {
   "recipe",
   "records",
   "run_dir",
+  "run_sections",
   "sections",
   "shards",
   "sweep_points",

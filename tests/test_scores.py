@@ -9,7 +9,7 @@ from trd_jax import scores, shards
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
 from trd_jax.records import GradedSample
-from trd_jax.sections import Evaluate
+from trd_jax.run_sections import Evaluate
 
 SECTION = Evaluate(bootstrap=300)
 DATA = {"rows": 3, "files": []}

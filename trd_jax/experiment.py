@@ -18,15 +18,14 @@ from trd_jax import keys
 from trd_jax.devices import Distributed, Mesh
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.keys import at_least, key, one_of
+from trd_jax.run_sections import Evaluate, Python
 from trd_jax.sections import (
   Data,
   Engine,
-  Evaluate,
   Lora,
   Loss,
   Metrics,
   Model,
-  Python,
   Refine,
   Rollout,
   Sandbox,

@@ -11,7 +11,7 @@ from typing import Any
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
 from trd_jax.records import GradedSample
-from trd_jax.sections import Evaluate
+from trd_jax.run_sections import Evaluate
 
 SHARES = {
   "truncated_share": "truncated",

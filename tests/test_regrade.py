@@ -1,0 +1,224 @@
+"""Grading apart from sampling: settled afterwards, again, and compared."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import sandboxes
+import test_stages
+from test_benchmarks import lcb_row, write
+from test_scores import sample
+
+from trd_jax import benchmark_grading, evaluate, experiment
+from trd_jax.errors import UserError
+from trd_jax.grading import code as code_grading
+from trd_jax.grading import formulas
+from trd_jax.grading import math as math_grading
+from trd_jax.problems import rows, store
+from trd_jax.records import GradedSample
+from trd_jax.run_dir import RunDir, read_json
+
+STAGE = "evaluate/base"
+go, small = test_stages.go, test_stages.small
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run directory with an evaluation of the base student."""
+  run_dir = RunDir(tmp_path_factory.mktemp("finished"))
+  go(evaluate, small(), run_dir, model="base")
+  return run_dir
+
+
+def copy_of(run_dir, folder, change=lambda row: row):
+  """The same samples elsewhere, with other verdicts."""
+  other = RunDir(folder)
+  with other.shard_writer(STAGE, GradedSample, rows_per_shard=7) as writer:
+    for row in run_dir.read(STAGE, GradedSample):
+      writer.add(change(row))
+  other.mark_done(STAGE, run_dir.done(STAGE))
+  return other
+
+
+def turned(row):
+  return dataclasses.replace(
+    row, correct=not row.correct, reason="unparsed", grader_version="math-0"
+  )
+
+
+def test_regrading_brings_verdicts_back_and_samples_nothing(
+  finished, tmp_path, monkeypatch
+):
+  from trd_jax import generation
+
+  monkeypatch.setattr(generation, "generate", lambda *_, **__: 1 / 0)
+  other = copy_of(finished, tmp_path, turned)
+  go(evaluate, small(), other, model="base", regrade=True)
+  rows_ = finished.read(STAGE, GradedSample)
+  assert other.read(STAGE, GradedSample) == rows_
+  assert other.done(STAGE) == finished.done(STAGE)
+  assert read_json(other.stage_summary(STAGE)) == read_json(
+    finished.stage_summary(STAGE)
+  )
+  assert len(list(other.stage(STAGE).glob("shard-*.parquet"))) == 1
+
+
+def test_regrading_needs_a_finished_evaluation_of_the_same_questions(
+  finished, tmp_path
+):
+  with pytest.raises(UserError, match="isn't finished"):
+    go(evaluate, small(), RunDir(tmp_path / "a"), model="base", regrade=True)
+  other = copy_of(finished, tmp_path / "b", turned)
+  chosen = small(**{"evaluate.num_problems": 7})
+  with pytest.raises(UserError, match="had other questions"):
+    go(evaluate, chosen, other, model="base", regrade=True)
+  assert {row.grader_version for row in other.read(STAGE, GradedSample)} == {
+    "math-0"
+  }
+
+
+def test_the_summary_says_what_was_read_and_how_it_was_judged(finished):
+  (row,) = read_json(finished.stage_summary(STAGE)).values()
+  assert row["data"] == {"rows": 8, "files": []}
+  assert row["graders"] == {math_grading.VERSION: 32}
+  assert row["model"] == "lab:student"
+  assert "verdicts" not in row
+  assert list(row["pass_curve"]) == ["1", "2", "4"]
+
+
+def test_buckets_are_a_named_runs(finished, tmp_path, capsys):
+  other = copy_of(finished, tmp_path, turned)
+  named = small(**{"evaluate.buckets_from": str(finished.root)})
+  go(evaluate, named, other, model="base", regrade=True)
+  (row,) = other.done(STAGE).values()
+  parts = row["buckets"]
+  assert list(parts) == ["B0", "B1-2", "B3-4"]
+  # By its own verdicts the first bucket has no right sample, the last most.
+  assert parts["B0"]["n"] == 0 or parts["B0"]["avg_at_k"] == 0
+  assert parts["B3-4"]["n"] == 0 or parts["B3-4"]["avg_at_k"] >= 0.75
+  assert "Avg@4 B1-2" in capsys.readouterr().out
+  nowhere = small(**{"evaluate.buckets_from": str(tmp_path / "none")})
+  with pytest.raises(UserError, match="no finished evaluation of the base"):
+    go(evaluate, nowhere, other, model="base", regrade=True)
+
+
+def test_two_runs_are_compared_by_one_command(finished, tmp_path):
+  other = copy_of(finished, tmp_path / "other")
+  mine = copy_of(finished, tmp_path / "mine")
+  for run_dir in (other, mine):
+    run_dir.claim(experiment.to_json(small()))
+  summary = mine.done(STAGE)
+  verdicts = summary["arithmetic"]["verdicts"]
+  right = sum(one is True for row in verdicts.values() for one in row)
+  for name in verdicts:
+    verdicts[name] = [True] * 4
+  mine.mark_done(STAGE, summary)
+  command = [sys.executable, "-m", "trd_jax.evaluate", "--model=base"]
+  command += [f"--workdir={mine.root}", f"--compare={other.root}"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert "difference (paired)" in done.stdout
+  found = read_json(mine.comparison(STAGE))
+  assert str(other.root) in found["other"]
+  difference = found["benchmarks"]["arithmetic"]["paired_difference"]
+  assert difference["avg_at_k"] == pytest.approx(1 - right / 32)
+  command[-1] = f"--compare={tmp_path / 'none'}"
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert "there is no finished evaluation" in done.stderr
+
+
+# What is settled after sampling
+
+
+def chosen(**changes):
+  config = experiment.default_config()
+  config.update_from_flattened_dict(changes)
+  return experiment.from_config(config)
+
+
+def questions(name, problems):
+  return {name: store.Questions(problems, {"rows": 1, "files": []})}
+
+
+def answer(problem, text, number=0, **changes):
+  changes = {"benchmark": "b", "text": text, "reason": "ungradable", **changes}
+  return sample(problem.problem_id, number, None, **changes)
+
+
+def test_formulas_wait_for_their_grader_and_are_judged_once():
+  problem = dataclasses.replace(
+    rows.to_problem({"problem": "a_n?", "answer": "2n+2"}, "amobench"),
+    meta=json.dumps({"values": [{"n": 1}, {"n": 4}]}),
+  )
+  asked = questions("amobench", [problem])
+  there = [
+    answer(problem, "\\boxed{2(n+1)}", benchmark="amobench"),
+    answer(problem, "\\boxed{4n}", 1, benchmark="amobench"),
+  ]
+  judged = benchmark_grading.settle(there, asked, chosen())
+  assert [row.correct for row in judged] == [True, False]
+  assert {row.grader_version for row in judged} == {formulas.VERSION}
+  assert benchmark_grading.settle(judged, asked, chosen()) == judged
+  lied = [dataclasses.replace(row, correct=True) for row in judged]
+  assert benchmark_grading.settle(lied, asked, chosen()) == lied
+  again = benchmark_grading.settle(lied, asked, chosen(), again=True)
+  assert again == judged
+
+
+def test_what_is_graded_as_it_is_sampled_is_left_alone():
+  problem = rows.to_problem({"problem": "1+1?", "answer": "2"}, "aime24")
+  row = answer(problem, "\\boxed{2}", benchmark="aime24")
+  row = dataclasses.replace(row, grader_version="math-0", correct=False)
+  asked = questions("aime24", [problem])
+  assert benchmark_grading.settle([row], asked, chosen()) == [row]
+  (again,) = benchmark_grading.settle([row], asked, chosen(), again=True)
+  assert (again.correct, again.grader_version) == (True, math_grading.VERSION)
+  # Of a question that isn't asked any more nothing is known.
+  other = dataclasses.replace(row, problem_id="another")
+  assert benchmark_grading.settle([other], asked, chosen(), again=True) == [
+    other
+  ]
+
+
+@sandboxes.needed
+def test_livecodebench_is_run_by_us_where_its_runner_is_not(tmp_path):
+  write(tmp_path / "livecodebench.jsonl", [lcb_row(7)])
+  config = {
+    "evaluate.root": str(tmp_path),
+    "evaluate.unchecked": True,
+    "python.lcb_runner": str(tmp_path / "none"),
+  }
+  asked = {"livecodebench": store.benchmark(chosen(**config), "livecodebench")}
+  (problem,) = asked["livecodebench"].problems
+  there = [
+    answer(problem, f"```python\n{program}\n```", i, benchmark="livecodebench")
+    for i, program in enumerate(
+      ["print(int(input()) + 1)", "print(2)", "raise SystemExit(1)"]
+    )
+  ]
+  judged = benchmark_grading.settle(there, asked, chosen(**config), again=True)
+  assert [(row.correct, row.reason) for row in judged] == [
+    (True, "match"),
+    (False, "mismatch"),  # the public test passes, the packed one does not
+    (False, "error"),
+  ]
+  assert {row.grader_version for row in judged} == {code_grading.VERSION}
+
+
+def test_a_grader_that_is_missing_is_told_of_before_sampling(tmp_path):
+  config = {
+    "evaluate.benchmarks": ("humanevalplus",),
+    "python.evalplus": str(tmp_path / "none"),
+  }
+  with pytest.raises(UserError, match=r"third_party/evalplus/install\.sh"):
+    go(evaluate, chosen(**config), RunDir(tmp_path / "run"), model="base")
+  config = {
+    "evaluate.benchmarks": ("livecodebench",),
+    "python.lcb_runner": str(tmp_path / "none"),
+  }
+  with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
+    go(evaluate, chosen(**config), RunDir(tmp_path / "run"), model="base")
+  assert not (tmp_path / "run").exists()
