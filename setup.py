@@ -45,7 +45,6 @@ setup(
     "cuda13": ["jax[cuda13]>=0.10.2,<0.12"],
     "vllm": ["vllm"],
     "ray": ["ray[data]"],
-    "code-eval": ["evalplus==0.3.1"],
     "wandb": ["wandb"],
     "tensorboard": ["tensorboardX"],
     # torch is pinned so that no newer build, which brings CUDA, is chosen.

@@ -11,7 +11,7 @@ import pytest
 
 from trd_jax import experiment, problems
 from trd_jax.errors import UserError
-from trd_jax.grading import code_tests
+from trd_jax.grading import code_tests, lcb_runner
 from trd_jax.problems import (
   amo,
   benchmarks,
@@ -265,6 +265,29 @@ def test_public_tests_of_livecodebench_load():
   assert all("repeats" in r.reason for r in rejected)
   assert len(found) > 870
   assert all(parsed(p).cases for p in found)
+
+
+@needs_data
+def test_lcb_runner_is_given_the_tests_as_they_were_published():
+  path = CODE / "rllm_livecodebench_public_tests.json"
+  functions = 0
+  for row in json.loads(path.read_text()):
+    problem = livecodebench.problem(row, "livecodebench")
+    asked = json.loads(lcb_runner.input_output(problem))
+    inputs = [case["input"] for case in row["tests"]]
+    outputs = [case["output"] for case in row["tests"]]
+    if asked["fn_name"] is None:
+      assert (asked["inputs"], asked["outputs"]) == (inputs, outputs)
+      continue
+    functions += 1
+    assert asked["fn_name"] in row["starter_code"]
+    assert arguments(asked["inputs"]) == arguments(inputs)
+    assert arguments(asked["outputs"]) == arguments(outputs)
+  assert functions > 300
+
+
+def arguments(texts):
+  return [[json.loads(line) for line in text.split("\n")] for text in texts]
 
 
 # TACO and code_contests

@@ -1,7 +1,8 @@
 """HumanEval+ and MBPP+ by the real EvalPlus, in the sandbox, offline.
 
 The interpreter is that of .venv-evalplus, or TRD_EVALPLUS_PYTHON; without one
-these tests skip. TRD_EVALPLUS_FULL=1 runs every canonical solution.
+these tests skip, or fail where TRD_REQUIRE_EVALPLUS is set.
+TRD_EVALPLUS_FULL=1 runs every canonical solution.
 """
 
 import json
@@ -28,6 +29,8 @@ FILES = {
 needs_data = pytest.mark.skipif(
   not CODE.exists(), reason=f"no real data at {CODE}"
 )
+if os.environ.get("TRD_REQUIRE_EVALPLUS") and not os.access(PYTHON, os.X_OK):
+  raise RuntimeError(f"TRD_REQUIRE_EVALPLUS is set and there is no {PYTHON}")
 needs_evalplus = pytest.mark.skipif(
   not os.access(PYTHON, os.X_OK),
   reason=f"no {PYTHON}: third_party/evalplus/install.sh makes it",

@@ -111,9 +111,9 @@ def settle(
       for index in indices
     ]
     with Progress(len(indices), f"grade {name}", "samples") as bar:
-      found = _judged(
-        grader, name, questions[name], answers, experiment, _counter(bar)
-      )
+      told = _counter(bar)
+      found = _judged(grader, name, questions[name], answers, experiment, told)
+      told(len(indices))  # some graders count programs, each once
     for index, verdict in zip(indices, found, strict=True):
       settled[index] = dataclasses.replace(
         rows[index],
