@@ -3,10 +3,15 @@
 import base64
 import hashlib
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trd_jax import experiment, problems
@@ -117,6 +122,42 @@ def test_a_download_is_taken_for_its_hash_alone(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="another file now"):
     sources.download(there.as_uri(), digest, "x")
   assert path.read_text() == "damaged"
+
+
+@pytest.mark.parametrize("where", ["data/test-0.parquet", "test.parquet"])
+def test_the_hubs_commit_is_recorded(tmp_path, where):
+  # The hub's own library, offline, with a data set that it has fetched before.
+  commit = "c" * 40
+  home = tmp_path / "datasets--meituan-longcat--AMO-Bench"
+  file = home / "snapshots" / commit / where
+  file.parent.mkdir(parents=True)
+  table = pa.Table.from_pylist([amo_row(i) for i in range(1, 51)])
+  pq.write_table(table, file)
+  (home / "refs").mkdir()
+  (home / "refs" / "main").write_text(commit)
+  program = (
+    "import json; from trd_jax import experiment as e;"
+    " from trd_jax.problems import store;"
+    " print(json.dumps(store.benchmark(e.Experiment(), 'amobench').data))"
+  )
+  found = subprocess.run(
+    [sys.executable, "-c", program],
+    env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(found.stdout) == {
+    "rows": 39,
+    "files": [
+      {
+        "name": file.name,
+        "sha256": sources.sha256(file),
+        "origin": "meituan-longcat/AMO-Bench",
+        "revision": commit,
+      }
+    ],
+  }
 
 
 # AMO-Bench
@@ -356,8 +397,6 @@ def test_taco_tests_that_are_none_set_the_row_aside(tests, message):
 
 
 def test_an_arrow_file_is_read_as_a_jsonl_file_is(tmp_path):
-  import pyarrow as pa
-
   found = [taco_row(i) for i in range(5)]
   table = pa.Table.from_pylist(found)
   with pa.ipc.new_stream(tmp_path / "data-0.arrow", table.schema) as writer:

@@ -136,6 +136,22 @@ def test_a_python_without_evalplus_is_refused():
     evalplus.check(sys.executable)
 
 
+@pytest.mark.parametrize(
+  ("base", "plus", "expected"),
+  [
+    ("pass", "pass", (True, "match")),
+    ("pass", "fail", (False, "mismatch")),
+    ("fail", "pass", (False, "mismatch")),
+    ("pass", "timeout", (False, "timeout")),
+    ("timeout", "fail", (False, "timeout")),
+  ],
+)
+def test_a_program_has_to_pass_base_and_plus_tests(base, plus, expected):
+  found = evalplus._verdict("x", base, plus)
+  assert (found.correct, found.reason) == expected
+  assert json.loads(found.detail) == {"base": base, "plus": plus}
+
+
 def test_results_of_other_programs_are_refused():
   row = {"solution": "a", "base_status": "pass", "plus_status": "fail"}
   results = {"eval": {"T/1": [row]}}

@@ -29,7 +29,7 @@ VERSIONS = {
 """By grader: what a row that it judged has as `grader_version`."""
 
 _AS_SAMPLED = {"math", "code"}
-_Told = Callable[[int], object]
+_Told = Callable[[int], None]
 
 
 def grader_of(benchmark: str, problem: Problem, experiment: Experiment) -> str:
@@ -55,8 +55,9 @@ def check(experiment: Experiment) -> None:
   unsafe = experiment.sandbox.unsafe
   if names & evalplus.DATASETS.keys():
     evalplus.check(experiment.python.evalplus, unsafe)
-  if "livecodebench" in names and experiment.python.lcb_runner:
-    lcb_runner.check(experiment.python.lcb_runner, unsafe)
+  runner = experiment.python.lcb_runner
+  if "livecodebench" in names and (runner or lcb_runner.installed(None)):
+    lcb_runner.check(runner, unsafe)
 
 
 def to_sample(

@@ -147,7 +147,7 @@ BENCHMARKS = {
   "beyondaime": Benchmark(
     100,
     ("beyondaime",),
-    (Hub("ByteDance-Seed/BeyondAIME", "**/*.parquet"),),
+    (Hub("ByteDance-Seed/BeyondAIME", "*.parquet"),),
     sha256={
       "beyondaime.jsonl": (
         "13155e68ca9c9896126cfa649f4c175ece1866562172f5e8aecda01df9dd4b62"
@@ -157,7 +157,7 @@ BENCHMARKS = {
   "amobench": Benchmark(
     len(amo.PARSED),
     ("amobench",),
-    (Hub("meituan-longcat/AMO-Bench", "**/*.parquet"),),
+    (Hub("meituan-longcat/AMO-Bench", "*.parquet"),),
     build=amo.problem,
   ),
   "math500": Benchmark(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import urllib.request
@@ -22,7 +23,7 @@ def fetch(
 
   Args:
     repo_id: the data set on the Hugging Face hub.
-    pattern: of its files.
+    pattern: of its files' paths; `*` stands for folders, too.
     name: what it is for, in an error.
     revision: a commit, tag or branch; None: the newest.
 
@@ -50,7 +51,12 @@ def fetch(
       f"{name}: {repo_id}{at} can't be fetched from the Hugging Face hub "
       f"({text[:160]}); give a local copy with data.root"
     ) from error
-  files = sorted(folder.glob(pattern))
+  files = sorted(
+    path
+    for path in folder.rglob("*")
+    if path.is_file()
+    and fnmatch.fnmatchcase(path.relative_to(folder).as_posix(), pattern)
+  )
   if not files:
     raise UserError(
       f"{name}: {repo_id}{at} on the Hugging Face hub has no {pattern}; give a "
