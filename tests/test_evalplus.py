@@ -59,6 +59,8 @@ def test_canonical_solutions_pass_and_mutants_fail(name, step):
   chosen = found if FULL else found[3::step]
   canonical = [(p.problem_id, p.solution) for p in chosen]
   known = [task for task, _ in canonical if task in evalplus.DEFECTS]
+  # It takes 20 s of a free processor, and EvalPlus gives no program over 60.
+  slow = {"Mbpp/599": "timeout"}
   # Mutants: a result of another type; none at all; no such function.
   mutants = []
   for p in found[3 :: 4 * step]:
@@ -74,7 +76,7 @@ def test_canonical_solutions_pass_and_mutants_fail(name, step):
   assert [
     (task, one.reason)
     for (task, _), one in zip(canonical, right, strict=True)
-    if one.correct is not True
+    if one.correct is not True and slow.get(task) != one.reason
   ] == [(task, "ungradable") for task in known]
   assert {(one.correct, one.reason) for one in wrong} == {(False, "mismatch")}
   assert (verdicts[-1].correct, verdicts[-1].reason) == (False, "no_code")

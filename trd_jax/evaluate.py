@@ -201,7 +201,8 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     row.key
     for row in run_dir.read(stage, GradedSample)
     if row.benchmark in done
-    and row.model_revision == done[row.benchmark]["model_revision"]
+    and row.model_revision
+    == done[row.benchmark].get("model_revision", row.model_revision)
   }
   _finish(experiment, run_dir, stage, questions, keys, again=True)
 
@@ -235,10 +236,16 @@ def _finish(
   mine = [row for row in every if row.key in keys]
   if missing := len(keys) - len(mine):
     raise UserError(f"{stage}: {missing} samples are missing; run it again")
-  judged = benchmark_grading.settle(mine, questions, experiment, again=again)
-  if judged != mine:
-    others = [row for row in every if row.key not in keys]
-    run_dir.replace(stage, GradedSample, judged + others)
+  judged = mine
+  for name, asked in questions.items():
+    # A benchmark at a time: what has been judged is not lost.
+    before = judged
+    judged = benchmark_grading.settle(
+      before, {name: asked}, experiment, again=again
+    )
+    if judged != before:
+      others = [row for row in every if row.key not in keys]
+      run_dir.replace(stage, GradedSample, judged + others)
   base = _base_verdicts(experiment, run_dir, stage)
   summary = {}
   for name, asked in questions.items():

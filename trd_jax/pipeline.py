@@ -172,6 +172,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
   section = experiment.evaluate
   figures = {}
   for name in section.benchmarks:
+    scores.check_alike(name, base[name], trained[name])
     pair = estimators.compare(
       base[name]["verdicts"],
       trained[name]["verdicts"],
@@ -181,7 +182,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     for side, row in (("base", base[name]), ("trained", trained[name])):
       kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
       pair[side] |= {key: row[key] for key in kept if key in row}
-    pair["data"] = trained[name]["data"]
+    pair["data"] = trained[name].get("data")
     figures[name] = pair
   stages = ("rollout", "refine", "train", "merge")
   return {

@@ -163,18 +163,7 @@ def compare(
   found = {}
   for name in common:
     one, two = mine[name], other[name]
-    if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
-      raise UserError(
-        f"compare: {name} has n={one['n']}, k={one['k']} in one run and"
-        f" n={two['n']}, k={two['k']} in the other, or other questions;"
-        f" {_ADVICE}"
-      )
-    if set(one["graders"]) != set(two["graders"]):
-      graders = (", ".join(sorted(run["graders"])) for run in (one, two))
-      raise UserError(
-        f"compare: {name} was graded by {' and by '.join(graders)}; give"
-        " --regrade to the older run"
-      )
+    check_alike(name, one, two)
     pair = estimators.compare(
       two["verdicts"],
       one["verdicts"],
@@ -187,6 +176,30 @@ def compare(
       "paired_difference": pair["paired_difference"],
     }
   return found
+
+
+def check_alike(
+  name: str, one: Mapping[str, Any], two: Mapping[str, Any]
+) -> None:
+  """Sees that two runs on a benchmark differ by their models alone.
+
+  Raises:
+    UserError: by their questions, samples a question, or graders.
+  """
+  if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
+    raise UserError(
+      f"compare: {name} has n={one['n']}, k={one['k']} in one run and"
+      f" n={two['n']}, k={two['k']} in the other, or other questions;"
+      f" {_ADVICE}"
+    )
+  # What an earlier version wrote doesn't say.
+  graders = [", ".join(sorted(run.get("graders", ()))) for run in (one, two)]
+  if graders[0] != graders[1]:
+    shown = " and by ".join(each or "an earlier version" for each in graders)
+    raise UserError(
+      f"compare: {name} was graded by {shown}; judge both by the same graders:"
+      " python -m trd_jax.evaluate --regrade"
+    )
 
 
 def comparison_table(
