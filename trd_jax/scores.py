@@ -10,7 +10,7 @@ from typing import Any
 
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
-from trd_jax.records import GradedSample
+from trd_jax.records import NO_ANSWER, GradedSample
 from trd_jax.run_sections import Evaluate
 
 SHARES = {
@@ -22,7 +22,6 @@ SHARES = {
 }
 """By key of `figures`: what the table calls it."""
 
-_NO_ANSWER = ("no_box", "no_code")
 _ADVICE = "evaluate both on the same questions, equally often"
 
 Verdicts = dict[str, list[bool | None]]
@@ -59,7 +58,7 @@ def figures(
     **estimators.summarize(verdicts, **settings),
     "verdicts": verdicts,
     "truncated_share": _share(row.truncated for row in rows),
-    "no_box_share": _share(row.reason in _NO_ANSWER for row in rows),
+    "no_box_share": _share(row.reason in NO_ANSWER for row in rows),
     "unparsed_share": _share(row.reason == "unparsed" for row in rows),
     "timeout_share": _share(row.reason == "timeout" for row in rows),
     "median_tokens": statistics.median(row.num_tokens for row in rows),
