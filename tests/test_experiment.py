@@ -5,6 +5,7 @@ import pytest
 from trd_jax import experiment
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, Experiment, from_config
+from trd_jax.sections import Model
 
 
 def test_the_default_config_is_the_default_experiment():
@@ -172,11 +173,12 @@ def test_only_trd_refines_and_trains_on_what_it_refined(method):
 def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
   config = {
     "regime": "opsd",
-    "student": {"path": "s", "thinking": True},
+    "student": {"path": "s", "thinking": True, "adapter": "a"},
     "teacher": {"path": "t", "thinking": False},
   }
   own = from_config(config)
-  assert own.teacher_model == dataclasses.replace(own.student, thinking=False)
+  # The base teaches, whatever the student wears.
+  assert own.teacher_model == Model(path="s", thinking=False)
   other = from_config(config | {"regime": "opd"})
   assert other.teacher_model == other.teacher
   assert other.teacher_model.path == "t"
