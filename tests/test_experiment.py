@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from trd_jax import experiment

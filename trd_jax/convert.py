@@ -16,6 +16,7 @@ from trd_jax import cli
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
+from trd_jax.sections import Model
 
 STAGE = "convert"
 FLAGS = (
@@ -82,7 +83,7 @@ def _kind(source: Path) -> str:
 
 def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
   """Makes each model random:<size> of the config that isn't there yet."""
-  sections = [("student", experiment.student)]
+  sections: list[tuple[str, Model]] = [("student", experiment.student)]
   if experiment.regime == "opd":
     sections.append(("teacher", experiment.teacher))
   sections = [(n, s) for n, s in sections if s.path.startswith(_RANDOM)]

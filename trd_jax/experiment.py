@@ -301,7 +301,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
         f"{asked} knows no segments, and with train.packing=True a row holds "
         "several samples: set train.packing=False, or train.attention=xla"
       )
-    sides = {"student": e.student}
+    sides: dict[str, Model] = {"student": e.student}
     if e.regime == "opd":
       sides["teacher"] = e.teacher
     for side, model in sides.items():
