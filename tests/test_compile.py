@@ -70,7 +70,7 @@ def test_only_the_adapters_gradient_crosses_a_mesh_of_replicas():
   crossing = collectives(programs["update"])
   assert {name for name, _ in crossing} == {"all-reduce"}
   gradient = sum(4 * x.size for x in jax.tree.leaves(made.state.lora))
-  metrics = 8 * len(made.distiller._totals.metrics)
+  metrics = 8 * len(made.distiller.abstract_sums()[1].metrics)
   # Once, in float32, and nothing else.
   assert sum(size for _, size in crossing) == gradient + metrics
 
