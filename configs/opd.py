@@ -23,6 +23,9 @@ AMOBench by 5.1, the 4b's there by 12.8.
 Programs are graded in a sandbox, HumanEval+ and MBPP+ by EvalPlus
 (third_party/evalplus/install.sh).
 
+Problems that a benchmark holds, too, are taken out and counted
+(--config.data.decontaminate=none keeps them).
+
 `model=nano` is the randomly initialised twin of configs/opsd.py, teacher and
 student alike.
 """

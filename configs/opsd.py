@@ -21,6 +21,9 @@ training 2:10 (y_o: 5:20); 4b rollout 2:10, refinement 2:00, training 1:20
 4,372; medians 7.7K tokens of y_o, 0.88K of y_r. Avg@16 of trd is at or above
 the base on every benchmark, and on 8b Pass@16 rises by half on AMOBench.
 
+Problems that a benchmark holds, too, are taken out and counted
+(--config.data.decontaminate=none keeps them).
+
 `model=nano` is a randomly initialised Qwen3 with the full vocabulary that takes
 16 real problems through every stage on a laptop, with the embedded engine and
 the real chat template. Its accuracy is 0: what it proves is the path.

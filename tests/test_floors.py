@@ -49,6 +49,7 @@ LEARNING = {
   "distill_step",
   "distiller",
   "divergence",
+  "dry_run",
   "engines",
   "generation",
   "layout",

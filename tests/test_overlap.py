@@ -1,16 +1,15 @@
 """Contamination: what a benchmark holds, too, and what only sounds like it."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trd_jax import problems
-from trd_jax.problems import overlap
+from trd_jax.experiment import from_config
+from trd_jax.problems import overlap, store
 from trd_jax.records import Problem
-from trd_jax.sections import Data
+from trd_jax.run_dir import RunDir
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -80,13 +79,47 @@ def test_the_first_benchmark_is_named():
   assert (found.benchmark, found.other_id) == ("first", "a")
 
 
-def test_deepscaler_holds_problems_of_math500():
-  corpus = SHARED / "deepscaler" / "deepscaler_merged.parquet"
-  if not corpus.exists():
-    pytest.skip(f"{corpus} is not on this machine")
-  data = Data(source="math500", root=str(SHARED / "math_eval"))
-  held_out = problems.load(data)[0]
-  data = dataclasses.replace(data, source="deepscaler", root=str(corpus))
-  train, _ = problems.load(data)
-  found = overlap.find(train, {"math500": held_out})
-  assert [one.kind for one in found].count("same text") == 4
+def _store(tmp_path, capsys, **values):
+  """What `store.load` keeps and prints of DeepScaleR's rows."""
+  if not SHARED.is_dir():
+    pytest.skip(f"{SHARED} is not on this machine")
+  e = from_config(
+    {
+      "domain": "math",
+      "data.source": "deepscaler",
+      "data.root": str(SHARED / "deepscaler" / "deepscaler_merged.parquet"),
+      "evaluate.benchmarks": ("math500", "aime24"),
+      "evaluate.root": str(SHARED / "math_eval"),
+      **values,
+    }
+  )
+  run_dir = RunDir(tmp_path / "run")
+  found = store.load(e, run_dir)
+  return found, run_dir.read_rejected("problems"), capsys.readouterr().out
+
+
+def test_deepscaler_is_counted_and_rid_of_what_math500_holds(tmp_path, capsys):
+  found, rejected, told = _store(
+    tmp_path, capsys, **{"data.decontaminate": "exact"}
+  )
+  assert "40,308 rows, 39,380 distinct prompts, 38,922 problems" in told
+  assert "4 of math500 (same text)" in told
+  assert "of aime24" not in told
+  mine = [row for row in rejected if "as math500's" in row.reason]
+  assert len(found) == 38_922 - len(mine)
+  assert sum(row.reason.startswith("same text") for row in mine) == 4
+  assert {row.problem_id for row in mine}.isdisjoint(
+    problem.problem_id for problem in found
+  )
+
+
+def test_a_limit_is_of_what_is_left_and_nothing_is_taken_out_unasked(
+  tmp_path, capsys
+):
+  changes = {"data.decontaminate": "ngram", "data.limit": 30_000}
+  found, _, told = _store(tmp_path, capsys, **changes)
+  assert len(found) == 30_000
+  assert "13 words in a row" in told
+  whole, _, told = _store(tmp_path / "whole", capsys)
+  assert len(whole) == 38_922
+  assert "taken out" not in told

@@ -136,9 +136,13 @@ def test_repeats_are_counted_and_the_worked_one_is_kept(tmp_path):
     ("3", None),
   ]
   assert [r.reason for r in rejected] == [
-    "x.jsonl line 1: repeats x.jsonl line 3",
+    "x.jsonl line 1: repeats x.jsonl line 3, word for word",
     "x.jsonl line 4: repeats x.jsonl line 3",
   ]
+  assert rows.count(found, rejected) == (
+    "4 rows, 3 distinct prompts, 2 problems,"
+    " 2 repeat another but for white space"
+  )
   assert {r.problem_id for r in rejected} == {found[0].problem_id}
 
 

@@ -1,12 +1,20 @@
 """Every row of the paper's tables resolves, to the paper's values."""
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 
-from trd_jax import config_file, experiment, recipe
+from trd_jax import config_file, dry_run, experiment, pipeline, recipe
 from trd_jax.errors import UserError
+from trd_jax.model.lora import LoraConfig
+from trd_jax.model.qwen3 import Qwen3
+from trd_jax.run_dir import RunDir
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -123,3 +131,51 @@ def test_the_rest_of_the_methods_and_problems_are_reached_by_variants():
   e = resolve("opsd", method="jsd", cot="with_cot", gpus=4)
   assert (e.method, e.data.subset) == ("jsd", "with_cot")
   assert e.engine.vllm.data_parallel == 4
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_a_row_is_planned_to_its_last_command(row, tmp_path):
+  regime, model, domain, method, subset = row
+  e = resolve(regime, model=model, domain=domain, method=method, subset=subset)
+  run_dir = RunDir(tmp_path / "run")
+  steps = list(pipeline.commands(e, run_dir))
+  told = dry_run.describe(e, run_dir, [(a, [m], False) for a, m, _ in steps])
+  assert "not known here" not in told
+  sizes = {name: size for name, size, _ in dry_run.disk(e, run_dir)}
+  assert all(size > 0 for size in sizes.values())
+  assert ("refine" in sizes) == (method == "trd")
+  # Bytes of bfloat16 weights, and the adapter in float32.
+  shape = dry_run.KNOWN_MODELS[e.student.path]
+  assert sizes["merge"] == 2 * shape.num_parameters() + sizes["train"] // 9
+
+
+def test_planned_adapters_are_as_large_as_real_ones():
+  for shape in dry_run.KNOWN_MODELS.values():
+    made = jax.eval_shape(
+      lambda c=shape: Qwen3(c, lora=LoraConfig(rank=64), rngs=nnx.Rngs(0))
+    )
+    leaves = jax.tree.leaves(nnx.state(made, nnx.LoRAParam))
+    assert dry_run.adapter_parameters(shape, 64) == sum(x.size for x in leaves)
+
+
+def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):
+  workdir = tmp_path / "run"
+  told = subprocess.run(
+    [
+      *(CONFIGS.parent / "launch" / "node.sh", "configs/opsd.py:model=8b"),
+      *(workdir, "--dry-run", "--", "--config.train.epochs=2"),
+    ],
+    env=os.environ
+    | {"TRD_PYTHON": sys.executable, "PYTHONPATH": str(CONFIGS.parent)},
+    capture_output=True,
+    text=True,
+  )
+  assert told.returncode == 0, told.stderr
+  stages = ("evaluate", "rollout", "refine", "train", "merge")
+  for stage in stages:
+    assert (
+      f"-m trd_jax.{stage} --config=configs/opsd.py:model=8b" in told.stdout
+    )
+  assert "at most 630 updates of 128" in told.stdout
+  # Nothing but the lock that it held meanwhile.
+  assert {path.name for path in workdir.iterdir()} <= {"locks"}

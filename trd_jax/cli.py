@@ -182,7 +182,7 @@ def _run(
     if is_new:
       run_dir.abandon()
     raise
-  if is_new and chosen.preflight_only:
+  if is_new and (chosen.preflight_only or own.__dict__.get("dry_run")):
     run_dir.abandon()
 
 

@@ -23,6 +23,9 @@ from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
 _RANDOM = "random:"
+FLAGS = (
+  cli.Flag("dry_run", False, "print commands, budgets and disk, run nothing"),
+)
 
 
 def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
@@ -36,6 +39,21 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.metrics import timed
   from trd_jax.problems import store
 
+  steps = list(commands(experiment, run_dir))
+  if flags.dry_run:
+    from trd_jax import dry_run
+
+    planned = [
+      (
+        account,
+        _command(module, own, experiment, flags),
+        is_done(run_dir, account),
+      )
+      for account, module, own in steps
+    ]
+    print(dry_run.describe(experiment, run_dir, planned))
+    return
+
   # What the data can be refused for is seen before a stage spends anything.
   if run_dir.done("evaluate/base") is None:
     for name in experiment.evaluate.benchmarks:
@@ -43,7 +61,6 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir)
 
-  steps = list(commands(experiment, run_dir))
   _check_interpreters(steps, experiment)
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
@@ -134,10 +151,16 @@ def _check_interpreters(steps, experiment: Experiment) -> None:
       )
 
 
+def _command(
+  module: str, own: list[str], experiment: Experiment, flags
+) -> list[str]:
+  python = experiment.python.of(module) or sys.executable
+  return [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
+
+
 def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
   """Runs one stage to its end; its exit code."""
-  python = experiment.python.of(module) or sys.executable
-  command = [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
+  command = _command(module, own, experiment, flags)
   environment = os.environ | {parent.VARIABLE: str(os.getpid())}
   return subprocess.run(command, check=False, env=environment).returncode
 
@@ -285,4 +308,5 @@ if __name__ == "__main__":
     "pipeline",
     run,
     "runs every stage that is not done, then prints base against trained",
+    FLAGS,
   )

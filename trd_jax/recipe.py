@@ -80,6 +80,7 @@ def build(
   config.domain = variant.domain
   config.data.source = _SOURCES[variant.domain]
   config.data.subset = variant.cot
+  config.data.decontaminate = "ngram"
   config.train.subset = variant.subset
 
   prompt = _PROMPT_TOKENS[variant.domain]

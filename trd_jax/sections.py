@@ -96,6 +96,12 @@ class Data:
   limit: int | None = key(None, "use only so many problems", at_least(1))
   seed: int = key(0, "seed of the problems and their order", at_least(0))
   subset: str = key("all", "a named part of the source", keys.filled())
+  decontaminate: str = key(
+    "none",
+    "problems of the benchmarks of evaluate are taken out: none, exact (same"
+    " words), or ngram (also 13 words in a row)",
+    one_of("none", "exact", "ngram"),
+  )
   arithmetic: Arithmetic = field(default_factory=Arithmetic)
 
 

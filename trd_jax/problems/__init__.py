@@ -16,10 +16,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """The problems that an experiment's `data` section names.
 
   Args:
-    data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
-      `benchmarks.BENCHMARKS`; `root` its local copy; `subset` 'all', 'with_cot'
-      (with a worked solution) or 'answer_only' (without); `limit` how many to
-      keep, chosen by `seed`: a larger limit keeps what a smaller one kept.
+    data: see `read` and `select`.
 
   Returns:
     Problems in the order of their source, with distinct ids, and the rows
@@ -27,6 +24,20 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
   Raises:
     UserError: an unknown name, a missing or empty file, or no problem left.
+  """
+  found, rejected = read(data)
+  return select(found, data), rejected
+
+
+def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """All problems of a source, and the rows of it that were set aside.
+
+  Args:
+    data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
+      `benchmarks.BENCHMARKS`; `root` its local copy.
+
+  Raises:
+    UserError: an unknown name, a missing or empty file, or no usable problem.
   """
   loaders = {
     "arithmetic": arithmetic.load,
@@ -41,10 +52,6 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
       f"data.source={data.source}: no such source; "
       f"{did_you_mean(name, loaders)}"
     )
-  if data.subset not in SUBSETS:
-    raise UserError(
-      f"data.subset={data.subset}: choose from {', '.join(SUBSETS)}"
-    )
   problems, rejected = loaders[name](data)
   if not problems:
     first = f", the first because: {rejected[0].reason}" if rejected else ""
@@ -52,15 +59,35 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
       f"data.source={data.source}: no usable problem; {len(rejected)} rows "
       f"were set aside{first}"
     )
+  return problems, rejected
+
+
+def select(problems: Sequence[Problem], data: Data) -> list[Problem]:
+  """The part of a source that `data` asks for.
+
+  Args:
+    problems: all of it.
+    data: `subset` is 'all', 'with_cot' (with a worked solution) or
+      'answer_only' (without); `limit` how many to keep, chosen by `seed`: a
+      larger limit keeps what a smaller one kept.
+
+  Raises:
+    UserError: an unknown subset, or one without a problem.
+  """
+  if data.subset not in SUBSETS:
+    raise UserError(
+      f"data.subset={data.subset}: choose from {', '.join(SUBSETS)}"
+    )
+  chosen = list(problems)
   if data.subset != "all":
     worked = data.subset == "with_cot"
-    problems = [p for p in problems if (p.solution is not None) == worked]
-    if not problems:
+    chosen = [p for p in problems if (p.solution is not None) == worked]
+    if not chosen:
       raise UserError(
         f"data.subset={data.subset}: no such problem in "
         f"data.source={data.source}; use data.subset=all"
       )
-  return choose(problems, data.limit, data.seed), rejected
+  return choose(chosen, data.limit, data.seed)
 
 
 def choose(

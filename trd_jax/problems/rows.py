@@ -16,7 +16,7 @@ import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,9 @@ from trd_jax.problems.sources import SUFFIXES
 from trd_jax.records import Domain, Problem, Rejected, content_key
 
 STAGE = "problems"
+
+# What ends the reason of a row that an earlier one has the statement of.
+WORD_FOR_WORD = ", word for word"
 
 _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
 _PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
@@ -71,10 +74,11 @@ def collect(
       file that isn't the source's.
     reader: a file's rows, as `read` gives them (the default).
   """
-  groups: dict[str, list[tuple[str, Problem]]] = {}
-  rejected: list[Rejected] = []
+  groups: dict[str, list[_Row]] = {}
+  aside: list[tuple[_Row, str]] = []
   for path in files:
     for where, row in (reader or read)(path):
+      verbatim = _verbatim(row)
       try:
         if isinstance(row, BadRow):
           raise row
@@ -82,38 +86,88 @@ def collect(
           raise BadRow(f"a {type(row).__name__}, not an object with columns")
         problem = build(row)
       except BadRow as error:
-        rejected.append(Rejected(where, source, STAGE, f"{where}: {error}"))
+        aside.append((_Row(where, None, verbatim), f"{where}: {error}"))
         continue
-      if problem is None:
-        continue
-      groups.setdefault(problem.problem_id, []).append((where, problem))
-  problems = []
-  for key, group in groups.items():
-    if len(group) == 1:
-      problems.append(group[0][1])
-      continue
-    answers = {comparable(p.answer): p.answer for _, p in group}
-    if len(answers) > 1:
-      shown = ", ".join(list(answers.values())[:3])
-      rejected += [
-        Rejected(
-          key,
-          source,
-          STAGE,
-          f"{where}: {len(group)} rows of this problem disagree on its answer "
-          f"({shown})",
+      if problem is not None:
+        groups.setdefault(problem.problem_id, []).append(
+          _Row(where, problem, verbatim)
         )
-        for where, _ in group
+  kept: list[_Row] = []
+  for group in groups.values():
+    answers = {comparable(row.problem.answer) for row in group}
+    if len(answers) > 1:
+      shown = ", ".join(dict.fromkeys(r.problem.answer for r in group))
+      aside += [
+        (
+          row,
+          f"{row.where}: {len(group)} rows of this problem disagree on its"
+          f" answer ({shown[:80]})",
+        )
+        for row in group
       ]
       continue
-    kept = next((g for g in group if g[1].solution), group[0])
-    problems.append(kept[1])
-    rejected += [
-      Rejected(key, source, STAGE, f"{where}: repeats {kept[0]}")
-      for where, problem in group
-      if problem is not kept[1]
+    best = next((row for row in group if row.problem.solution), group[0])
+    kept.append(best)
+    aside += [
+      (row, f"{row.where}: repeats {best.where}")
+      for row in group
+      if row is not best
     ]
-  return problems, rejected
+  seen = {row.verbatim for row in kept}
+  rejected = []
+  for row, reason in aside:
+    name = row.problem.problem_id if row.problem else row.where
+    if row.verbatim is not None and row.verbatim in seen:
+      reason += WORD_FOR_WORD
+    seen.add(row.verbatim)
+    rejected.append(Rejected(name, source, STAGE, reason))
+  return [row.problem for row in kept], rejected
+
+
+class _Row(NamedTuple):
+  """A row of a file: where it is, its problem, and its statement as it is."""
+
+  where: str
+  problem: Any
+  verbatim: str | None
+
+
+def _verbatim(row: Any) -> str | None:
+  if not isinstance(row, Mapping):
+    return None
+  found = column(row, _PROBLEM_KEYS)
+  return found if isinstance(found, str) else None
+
+
+def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
+  """What a source's rows came to, for a person.
+
+  Args:
+    found: all problems of the source.
+    rejected: all rows that were set aside.
+  """
+  total = len(found) + len(rejected)
+  again = sum(row.reason.endswith(WORD_FOR_WORD) for row in rejected)
+  told = [
+    f"{total:,} rows",
+    f"{total - again:,} distinct prompts",
+    f"{len(found):,} problems",
+  ]
+  kinds = {
+    "repeat another but for white space": " repeats ",
+    "disagree on the answer": " disagree on its answer",
+    "have several answers": " different answers (",
+    "have no answer": ": no answer",
+  }
+  left = list(rejected)
+  for kind, mark in kinds.items():
+    here = [row for row in left if mark in row.reason]
+    left = [row for row in left if mark not in row.reason]
+    if here:
+      told.append(f"{len(here):,} {kind}")
+  if left:
+    told.append(f"{len(left):,} can't be used for other reasons")
+  return ", ".join(told)
 
 
 def to_problem(

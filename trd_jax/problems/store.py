@@ -1,5 +1,6 @@
 """The problems of a run, kept in its run directory, and its benchmarks."""
 
+import collections
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 from trd_jax import problems
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.experiment import Experiment
-from trd_jax.problems import arithmetic, benchmarks
-from trd_jax.records import Problem
+from trd_jax.problems import arithmetic, benchmarks, overlap, rows
+from trd_jax.records import Problem, Rejected
 from trd_jax.run_dir import RunDir
 
 STAGE = "problems"
@@ -26,7 +27,8 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
       experiment's, so that prompts and grader would not fit.
   """
   if run_dir.done(STAGE) is None:
-    found, rejected = problems.load(experiment.data)
+    found, rejected = problems.read(experiment.data)
+    print(f"problems: {rows.count(found, rejected)}", flush=True)
     for problem in found:
       if problem.domain != experiment.domain:
         raise UserError(
@@ -34,6 +36,9 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
           f" problems but domain={experiment.domain}; set"
           f" --config.domain={problem.domain}"
         )
+    found, overlapping = _decontaminated(experiment, found)
+    found = problems.select(found, experiment.data)
+    rejected = [*rejected, *overlapping]
     with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
       for problem in found:
         writer.add(problem)
@@ -53,6 +58,44 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
         flush=True,
       )
   return run_dir.read(STAGE, Problem)
+
+
+def _decontaminated(
+  experiment: Experiment, found: list[Problem]
+) -> tuple[list[Problem], list[Rejected]]:
+  """The problems that no benchmark holds, and the others with the reason."""
+  how = experiment.data.decontaminate
+  if how == "none":
+    return found, []
+  held_out = {
+    name: benchmark(experiment, name).problems
+    for name in experiment.evaluate.benchmarks
+  }
+  overlaps = [
+    one
+    for one in overlap.find(found, held_out)
+    if how == "ngram" or one.kind != "13 words in a row"
+  ]
+  counts = collections.Counter((one.benchmark, one.kind) for one in overlaps)
+  told = ", ".join(
+    f"{count:,} of {name} ({kind})" for (name, kind), count in counts.items()
+  )
+  print(
+    f"problems: {len(overlaps):,} are a benchmark's and taken out"
+    f"{': ' if told else ''}{told}",
+    flush=True,
+  )
+  gone = {one.problem_id for one in overlaps}
+  rejected = [
+    Rejected(
+      one.problem_id,
+      experiment.data.source,
+      STAGE,
+      f"{one.kind} as {one.benchmark}'s {one.other_id}: {one.shared[:120]}",
+    )
+    for one in overlaps
+  ]
+  return [p for p in found if p.problem_id not in gone], rejected
 
 
 # Held-out splits of the laboratory that serve as benchmarks.
@@ -76,6 +119,37 @@ class Questions:
   paths: tuple[Path, ...] = ()
 
 
+def benchmark_size(experiment: Experiment, name: str) -> int:
+  """How many questions of a benchmark are asked, without reading it.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  limit = experiment.evaluate.num_problems
+  if name in _LABORATORY:
+    return limit or _LABORATORY_PROBLEMS
+  rows = benchmarks.BENCHMARKS[_called(experiment, name)].rows
+  return min(rows, limit or rows)
+
+
+def _called(experiment: Experiment, name: str) -> str:
+  """A benchmark's name in `benchmarks.BENCHMARKS`.
+
+  Raises:
+    UserError: there is none.
+  """
+  called = benchmarks.canonical(name)
+  if called not in benchmarks.BENCHMARKS:
+    known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+    raise UserError(
+      f"evaluate.benchmarks: there is no benchmark {name};"
+      f" {did_you_mean(name, known)}"
+    )
+  if called == "livecodebench" and experiment.evaluate.livecodebench == "v6":
+    return "livecodebenchv6"
+  return called
+
+
 def benchmark(experiment: Experiment, name: str) -> Questions:
   """The questions of one benchmark of `evaluate.benchmarks`.
 
@@ -92,15 +166,7 @@ def benchmark(experiment: Experiment, name: str) -> Questions:
     count = section.num_problems or _LABORATORY_PROBLEMS
     made = arithmetic.generate(_LABORATORY[name], count, section.seed)
     return Questions(made, {"rows": count, "files": []})
-  known = (*_LABORATORY, *benchmarks.BENCHMARKS)
-  called = benchmarks.canonical(name)
-  if called not in benchmarks.BENCHMARKS:
-    raise UserError(
-      f"evaluate.benchmarks: there is no benchmark {name};"
-      f" {did_you_mean(name, known)}"
-    )
-  if called == "livecodebench" and section.livecodebench == "v6":
-    called = "livecodebenchv6"
+  called = _called(experiment, name)
   data = dataclasses.replace(
     experiment.data,
     source=called,

@@ -1,0 +1,179 @@
+"""What a pipeline would run and how much it would write, before it does.
+
+Nothing is fetched and no model is loaded: sizes come from the config, from
+models and data that are on this machine, and else from what is known of the
+public ones.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trd_jax import hub, random_model, weights
+from trd_jax.experiment import Experiment
+from trd_jax.model.config import ModelConfig
+from trd_jax.problems import store
+from trd_jax.run_dir import RunDir
+from trd_jax.sections import Model
+
+
+def _qwen3(hidden, inner, layers, heads, tied) -> ModelConfig:
+  return ModelConfig(
+    vocab_size=151_936,
+    hidden_size=hidden,
+    intermediate_size=inner,
+    num_layers=layers,
+    num_heads=heads,
+    num_kv_heads=8,
+    head_dim=128,
+    tie_embeddings=tied,
+  )
+
+
+# Shapes of the checkpoints that the paper trains and asks.
+KNOWN_MODELS = {
+  "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, True),
+  "Qwen/Qwen3-4B-Instruct-2507": _qwen3(2560, 9728, 36, 32, True),
+  "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, False),
+}
+# Rows of the public data sets.
+_KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
+
+# Of a token in a row of parquet, before compression: its id and its text.
+_TOKEN_BYTES = 4 + 4
+_FLOAT32 = 4
+_WIDTHS = {"float32": 4, "bfloat16": 2}
+
+
+def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
+  """A model's shape where it is known without fetching anything."""
+  if model.path in KNOWN_MODELS:
+    return KNOWN_MODELS[model.path]
+  size = model.path.removeprefix("random:")
+  if size in random_model.SIZES:
+    return random_model.SIZES[size]
+  if model.path.startswith("lab:") or Path(model.path).is_dir():
+    return weights.read_config(hub.model_folder(model.path, run_dir))
+  return None
+
+
+def num_problems(experiment: Experiment) -> int | None:
+  """How many problems there are, at most; None where nothing says."""
+  data = experiment.data
+  if data.source == "arithmetic":
+    return data.arithmetic.num_problems
+  known = _KNOWN_ROWS.get(data.source)
+  if data.limit is None:
+    return known
+  return data.limit if known is None else min(data.limit, known)
+
+
+def adapter_parameters(shape: ModelConfig, rank: int) -> int:
+  """Parameters of an adapter on the seven linear layers of every block."""
+  width, inner = shape.hidden_size, shape.intermediate_size
+  queries = shape.num_heads * shape.head_dim
+  keys = shape.num_kv_heads * shape.head_dim
+  ends = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + inner)
+  return shape.num_layers * rank * ends
+
+
+def disk(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, int | None, str]]:
+  """The most bytes that each stage leaves behind, and what of.
+
+  Rows are counted as if every response used its whole budget, before
+  compression. None where the model or the data is not known here.
+  """
+  e = experiment
+  problems = num_problems(e)
+  shape = shape_of(e.student, run_dir)
+
+  def rows(count: int | None, section) -> int | None:
+    tokens = section.max_prompt_tokens + section.max_response_tokens
+    return None if count is None else count * tokens * _TOKEN_BYTES
+
+  samples = None if problems is None else problems * e.rollout.samples
+  yield "rollout", rows(samples, e.rollout), "y_o"
+  if e.refines:
+    yield "refine", rows(samples, e.refine), "y_r"
+  adapter = None if shape is None else adapter_parameters(shape, e.lora.rank)
+  kept = e.train.keep_checkpoints
+  yield (
+    "train",
+    None if adapter is None else 3 * _FLOAT32 * adapter * (kept + 1),
+    f"{kept} checkpoints and one more while it is written: adapter, moments",
+  )
+  merged = None
+  if shape is not None and adapter is not None:
+    merged = _FLOAT32 * adapter
+    if e.engine.weights == "merged":
+      merged += shape.num_parameters() * _WIDTHS[e.student.dtype]
+  yield "merge", merged, "student and adapter"
+  questions = 0
+  for name in e.evaluate.benchmarks:
+    count = store.benchmark_size(e, name)
+    questions = (
+      None if count is None or questions is None else questions + count
+    )
+  graded = None if questions is None else 2 * questions * e.evaluate.k
+  yield "evaluate", rows(graded, e.evaluate), "base and trained"
+
+
+def describe(
+  experiment: Experiment,
+  run_dir: RunDir,
+  commands: Sequence[tuple[str, Sequence[str], bool]],
+) -> str:
+  """Every command, budget and expected size, for a person.
+
+  Args:
+    experiment: what would be run.
+    run_dir: where.
+    commands: of each stage its name, its command and whether it is done.
+  """
+  e = experiment
+  lines = ["would run, in this order:"]
+  for name, command, done in commands:
+    mark = "done before" if done else shlex.join(command)
+    lines += [f"  {name}", f"    {mark}"]
+  lines += ["", "budgets, in tokens:"]
+  sections = [("rollout", e.rollout), ("evaluate", e.evaluate)]
+  if e.refines:
+    sections.insert(1, ("refine", e.refine))
+  for name, section in sections:
+    lines.append(
+      f"  {name:<10}{section.max_prompt_tokens:>8,} prompt"
+      f" {section.max_response_tokens:>8,} response"
+    )
+  lines.append(
+    f"  {'train':<10}{e.train.max_student_tokens:>8,} student"
+    f" {e.train.max_teacher_tokens:>7,} teacher"
+  )
+  problems = num_problems(e)
+  updates = ""
+  if problems is not None:
+    most = -(-problems * e.rollout.samples // e.train.batch_size)
+    most *= e.train.epochs
+    updates = f", at most {min(most, e.train.max_steps or most):,} updates"
+  count = "not known here" if problems is None else f"{problems:,}"
+  lines.append(f"  problems  {count:>8}{updates} of {e.train.batch_size}")
+  lines += ["", "disk, at most (rows before compression):"]
+  total = 0
+  for name, size, what in disk(e, run_dir):
+    shown = "not known here" if size is None else _shown(size)
+    lines.append(f"  {name:<10}{shown:>14}  {what}")
+    total += size or 0
+  lines.append(f"  {'all':<10}{_shown(total):>14}")
+  for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
+    if model in KNOWN_MODELS:
+      size = 2 * KNOWN_MODELS[model].num_parameters()
+      lines.append(f"  and {_shown(size)} to fetch once: {model}")
+  return "\n".join(lines)
+
+
+def _shown(size: int) -> str:
+  """Bytes in the larger unit that they fill."""
+  if size < 2**30:
+    return f"{size / 2**20:.1f} MiB"
+  return f"{size / 2**30:.1f} GiB"
