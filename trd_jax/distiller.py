@@ -110,7 +110,7 @@ class Distiller:
       _abstract_buffer(slot, *shape, groups),
       totals,
     )
-    # Made at the first update: `lower` needs no arrays.
+    # Made by `_make_sums` when they are needed: `lower` needs no arrays.
     self._buffer: Any = None
     self._totals: Any = None
 
@@ -139,6 +139,7 @@ class Distiller:
       wanted[name] = self._learn, arguments
     wanted["update"] = self._update, (state, totals)
     with jax.set_mesh(mesh):
+      self._make_sums()
       return compile_all(wanted)
 
   def init(self, lora: Tree, seed: int) -> TrainState:
@@ -213,8 +214,7 @@ class Distiller:
     teacher_base = self._bases[1]
     number = 0
     with jax.set_mesh(mesh):
-      if self._totals is None:
-        self._buffer, self._totals = _zeros(self._abstract_sums)
+      self._make_sums()
       for batch in batches:
         if batch.buffer is not None:
           self._buffer = sharding.shard_batch(batch.buffer, mesh)
@@ -231,6 +231,10 @@ class Distiller:
           number += 1
       state, self._totals, metrics = self._update(state, self._totals)
     return state, metrics
+
+  def _make_sums(self) -> None:
+    if self._totals is None:
+      self._buffer, self._totals = _zeros(self._abstract_sums)
 
   def _learn_arguments(
     self, sums: tuple, state: TrainState, pack: Any, number: int
