@@ -358,17 +358,29 @@ def test_the_likeliest_tokens_in_bfloat16_are_within_rounding():
   asked = requests(12, prompt=(1, 40), new=(5, 20))
   sampling = dataclasses.replace(GREEDY, top_logprobs=4)
   found = complete(engine(made), asked, sampling)
-  for request, rows_TV in full_logits(made, asked, found):
+  # Two bfloat16 forwards round in other places: each is held against float32
+  # arithmetic on the same weights, and the engine's is to be no worse.
+  exact = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(made))
+  exact = nnx.merge(nnx.graphdef(model(TIED)), exact)
+  errors, forward_errors = [], []
+  for (request, rows_TV), (_, exact_TV) in zip(
+    full_logits(made, asked, found),
+    full_logits(exact, asked, found),
+    strict=True,
+  ):
     ids_TK, logprobs_TK = found[request.key].top
     assert ids_TK[:, 0].tolist() == list(found[request.key].ids)
-    exact_TV = np.asarray(jax.nn.log_softmax(rows_TV))
-    rounding = np.abs(rows_TV).max() * 2**-7
-    np.testing.assert_allclose(
-      logprobs_TK, np.take_along_axis(exact_TV, ids_TK, 1), atol=rounding
+    assert np.all(np.diff(logprobs_TK, axis=1) <= 0)
+    rows_TK, exact_TK = (
+      np.take_along_axis(np.asarray(jax.nn.log_softmax(x)), ids_TK, 1)
+      for x in (rows_TV, exact_TV)
     )
-    np.testing.assert_allclose(
-      logprobs_TK, -np.sort(-exact_TV, axis=1)[:, :4], atol=rounding
-    )
+    errors.append(logprobs_TK - exact_TK)
+    forward_errors.append(rows_TK - exact_TK)
+  error, forward_error = (
+    np.sqrt(np.mean(np.concatenate(x) ** 2)) for x in (errors, forward_errors)
+  )
+  assert error < 1.2 * forward_error
 
 
 def test_no_more_likeliest_tokens_than_the_head_has():

@@ -29,6 +29,8 @@ CONFIG = dataclasses.replace(SMALL, vocab_size=416, tie_embeddings=True)
 def _run(stage, chosen, run_dir, **flags):
   if stage is convert:
     flags = {"source": None, "target": None, "to": None} | flags
+  elif stage is evaluate:
+    flags = {flag.name: flag.key.default for flag in evaluate.FLAGS} | flags
   stage.run(chosen, run_dir, types.SimpleNamespace(**flags))
 
 

@@ -51,6 +51,8 @@ def chosen(**changes):
 
 
 def go(stage, which, run_dir, **flags):
+  if stage is evaluate:
+    flags = {flag.name: flag.key.default for flag in evaluate.FLAGS} | flags
   stage.run(which, run_dir, types.SimpleNamespace(**flags))
 
 

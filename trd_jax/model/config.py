@@ -170,18 +170,17 @@ class ModelConfig:
 
   def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
     """The fields of a `config.json` that transformers and vLLM read."""
-    llama = self.family.model_type == "llama"
-    own = (
-      {"attention_bias": False, "mlp_bias": False}
-      if llama
-      else {
+    bias, window = {"attention_bias": False}, {}
+    if self.family.model_type == "llama":
+      bias["mlp_bias"] = False
+    else:
+      window = {
         "use_sliding_window": False,
         "sliding_window": None,
         "max_window_layers": self.num_layers,
       }
-    )
-    if self.family.qk_norm:
-      own["attention_bias"] = False
+    if self.family.qkv_bias:
+      bias = {}  # Qwen2's is no field
     return {
       "architectures": [self.architecture],
       "model_type": self.family.model_type,
@@ -198,11 +197,13 @@ class ModelConfig:
       "rms_norm_eps": self.norm_eps,
       "tie_word_embeddings": self.tie_embeddings,
       "hidden_act": "silu",
+      **bias,
       "attention_dropout": 0.0,
+      **window,
       "initializer_range": 0.02,
       "use_cache": True,
       "torch_dtype": dtype,
-    } | own
+    }
 
   def num_parameters(self) -> int:
     """Parameters of the base model, a tied head counted once."""
