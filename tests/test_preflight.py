@@ -551,7 +551,9 @@ def test_the_pipeline_looks_at_what_it_can(tmp_path, capsys):
   argv = [f"--workdir={run_dir.root}", ONLY]
   config = tmp_path / "half.json"
   config.write_text(experiment.to_json(chosen()))
-  flags = types.SimpleNamespace(config_argv=[f"--config={config}", *argv])
+  flags = types.SimpleNamespace(
+    dry_run=False, config_argv=[f"--config={config}", *argv]
+  )
   pipeline.run(chosen(preflight_only=True), run_dir, flags)
   assert "evaluate/base, refine checked" in capsys.readouterr().out
   assert report_of(run_dir, "refine").problems == 24
