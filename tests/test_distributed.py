@@ -130,7 +130,9 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
   # The first speaks and writes, once; the other is silent.
   lines = [out.splitlines() for out, _ in told]
   assert sum("updates on 12 trajectories" in line for line in lines[0]) == 1
-  assert [line for line in lines[1] if not line.startswith("[Gloo]")] == []
+  # Gloo prints a line and its end in two writes, which others may come between.
+  said = [line for line in lines[1] if line.strip()]
+  assert [line for line in said if not line.startswith("[Gloo]")] == []
   assert "train" not in told[1][1]
   assert [row["step"] for row in rows(halves)] == list(range(UPDATES))
   assert halves.done("train")["updates"] == UPDATES
