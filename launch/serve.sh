@@ -2,7 +2,8 @@
 # Starts servers of one model for engine.name=server, and ends them.
 #
 # usage: launch/serve.sh MODEL [--servers N] [--port P] [--host H]
-#          [--tensor-parallel N] [--lora RANK] [-- arguments of vllm serve]
+#          [--tensor-parallel N] [--lora RANK] [--dry-run]
+#          [-- arguments of vllm serve]
 #
 #   MODEL                a folder, lab:student, lab:teacher, or a hub id
 #   --servers N          how many; default: one for each N GPUs of
@@ -12,6 +13,7 @@
 #   --tensor-parallel N  GPUs that share each layer; default 1
 #   --lora RANK          take adapters of up to this rank at run time, for
 #                        engine.weights=adapter
+#   --dry-run            print the commands and start nothing
 #
 # Once all are ready it prints the flag that a stage is to be given, and stays
 # until it is interrupted; then it ends the servers that it started. With
@@ -32,7 +34,8 @@ refuse() {
 }
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-model='' servers='' port=8000 host=127.0.0.1 parallel=1 rank='' further=()
+model='' servers='' port=8000 host=127.0.0.1 parallel=1 rank='' dry=''
+further=()
 while (($#)); do
   case $1 in
     --help | -h)
@@ -44,6 +47,7 @@ while (($#)); do
       further=("$@")
       break
       ;;
+    --dry-run) dry=yes ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
     --servers | --port | --host | --tensor-parallel | --lora)
       [[ -n ${2:-} && ${2:-} != --* ]] || refuse "$1 wants a value"
@@ -70,6 +74,8 @@ for number in "${servers:-1}" "$port" "$parallel" "${rank:-1}"; do
   [[ $number =~ ^[1-9][0-9]{0,4}$ ]] ||
     refuse "\"$number\" is no number for an option; see --help"
 done
+# What is only shown needs no vllm.
+[[ -z $dry || -x $python ]] || python=$(command -v python3)
 [[ -x $python ]] || refuse "$python is no Python interpreter; make an" \
   "environment with vllm, or name one's interpreter in TRD_VLLM_PYTHON"
 
@@ -121,7 +127,7 @@ case $host in
   *) near=$host shown=$host ;;
 esac
 
-for ((i = 0; i < servers; i++)); do
+for ((i = 0; i < servers && ! ${#dry}; i++)); do
   "$python" - "$host" $((port + i)) <<'END' || refuse "$host:$((port + i)) is" \
     "taken or no address of this machine; choose another --port or --host"
 import socket
@@ -235,6 +241,12 @@ for ((i = 0; i < servers; i++)); do
   elif [[ -z ${VLLM_CPU_OMP_THREADS_BIND:-} ]]; then
     environment+=("VLLM_CPU_OMP_THREADS_BIND=${cores[i]}")
   fi
+  if [[ $dry ]]; then
+    printf '%q ' env "${environment[@]}" vllm serve "$model" \
+      --port $((port + i)) "${arguments[@]}" "${further[@]}"
+    printf '\n'
+    continue
+  fi
   setsid env "${environment[@]}" "$python" -c "$vllm" serve "$model" \
     --port $((port + i)) "${arguments[@]}" "${further[@]}" >&2 </dev/null &
   pids+=($!)
@@ -251,6 +263,7 @@ END
 }
 
 urls='' start=$SECONDS
+if [[ $dry ]]; then exit 0; fi
 for ((i = 0; i < servers; i++)); do
   until healthy $((port + i)); do
     for ((k = 0; k < servers; k++)); do

@@ -192,3 +192,22 @@ def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
     assert process.returncode == code
     assert processes.still_there(below, 30) == []
     assert run_dir.done("train") is None
+
+
+def test_servers_are_shown_and_not_started():
+  told = launch(
+    *(LAUNCH / "serve.sh", "lab:student", "--servers=2", "--port=8100"),
+    *("--lora=16", "--dry-run", "--", "--dtype", "float32"),
+    PYTHONPATH=str(LAUNCH.parent),
+    TRD_VLLM_PYTHON=sys.executable,
+  )
+  assert told.returncode == 0, told.stderr
+  lines = [shlex.split(line) for line in told.stdout.splitlines()]
+  assert len(lines) == 2
+  for number, line in enumerate(lines):
+    serve = line[line.index("vllm") :]
+    assert serve[:2] == ["vllm", "serve"]
+    assert serve[2].endswith("lab/student")
+    assert serve[serve.index("--port") + 1] == str(8100 + number)
+    assert serve[serve.index("--max-lora-rank") + 1] == "16"
+    assert serve[-2:] == ["--dtype", "float32"]
