@@ -75,7 +75,7 @@ for number in "${servers:-1}" "$port" "$parallel" "${rank:-1}"; do
     refuse "\"$number\" is no number for an option; see --help"
 done
 # What is only shown needs no vllm.
-[[ -z $dry || -x $python ]] || python=$(command -v python3)
+[[ -z $dry || -x $python ]] || python=$root/.venv/bin/python
 [[ -x $python ]] || refuse "$python is no Python interpreter; make an" \
   "environment with vllm, or name one's interpreter in TRD_VLLM_PYTHON"
 
