@@ -275,10 +275,12 @@ def devices_of(target: str) -> list[Any]:
       platform="cuda", topology=f"1x1x{DEVICES}", target_config=_H100
     )
   except (NotImplementedError, RuntimeError) as error:
-    sys.exit(
+    told = (
       "fit.py: --target=h100 needs XLA's GPU compiler; install"
       f" 'jax[cuda12]' beside JAX, or leave the flag out ({error})"
     )
+    print(" ".join(told.split()), file=sys.stderr)
+    sys.exit(2)  # 1 says that something doesn't fit
   return list(topology.devices)
 
 

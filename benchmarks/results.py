@@ -96,11 +96,24 @@ def _command() -> str:
     elif word == "--json":
       skip = True
     else:
-      words.append(word)
-  script = Path(sys.argv[0]).resolve()
-  if script.is_relative_to(ROOT):
-    script = script.relative_to(ROOT)
-  return shlex.join(["python", str(script), *words])
+      words.append(_portable(word))
+  return shlex.join(
+    ["python", _portable(str(Path(sys.argv[0]).resolve())), *words]
+  )
+
+
+def _portable(word: str) -> str:
+  """A word of a command without the folders of the machine it ran on.
+
+  Paths inside the repository are relative to it; of others the name is left.
+  """
+  flag, equals, value = word.rpartition("=")
+  path = Path(value)
+  if path.is_relative_to(ROOT):
+    value = str(path.relative_to(ROOT))
+  elif path.is_absolute():
+    value = path.name
+  return f"{flag}{equals}{value}"
 
 
 def _commit() -> str:

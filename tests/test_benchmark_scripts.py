@@ -72,6 +72,27 @@ def test_a_variant_that_dies_is_named_and_the_others_go_on(tmp_path, capfd):
   assert "out of memory" in capfd.readouterr().err
 
 
+def test_a_command_names_no_folder_of_the_machine(tmp_path, monkeypatch):
+  inside = results.ROOT / ".venv-tunix" / "bin" / "python"
+  monkeypatch.setattr(
+    sys,
+    "argv",
+    [
+      str(results.ROOT / "benchmarks" / "step.py"),
+      f"--tunix-python={inside}",
+      str(inside),
+      f"--task={tmp_path / 'x'}",
+      "--repeats=3",
+      f"--json={tmp_path / 'out.json'}",
+    ],
+  )
+  made = results.Document("part", None, quick=False)
+  assert made.fields["command"] == (
+    "python benchmarks/step.py --tunix-python=.venv-tunix/bin/python"
+    " .venv-tunix/bin/python --task=x --repeats=3"
+  )
+
+
 def test_a_document_is_whole_after_every_group(tmp_path):
   path = tmp_path / "made" / "part.json"
   document = results.Document("part", path, quick=False)
