@@ -4,8 +4,9 @@
 
 The update of training (teacher's forward, student's forward and backward, loss,
 AdamW) on a random Qwen3 and trajectories with the paper's mix of lengths,
-divided by a scale (`training.py`). Tokens are those of both sides without
-padding.
+divided by a scale (`training.py`), as many as the paper's update has: the
+fewer, the shorter their longest, to which rows are padded. Tokens are those of
+both sides without padding.
 
 Variants, the same trajectories and weights, which take turns (`turns.py`):
   packed          as `trd_jax.train` packs them
@@ -195,9 +196,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--samples", type=int, default=32)
+  parser.add_argument("--samples", type=int, default=128)
   parser.add_argument("--scale", type=int, default=16)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--quick", action="store_true", help="a smoke test")
   parser.add_argument("--json", type=Path, help="write the results here")
   parser.add_argument("--work", help=argparse.SUPPRESS)
