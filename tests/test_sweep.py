@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import processes
 import pytest
 
 from trd_jax import config_file, experiment, sweep, sweep_points
@@ -165,6 +167,22 @@ def test_a_stage_is_adopted_whole_or_not_at_all(tmp_path):
   assert begun.done("rollout") is None
 
 
+def test_points_share_one_cache_of_the_teacher(base, tmp_path):
+  points = [
+    point("a", {"train.teacher": "hidden_cache"}),
+    point("b", {"train.teacher": "hidden_cache", "train.epochs": 2}),
+    point("own", {"train.teacher": "hidden_cache", "train.cache_dir": "mine"}),
+    point("none"),
+  ]
+  root = RunDir(tmp_path)
+  flags = [
+    [word for word in sweep._command(one, root, []) if "cache_dir" in word]
+    for one in sweep.plan(base, points, "s.py")
+  ]
+  shared = [f"--config.train.cache_dir={root.teacher_cache}"]
+  assert flags == [shared, shared, ["--config.train.cache_dir=mine"], []]
+
+
 # --- for real ----------------------------------------------------------------
 
 
@@ -209,3 +227,22 @@ def test_a_dry_run_and_mistakes_start_nothing(tmp_path):
   assert len(wrong.stderr.strip().splitlines()) == 1
   none = _run(tmp_path / "none", points="none.py")
   assert none.returncode == 2
+
+
+def test_what_a_killed_sweep_has_started_ends(tmp_path):
+  with subprocess.Popen(
+    [
+      *(sys.executable, "-m", "trd_jax.sweep", "--config=configs/demo.py"),
+      *("--sweep=configs/sweeps/demo.py", f"--workdir={tmp_path / 'sweep'}"),
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  ) as started:
+    deadline = time.monotonic() + 60
+    # The pipeline of a point, and a stage of that.
+    while len(below := processes.below(started.pid)) < 2:
+      assert time.monotonic() < deadline
+      time.sleep(0.1)
+    started.kill()
+  assert processes.still_there(below, 30) == []

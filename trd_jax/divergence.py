@@ -21,10 +21,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from trd_jax import row_divergence
-from trd_jax.row_statistics import Part, logits, pull_back, read_rows
+from trd_jax.row_statistics import (
+  Part,
+  in_chunks,
+  logits,
+  pull_back,
+  read_rows,
+)
 
 KINDS = (
   "forward_kl",
@@ -266,22 +271,14 @@ def _over_chunks(
   onset_ids_E,
 ):
   """Runs `_chunk` over equal chunks: (TokenStats, slope_RD or None)."""
-  rows, (vocab, width) = labels_R.shape[0], student_head_VD.shape
+  vocab, width = student_head_VD.shape
   part = Part(vocab, vocab_axis)
-  chunk_tokens = spec.chunk_tokens or automatic_chunk(
+  most = spec.chunk_tokens or automatic_chunk(
     width, vocab, student_head_VD.dtype, jax.default_backend()
   )
-  chunks = max(1, -(-rows // chunk_tokens))
-  # Equal heights: 513 rows are two chunks of 257, not 512 and 511 of padding.
-  height = max(1, -(-rows // chunks))
 
-  def split(x):
-    pad = [(0, chunks * height - rows)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad).reshape(chunks, height, *x.shape[1:])
-
-  def body(carry, chunk):
-    student_hidden_CD, teacher_hidden_CD, labels_C = chunk
-    return carry, _chunk(
+  def body(student_hidden_CD, teacher_hidden_CD, labels_C):
+    return _chunk(
       spec,
       part,
       want_slope,
@@ -293,11 +290,7 @@ def _over_chunks(
       onset_ids_E,
     )
 
-  per_row = (student_hidden_RD, teacher_hidden_RD, labels_R)
-  _, out = lax.scan(body, None, jax.tree.map(split, per_row))
-  return jax.tree.map(
-    lambda x: x.reshape(chunks * height, *x.shape[2:])[:rows], out
-  )
+  return in_chunks(body, (student_hidden_RD, teacher_hidden_RD, labels_R), most)
 
 
 def _chunk(

@@ -7,9 +7,10 @@ stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
@@ -40,6 +41,17 @@ def end_with_pipeline() -> None:
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
+
+
+def run(command: Sequence[str]) -> int:
+  """Runs a stage or a pipeline that ends with this process; its exit code.
+
+  Returns:
+    As a shell gives it: 128 and the signal's number after a signal.
+  """
+  environment = os.environ | {VARIABLE: str(os.getpid())}
+  code = subprocess.run(command, check=False, env=environment).returncode
+  return code if code >= 0 else 128 - code
 
 
 def _by_descriptor(pid: int) -> None:

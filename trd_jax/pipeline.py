@@ -10,9 +10,7 @@ earlier one was stopped. What comes out stands in `summary.json`. With
 as these can be made, and nothing else is done.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -78,7 +76,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         " it says above and give the same command again",
         file=sys.stderr,
       )
-      sys.exit(code if code > 0 else 128 - code)
+      sys.exit(code)
 
   summary = summarise(experiment, run_dir)
   from trd_jax.run_dir import write_json_atomic
@@ -119,11 +117,10 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
       *rounds.overrides(experiment, before),
       f"--workdir={here.root}",
     ]
-    environment = os.environ | {parent.VARIABLE: str(os.getpid())}
     with timed(run_dir.timings, f"round {number}"):
-      code = subprocess.run(command, check=False, env=environment).returncode
+      code = parent.run(command)
     if code:
-      sys.exit(code if code > 0 else 128 - code)
+      sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
   write_json_atomic(
     run_dir.rounds,
@@ -160,9 +157,7 @@ def _command(
 
 def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
   """Runs one stage to its end; its exit code."""
-  command = _command(module, own, experiment, flags)
-  environment = os.environ | {parent.VARIABLE: str(os.getpid())}
-  return subprocess.run(command, check=False, env=environment).returncode
+  return parent.run(_command(module, own, experiment, flags))
 
 
 def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
@@ -192,8 +187,7 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
       " what it says above and give the same command again",
       file=sys.stderr,
     )
-    code = next(iter(failed.values()))
-    sys.exit(code if code > 0 else 128 - code)
+    sys.exit(next(iter(failed.values())))
   print(
     f"preflight only: {', '.join(checked) or 'nothing was left to be'} checked"
     + (f", not yet {', '.join(waiting)}" if waiting else "")

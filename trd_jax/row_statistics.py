@@ -1,7 +1,7 @@
 """Exact statistics of very wide rows: normalisers, masses, top entries.
 
-Shape suffixes: C rows, V the ids of the vocabulary that are here, K top
-entries, P parts of a split vocabulary, D model width.
+Shape suffixes: R all rows, C those of a chunk, V the ids of the vocabulary that
+are here, K top entries, P parts of a split vocabulary, D model width.
 
 Everything here reads rows of logits that are float32 and as wide as the
 vocabulary, so each function is written to read them once, and to be right at
@@ -12,7 +12,7 @@ part of the rows, and `Part` puts the findings together.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,39 @@ def _lanes(width):
   """
   lanes = math.gcd(width, _LANES)
   return lanes if width <= _TERMS * lanes else _LANES
+
+
+def in_chunks(body: Callable[..., Any], per_row: Any, most: int) -> Any:
+  """What `body` makes of all rows, a chunk of at most so many at a time.
+
+  Chunks are of equal height: 513 rows at 512 are two chunks of 257, not 512
+  and 511 of padding.
+
+  Args:
+    body: takes the parts `[C, ...]` of `per_row` one by one, and gives a tree
+      of arrays `[C, ...]`.
+    per_row: a sequence of trees of arrays `[R, ...]`.
+    most: rows of a chunk (C), at least 1.
+
+  Returns:
+    The trees of all chunks one behind the other, `[R, ...]`.
+  """
+  rows = jax.tree.leaves(per_row)[0].shape[0]
+  chunks = max(1, -(-rows // most))
+  height = max(1, -(-rows // chunks))
+
+  def split(x):
+    pad = [(0, chunks * height - rows)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad).reshape(chunks, height, *x.shape[1:])
+
+  _, out = lax.scan(
+    lambda carry, chunk: (carry, body(*chunk)),
+    None,
+    jax.tree.map(split, tuple(per_row)),
+  )
+  return jax.tree.map(
+    lambda x: x.reshape(chunks * height, *x.shape[2:])[:rows], out
+  )
 
 
 def logits(hidden_CD: jax.Array, head_VD: jax.Array) -> jax.Array:

@@ -11,13 +11,12 @@ where an earlier one was stopped.
 
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trd_jax import cli, experiment, sweep_points
+from trd_jax import cli, experiment, parent, sweep_points
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
@@ -90,15 +89,14 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     _claim(where, one)
     for stage, donor in one.donors.items():
       _take_over(where, _folder(run_dir, plans[donor].point), stage)
-    command = _command(one, run_dir, flags.config_argv)
-    code = subprocess.run(command, check=False).returncode
+    code = parent.run(_command(one, run_dir, flags.config_argv))
     if code:
       print(
         f"trd-jax sweep: point {one.point.name} ended with exit code {code};"
         " mend what it says above and give the same command again",
         file=sys.stderr,
       )
-      sys.exit(code if code > 0 else 128 - code)
+      sys.exit(code)
   rows = collect(plans, run_dir)
   from trd_jax.run_dir import write_json_atomic
 

@@ -37,7 +37,13 @@ from jax import lax
 
 from trd_jax.divergence import Divergence, TokenStats, automatic_chunk
 from trd_jax.objective import Objective, Sums, token_loss
-from trd_jax.row_statistics import logits, pull_back, reduce_rows, top_k
+from trd_jax.row_statistics import (
+  in_chunks,
+  logits,
+  pull_back,
+  reduce_rows,
+  top_k,
+)
 
 _TOP_MASS = 16
 
@@ -174,25 +180,14 @@ def _over_chunks(
   spec, want_slope, hidden_RD, head_VD, recorded, labels_R, onset_ids_E
 ) -> tuple[TailStats, Any]:
   """Runs `_chunk` over chunks of equal height."""
-  rows = labels_R.shape[0]
   most = spec.chunk_tokens or automatic_chunk(
     hidden_RD.shape[1], head_VD.shape[0], head_VD.dtype, jax.default_backend()
   )
-  chunks = max(1, -(-rows // most))
-  height = max(1, -(-rows // chunks))
 
-  def split(x):
-    pad = [(0, chunks * height - rows)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad).reshape(chunks, height, *x.shape[1:])
+  def body(*chunk):
+    return _chunk(spec, want_slope, head_VD, onset_ids_E, *chunk)
 
-  def body(carry, chunk):
-    return carry, _chunk(spec, want_slope, head_VD, onset_ids_E, *chunk)
-
-  per_row = jax.tree.map(split, (hidden_RD, recorded, labels_R))
-  _, out = lax.scan(body, None, per_row)
-  return jax.tree.map(
-    lambda x: x.reshape(chunks * height, *x.shape[2:])[:rows], out
-  )
+  return in_chunks(body, (hidden_RD, recorded, labels_R), most)
 
 
 def _chunk(spec, want_slope, head_VD, onset_ids_E, hidden_CD, known, labels_C):

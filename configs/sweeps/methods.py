@@ -6,15 +6,8 @@
 The four baselines train on the same y_o, and trd refines them.
 """
 
+from trd_jax.recipe import METHODS
 from trd_jax.sweep_points import product
-
-METHODS = (
-  "trd",
-  "forward_kl",
-  "forward_kl_clip",
-  "reverse_kl",
-  "reverse_kl_topk",
-)
 
 
 def get_sweep():
