@@ -35,22 +35,27 @@ class Cost(NamedTuple):
   argument_bytes: int
 
 
-def cost(program) -> Cost:
-  """Of a `jax.stages.Compiled`."""
+def cost(program, turns: float | None = None) -> Cost:
+  """Of a `jax.stages.Compiled`; see `product_flops`."""
   memory = program.memory_analysis()
   return Cost(
-    product_flops(program.as_text()),
+    product_flops(program.as_text(), turns),
     memory.temp_size_in_bytes,
     memory.argument_size_in_bytes,
   )
 
 
-def product_flops(hlo: str) -> float:
+def product_flops(hlo: str, turns: float | None = None) -> float:
   """FLOPs of all matrix products of an HLO module's text.
 
+  Args:
+    hlo: the text.
+    turns: how often loops turn, in the mean, of which the compiler doesn't
+      know it, since the data decides; None if there are to be none.
+
   Raises:
-    ValueError: a loop whose number of turns the compiler doesn't know, or a
-      product that is hidden in a call of a library.
+    ValueError: a loop whose number of turns nobody knows, or a product that is
+      hidden in a call of a library.
   """
   entry, bodies = _computations(hlo)
   done: dict[str, float] = {}
@@ -58,7 +63,7 @@ def product_flops(hlo: str) -> float:
   def total(name: str) -> float:
     if name not in done:
       done[name] = sum(
-        _flops(line, bodies[name], total) for line in lines(name)
+        _flops(line, bodies[name], total, turns) for line in lines(name)
       )
     return done[name]
 
@@ -88,7 +93,7 @@ def _dims(text: str) -> list[int]:
   return [int(size) for size in found[1].split(",") if size]
 
 
-def _flops(line: str, body: dict[str, str], total) -> float:
+def _flops(line: str, body: dict[str, str], total, turns) -> float:
   if " custom-call(" in line and "matmul" in line:
     raise ValueError(f"a product that can't be read: {line[:160]}")
   if found := re.search(r"\bdot\(([^)]*)\)", line):
@@ -104,7 +109,7 @@ def _flops(line: str, body: dict[str, str], total) -> float:
   inside = sum(total(name) for name in called)
   if inside and " while(" in line:
     trips = _TRIPS.search(line)
-    if trips is None:
+    if trips is None and turns is None:
       raise ValueError(f"a loop of unknown length: {line[:160]}")
-    inside *= int(trips[1])
+    inside *= int(trips[1]) if trips else turns
   return inside

@@ -104,6 +104,7 @@ def step_cost(axis: str, devices: int, sizes: dict, rows: int, length: int):
   from flax import nnx
 
   from trd_jax import distill_step, objective, packing, sharding
+  from trd_jax.model import blockwise
   from trd_jax.model.config import ModelConfig
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model.qwen3 import Qwen3
@@ -153,9 +154,12 @@ def step_cost(axis: str, devices: int, sizes: dict, rows: int, length: int):
 
   teacher = packing.TeacherPack(ids, of((per, length)))
   pack = packing.StudentPack(ids, response)
+  # Attention walks as far as the rows' segments say. Here a row is one, so the
+  # i-th of its blocks of queries sees i + 1 of keys.
+  turns = (-(-length // blockwise.BLOCK) + 1) / 2
   with jax.set_mesh(mesh):
     return tuple(
-      compiled.cost(program.compile())
+      compiled.cost(program.compile(), turns)
       for program in (
         jax.jit(teach, donate_argnums=0).lower(buffer, base, teacher),
         jax.jit(learn).lower(adapter, base, buffer, pack, key),
@@ -238,8 +242,9 @@ def _text(group: str, settings: dict) -> str:
     return f"{shape}, {settings['tokens']:,} tokens, one device."
   return (
     f"{shape}, {model['num_layers']} layers, rematerialised; {settings['rows']}"
-    f" rows of {settings['length']:,} tokens, half of them response, split over"
-    " the devices. `data` replicates the weights, `fsdp` splits them too. The"
+    f" rows of {settings['length']:,} tokens, one segment each, half of them"
+    " response, split over the devices. `data` replicates the weights, `fsdp`"
+    " splits them too. The"
     " loss's batch has as many response tokens as those rows have tokens."
   )
 

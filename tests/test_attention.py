@@ -132,7 +132,7 @@ def test_padding_sees_nothing_is_seen_by_nothing_and_gives_zero():
 @pytest.fixture
 def small_blocks(monkeypatch):
   """Blocks of 16, so that short rows have many."""
-  monkeypatch.setattr(blockwise, "_BLOCK", 16)
+  monkeypatch.setattr(blockwise, "BLOCK", 16)
 
 
 def test_no_query_sees_a_key_to_its_right_in_a_packed_row(small_blocks):
@@ -153,11 +153,11 @@ def test_no_query_sees_a_key_to_its_right_in_a_packed_row(small_blocks):
 
 def in_blocks_of_8(*args):
   """As `run`."""
-  block, blockwise._BLOCK = blockwise._BLOCK, 8
+  block, blockwise.BLOCK = blockwise.BLOCK, 8
   try:
     return run(*args, compiled=_both_in_blocks_of_8)
   finally:
-    blockwise._BLOCK = block
+    blockwise.BLOCK = block
 
 
 @hypothesis.settings(max_examples=60, deadline=None)

@@ -344,3 +344,4 @@ def test_a_loop_of_unknown_length_is_refused():
   program = jax.jit(endless).lower(jnp.ones((4, 4))).compile()
   with pytest.raises(ValueError, match="unknown length"):
     compiled.cost(program)
+  assert compiled.cost(program, 2.5).flops == 2.5 * 2 * 4**3

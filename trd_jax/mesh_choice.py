@@ -25,6 +25,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from trd_jax import devices, divergence, sharding
 from trd_jax.errors import UserError
 from trd_jax.layout import Layout, Rung
+from trd_jax.model.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
@@ -33,8 +34,6 @@ GIB = 2**30
 # Share of a device's memory that is planned with: what follows is an estimate,
 # and allocators lose some to gaps.
 _SHARE = 0.9
-# Queries, and keys, whose scores are in memory at once (see `model.blockwise`).
-_BLOCK = 512
 # The adapter in float32: itself, the sums of its gradient, one pack's
 # gradient, and AdamW's two moments.
 _ADAPTER_COPIES = 5
@@ -352,7 +351,7 @@ def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
 def _scores(side: Side, rung: Rung, tensor: int) -> int:
   """One block of scores, in float32."""
   heads = -(-side.config.num_heads // tensor)
-  return 4 * rung.rows * heads * min(rung.length, _BLOCK) ** 2
+  return 4 * rung.rows * heads * min(rung.length, BLOCK) ** 2
 
 
 def _forward(side: Side, rung: Rung, tensor: int) -> int:
@@ -383,7 +382,7 @@ def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
   bytes_ = tokens * (layers * kept + 2 * block) * side.itemsize
   # Scores, their softmax, and its gradient.
   scores = 3 * _scores(side, rung, tensor)
-  if sizes.remat == "none" and rung.length <= _BLOCK:
+  if sizes.remat == "none" and rung.length <= BLOCK:
     scores *= layers
   return bytes_ + scores
 

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 # The most queries and keys of a block: its float32 scores, B x N of these,
 # are all that is in memory of T x S. Few enough for a processor's cache, as
 # many as keep its matrix units busy.
-_BLOCK = 512
+BLOCK = 512
 # What the `attention` remat policy keeps: the output and its log-sum-exp.
 SAVED = "attention"
 _LARGEST = np.iinfo(np.int32).max
@@ -94,9 +94,9 @@ class _Cut(NamedTuple):
 
 def _blocks(length: int) -> tuple[int, int]:
   """How many blocks, and how long: alike, so that little is padding."""
-  count = -(-length // _BLOCK)
+  count = -(-length // BLOCK)
   size = -(-length // count)
-  return count, min(_BLOCK, -(-size // 8) * 8)
+  return count, min(BLOCK, -(-size // 8) * 8)
 
 
 def _split(x: jax.Array) -> jax.Array:
