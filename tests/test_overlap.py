@@ -100,7 +100,10 @@ def _store(tmp_path, capsys, **values):
 
 def test_deepscaler_is_counted_and_rid_of_what_math500_holds(tmp_path, capsys):
   found, rejected, told = _store(
-    tmp_path, capsys, **{"data.decontaminate": "exact"}
+    tmp_path,
+    capsys,
+    # However few questions the run is going to ask.
+    **{"data.decontaminate": "exact", "evaluate.num_problems": 4},
   )
   assert "40,308 rows, 39,380 distinct prompts, 38,922 problems" in told
   assert "4 of math500 (same text)" in told

@@ -67,9 +67,11 @@ def _decontaminated(
   how = experiment.data.decontaminate
   if how == "none":
     return found, []
+  # All questions of them, however few this run asks.
+  section = dataclasses.replace(experiment.evaluate, num_problems=None)
+  whole = dataclasses.replace(experiment, evaluate=section)
   held_out = {
-    name: benchmark(experiment, name).problems
-    for name in experiment.evaluate.benchmarks
+    name: benchmark(whole, name).problems for name in section.benchmarks
   }
   overlaps = [
     one
