@@ -155,7 +155,7 @@ def test_planned_adapters_are_as_large_as_real_ones():
       lambda c=shape: Qwen3(c, lora=LoraConfig(rank=64), rngs=nnx.Rngs(0))
     )
     leaves = jax.tree.leaves(nnx.state(made, nnx.LoRAParam))
-    assert dry_run.adapter_parameters(shape, 64) == sum(x.size for x in leaves)
+    assert shape.adapter_parameters(64) == sum(x.size for x in leaves)
 
 
 def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):

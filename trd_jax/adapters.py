@@ -130,8 +130,8 @@ def load_peft(
   if more := sorted(set(files) - known):
     raise UserError(
       f"{files.file(more[0])}: tensor {more[0]} {files.shape(more[0])} is not"
-      f" part of an adapter on a Qwen3 of {config.num_layers} layers; use the"
-      " model that it was trained on"
+      f" part of an adapter on {config.num_layers} layers of"
+      f" {config.architecture}; use the model that it was trained on"
     )
   return lora, unflatten_dict(tree)
 

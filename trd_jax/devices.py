@@ -1,7 +1,7 @@
 """The sections of an experiment about devices and processes.
 
-They say how a training is carried out and change nothing in what it computes:
-their keys may differ between the runs that share a workdir.
+They say how a training is carried out, not what it computes: their keys may
+differ between the runs that share a workdir (see `experiment.RUNTIME_KEYS`).
 """
 
 import dataclasses

@@ -171,8 +171,12 @@ class Distiller:
       place(rng, self._everywhere),
     )
 
-  def abstract_sums(self) -> tuple[jax.ShapeDtypeStruct, Totals]:
-    """The teacher buffer and the totals that an update keeps on the mesh."""
+  def abstract_sums(self) -> tuple[Tree, Totals]:
+    """The teacher buffer and the totals that an update keeps on the mesh.
+
+    The buffer is a tree of what a slot has: a hidden state, or recorded
+    tokens.
+    """
     return self._abstract_sums
 
   def lower(

@@ -39,7 +39,7 @@ KINDS = (
   "sampled_reverse_kl",
 )
 
-_TOP_MASS = 16
+TOP_MASS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,12 @@ class Divergence:
     chunk_tokens = 1 if self.chunk_tokens is None else self.chunk_tokens
     if self.top_k < 1 or chunk_tokens < 1:
       raise ValueError("top_k and chunk_tokens must be at least 1")
+
+  def chunk(self, width: int, vocab: int, dtype: jnp.dtype) -> int:
+    """The most rows at one time; see `automatic_chunk` for the arguments."""
+    return self.chunk_tokens or automatic_chunk(
+      width, vocab, dtype, jax.default_backend()
+    )
 
 
 def automatic_chunk(
@@ -251,9 +257,13 @@ def _token_stats_fwd(spec, vocab_axis, *inputs):
 
 def _token_stats_bwd(spec, vocab_axis, slope_RD, cotangent):
   del spec, vocab_axis
-  ct_R = cotangent.divergence
+  return scaled(cotangent.divergence, slope_RD), None, None, None, None, None
+
+
+def scaled(ct_R: jax.Array, slope_RD: jax.Array) -> jax.Array:
+  """The kept slope times a cotangent, in float32, rounded to its dtype."""
   grad_RD = ct_R[:, None] * slope_RD.astype(jnp.float32)
-  return grad_RD.astype(slope_RD.dtype), None, None, None, None, None
+  return grad_RD.astype(slope_RD.dtype)
 
 
 _token_stats.defvjp(_token_stats_fwd, _token_stats_bwd)
@@ -273,9 +283,7 @@ def _over_chunks(
   """Runs `_chunk` over equal chunks: (TokenStats, slope_RD or None)."""
   vocab, width = student_head_VD.shape
   part = Part(vocab, vocab_axis)
-  most = spec.chunk_tokens or automatic_chunk(
-    width, vocab, student_head_VD.dtype, jax.default_backend()
-  )
+  most = spec.chunk(width, vocab, student_head_VD.dtype)
 
   def body(student_hidden_CD, teacher_hidden_CD, labels_C):
     return _chunk(
@@ -351,7 +359,7 @@ def _chunk(
     student_entropy=q.entropy_C if q else None,
     student_onset_mass=q.mass_on(onset_ids_E) if q else None,
     teacher_onset_mass=p.mass_on(onset_ids_E),
-    student_top16_mass=q.top_mass(_TOP_MASS) if q and more else None,
-    teacher_top16_mass=p.top_mass(_TOP_MASS) if more else None,
+    student_top16_mass=q.top_mass(TOP_MASS) if q and more else None,
+    teacher_top16_mass=p.top_mass(TOP_MASS) if more else None,
   )
   return stats, slope_CD

@@ -68,15 +68,6 @@ def num_problems(experiment: Experiment) -> int | None:
   return data.limit if known is None else min(data.limit, known)
 
 
-def adapter_parameters(shape: ModelConfig, rank: int) -> int:
-  """Parameters of an adapter on the seven linear layers of every block."""
-  width, inner = shape.hidden_size, shape.intermediate_size
-  queries = shape.num_heads * shape.head_dim
-  keys = shape.num_kv_heads * shape.head_dim
-  ends = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + inner)
-  return shape.num_layers * rank * ends
-
-
 def disk(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
@@ -97,7 +88,7 @@ def disk(
   yield "rollout", rows(samples, e.rollout), "y_o"
   if e.refines:
     yield "refine", rows(samples, e.refine), "y_r"
-  adapter = None if shape is None else adapter_parameters(shape, e.lora.rank)
+  adapter = None if shape is None else shape.adapter_parameters(e.lora.rank)
   kept = e.train.keep_checkpoints
   yield (
     "train",

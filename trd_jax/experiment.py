@@ -51,7 +51,8 @@ REGIMES = ("opd", "opsd")
 _CLIP = {"opd": 0.1, "opsd": 0.06}
 
 # Keys that say how a run is carried out, not what it computes: they may
-# differ between the runs that share a workdir.
+# differ between the runs that share a workdir. (Rounding follows the devices
+# and the packs, and so do the masks of the adapters' dropout.)
 RUNTIME_KEYS = (
   "engine.",
   "metrics.",

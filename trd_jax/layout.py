@@ -190,4 +190,5 @@ def _buckets(
   return tuple(
     Rung(size, max(1, min(tokens // size, math.ceil(share * batch))), size)
     for size, share in zip(sizes, shares, strict=True)
+    if share  # or a program would be compiled for no sample
   )

@@ -45,9 +45,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. The student's weights, and the adapter as it is after training.
   student = generation.speaker(experiment.student, run_dir)
-  # Split over all devices unless the config says otherwise: it is no work to
+  # Split over this process's devices, however many trained: it is no work to
   # speak of, and the sum in float32 takes more memory than training does.
-  mesh = sharding.make_mesh(*(experiment.mesh.sizes or (1, -1, 1)))
+  mesh = sharding.make_mesh(1, -1, 1)
   lora = LoraConfig(**vars(experiment.lora))
   model = weights.load(
     student.folder, dtype=student.dtype, mesh=mesh, lora=lora

@@ -79,6 +79,10 @@ class Sizes:
     plan: the run's shapes for a number of groups.
     chunk_tokens: response tokens whose logits exist at once; None: automatic.
     remat: what the student's backward pass keeps.
+    source: `train.teacher`. With `hidden_cache` the teacher fills the cache
+      before the student is there, and training holds its head alone; with
+      `topk_from_rollout` it is never loaded.
+    recorded: tokens a position that are recorded, with `topk_from_rollout`.
   """
 
   student: Side
@@ -87,6 +91,14 @@ class Sizes:
   plan: Callable[[int], Layout]
   chunk_tokens: int | None
   remat: str
+  source: str = "recompute"
+  recorded: int = 0
+
+  def vocab(self, tensor: int) -> int:
+    """Rows of a head that a device scores with, of `tensor` that share it."""
+    rows = self.student.config.vocab_size
+    split = self.source != "topk_from_rollout" and rows % tensor == 0
+    return rows // tensor if split else rows
 
 
 Shape = tuple[int, int, int]
@@ -244,24 +256,42 @@ def estimate(
   if sizes.teacher:
     parts["teacher"] = bases[1]
   parts["adapter"] = _ADAPTER_COPIES * adapter
-  parts["buffer"] = (
-    layout.buffer_slots * teacher.config.hidden_size * teacher.itemsize
-  )
+  slot = teacher.config.hidden_size * teacher.itemsize
+  if sizes.source == "topk_from_rollout":
+    slot = sizes.recorded * (4 + 4) + 4
+  parts["buffer"] = layout.buffer_slots * slot
+  if sizes.source != "recompute":
+    # The next one comes from the host while this one is read.
+    parts["buffer"] *= 2
   if fsdp * tensor > 1:
-    # The layer at work and the next one; heads are whole in the loss.
-    heads = {id(side): _head(side) for side in (student, teacher)}
+    # The layer at work and the next one, and what the loss reads of the heads.
+    vocab = sizes.vocab(tensor)
+    heads = {id(side): _head(side, vocab) for side in (student, teacher)}
     layer = max(_layer(side) // tensor for side in (student, teacher))
     parts["gathered"] = 2 * layer + sum(heads.values())
   # The teacher's forward pass and the student's two passes take turns.
   learning = [
-    (_kept(sizes, rung, tensor), _loss(sizes, rung)) for rung in layout.student
+    (_kept(sizes, rung, tensor), _loss(sizes, rung, tensor))
+    for rung in layout.student
   ]
   activations, loss = max(learning, key=sum)
   teaching = max(_forward(teacher, rung, tensor) for rung in layout.teacher)
-  if teaching > activations + loss:
+  if sizes.source == "recompute" and teaching > activations + loss:
     activations, loss = teaching, 0
   parts["activations"], parts["loss"] = activations, loss
-  return Estimate(shape, parts)
+  found = Estimate(shape, parts)
+  if sizes.source != "hidden_cache":
+    return found
+  filling = {
+    "teacher": bases[-1],
+    "buffer": parts["buffer"],
+    "gathered": parts.get("gathered", 0),
+    "activations": teaching,
+  }
+  if sizes.teacher:
+    rows = teacher.config.vocab_size
+    parts["teacher"] = _head(teacher, rows) // (fsdp * tensor)
+  return max(found, Estimate(shape, filling), key=lambda e: e.total)
 
 
 def table(tried: list[Estimate], limit: int) -> str:
@@ -327,14 +357,12 @@ def _bytes(state: nnx.State, mesh: AbstractMesh) -> int:
   )
 
 
-def _head(side: Side) -> int:
-  return side.config.vocab_size * side.config.hidden_size * side.itemsize
+def _head(side: Side, rows: int) -> int:
+  return rows * side.config.hidden_size * side.itemsize
 
 
 def _layer(side: Side) -> int:
-  c = side.config
-  heads = 2 * c.head_dim * (c.num_heads + c.num_kv_heads)
-  return c.hidden_size * (heads + 3 * c.intermediate_size) * side.itemsize
+  return side.config.linear_parameters() * side.itemsize
 
 
 def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
@@ -387,21 +415,14 @@ def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
   return bytes_ + scores
 
 
-def _loss(sizes: Sizes, rung: Rung) -> int:
+def _loss(sizes: Sizes, rung: Rung, tensor: int) -> int:
   """Of a chunk's logits, and of both sides' hidden states at the slots."""
   student, teacher = sizes.student, sizes.teacher or sizes.student
   slots = rung.rows * rung.slots
   D, other = student.config.hidden_size, teacher.config.hidden_size
-  chunk = min(
-    slots,
-    sizes.chunk_tokens
-    or divergence.automatic_chunk(
-      D,
-      student.config.vocab_size,
-      jnp.bfloat16 if student.itemsize == 2 else jnp.float32,
-      jax.default_backend(),
-    ),
-  )
+  vocab = sizes.vocab(tensor)
+  spec = divergence.Divergence(chunk_tokens=sizes.chunk_tokens)
+  chunk = min(slots, spec.chunk(D, vocab, jnp.dtype(student.dtype)))
   # The student's once more for the gradient, in float32.
   hidden = D * (student.itemsize + 4) + other * teacher.itemsize
-  return _LOGITS * 4 * chunk * student.config.vocab_size + slots * hidden
+  return _LOGITS * 4 * chunk * vocab + slots * hidden

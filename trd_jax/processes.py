@@ -51,7 +51,10 @@ def joined(section: Distributed, stage: str) -> Iterator[None]:
       the process ends with such a line and code 2.
   """
   about = coordinates(section)
-  if about is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+  alone = _value(section, "processes", VARIABLES["processes"]) == "1"
+  if alone or (
+    about is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2
+  ):
     yield
     return
   _initialize(section, about, stage)

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trd_jax.divergence import Divergence, TokenStats, automatic_chunk
+from trd_jax.divergence import TOP_MASS, Divergence, TokenStats, scaled
 from trd_jax.objective import Objective, Sums, token_loss
 from trd_jax.row_statistics import (
   in_chunks,
@@ -44,8 +44,6 @@ from trd_jax.row_statistics import (
   reduce_rows,
   top_k,
 )
-
-_TOP_MASS = 16
 
 
 class Recorded(NamedTuple):
@@ -169,8 +167,7 @@ def _forward(spec, *inputs):
 def _backward(spec, slope_RD, cotangent):
   del spec
   ct_R = cotangent.token.divergence
-  grad_RD = ct_R[:, None] * slope_RD.astype(jnp.float32)
-  return grad_RD.astype(slope_RD.dtype), None, None, None, None
+  return scaled(ct_R, slope_RD), None, None, None, None
 
 
 _tail_stats.defvjp(_forward, _backward)
@@ -180,9 +177,7 @@ def _over_chunks(
   spec, want_slope, hidden_RD, head_VD, recorded, labels_R, onset_ids_E
 ) -> tuple[TailStats, Any]:
   """Runs `_chunk` over chunks of equal height."""
-  most = spec.chunk_tokens or automatic_chunk(
-    hidden_RD.shape[1], head_VD.shape[0], head_VD.dtype, jax.default_backend()
-  )
+  most = spec.chunk(hidden_RD.shape[1], head_VD.shape[0], head_VD.dtype)
 
   def body(*chunk):
     return _chunk(spec, want_slope, head_VD, onset_ids_E, *chunk)
@@ -250,12 +245,12 @@ def _chunk(spec, want_slope, head_VD, onset_ids_E, hidden_CD, known, labels_C):
     student_onset_mass=jnp.exp(onset_CE - log_z_C[:, None]).sum(-1),
     teacher_onset_mass=(is_onset_CK * p_CK).sum(-1),
     student_top16_mass=jnp.exp(
-      top_k(shift_CV, _TOP_MASS)[0] - log_z_C[:, None]
+      top_k(shift_CV, TOP_MASS)[0] - log_z_C[:, None]
     ).sum(-1)
     if more
     else None,
-    teacher_top16_mass=p_CK[:, :_TOP_MASS].sum(-1)
-    if more and K >= _TOP_MASS
+    teacher_top16_mass=p_CK[:, :TOP_MASS].sum(-1)
+    if more and K >= TOP_MASS
     else None,
   )
   slope_CD = None

@@ -106,11 +106,6 @@ class TeacherCache:
   def __contains__(self, key: str) -> bool:
     return key in self._place
 
-  @property
-  def num_bytes(self) -> int:
-    """Bytes of the shards."""
-    return sum(shard["bytes"] for shard in self._shards.values())
-
   def reload(self) -> None:
     """Reads the index again, as another process may have left it."""
     path = self.folder / _INDEX
@@ -181,7 +176,10 @@ class TeacherCache:
       except (BlockingIOError, PermissionError):
         lock.seek(0)
         holder = lock.read().decode().strip() or "another process"
-        print(f"{self.folder}: waiting for {holder}, which fills it")
+        print(
+          f"train: {self.folder}: waiting for {holder}, which fills it",
+          flush=True,
+        )
         fcntl.lockf(lock, fcntl.LOCK_EX)
       lock.truncate(0)
       lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -137,7 +137,7 @@ def hidden_cache(
   batches: Sequence[Sequence[Sample]],
   shapes: Layout,
   mesh: Mesh,
-  attention: Implementation = "xla",
+  attention: Implementation,
 ) -> HiddenCache:
   """Fills the cache with what it lacks, and reads from it from then on.
 
@@ -147,6 +147,19 @@ def hidden_cache(
   Later epochs of `recompute` have the same bits only where a trajectory has a
   row for itself: what stands beside it in its row moves the order in which
   sums are rounded.
+
+  Args:
+    experiment: see `known`, also for the rest.
+    run_dir: holds the cache unless `train.cache_dir` does.
+    teacher: the model whose hidden states are kept.
+    batches: the whole run's, in their order.
+    shapes: what the teacher's packs are cut into.
+    mesh: where the teacher is run if something is missing.
+    attention: what computes it there.
+
+  Raises:
+    UserError: the run has several processes, the disk has no room, or the
+      cache's files are damaged.
   """
   train = experiment.train
   if jax.process_count() > 1:
@@ -307,7 +320,20 @@ def recorded(
   batches: Sequence[Sequence[Sample]],
   shapes: Layout,
 ) -> RecordedTokens:
-  """Reads and checks what Stage 2 has recorded, and what that leaves out."""
+  """Reads and checks what Stage 2 has recorded, and what that leaves out.
+
+  Args:
+    experiment: see `known`, also for the rest.
+    run_dir: holds Stage 2's trajectories.
+    teacher: the model that must have recorded them.
+    batches: the whole run's.
+    shapes: the size of the buffer that is filled.
+
+  Raises:
+    UserError: a trajectory has no recorded tokens, another model's, or ones
+      that don't belong to it; their number varies; or they leave out more
+      than `train.teacher_tail_limit`.
+  """
   where = run_dir.stage("refine")
   again = (
     "run trd_jax.refine with refine.teacher_top_k above 0 in a new --workdir,"

@@ -2,8 +2,8 @@
 
 Reads trajectories (y_r for method=trd, else y_o), scores their tokens under
 the student's and the teacher's own prompts, and takes AdamW steps on the
-divergence that the method names (SPEC §2). Killed and started again, it ends
-with the bits of a run that was not.
+divergence that the method names (SPEC §2). Killed and started again on as many
+devices, with the same packing, it ends with the bits of a run that was not.
 """
 
 import contextlib
@@ -91,7 +91,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 1. Who learns and who teaches: they must speak in the same ids.
   student = generation.speaker(experiment.student, run_dir)
   teacher = generation.speaker(teacher_model, run_dir)
-  _check_vocabularies(student, teacher)
+  configs = [weights.read_config(s.folder) for s in (student, teacher)]
+  _check_vocabularies(student, teacher, [c.vocab_size for c in configs])
   for warning in thinking_warnings(
     method=experiment.method,
     regime=experiment.regime,
@@ -103,7 +104,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   ):
     print(f"train: note: {warning}", flush=True)
 
-  configs = [weights.read_config(s.folder) for s in (student, teacher)]
   if attention.implementation != "xla":
     for config in dict.fromkeys(configs):
       error = choice.check(
@@ -137,6 +137,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 4. The mesh, as given or as the sizes ask for, the shapes, and what of the
   #    teacher is known beforehand.
   lora_config = LoraConfig(**vars(experiment.lora))
+  recorded = train.teacher == "topk_from_rollout"
+  costs = work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat)
+  if recorded:  # no teacher is there to run
+    costs = costs._replace(teacher_token=0.0, teacher_pair=0.0)
   plan = functools.partial(
     layout.plan,
     data.samples,
@@ -145,18 +149,24 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     teacher_pack_tokens=train.teacher_pack_tokens,
     rows_per_device=train.rows_per_device,
     packing=attention.packing,
-    work=work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat),
+    work=costs,
   )
-  own_teacher = experiment.regime == "opd"
+  own_teacher = experiment.regime == "opd" and not recorded
+  sides = [
+    mesh_choice.Side(config, speaker.dtype)
+    for config, speaker in zip(configs, (student, teacher), strict=True)
+  ]
   mesh, chosen = mesh_choice.make(
     experiment.mesh,
     mesh_choice.Sizes(
-      student=_side(student),
-      teacher=_side(teacher) if own_teacher else None,
+      student=sides[0],
+      teacher=sides[1] if own_teacher else None,
       lora=lora_config,
       plan=lambda groups: plan(groups=groups),
       chunk_tokens=experiment.loss.chunk_tokens,
       remat=train.remat,
+      source=train.teacher,
+      recorded=experiment.refine.teacher_top_k,
     ),
   )
   if chosen:
@@ -196,7 +206,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     lora = adapters.begin_with(
       experiment.student.adapter, model.config, lora_config, lora
     )
-  if not own_teacher or train.teacher == "topk_from_rollout":
+  if not own_teacher:
     # Recorded tokens are scored without a teacher: its place is held.
     teacher_graph, teacher_base = _base_graph(Qwen3, model), base
   else:
@@ -206,9 +216,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     teacher_base = nnx.to_pure_dict(teacher_base)
 
   # 6. The programs of an update, for as few shapes as the lengths allow.
-  slot_loss = objective.slot_loss
-  if train.teacher == "topk_from_rollout":
-    slot_loss = tail_divergence.slot_loss
+  slot_loss = (tail_divergence if recorded else objective).slot_loss
   setup = Setup(
     student=graph,
     teacher=teacher_graph,
@@ -221,7 +229,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     remat=cast(Remat, train.remat),
     attention=attention.implementation,
     dropout=experiment.lora.dropout > 0,
-    split_vocab=train.teacher != "topk_from_rollout",
+    split_vocab=not recorded,
   )
   distiller = Distiller(
     setup,
@@ -235,12 +243,16 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 7. Where to begin: the newest checkpoint, or the start. The number of
   #    updates done is the cursor into the order and the key of the dropout.
   checkpoints = Checkpoints(run_dir.checkpoints, train.keep_checkpoints)
-  if checkpoints.latest() is None:
-    start, state = 0, distiller.init(lora, experiment.seed)
-  else:
+  # To look into the folder is done by all processes together, or by none.
+  exists = checkpoints.directory.exists()
+  processes.check_same(int(exists), "whether there are checkpoints")
+  start = checkpoints.latest() or 0
+  processes.check_same(start, "the checkpoint that they find")
+  if start:
     start, state = checkpoints.restore(distiller.abstract_state(lora))
     print(f"train: goes on after update {start}", flush=True)
-  processes.check_same(start, "the checkpoint that they find")
+  else:
+    state = distiller.init(lora, experiment.seed)
   del lora, model
 
   # 8. Everything is compiled before the first update.
@@ -314,13 +326,6 @@ def describe(summary: dict) -> str:
   )
 
 
-def _side(speaker):
-  """A model's sizes."""
-  from trd_jax import mesh_choice, weights
-
-  return mesh_choice.Side(weights.read_config(speaker.folder), speaker.dtype)
-
-
 def _base_graph(model_class, model):
   """The graph definition of the model without its adapters."""
   import jax
@@ -334,9 +339,8 @@ def _base_graph(model_class, model):
   )
 
 
-def _check_vocabularies(student, teacher) -> None:
+def _check_vocabularies(student, teacher, rows) -> None:
   """Both sides must give every id the same token and a row of the head."""
-  from trd_jax import weights
   from trd_jax.errors import UserError
 
   if not student.chat.same_ids(teacher.chat):
@@ -345,7 +349,6 @@ def _check_vocabularies(student, teacher) -> None:
       f" student.path={student.name}'s, and a full-vocabulary divergence"
       " compares id by id; choose a teacher of the same family"
     )
-  rows = [weights.read_config(s.folder).vocab_size for s in (student, teacher)]
   if rows[0] != rows[1]:
     raise UserError(
       f"teacher.path={teacher.name} has a head of {rows[1]} rows and"

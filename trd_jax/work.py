@@ -66,7 +66,7 @@ def of_models(
   heads = 2 * student.vocab_size * student.hidden_size
   return Work(
     student_token=2 * _LINEAR[remat] * _linear(student)
-    + 2 * _ADAPTER[remat] * _adapter(student, rank),
+    + 2 * _ADAPTER[remat] * student.adapter_parameters(rank),
     student_pair=_ATTENTION[remat] * _pair(student),
     teacher_token=2.0 * _linear(teacher),
     teacher_pair=_pair(teacher),
@@ -76,16 +76,7 @@ def of_models(
 
 def _linear(c: ModelConfig) -> int:
   """Weights that every token is multiplied with, heads aside."""
-  attention = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
-  return c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
-
-
-def _adapter(c: ModelConfig, rank: int) -> int:
-  """Weights of the adapters on q, k, v, o, gate, up and down."""
-  heads, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-  attention = 4 * c.hidden_size + 2 * heads + 2 * keys
-  mlp = 3 * (c.hidden_size + c.intermediate_size)
-  return c.num_layers * rank * (attention + mlp)
+  return c.num_layers * c.linear_parameters()
 
 
 def _pair(c: ModelConfig) -> float:

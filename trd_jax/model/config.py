@@ -113,9 +113,9 @@ class ModelConfig:
     `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5).
 
     Raises:
-      UserError: on an architecture other than Qwen3, on a missing field and on
-        a feature that this model doesn't have (sliding windows, attention
-        bias, another activation, an unknown rope type).
+      UserError: on an architecture that is none of `ARCHITECTURES`, on a
+        missing field and on a feature that this model doesn't have (sliding
+        windows, attention bias, another activation, an unknown rope type).
     """
     architecture = _architecture(fields)
     family = ARCHITECTURES[architecture]
@@ -205,19 +205,33 @@ class ModelConfig:
       "torch_dtype": dtype,
     }
 
+  def linear_layers(self) -> list[tuple[int, int]]:
+    """Inputs and outputs of a block's seven products with a weight."""
+    D, F = self.hidden_size, self.intermediate_size
+    queries = self.num_heads * self.head_dim
+    keys = self.num_kv_heads * self.head_dim
+    attention = [(D, queries), (D, keys), (D, keys), (queries, D)]
+    return [*attention, (D, F), (D, F), (F, D)]
+
+  def linear_parameters(self) -> int:
+    """Weights of a block's linear layers."""
+    return sum(n * m for n, m in self.linear_layers())
+
+  def adapter_parameters(self, rank: int) -> int:
+    """Parameters of an adapter on the linear layers of every block."""
+    return self.num_layers * rank * sum(map(sum, self.linear_layers()))
+
   def num_parameters(self) -> int:
     """Parameters of the base model, a tied head counted once."""
-    attention = self.hidden_size * self.head_dim * 2
-    attention *= self.num_heads + self.num_kv_heads
-    mlp = 3 * self.hidden_size * self.intermediate_size
+    bias = 0
     if self.family.qkv_bias:
-      attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+      bias = self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
     norms = 2 * self.hidden_size
     if self.family.qk_norm:
       norms += 2 * self.head_dim
     heads = 1 if self.tie_embeddings else 2
     return (
-      self.num_layers * (attention + mlp + norms)
+      self.num_layers * (self.linear_parameters() + bias + norms)
       + heads * self.vocab_size * self.hidden_size
       + self.hidden_size
     )
@@ -231,7 +245,9 @@ def _architecture(fields: dict[str, Any]) -> str:
   """
   names = fields.get("architectures") or []
   for name, family in ARCHITECTURES.items():
-    if name in names or (not names and fields.get("model_type") == family[0]):
+    if name in names or (
+      not names and fields.get("model_type") == family.model_type
+    ):
       return name
   told = ", ".join(names) or fields.get("model_type")
   raise UserError(
