@@ -219,6 +219,18 @@ def test_coordinates_that_make_no_sense_are_refused(keys, told):
   assert "\n" not in str(caught.value)
 
 
+def test_one_process_is_alone_whatever_slurm_says(monkeypatch):
+  for variable in processes.VARIABLES.values():
+    monkeypatch.delenv(variable, raising=False)
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+  joins = []
+  monkeypatch.setattr(processes, "_initialize", lambda *a: joins.append(a))
+  with processes.joined(Distributed(processes=1), "train"):
+    assert not joins
+  with processes.joined(Distributed(), "train"):
+    assert len(joins) == 1
+
+
 def test_coordinates_come_from_the_keys_or_the_environment(monkeypatch):
   for variable in processes.VARIABLES.values():
     monkeypatch.delenv(variable, raising=False)

@@ -42,6 +42,11 @@ def plan(groups) -> Layout:
   return Layout(groups, student, teacher, 131_072 // groups)
 
 
+def short(groups) -> Layout:
+  """A student of few tokens, whose teacher reads many."""
+  return dataclasses.replace(plan(groups), student=(Rung(128, 1, 64),))
+
+
 def sizes(student, teacher=None, dtype="bfloat16", **changes) -> Sizes:
   made = Sizes(
     Side(MODELS[student], dtype),
@@ -100,6 +105,39 @@ def test_the_table_adds_up():
     *parts, total = map(float, row.removesuffix(fits).split()[3:])
     assert sum(parts) == pytest.approx(total, abs=0.005 * len(parts) + 0.005)
   assert max(map(len, rows)) <= 100
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_only_a_teacher_that_is_there_is_counted(tensor):
+  shape = (1, 8 // tensor, tensor)
+
+  def parts(source, **changes):
+    made = sizes("1.7b", "8b", source=source, **changes)
+    return mesh_choice.estimate(made, shape).parts
+
+  teacher = MODELS["8b"]
+  head = teacher.vocab_size * teacher.hidden_size * 2
+  whole = parts("recompute")["teacher"] * 8
+  assert whole == pytest.approx(2 * teacher.num_parameters(), rel=1e-3)
+  # While the cache is filled the student is not there yet, but here the
+  # student's passes take more than the teacher's weights.
+  cached = parts("hidden_cache", remat="none")
+  assert cached["teacher"] * 8 == head
+  assert cached["buffer"] == 2 * parts("recompute")["buffer"]
+  filling = parts("hidden_cache", plan=short)
+  assert filling["teacher"] * 8 == whole
+  assert "student" not in filling
+  slots = plan(8 // tensor).buffer_slots
+  found = sizes("1.7b", source="topk_from_rollout", recorded=20)
+  found = mesh_choice.estimate(found, shape).parts
+  assert "teacher" not in found
+  assert found["buffer"] == 2 * slots * (20 * 8 + 4)
+
+
+def test_heads_that_devices_share_are_counted_in_parts():
+  V = MODELS["8b"].vocab_size
+  assert [sizes("8b").vocab(n) for n in (1, 2, 3)] == [V, V // 2, V]
+  assert sizes("8b", source="topk_from_rollout").vocab(2) == V
 
 
 def test_the_weights_are_counted_exactly_as_they_are_placed():

@@ -280,6 +280,16 @@ def test_one_sample_a_row_takes_about_ten_lengths_and_little_padding():
   assert tokens > 0.75 * packing.padded_tokens(batches)[1]
 
 
+def test_lengths_that_nothing_has_make_no_program():
+  """Two lengths far apart: what lies between them is no bucket."""
+  lengths = [8] * 16 + [2000] * 16
+  samples = [make_sample(n, 8, 8, length) for n, length in enumerate(lengths)]
+  layout = plan(samples, groups=1, batch_size=8, packing=False)
+  assert [len(rungs) for rungs in (layout.student, layout.teacher)] == [2, 2]
+  fits = [rung.length >= 2008 for rung in layout.student]
+  assert fits == [False, True]
+
+
 def test_padding_to_one_length_is_a_matter_of_keys():
   samples = spread(40)
   layout = plan(
