@@ -75,7 +75,8 @@ class Prompts:
 
   Attributes:
     staging: keys and values of the group of prompts that was computed last.
-    least_bucket: of prompts and contexts; see `programs.bucket`.
+    buckets: the least of prompts' buckets, and the steps from a power of two
+      to the next; see `programs.bucket`.
   """
 
   def __init__(self, engine: Runner, requests: Sequence[Request]):
@@ -93,7 +94,7 @@ class Prompts:
     self.staging: KVCache | None = None
     # Finer where all prompts are short, at no more programs than elsewhere.
     longest = self._queue[0].length if self._queue else 0
-    self.least_bucket = 32 if longest <= 49 else 64
+    self.buckets = (32, 4) if longest <= 49 else (64, 2)
 
   def __bool__(self) -> bool:
     return bool(self._queue or self._staged)
@@ -112,7 +113,7 @@ class Prompts:
     tokens = _PREFILL_TOKENS.get(
       devices[0].platform, _PREFILL_TOKENS_ACCELERATOR
     )
-    T = bucket(queue[0].length - 1, self.least_bucket)
+    T = bucket(queue[0].length - 1, *self.buckets)
     P = -(-tokens // (T * len(devices))) * len(devices)
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)

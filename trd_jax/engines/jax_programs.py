@@ -25,16 +25,18 @@ WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
 
-def bucket(length: int, least: int = 64) -> int:
+def bucket(length: int, least: int = 64, parts: int = 2) -> int:
   """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it.
 
   Args:
     length: tokens.
     least: a power of two that takes the place of 64.
+    parts: steps, equally long, from a power of two to the next; a power of two.
   """
-  power = max(least, 1 << (length - 1).bit_length())
-  half = power * 3 // 4
-  return half if half >= max(length, least) else power
+  if length <= least:
+    return least
+  step = max(1, (1 << (length - 1).bit_length()) // (2 * parts))
+  return -(-length // step) * step
 
 
 class Rows(NamedTuple):
