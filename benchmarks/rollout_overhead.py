@@ -10,10 +10,16 @@ and used again; a run of either begins with an empty prefix cache, and the
 stage's with a workdir that holds the problems and nothing else. The sides take
 turns (`turns.py`). Run by an interpreter that has vLLM
 (third_party/vllm/install.sh).
+
+Beside the wall time stand the seconds before the engine gets its first request
+and after it has given its last completion, and the CPU-seconds of this side's
+own process, in which vLLM's engine isn't: what the stage adds to both is what
+it costs.
 """
 
 import argparse
 import atexit
+import functools
 import os
 import shutil
 import sys
@@ -100,11 +106,16 @@ def bare(args):
 
   def work() -> dict:
     llm.reset_prefix_cache()
-    start = time.perf_counter()
+    cpu, start = time.process_time(), time.perf_counter()
     outputs = llm.generate(requests, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    tokens = sum(len(made.outputs[0].token_ids) for made in outputs)
-    return {"wall_s": seconds, "requests": len(outputs), "tokens": tokens}
+    return {
+      "wall_s": time.perf_counter() - start,
+      "before_s": 0.0,
+      "after_s": 0.0,
+      "cpu_s": time.process_time() - cpu,
+      "requests": len(outputs),
+      "tokens": sum(len(made.outputs[0].token_ids) for made in outputs),
+    }
 
   return work
 
@@ -118,14 +129,20 @@ def stage(args):
   from trd_jax.run_dir import RunDir
 
   e = experiment_of(args)
-  make, loaded = engines.make, []
+  make, loaded, ends = engines.make, [], []
 
   def keep(*arguments, **keywords):
     if not loaded:
-      loaded.append(make(*arguments, **keywords))
-      atexit.register(loaded[0].close)
-      loaded[0].close = lambda: None  # It is used again.
+      loaded.append(engine := make(*arguments, **keywords))
+      atexit.register(engine.close)
+      engine.close = lambda: None  # It is used again.
+      engine.generate = functools.partial(timed, engine.generate)
     return loaded[0]
+
+  def timed(generate, *arguments):
+    ends[:] = [time.perf_counter()]
+    yield from generate(*arguments)
+    ends.append(time.perf_counter())
 
   engines.make = keep
 
@@ -136,14 +153,17 @@ def stage(args):
         loaded[0].reset_prefix_cache()
       run_dir = RunDir(folder)
       store.load(e, run_dir)
-      start = time.perf_counter()
+      cpu, start = time.process_time(), time.perf_counter()
       rollout.run(e, run_dir, None)
-      seconds = time.perf_counter() - start
+      end, cpu = time.perf_counter(), time.process_time() - cpu
       rows = run_dir.read("rollout", Trajectory)
     finally:
       shutil.rmtree(folder)
     return {
-      "wall_s": seconds,
+      "wall_s": end - start,
+      "before_s": ends[0] - start,
+      "after_s": end - ends[1],
+      "cpu_s": cpu,
       "requests": len(rows),
       "tokens": sum(len(row.response_ids) for row in rows),
       "graded": sum(row.correct is not None for row in rows),
@@ -197,6 +217,10 @@ def tables(document: dict) -> list[results.Table]:
         f"{case['runs'][0]['tokens']:,}",
         results.spread(results.values(case, "wall_s"), ".2f"),
         results.spread(results.ratios(cases, side, BARE, "wall_s"), ".3f"),
+        *(
+          results.spread(results.values(case, name), ".2f")
+          for name in ("before_s", "after_s", "cpu_s")
+        ),
       )
       for side, case in cases.items()
       if "failed" not in case
@@ -207,6 +231,7 @@ def tables(document: dict) -> list[results.Table]:
       f" ratios by round. {results.failures(cases)}"
     )
     columns = ("side", "requests", "tokens", "seconds", "it / bare")
+    columns += ("before", "after", "CPU-s")
     made.append(
       results.Table("Rollout: what it adds", text.strip(), columns, rows)
     )
