@@ -414,12 +414,17 @@ def test_slots_and_steps_must_be_positive():
       engine(**wrong)
 
 
-def test_a_bucket_holds_its_length_and_wastes_less_than_half():
-  sizes = [bucket(length) for length in range(1, 5000)]
+@pytest.mark.parametrize(
+  ("least", "parts", "waste", "count"), [(64, 2, 1.5, 14), (32, 4, 1.25, 30)]
+)
+def test_a_bucket_holds_its_length_and_wastes_little(
+  least, parts, waste, count
+):
+  sizes = [bucket(length, least, parts) for length in range(1, 5000)]
   assert sizes == sorted(sizes)
   for length, size in enumerate(sizes, 1):
-    assert length <= size < max(65, 1.5 * length)
-  assert len(set(sizes)) == 14
+    assert length <= size < max(least + 1, waste * length)
+  assert len(set(sizes)) == count
 
 
 def test_an_experiment_s_engine_is_made_from_a_folder(tmp_path):
