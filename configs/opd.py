@@ -20,6 +20,9 @@ Expected on 8xH100, hours:minutes (Table 11): 1.7b rollout 3:30, refinement
 (y_o: 1:20). trd raises the 1.7b's Avg@16 on AIME24 by 4.6 points and Pass@16 on
 AMOBench by 5.1, the 4b's there by 12.8.
 
+Memory of a GPU while training at the longest lengths, weights replicated, as
+compiled for H100s (docs/memory.md): 27.1 GB for 1.7b, 35.6 for 4b.
+
 Programs are graded in a sandbox, HumanEval+ and MBPP+ by EvalPlus
 (third_party/evalplus/install.sh).
 

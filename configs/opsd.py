@@ -21,6 +21,9 @@ training 2:10 (y_o: 5:20); 4b rollout 2:10, refinement 2:00, training 1:20
 4,372; medians 7.7K tokens of y_o, 0.88K of y_r. Avg@16 of trd is at or above
 the base on every benchmark, and on 8b Pass@16 rises by half on AMOBench.
 
+Memory of a GPU while training at the longest lengths, weights replicated, as
+compiled for H100s (docs/memory.md): 34.1 GB for 8b, 20.5 for 4b.
+
 Problems that a benchmark holds, too, are taken out and counted
 (--config.data.decontaminate=none keeps them).
 
