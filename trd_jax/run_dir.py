@@ -29,7 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_jax import keys, records, shards
+from trd_jax import json_text, keys, records, shards
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, RUNTIME_KEYS
 from trd_jax.records import RecordT, Rejected
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
     UserError: it is absent or damaged.
   """
   try:
-    return json.loads(path.read_bytes())
+    return json_text.loads(path.read_bytes())
   except FileNotFoundError:
     raise UserError(f"{path} is not there: run its stage first") from None
   except ValueError as error:
