@@ -131,6 +131,35 @@ def test_stages_are_shared_exactly_where_their_keys_agree(base):
   ]
 
 
+@pytest.mark.parametrize("how", ["exact", "ngram"])
+def test_problems_without_a_benchmarks_are_shared_under_its_keys_alone(
+  base, how
+):
+  """Whichever questions are taken out, the problems that are left differ."""
+  clean = {"data.decontaminate": how, "evaluate.benchmarks": ("aime24",)}
+  changes = [
+    {},
+    {"evaluate.benchmarks": ("aime25",)},
+    {"evaluate.root": "elsewhere"},
+    {"evaluate.livecodebench": "v6"},
+    {"evaluate.unchecked": True},
+    # Whole benchmarks are looked in, whatever is asked and however.
+    {"evaluate.num_problems": 2},
+    {"evaluate.k": 3, "evaluate.seed": 5},
+    # The laboratory's are made from the seed.
+    {"evaluate.benchmarks": ("arithmetic",)},
+    {"evaluate.benchmarks": ("arithmetic",), "evaluate.seed": 5},
+  ]
+
+  def shared(clean):
+    points = [point(str(i), clean | c) for i, c in enumerate(changes)]
+    return [one.get("rollout") for one in _donors(base, points)]
+
+  assert shared(clean) == [None] * 5 + [0, 0, None, None]
+  uncleaned = clean | {"data.decontaminate": "none"}
+  assert shared(uncleaned) == [None] + [0] * 8
+
+
 def test_array_jobs_wait_for_what_they_take_over(base):
   points = [
     point("a"),

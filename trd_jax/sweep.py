@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from trd_jax import cli, experiment, parent, sweep_points
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
+from trd_jax.problems import store
 from trd_jax.run_dir import RunDir
 from trd_jax.sweep_points import Point
 
@@ -29,16 +30,15 @@ FLAGS = (
   cli.Flag("slurm", False, "print the sbatch commands of array jobs"),
 )
 
-# The keys that decide a stage's rows, as the beginnings of their names.
+# The keys that decide a stage's rows, as the beginnings of their names; those
+# of the problems come from `store.made_by`.
 _MADE_BY = {
-  "rollout": ("student.", "data.", "domain", "rollout.", "sandbox.", "seed"),
+  "rollout": ("student.", "rollout.", "sandbox.", "seed"),
   "refine": ("teacher.", "regime", "refine."),
-  "evaluate/base": (
-    *("student.", "data.", "domain", "evaluate.", "sandbox.", "seed"),
-  ),
+  "evaluate/base": ("student.", "evaluate.", "sandbox.", "seed"),
 }
-_SIDES = ("base", "trained", "paired_difference")
 _MADE_BY["refine"] += _MADE_BY["rollout"]
+_SIDES = ("base", "trained", "paired_difference")
 
 
 class Plan(NamedTuple):
@@ -136,7 +136,7 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
 
 def _identity(chosen: Experiment, stage: str) -> str:
   """The keys that decide a stage's rows, with their values."""
-  names = _MADE_BY[stage]
+  names = (*_MADE_BY[stage], *store.made_by(chosen))
   return json.dumps(
     {
       name: value
