@@ -22,7 +22,12 @@ from trd_jax.run_dir import RunDir
 
 _RANDOM = "random:"
 FLAGS = (
-  cli.Flag("dry_run", False, "print commands, budgets and disk, run nothing"),
+  cli.Flag(
+    "dry_run",
+    False,
+    "print commands, budgets and disk, run nothing",
+    looks_only=True,
+  ),
 )
 
 
