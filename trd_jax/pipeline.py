@@ -35,10 +35,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Runs what isn't done yet and sums up.
 
   Raises:
-    UserError: the problems or a benchmark can't be used.
+    UserError: the problems, a benchmark or the run that
+      `evaluate.buckets_from` names can't be used.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
+  from trd_jax import scores
   from trd_jax.metrics import timed
   from trd_jax.problems import store
 
@@ -58,9 +60,13 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # What the data can be refused for is seen before a stage spends anything.
-  if run_dir.done("evaluate/base") is None:
-    for name in experiment.evaluate.benchmarks:
-      store.benchmark(experiment, name)
+  sides = ("evaluate/base", "evaluate/trained")
+  if unfinished := [one for one in sides if run_dir.done(one) is None]:
+    section = experiment.evaluate
+    asked = {
+      name: store.benchmark(experiment, name) for name in section.benchmarks
+    }
+    scores.base_verdicts(section, run_dir, unfinished[-1], asked)
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir)
 
