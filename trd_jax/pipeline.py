@@ -56,6 +56,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       )
       for account, module, own in steps
     ]
+    planned += [
+      (
+        f"round {number}, unless the student has collapsed",
+        _round(experiment, run_dir, number, flags),
+        run_dir.round(number).summary.exists(),
+      )
+      for number in range(2, experiment.pipeline.rounds + 1)
+    ]
     print(dry_run.describe(experiment, run_dir, planned))
     return
 
@@ -110,10 +118,9 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.run_dir import write_json_atomic
 
   section = experiment.pipeline
-  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
   stopped = None
   for number in range(2, section.rounds + 1):
-    before, here = run_dir.round(number - 1), run_dir.round(number)
+    here = run_dir.round(number)
     stopped = rounds.collapsed(
       list(rounds.figures(run_dir, number - 1))[-1], section
     )
@@ -123,13 +130,8 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     # The same problems, and one base that every round is compared with.
     for stage in ("problems", "evaluate/base"):
       here.adopt(stage, run_dir)
-    command = [
-      *(sys.executable, "-m", "trd_jax.pipeline", *shared),
-      *rounds.overrides(experiment, before),
-      f"--workdir={here.root}",
-    ]
     with timed(run_dir.timings, f"round {number}"):
-      code = parent.run(command)
+      code = parent.run(_round(experiment, run_dir, number, flags))
     if code:
       sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
@@ -139,6 +141,20 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   print(rounds.table(rows, stopped))
   print(f"written: {run_dir.rounds}")
+
+
+def _round(
+  experiment: Experiment, run_dir: RunDir, number: int, flags
+) -> list[str]:
+  """The command of a round after the first."""
+  from trd_jax import rounds
+
+  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
+  return [
+    *(sys.executable, "-m", "trd_jax.pipeline", *shared),
+    *rounds.overrides(experiment, run_dir.round(number - 1)),
+    f"--workdir={run_dir.round(number).root}",
+  ]
 
 
 def _check_interpreters(steps, experiment: Experiment) -> None:
