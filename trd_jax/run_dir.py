@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class RunDir:
     is_new = not self.config.exists()
     try:
       if is_new:
-        mine = self.root / f"config.json.{os.getpid()}"
+        mine = self.root / f"config.json.{uuid.uuid4().hex}"
         with shards.atomic_file(mine) as file:
           file.write(experiment_json.encode())
         # A rename would replace what another process has claimed meanwhile.
