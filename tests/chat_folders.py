@@ -1,11 +1,14 @@
 """Tokenizer folders for tests: the real Qwen3 one, and small ones made here."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from trd_jax.chat import Chat
 
 QWEN = Path(__file__).parents[2] / "shared/data/qwen_tokenizer"
 HYBRID = QWEN / "chat_template_qwen3.jinja"
@@ -14,6 +17,33 @@ INSTRUCT = QWEN / "chat_template_qwen3_instruct_2507.jinja"
 needs_qwen = pytest.mark.skipif(
   not QWEN.exists(), reason=f"no real tokenizer at {QWEN}"
 )
+
+# Every way in which the paper's models are spoken to: template and switch.
+REAL_MODES = [
+  ("hybrid", None),
+  ("hybrid", True),
+  ("hybrid", False),
+  ("instruct", None),
+  ("instruct", False),
+]
+
+
+@functools.cache
+def real_chat(name: str) -> Chat:
+  """Qwen3's tokenizer under a template of `REAL_MODES`."""
+  return Chat.load(QWEN, {"hybrid": HYBRID, "instruct": INSTRUCT}[name])
+
+
+def real_ids(chat: Chat, message: str, mode: tuple[str, bool | None]):
+  """Qwen3's prompt of one user message, put together by hand."""
+  im_start, im_end, think, end_think = 151_644, 151_645, 151_667, 151_668
+  user, assistant = chat.encode(f"user\n{message}"), chat.encode("assistant\n")
+  line, gap = chat.encode("\n"), chat.encode("\n\n")
+  ids = [im_start, *user, im_end, *line, im_start, *assistant]
+  if mode == ("hybrid", False):
+    ids += [think, *gap, end_think, *gap]
+  return ids
+
 
 CONTROLS = [
   "<|im_start|>",

@@ -386,6 +386,7 @@ def test_a_taco_reference_is_python_3(tmp_path):
   [
     (None, "no input_output"),
     ("{", "not JSON"),
+    (100_000 * "[", "not JSON .nested too deeply"),
     ("[]", "no JSON object"),
     ('{"inputs": [], "outputs": []}', "no inputs and outputs"),
     ('{"inputs": ["1"], "outputs": []}', "1 inputs but 0 outputs"),
@@ -394,6 +395,15 @@ def test_a_taco_reference_is_python_3(tmp_path):
 def test_taco_tests_that_are_none_set_the_row_aside(tests, message):
   with pytest.raises(rows.BadRow, match=message):
     taco.problem(taco_row(0, input_output=tests))
+
+
+def test_columns_nested_too_deeply_set_the_row_aside():
+  deep = 100_000 * "["
+  with pytest.raises(rows.BadRow, match="solutions is not JSON"):
+    taco.problem(taco_row(0, solutions=deep))
+  copy = {"content": "Print 1.", "test": "[]", "labels": deep}
+  with pytest.raises(rows.BadRow, match="labels are not JSON"):
+    livecodebench.problem(copy, "livecodebench")
 
 
 def test_an_arrow_file_is_read_as_a_jsonl_file_is(tmp_path):

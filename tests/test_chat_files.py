@@ -56,6 +56,10 @@ def remove(name):
   return lambda folder: (folder / name).unlink()
 
 
+def nest(folder):
+  (folder / "tokenizer_config.json").write_text(100_000 * "[")
+
+
 def wrong_eos(folder):
   (folder / "generation_config.json").write_text('{"eos_token_id": 99999}')
 
@@ -72,6 +76,7 @@ def spelled_control(folder):
   [
     (remove("tokenizer.json"), {}, "tokenizer.json: can't be read"),
     (remove("tokenizer_config.json"), {}, "can't be read as JSON"),
+    (nest, {}, "tokenizer_config.json: can't be read as JSON (nested too"),
     (break_json, {}, "tokenizer.json: not a tokenizer"),
     (wrong_eos, {}, "eos_token_id 99999"),
     (None, {"eos_token": "<eos>"}, "eos_token '<eos>' is not in"),

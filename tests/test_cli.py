@@ -182,6 +182,7 @@ def test_a_mistake_in_a_config_file_is_told_with_its_line(
     ("plain.py:method=jsd", "takes no argument"),
     ("list.json", "must give a ConfigDict"),
     ("torn.json", "is not JSON"),
+    ("deep.json", "is not JSON: nested too deeply"),
   ],
 )
 def test_a_config_that_is_none_is_told(
@@ -192,6 +193,7 @@ def test_a_config_that_is_none_is_told(
   Path("plain.py").write_text("def get_config(): return {}")
   Path("list.json").write_text("[1]")
   Path("torn.json").write_text('{"method": ')
+  Path("deep.json").write_text(100_000 * "[")
   assert told in _complaint(capsys, f"--config={spec}", "--workdir=run")
 
 

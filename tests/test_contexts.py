@@ -4,8 +4,11 @@ from chat_folders import (
   HYBRID,
   INSTRUCT,
   QWEN,
+  REAL_MODES,
   TEMPLATE,
   needs_qwen,
+  real_chat,
+  real_ids,
   write_folder,
 )
 from hypothesis import assume, given, settings
@@ -21,8 +24,10 @@ words = st.lists(
 ).map("".join)
 
 
-def problem(text="What is 3 + 4?", solution="3 + 4 = \\boxed{7}"):
-  return Problem("p1", text, "7", solution, "math", "test", None, "{}")
+def problem(
+  text="What is 3 + 4?", solution="3 + 4 = \\boxed{7}", domain="math"
+):
+  return Problem("p1", text, "7", solution, domain, "test", None, "{}")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,36 @@ def test_contexts_hand_over_to_the_same_response(
     assert teacher == student
   else:
     assert teacher == chat.render(prompts.privileged(p), thinking)
+
+
+@needs_qwen
+@pytest.mark.parametrize("domain", ["math", "code"])
+@pytest.mark.parametrize("theirs", REAL_MODES)
+@pytest.mark.parametrize("ours", REAL_MODES)
+def test_contexts_on_the_real_templates_are_known_to_the_id(
+  ours, theirs, domain
+):
+  """Each pair of student and teacher; in OPSD they are one model."""
+  student, teacher = real_chat(ours[0]), real_chat(theirs[0])
+  p = problem(domain=domain)
+  draft = "<think>Hmm: 3 + 4 = 8.</think> \\boxed{8}"
+  found = contexts.student_context(student, p, ours[1])
+  assert found == real_ids(student, prompts.initial(p), ours)
+  regimes = ["opd"] if student is not teacher else ["opd", "opsd"]
+  for regime in regimes:
+    refined = prompts.fit_refinement(
+      teacher, p, draft, regime, theirs[1], 9999
+    ).ids
+    message = prompts.initial if regime == "opd" else prompts.privileged
+    expected = {
+      "trd": real_ids(teacher, prompts.refinement(p, draft, regime), theirs),
+      "forward_kl": real_ids(teacher, message(p), theirs),
+    }
+    for method, ids in expected.items():
+      context = contexts.teacher_context(
+        teacher, p, method, regime, theirs[1], refined
+      )
+      assert context == ids
 
 
 def test_trd_without_its_refinement_prompt(chat):

@@ -19,6 +19,7 @@ NOUNS = {
   "errors",
   "experiment",
   "hub",
+  "json_text",
   "keys",
   "metrics",
   "parent",

@@ -68,8 +68,15 @@ def test_ids_depend_on_source_and_statement_alone(tmp_path):
   )
 
 
+def nested(depth, column):
+  """A line whose column is a list in a list in a list …"""
+  line = json.dumps(row(**{column: "HERE"}))
+  return line.replace('"HERE"', depth * "[" + '"1"' + depth * "]")
+
+
 BAD_ROWS = [
   ("{not json", "not JSON"),
+  (nested(100_000, "answer"), "not JSON (nested too deeply)"),
   ("[1, 2]", "a list, not an object"),
   (row(answer=None), "no answer"),
   (row(answer="  "), "no answer"),
@@ -100,6 +107,18 @@ def test_a_bad_row_is_set_aside_with_its_place_and_reason(
   assert reason in rejected[0].reason
   assert "\n" not in rejected[0].reason
   assert rejected[0].stage == "problems"
+
+
+def test_a_row_too_deep_to_be_looked_through_is_set_aside(tmp_path):
+  """Later Pythons parse what their own functions can't descend into."""
+
+  def descend(row):
+    return descend(row)
+
+  path = write(tmp_path / "x.jsonl", [row(1)])
+  found, rejected = rows.collect("jsonl", [path], descend)
+  assert found == []
+  assert [r.reason for r in rejected] == ["x.jsonl line 1: nested too deeply"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +214,10 @@ def broken_json(folder):
   return write(folder / "b.json", ['[{"problem": '])
 
 
+def deep_json(folder):
+  return write(folder / "d.json", [100_000 * "["])
+
+
 def one_object(folder):
   return write(folder / "o.json", [row()])
 
@@ -226,6 +249,7 @@ def no_files(folder):
     ("deepscaler", empty, "no rows"),
     ("jsonl", broken_parquet, "can't be read as parquet"),
     ("jsonl", broken_json, "not JSON"),
+    ("jsonl", deep_json, "not JSON (nested too deeply)"),
     ("jsonl", one_object, "one JSON dict"),
     ("jsonl", broken_gzip, "can't be read"),
     ("jsonl", other_kind, "not a data file"),

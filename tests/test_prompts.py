@@ -6,7 +6,10 @@ from chat_folders import (
   CONTROLS,
   HYBRID,
   QWEN,
+  REAL_MODES,
   needs_qwen,
+  real_chat,
+  real_ids,
   write_folder,
 )
 from hypothesis import given, settings
@@ -78,6 +81,34 @@ def test_a_new_wording_needs_a_new_version():
   every = [messages(problem(d)) for d in ("arithmetic", "math", "code")]
   digest = hashlib.sha256(json.dumps(every).encode()).hexdigest()[:12]
   assert DIGESTS[prompts.VERSION] == digest
+
+
+# The same of the ids that Qwen3 is given, by whether it may think.
+ID_DIGESTS = {"1": {"on": "8792b060c414", "off": "01aaeed756b8"}}
+
+
+@needs_qwen
+@pytest.mark.parametrize("mode", REAL_MODES)
+def test_prompts_on_the_real_templates_are_known_to_the_id(mode):
+  chat, thinking = real_chat(mode[0]), mode[1]
+  every = []
+  for domain in ("math", "code"):
+    p = problem(domain)
+    fitted = {
+      "initial": prompts.fit_initial(chat, p, thinking, 9999),
+      "privileged": chat.render(prompts.privileged(p), thinking),
+    }
+    for regime in ("opd", "opsd"):
+      found = prompts.fit_refinement(chat, p, DRAFT, regime, thinking, 9999)
+      assert found.elided_tokens == 0
+      fitted[regime] = found.ids
+    assert fitted == {
+      role: real_ids(chat, text, mode) for role, text in messages(p).items()
+    }
+    every.append(fitted)
+  digest = hashlib.sha256(json.dumps(every).encode()).hexdigest()[:12]
+  switch = "off" if mode == ("hybrid", False) else "on"
+  assert ID_DIGESTS[prompts.VERSION][switch] == digest
 
 
 @pytest.mark.parametrize("domain", ["arithmetic", "math", "code"])

@@ -149,6 +149,43 @@ def test_a_row_is_planned_to_its_last_command(row, tmp_path):
   assert sizes["merge"] == 2 * shape.num_parameters() + sizes["train"] // 9
 
 
+def planned(tmp_path, **changes):
+  """The paper's OPSD on 8B, changed: bytes by stage, and the experiment."""
+  values, source = config_file.load(f"{CONFIGS}/opsd.py:model=8b")
+  e = experiment.from_config(values | changes, source)
+  return {n: s for n, s, _ in dry_run.disk(e, RunDir(tmp_path))}, e
+
+
+def test_what_is_kept_of_the_teacher_is_planned(tmp_path):
+  plain, e = planned(tmp_path)
+  responses = dry_run.num_problems(e) * e.refine.max_response_tokens
+  recorded = {"refine.teacher_top_k": 20, "train.teacher": "topk_from_rollout"}
+  top, _ = planned(tmp_path, **recorded)
+  # Ids, log-probabilities and their mass, for each token of a response.
+  assert top == plain | {
+    "refine": plain["refine"] + responses * (20 * (4 + 4) + 4)
+  }
+  cached, _ = planned(tmp_path, **{"train.teacher": "hidden_cache"})
+  assert cached == plain | {"teacher_cache": responses * 4096 * 2}
+  raw = {"train.teacher": "hidden_cache", "method": "jsd"}
+  assert planned(tmp_path, **raw)[0]["teacher_cache"] == responses * 4096 * 2
+  # The larger teacher's width, in the dtype that it is stored in.
+  other = {"regime": "opd", "teacher.path": "Qwen/Qwen3-4B-Instruct-2507"}
+  other |= {"train.teacher": "hidden_cache", "train.max_student_tokens": 9000}
+  found, _ = planned(tmp_path, **other)
+  assert found["teacher_cache"] == 40_308 * 9000 * 2560 * 2
+
+
+def test_rounds_are_planned_to_the_last(tmp_path):
+  once, _ = planned(tmp_path)
+  rounds = {"pipeline.rounds": 3}
+  thrice, e = planned(tmp_path, **rounds)
+  # The base is evaluated once.
+  assert thrice.pop("evaluate") == 2 * once.pop("evaluate")
+  assert thrice == {stage: 3 * size for stage, size in once.items()}
+  assert "in all 3 rounds" in dry_run.describe(e, RunDir(tmp_path), [])
+
+
 def test_planned_adapters_are_as_large_as_real_ones():
   for shape in dry_run.KNOWN_MODELS.values():
     made = jax.eval_shape(
@@ -164,6 +201,7 @@ def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):
     [
       *(CONFIGS.parent / "launch" / "node.sh", "configs/opsd.py:model=8b"),
       *(workdir, "--dry-run", "--", "--config.train.epochs=2"),
+      "--config.pipeline.rounds=2",
     ],
     env=os.environ
     | {"TRD_PYTHON": sys.executable, "PYTHONPATH": str(CONFIGS.parent)},
@@ -176,6 +214,9 @@ def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):
     assert (
       f"-m trd_jax.{stage} --config=configs/opsd.py:model=8b" in told.stdout
     )
-  assert "at most 630 updates of 128" in told.stdout
+  assert "at most 630 updates of 128 a round" in told.stdout
+  student = f"--config.student.path={workdir}/merge/model"
+  (second,) = [s for s in told.stdout.splitlines() if student in s]
+  assert second.endswith(f"--workdir={workdir}/rounds/2")
   # Nothing but the lock that it held meanwhile.
   assert {path.name for path in workdir.iterdir()} <= {"locks"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,13 @@ import test_stages
 from test_benchmarks import lcb_row, write
 from test_scores import sample
 
-from trd_jax import benchmark_grading, evaluate, experiment
+from trd_jax import (
+  benchmark_grading,
+  evaluate,
+  experiment,
+  parent,
+  pipeline,
+)
 from trd_jax.errors import UserError
 from trd_jax.grading import code as code_grading
 from trd_jax.grading import formulas
@@ -102,6 +109,54 @@ def test_buckets_are_a_named_runs(finished, tmp_path, capsys):
   nowhere = small(**{"evaluate.buckets_from": str(tmp_path / "none")})
   with pytest.raises(UserError, match="no finished evaluation of the base"):
     go(evaluate, nowhere, other, model="base", regrade=True)
+
+
+def unfinished(finished, folder):
+  return RunDir(folder)
+
+
+def without_a_benchmark(finished, folder):
+  other = copy_of(finished, folder)
+  other.mark_done(STAGE, {"aime24": other.done(STAGE)["arithmetic"]})
+  return other
+
+
+def of_other_questions(finished, folder):
+  other = copy_of(finished, folder)
+  summary = other.done(STAGE)
+  summary["arithmetic"]["verdicts"].popitem()
+  other.mark_done(STAGE, summary)
+  return other
+
+
+@pytest.mark.parametrize(
+  ("make", "told"),
+  [
+    (unfinished, "there is no finished evaluation of the base"),
+    (without_a_benchmark, "it has no arithmetic"),
+    (of_other_questions, "of arithmetic it lacks 1 of 8 questions"),
+  ],
+)
+def test_unfit_buckets_are_refused_before_anything_is_drawn(
+  finished, tmp_path, monkeypatch, make, told
+):
+  from trd_jax import generation
+
+  monkeypatch.setattr(generation, "fill", lambda *_, **__: 1 / 0)
+  monkeypatch.setattr(parent, "run", lambda *_, **__: 1 / 0)
+  base = make(finished, tmp_path / "base")
+  named = small(**{"evaluate.buckets_from": str(base.root)})
+  fresh = RunDir(tmp_path / "fresh")
+  told = f"evaluate.buckets_from={base.root}: {told}"
+  for stage, flags in (
+    (evaluate, {"model": "base"}),
+    (pipeline, {"config_argv": []}),
+  ):
+    with pytest.raises(UserError, match=re.escape(told)):
+      go(stage, named, fresh, **flags)
+  # Also where only the trained student is still to be evaluated.
+  with pytest.raises(UserError, match=re.escape(told)):
+    go(pipeline, named, copy_of(finished, tmp_path / "half"), config_argv=[])
 
 
 def test_two_runs_are_compared_by_one_command(finished, tmp_path):

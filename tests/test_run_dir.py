@@ -275,6 +275,19 @@ def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_writers_of_one_file_do_not_meet(tmp_path):
+  """Also where they have one process id, as in two containers."""
+  path = tmp_path / "file"
+  with shards.atomic_file(path) as slow:
+    slow.write(b"slow, ")
+    with shards.atomic_file(path) as quick:
+      quick.write(b"quick")
+    assert path.read_bytes() == b"quick"
+    slow.write(b"and whole")
+  assert path.read_bytes() == b"slow, and whole"
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_rejected_rows_are_kept_with_their_reasons(tmp_path):
   run_dir = RunDir(tmp_path)
   rows = [Rejected("p", "jsonl", "problems", "no answer")]

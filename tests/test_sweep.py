@@ -8,10 +8,11 @@ from pathlib import Path
 
 import processes
 import pytest
+from matplotlib import figure
 
 from trd_jax import config_file, experiment, sweep, sweep_points
 from trd_jax.errors import UserError
-from trd_jax.run_dir import RunDir
+from trd_jax.run_dir import RunDir, write_json_atomic
 from trd_jax.sweep_points import point, product, zipped
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +132,35 @@ def test_stages_are_shared_exactly_where_their_keys_agree(base):
   ]
 
 
+@pytest.mark.parametrize("how", ["exact", "ngram"])
+def test_problems_without_a_benchmarks_are_shared_under_its_keys_alone(
+  base, how
+):
+  """Whichever questions are taken out, the problems that are left differ."""
+  clean = {"data.decontaminate": how, "evaluate.benchmarks": ("aime24",)}
+  changes = [
+    {},
+    {"evaluate.benchmarks": ("aime25",)},
+    {"evaluate.root": "elsewhere"},
+    {"evaluate.livecodebench": "v6"},
+    {"evaluate.unchecked": True},
+    # Whole benchmarks are looked in, whatever is asked and however.
+    {"evaluate.num_problems": 2},
+    {"evaluate.k": 3, "evaluate.seed": 5},
+    # The laboratory's are made from the seed.
+    {"evaluate.benchmarks": ("arithmetic",)},
+    {"evaluate.benchmarks": ("arithmetic",), "evaluate.seed": 5},
+  ]
+
+  def shared(clean):
+    points = [point(str(i), clean | c) for i, c in enumerate(changes)]
+    return [one.get("rollout") for one in _donors(base, points)]
+
+  assert shared(clean) == [None] * 5 + [0, 0, None, None]
+  uncleaned = clean | {"data.decontaminate": "none"}
+  assert shared(uncleaned) == [None] + [0] * 8
+
+
 def test_array_jobs_wait_for_what_they_take_over(base):
   points = [
     point("a"),
@@ -183,6 +213,70 @@ def test_points_share_one_cache_of_the_teacher(base, tmp_path):
   assert flags == [shared, shared, ["--config.train.cache_dir=mine"], []]
 
 
+# --- what came out -----------------------------------------------------------
+
+
+def _figures(avg, k=2):
+  metrics = {
+    metric: {metric: avg, f"{metric}_interval": [avg - 0.1, avg + 0.1]}
+    for metric in ("avg_at_k", "pass_at_k")
+  }
+  return {"k": k, "n": 4, **metrics["avg_at_k"], **metrics["pass_at_k"]}
+
+
+def _summarised(where, avg):
+  sides = {"base": 0.2, "trained": avg, "paired_difference": avg - 0.2}
+  pair = {side: _figures(share) for side, share in sides.items()}
+  write_json_atomic(where.summary, {"benchmarks": {"arithmetic": pair}})
+
+
+@pytest.fixture
+def three(base, tmp_path):
+  """Points of one, two and three rounds, the last in its third round."""
+  run_dir = RunDir(tmp_path / "sweep")
+  points = product({"pipeline.rounds": [1, 2, 3]})
+  for one, best in zip(points, [1, 2, None], strict=True):
+    where = sweep._folder(run_dir, one)
+    for number, avg in ((1, 0.3), (2, 0.5)):
+      _summarised(where.round(number), avg)
+    if best:
+      rows = [{"round": number} for number in range(1, best + 1)]
+      write_json_atomic(where.rounds, {"rounds": rows, "best": best})
+  return sweep.plan(base, points, "s.py"), run_dir
+
+
+def test_a_point_shows_its_best_round_once_all_are_done(three):
+  rows = sweep.collect(*three)
+  assert [(r["point"], r["round"], r["rounds"]) for r in rows] == [
+    ("rounds=1", 1, 1),
+    ("rounds=2", 2, 2),
+  ]
+  assert [row["trained"]["avg_at_k"] for row in rows] == [0.3, 0.5]
+  assert rows[1]["paired_difference"]["avg_at_k"] == pytest.approx(0.3)
+  assert sweep.table(rows).splitlines()[3:] == [
+    "arithmetic (n=4)           Avg@2               Pass@2",
+    "  rounds=1                  30.0 [20.0, 40.0]   30.0 [20.0, 40.0]",
+    "* rounds=2 (round 2 of 2)   50.0 [40.0, 60.0]   50.0 [40.0, 60.0]",
+    "  (base)                    20.0 [10.0, 30.0]   20.0 [10.0, 30.0]",
+  ]
+
+
+def test_a_figure_is_whole_at_any_moment(three, tmp_path, monkeypatch):
+  rows, path = sweep.collect(*three), tmp_path / "sweep.svg"
+  sweep.plot(rows, path)
+  before = path.read_text()
+  assert "rounds=2 (round 2 of 2)" in before
+
+  def killed(self, file, **_):
+    file.write(b"<svg") if hasattr(file, "write") else file.write_text("<svg")
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(figure.Figure, "savefig", killed)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.plot(rows, path)
+  assert path.read_text() == before
+
+
 # --- for real ----------------------------------------------------------------
 
 
@@ -212,6 +306,15 @@ def test_four_points_generate_once_and_a_second_run_does_nothing(tmp_path):
   again = _run(workdir, "--point=3")
   assert again.returncode == 0, again.stderr[-3000:]
   assert again.stdout.count("done before") == 6
+
+
+def test_what_only_looks_claims_no_workdir(tmp_path):
+  shown = _run(tmp_path, "--slurm", "--config.seed=1")
+  assert shown.returncode == 0, shown.stderr
+  assert "sbatch" in shown.stdout
+  again = _run(tmp_path, "--dry_run")
+  assert again.returncode == 0, again.stderr
+  assert not RunDir(tmp_path).config.exists()
 
 
 def test_a_dry_run_and_mistakes_start_nothing(tmp_path):

@@ -11,6 +11,7 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 
 
@@ -100,7 +101,7 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
   if not required and not path.exists():
     return {}
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json_text.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(
       f"{path}: can't be read as JSON ({one_line(error)}); fetch the file again"

@@ -70,11 +70,14 @@ class Flag:
     default: its type is the flag's: bool, int, float, str, or a tuple of str;
       None stands for a str that may be absent.
     doc: one line.
+    looks_only: whether with it nothing is made, so that a new workdir stays
+      nobody's.
   """
 
   name: str
   default: bool | int | float | str | tuple[str, ...] | None
   doc: str
+  looks_only: bool = False
 
   @property
   def key(self) -> Key:
@@ -182,7 +185,8 @@ def _run(
     if is_new:
       run_dir.abandon()
     raise
-  if is_new and (chosen.preflight_only or own.__dict__.get("dry_run")):
+  looked = any(line.own[flag.name] for flag in line.flags if flag.looks_only)
+  if is_new and (chosen.preflight_only or looked):
     run_dir.abandon()
 
 

@@ -1,7 +1,6 @@
 """Loads a config file: Python with a `get_config`, or a run's config.json."""
 
 import inspect
-import json
 import linecache
 import re
 import runpy
@@ -12,7 +11,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax import keys
+from trd_jax import json_text, keys
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, unknown_key
 
@@ -54,7 +53,7 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
 
 def _load_json(path: Path) -> Any:
   try:
-    return json.loads(path.read_bytes())
+    return json_text.loads(path.read_bytes())
   except ValueError as error:
     raise UserError(f"{path} is not JSON: {error}") from None
 

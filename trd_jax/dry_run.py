@@ -14,7 +14,7 @@ from trd_jax.experiment import Experiment
 from trd_jax.model.config import ModelConfig
 from trd_jax.problems import store
 from trd_jax.run_dir import RunDir
-from trd_jax.sections import Model
+from trd_jax.sections import Generation, Model
 
 
 def _qwen3(hidden, inner, layers, heads, tied) -> ModelConfig:
@@ -39,9 +39,9 @@ KNOWN_MODELS = {
 # Rows of the public data sets.
 _KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
 
+_FLOAT32 = _INT32 = 4
 # Of a token in a row of parquet, before compression: its id and its text.
-_TOKEN_BYTES = 4 + 4
-_FLOAT32 = 4
+_TOKEN_BYTES = _INT32 + 4
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
@@ -71,23 +71,38 @@ def num_problems(experiment: Experiment) -> int | None:
 def disk(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
-  """The most bytes that each stage leaves behind, and what of.
+  """The most bytes that each stage leaves behind in all rounds, and what of.
 
   Rows are counted as if every response used its whole budget, before
   compression. None where the model or the data is not known here.
   """
+  rounds = experiment.pipeline.rounds
+  for stage, size, what in _of_a_round(experiment, run_dir):
+    yield stage, None if size is None else rounds * size, what
+  questions = 0
+  for name in experiment.evaluate.benchmarks:
+    questions += store.benchmark_size(experiment, name)
+  # Every round is compared with the one base.
+  graded = (1 + rounds) * questions * experiment.evaluate.k
+  yield "evaluate", _rows(graded, experiment.evaluate), "base and trained"
+
+
+def _of_a_round(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, int | None, str]]:
+  """What `disk` says of the stages that each round has for itself."""
   e = experiment
   problems = num_problems(e)
   shape = shape_of(e.student, run_dir)
-
-  def rows(count: int | None, section) -> int | None:
-    tokens = section.max_prompt_tokens + section.max_response_tokens
-    return None if count is None else count * tokens * _TOKEN_BYTES
-
   samples = None if problems is None else problems * e.rollout.samples
-  yield "rollout", rows(samples, e.rollout), "y_o"
+  yield "rollout", _rows(samples, e.rollout), "y_o"
   if e.refines:
-    yield "refine", rows(samples, e.refine), "y_r"
+    k = e.refine.teacher_top_k
+    what = f"y_r, the teacher's {k} likeliest at each token" if k else "y_r"
+    yield "refine", _rows(samples, e.refine, k), what
+  if e.train.teacher == "hidden_cache":
+    where = f", in {e.train.cache_dir}" if e.train.cache_dir else ""
+    yield "teacher_cache", _cache(e, run_dir, samples), f"hidden states{where}"
   adapter = None if shape is None else shape.adapter_parameters(e.lora.rank)
   kept = e.train.keep_checkpoints
   yield (
@@ -101,14 +116,30 @@ def disk(
     if e.engine.weights == "merged":
       merged += shape.num_parameters() * _WIDTHS[e.student.dtype]
   yield "merge", merged, "student and adapter"
-  questions = 0
-  for name in e.evaluate.benchmarks:
-    count = store.benchmark_size(e, name)
-    questions = (
-      None if count is None or questions is None else questions + count
-    )
-  graded = None if questions is None else 2 * questions * e.evaluate.k
-  yield "evaluate", rows(graded, e.evaluate), "base and trained"
+
+
+def _rows(count: int | None, section: Generation, top_k: int = 0) -> int | None:
+  """Bytes of so many rows with the teacher's `top_k` tokens at each token."""
+  if count is None:
+    return None
+  prompt, response = section.max_prompt_tokens, section.max_response_tokens
+  # Ids and log-probabilities, and the mass that they cover.
+  recorded = top_k * (_INT32 + _FLOAT32) + _FLOAT32 if top_k else 0
+  return count * ((prompt + response) * _TOKEN_BYTES + response * recorded)
+
+
+def _cache(
+  experiment: Experiment, run_dir: RunDir, samples: int | None
+) -> int | None:
+  """Bytes of the teacher's hidden states of all responses."""
+  e = experiment
+  shape = shape_of(e.teacher_model, run_dir)
+  if samples is None or shape is None:
+    return None
+  section = e.refine if e.refines else e.rollout
+  tokens = min(section.max_response_tokens, e.train.max_student_tokens)
+  width = _WIDTHS[e.train.cache_dtype or e.teacher_model.dtype]
+  return samples * tokens * shape.hidden_size * width
 
 
 def describe(
@@ -121,7 +152,8 @@ def describe(
   Args:
     experiment: what would be run.
     run_dir: where.
-    commands: of each stage its name, its command and whether it is done.
+    commands: of each stage, and each further round, its name, its command and
+      whether it is done.
   """
   e = experiment
   lines = ["would run, in this order:"]
@@ -148,14 +180,18 @@ def describe(
     most *= e.train.epochs
     updates = f", at most {min(most, e.train.max_steps or most):,} updates"
   count = "not known here" if problems is None else f"{problems:,}"
-  lines.append(f"  problems  {count:>8}{updates} of {e.train.batch_size}")
-  lines += ["", "disk, at most (rows before compression):"]
+  updates += f" of {e.train.batch_size}"
+  rounds, told = e.pipeline.rounds, ""
+  if rounds > 1:
+    updates, told = f"{updates} a round", f"in all {rounds} rounds, "
+  lines.append(f"  problems  {count:>8}{updates}")
+  lines += ["", f"disk, at most ({told}rows before compression):"]
   total = 0
   for name, size, what in disk(e, run_dir):
     shown = "not known here" if size is None else _shown(size)
-    lines.append(f"  {name:<10}{shown:>14}  {what}")
+    lines.append(f"  {name:<13}{shown:>14}  {what}")
     total += size or 0
-  lines.append(f"  {'all':<10}{_shown(total):>14}")
+  lines.append(f"  {'all':<13}{_shown(total):>14}")
   for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
     if model in KNOWN_MODELS:
       size = 2 * KNOWN_MODELS[model].num_parameters()
@@ -165,6 +201,7 @@ def describe(
 
 def _shown(size: int) -> str:
   """Bytes in the larger unit that they fill."""
-  if size < 2**30:
-    return f"{size / 2**20:.1f} MiB"
-  return f"{size / 2**30:.1f} GiB"
+  for unit, bits in (("TiB", 40), ("GiB", 30)):
+    if size >= 2**bits:
+      return f"{size / 2**bits:.1f} {unit}"
+  return f"{size / 2**20:.1f} MiB"

@@ -31,8 +31,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: an unknown benchmark or model name, merged weights that aren't
-      there yet, a benchmark question over the prompt budget, or a grader that
-      isn't installed.
+      there yet, a benchmark question over the prompt budget, a grader that
+      isn't installed, or no base samples where `evaluate.buckets_from` says.
   """
   from trd_jax import outcomes, scores
 
@@ -52,7 +52,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
 def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   """Samples what isn't there yet, and finishes."""
-  from trd_jax import benchmark_grading, generation, preflight
+  from trd_jax import benchmark_grading, generation, preflight, scores
   from trd_jax.engines.engine import check_installed
   from trd_jax.problems import store
   from trd_jax.prompts import fit_initials
@@ -68,6 +68,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   questions = {
     name: store.benchmark(experiment, name) for name in section.benchmarks
   }
+  scores.base_verdicts(section, run_dir, stage, questions)  # or a refusal
 
   # 2. K prompts a question; none may be left out of a benchmark.
   prompts: list[generation.Prompt] = []
@@ -179,7 +180,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   Raises:
     UserError: it isn't finished, or its questions are others now.
   """
-  from trd_jax import benchmark_grading
+  from trd_jax import benchmark_grading, scores
   from trd_jax.problems import store
   from trd_jax.records import GradedSample
 
@@ -199,6 +200,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
         f"{run_dir.stage(stage)}: {name} had other questions when it was"
         " sampled; give it the files that it had then"
       )
+  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions)
   keys = {
     row.key
     for row in run_dir.read(stage, GradedSample)
@@ -248,7 +250,7 @@ def _finish(
     if judged != before:
       others = [row for row in every if row.key not in keys]
       run_dir.replace(stage, GradedSample, judged + others)
-  base = _base_verdicts(experiment, run_dir, stage)
+  base = scores.base_verdicts(experiment.evaluate, run_dir, stage, questions)
   summary = {}
   for name, asked in questions.items():
     here = [row for row in judged if row.benchmark == name]
@@ -262,34 +264,6 @@ def _finish(
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
   print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)
-
-
-def _base_verdicts(
-  experiment: Experiment, run_dir: RunDir, stage: str
-) -> dict[str, Any]:
-  """By benchmark the base verdicts that say how hard each question is.
-
-  Raises:
-    UserError: the run that `evaluate.buckets_from` names has none.
-  """
-  named = experiment.evaluate.buckets_from
-  if named is None and not stage.endswith("trained"):
-    return {}
-  where = run_dir if named is None else RunDir(named)
-  done = where.done(f"{STAGE}/base")
-  if done is None and named is None:
-    return {}
-  if done is None:
-    raise UserError(
-      f"evaluate.buckets_from={named}: there is no finished evaluation of the"
-      " base model; run trd_jax.evaluate --model=base there"
-    )
-  names = experiment.evaluate.benchmarks
-  if lacking := [name for name in names if name not in done and named]:
-    raise UserError(
-      f"evaluate.buckets_from={named}: it has no {', '.join(lacking)}"
-    )
-  return {name: row["verdicts"] for name, row in done.items()}
 
 
 def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax import keys
+from trd_jax import json_text, keys
 from trd_jax.devices import Distributed, Mesh
 from trd_jax.engine_sections import Engine
 from trd_jax.errors import UserError, did_you_mean
@@ -216,8 +216,8 @@ def to_json(experiment: Experiment) -> str:
 def from_json(text: str, source: str) -> Experiment:
   """The experiment that `to_json` wrote; errors as `from_config`'s."""
   try:
-    config = json.loads(text)
-  except json.JSONDecodeError as error:
+    config = json_text.loads(text)
+  except ValueError as error:
     raise UserError(f"{source} is not JSON: {error}") from None
   if not isinstance(config, dict):
     raise UserError(f"{source} holds no JSON object: it is not a config")

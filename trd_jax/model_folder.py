@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -88,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any]:
     UserError: the file is missing or holds something else.
   """
   try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = json_text.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise UserError(f"{path} is missing; name a folder that has it") from None
   except (OSError, ValueError) as error:

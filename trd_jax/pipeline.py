@@ -22,7 +22,12 @@ from trd_jax.run_dir import RunDir
 
 _RANDOM = "random:"
 FLAGS = (
-  cli.Flag("dry_run", False, "print commands, budgets and disk, run nothing"),
+  cli.Flag(
+    "dry_run",
+    False,
+    "print commands, budgets and disk, run nothing",
+    looks_only=True,
+  ),
 )
 
 
@@ -30,10 +35,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Runs what isn't done yet and sums up.
 
   Raises:
-    UserError: the problems or a benchmark can't be used.
+    UserError: the problems, a benchmark or the run that
+      `evaluate.buckets_from` names can't be used.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
+  from trd_jax import scores
   from trd_jax.metrics import timed
   from trd_jax.problems import store
 
@@ -49,13 +56,25 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       )
       for account, module, own in steps
     ]
+    planned += [
+      (
+        f"round {number}, unless the student has collapsed",
+        _round(experiment, run_dir, number, flags),
+        run_dir.round(number).summary.exists(),
+      )
+      for number in range(2, experiment.pipeline.rounds + 1)
+    ]
     print(dry_run.describe(experiment, run_dir, planned))
     return
 
   # What the data can be refused for is seen before a stage spends anything.
-  if run_dir.done("evaluate/base") is None:
-    for name in experiment.evaluate.benchmarks:
-      store.benchmark(experiment, name)
+  sides = ("evaluate/base", "evaluate/trained")
+  if unfinished := [one for one in sides if run_dir.done(one) is None]:
+    section = experiment.evaluate
+    asked = {
+      name: store.benchmark(experiment, name) for name in section.benchmarks
+    }
+    scores.base_verdicts(section, run_dir, unfinished[-1], asked)
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir)
 
@@ -99,10 +118,9 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.run_dir import write_json_atomic
 
   section = experiment.pipeline
-  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
   stopped = None
   for number in range(2, section.rounds + 1):
-    before, here = run_dir.round(number - 1), run_dir.round(number)
+    here = run_dir.round(number)
     stopped = rounds.collapsed(
       list(rounds.figures(run_dir, number - 1))[-1], section
     )
@@ -112,13 +130,8 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     # The same problems, and one base that every round is compared with.
     for stage in ("problems", "evaluate/base"):
       here.adopt(stage, run_dir)
-    command = [
-      *(sys.executable, "-m", "trd_jax.pipeline", *shared),
-      *rounds.overrides(experiment, before),
-      f"--workdir={here.root}",
-    ]
     with timed(run_dir.timings, f"round {number}"):
-      code = parent.run(command)
+      code = parent.run(_round(experiment, run_dir, number, flags))
     if code:
       sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
@@ -128,6 +141,20 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
   print(rounds.table(rows, stopped))
   print(f"written: {run_dir.rounds}")
+
+
+def _round(
+  experiment: Experiment, run_dir: RunDir, number: int, flags
+) -> list[str]:
+  """The command of a round after the first."""
+  from trd_jax import rounds
+
+  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
+  return [
+    *(sys.executable, "-m", "trd_jax.pipeline", *shared),
+    *rounds.overrides(experiment, run_dir.round(number - 1)),
+    f"--workdir={run_dir.round(number).root}",
+  ]
 
 
 def _check_interpreters(steps, experiment: Experiment) -> None:

@@ -23,13 +23,14 @@ import os
 import re
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from trd_jax import keys, records, shards
+from trd_jax import json_text, keys, records, shards
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, RUNTIME_KEYS
 from trd_jax.records import RecordT, Rejected
@@ -64,7 +65,7 @@ def read_json(path: Path) -> Any:
     UserError: it is absent or damaged.
   """
   try:
-    return json.loads(path.read_bytes())
+    return json_text.loads(path.read_bytes())
   except FileNotFoundError:
     raise UserError(f"{path} is not there: run its stage first") from None
   except ValueError as error:
@@ -105,7 +106,7 @@ class RunDir:
     is_new = not self.config.exists()
     try:
       if is_new:
-        mine = self.root / f"config.json.{os.getpid()}"
+        mine = self.root / f"config.json.{uuid.uuid4().hex}"
         with shards.atomic_file(mine) as file:
           file.write(experiment_json.encode())
         # A rename would replace what another process has claimed meanwhile.

@@ -10,7 +10,9 @@ from typing import Any
 
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
+from trd_jax.problems.store import Questions
 from trd_jax.records import NO_ANSWER, GradedSample
+from trd_jax.run_dir import RunDir
 from trd_jax.run_sections import Evaluate
 
 SHARES = {
@@ -22,6 +24,7 @@ SHARES = {
 }
 """By key of `figures`: what the table calls it."""
 
+_BASE = "evaluate/base"
 _ADVICE = "evaluate both on the same questions, equally often"
 
 Verdicts = dict[str, list[bool | None]]
@@ -69,6 +72,51 @@ def figures(
   }
   if base is not None:
     found["buckets"] = estimators.by_bucket(verdicts, base, **settings)
+  return found
+
+
+def base_verdicts(
+  section: Evaluate,
+  run_dir: RunDir,
+  stage: str,
+  questions: Mapping[str, Questions],
+) -> dict[str, Verdicts]:
+  """By benchmark the base verdicts that say how hard each question is.
+
+  Args:
+    section: names a run, or leaves it at this one, which may have none yet.
+    run_dir: this run.
+    stage: what is evaluated: 'evaluate/base' or 'evaluate/trained'.
+    questions: what is asked.
+
+  Raises:
+    UserError: the run that `evaluate.buckets_from` names has no base samples,
+      or has them of other questions.
+  """
+  named = section.buckets_from
+  if named is None and stage == _BASE:
+    return {}
+  where = run_dir if named is None else RunDir(named)
+  done = where.done(_BASE)
+  if done is None and named is None:
+    return {}
+  told = f"evaluate.buckets_from={named}" if named else str(where.stage(_BASE))
+  if done is None:
+    raise UserError(
+      f"{told}: there is no finished evaluation of the base model; run"
+      " trd_jax.evaluate --model=base there"
+    )
+  if named and (lacking := [name for name in questions if name not in done]):
+    raise UserError(f"{told}: it has no {', '.join(lacking)}")
+  found = {name: row["verdicts"] for name, row in done.items()}
+  for name in questions.keys() & found.keys():
+    ids = {problem.problem_id for problem in questions[name].problems}
+    if missing := sorted(ids - found[name].keys()):
+      raise UserError(
+        f"{told}: of {name} it lacks {len(missing)} of {len(ids)} questions,"
+        f" {missing[0]} for one; name a base run of the same questions in"
+        " evaluate.buckets_from"
+      )
   return found
 
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Generic, Self
@@ -35,7 +36,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
   raises, nothing changes.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+  # Not the process's id: processes of two machines, or containers, share those.
+  token = uuid.uuid4().hex
+  unfinished = path.with_name(f"{path.name}.{token}{_UNFINISHED}")
   try:
     with unfinished.open("wb") as file:
       yield file

@@ -16,29 +16,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trd_jax import cli, experiment, parent, sweep_points
+from trd_jax import cli, experiment, parent, scores, sweep_points
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.problems import store
+from trd_jax.run_dir import RunDir, read_json, write_json_atomic
+from trd_jax.shards import atomic_file
 from trd_jax.sweep_points import Point
 
 FLAGS = (
   cli.Flag("sweep", None, "file of the sweep's points, required"),
   cli.Flag("point", None, "run this one alone, by name or number from 0"),
-  cli.Flag("dry_run", False, "print what each point does and shares"),
-  cli.Flag("slurm", False, "print the sbatch commands of array jobs"),
+  cli.Flag(
+    "dry_run", False, "print what each point does and shares", looks_only=True
+  ),
+  cli.Flag(
+    "slurm", False, "print the sbatch commands of array jobs", looks_only=True
+  ),
 )
 
-# The keys that decide a stage's rows, as the beginnings of their names.
+# The keys that decide a stage's rows, as the beginnings of their names; those
+# of the problems come from `store.made_by`.
 _MADE_BY = {
-  "rollout": ("student.", "data.", "domain", "rollout.", "sandbox.", "seed"),
+  "rollout": ("student.", "rollout.", "sandbox.", "seed"),
   "refine": ("teacher.", "regime", "refine."),
-  "evaluate/base": (
-    *("student.", "data.", "domain", "evaluate.", "sandbox.", "seed"),
-  ),
+  "evaluate/base": ("student.", "evaluate.", "sandbox.", "seed"),
 }
-_SIDES = ("base", "trained", "paired_difference")
 _MADE_BY["refine"] += _MADE_BY["rollout"]
+_SIDES = ("base", "trained", "paired_difference")
 
 
 class Plan(NamedTuple):
@@ -98,8 +103,6 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
       )
       sys.exit(code)
   rows = collect(plans, run_dir)
-  from trd_jax.run_dir import write_json_atomic
-
   write_json_atomic(run_dir.sweep, rows)
   print(table(rows))
   if rows:
@@ -136,7 +139,7 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
 
 def _identity(chosen: Experiment, stage: str) -> str:
   """The keys that decide a stage's rows, with their values."""
-  names = _MADE_BY[stage]
+  names = (*_MADE_BY[stage], *store.made_by(chosen))
   return json.dumps(
     {
       name: value
@@ -244,21 +247,38 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
   """The points that are done: what they set and what they found.
 
   Returns:
-    A row a point and benchmark: `point`, `values`, `benchmark`, `k`, `n`, and
-    of base, trained and their paired difference `avg_at_k` and `pass_at_k`
-    with 95% intervals.
+    A row a point and benchmark: `point`, `values`, `round`, the best of its
+    `rounds`, `benchmark`, and of base, trained and their paired difference `k`,
+    `n`, `avg_at_k` and `pass_at_k` with 95% intervals.
   """
   rows = []
   for one in plans:
-    path = _folder(run_dir, one.point).summary
-    if not path.exists():
+    where = _folder(run_dir, one.point)
+    found = {"best": 1, "rounds": [1]}
+    if one.experiment.pipeline.rounds > 1:
+      if not where.rounds.exists():
+        continue  # its later rounds are still to come
+      found = read_json(where.rounds)
+    best = where.round(found["best"])
+    if not best.summary.exists():
       continue
-    summary = json.loads(path.read_text())
-    for name, pair in summary["benchmarks"].items():
+    about = {
+      "point": one.point.name,
+      "values": dict(one.point.values),
+      "round": found["best"],
+      "rounds": len(found["rounds"]),
+    }
+    for name, pair in read_json(best.summary)["benchmarks"].items():
       figures = {side: pair[side] for side in _SIDES}
-      about = {"point": one.point.name, "values": dict(one.point.values)}
       rows.append({**about, "benchmark": name, **figures})
   return rows
+
+
+def _label(row: Mapping[str, Any]) -> str:
+  """A row's point, and its round where there were several."""
+  if row["rounds"] == 1:
+    return row["point"]
+  return f"{row['point']} (round {row['round']} of {row['rounds']})"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -266,35 +286,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   if not rows:
     return "no point is done yet"
   lines = ["", "percent, 95% intervals over questions; * the highest Avg@K", ""]
-  width = max(len(row["point"]) for row in rows)
   for name in dict.fromkeys(row["benchmark"] for row in rows):
     here = [row for row in rows if row["benchmark"] == name]
     best = max(row["trained"]["avg_at_k"] for row in here)
     first = here[0]["base"]
     k = first["k"]
-    lines.append(
-      f"{name} (n={first['n']}){'':{max(0, width - len(name) - 6)}}"
-      f"  Avg@{k}                   Pass@{k}"
-    )
+    cells = [(f"{name} (n={first['n']})", f"Avg@{k}", f"Pass@{k}")]
     for row in here:
-      found = row["trained"]
-      mark = "*" if found["avg_at_k"] == best else " "
-      lines.append(
-        f"{mark} {row['point']:<{width}}  {_interval(found, 'avg_at_k')}"
-        f"   {_interval(found, 'pass_at_k')}"
-      )
-    lines.append(
-      f"  {'(base)':<{width}}  {_interval(first, 'avg_at_k')}"
-      f"   {_interval(first, 'pass_at_k')}"
-    )
-    lines.append("")
+      mark = "*" if row["trained"]["avg_at_k"] == best else " "
+      cells.append((f"{mark} {_label(row)}", *_cells(row["trained"])))
+    cells.append(("  (base)", *_cells(first)))
+    lines += [scores.columns(cells), ""]
   return "\n".join(lines)
 
 
-def _interval(figures: Mapping[str, Any], metric: str) -> str:
-  low, high = figures[f"{metric}_interval"]
-  shown = f"{100 * figures[metric]:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-  return f"{shown:<20}"
+def _cells(figures: Mapping[str, Any]) -> tuple[str, str]:
+  return scores.cell(figures, "avg_at_k"), scores.cell(figures, "pass_at_k")
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -311,10 +318,12 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
       panel.plot([100 * low, 100 * high], [place, place], color="tab:blue")
       panel.plot(100 * row["trained"]["avg_at_k"], place, "o", color="tab:blue")
     panel.axvline(100 * here[0]["base"]["avg_at_k"], color="gray", ls=":")
-    panel.set_yticks(range(len(here)), [row["point"] for row in here])
+    panel.set_yticks(range(len(here)), [_label(row) for row in here])
     panel.set_title(f"{name}, Avg@{here[0]['base']['k']} (%)", fontsize=9)
   figure.tight_layout()
-  figure.savefig(path)
+  # The tasks of an array job end when they like, and each draws all points.
+  with atomic_file(path) as file:
+    figure.savefig(file, format="svg")
 
 
 if __name__ == "__main__":

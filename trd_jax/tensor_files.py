@@ -1,6 +1,5 @@
 """The tensors of a folder's safetensors files, read by the slice."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that files may hold
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -64,7 +64,7 @@ class TensorFiles:
     if (self.folder / _INDEX).exists():
       path = self.folder / _INDEX
       try:
-        index = dict(json.loads(path.read_text("utf-8"))["weight_map"])
+        index = dict(json_text.loads(path.read_text("utf-8"))["weight_map"])
         names = sorted(set(index.values()))
         if any(Path(name).name != name for name in names):
           raise ValueError("a file outside the folder")

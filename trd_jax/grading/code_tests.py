@@ -24,6 +24,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from trd_jax import json_text
+
 _MAX_UNPACKED = 1 << 30
 _EXACT_DIGITS = 4000
 # What a pickle of strings, and of a dict of strings, consists of.
@@ -88,10 +90,7 @@ def loads(text: str | bytes) -> Any:
   def integer(digits: str) -> int | Digits:
     return int(digits) if len(digits) <= _EXACT_DIGITS else Digits(digits)
 
-  try:
-    return json.loads(text, parse_int=integer)
-  except RecursionError:
-    raise ValueError("JSON that is nested too deeply") from None
+  return json_text.loads(text, parse_int=integer)
 
 
 def dumps(value: Any) -> str:
@@ -270,7 +269,7 @@ def _function(about: Mapping[str, Any]) -> str | None:
   metadata = about.get("metadata")
   if isinstance(metadata, str):
     try:
-      metadata = json.loads(metadata)
+      metadata = json_text.loads(metadata)
     except ValueError:
       metadata = None
   for place in (about, metadata if isinstance(metadata, Mapping) else {}):

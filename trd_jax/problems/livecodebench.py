@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trd_jax import json_text
 from trd_jax.problems import rows
 from trd_jax.records import Problem
 
@@ -78,7 +79,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
 
 def _object(text: Any) -> dict[str, Any]:
   try:
-    value = json.loads(text) if isinstance(text, str) else text
+    value = json_text.loads(text) if isinstance(text, str) else text
   except ValueError as error:
     raise rows.BadRow(f"labels are not JSON ({error})") from None
   return value if isinstance(value, dict) else {}

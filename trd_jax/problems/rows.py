@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 from trd_jax.problems.sources import SUFFIXES
 from trd_jax.records import Domain, Problem, Rejected, content_key
@@ -85,8 +86,10 @@ def collect(
         if not isinstance(row, Mapping):
           raise BadRow(f"a {type(row).__name__}, not an object with columns")
         problem = build(row)
-      except BadRow as error:
-        aside.append((_Row(where, None, verbatim), f"{where}: {error}"))
+      except (BadRow, RecursionError) as error:
+        # What could just be read may still be too deep to be looked through.
+        why = error if isinstance(error, BadRow) else "nested too deeply"
+        aside.append((_Row(where, None, verbatim), f"{where}: {why}"))
         continue
       if problem is not None:
         groups.setdefault(problem.problem_id, []).append(
@@ -316,7 +319,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
       f"{path}: can't be read as text ({error}); fetch the file again"
     ) from error
   try:
-    rows = json.loads(text) if text.strip() else []
+    rows = json_text.loads(text) if text.strip() else []
   except ValueError as error:
     if "Extra data" not in str(error):
       raise UserError(
@@ -343,7 +346,7 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
   for i, line in enumerate(lines):
     if line.strip():
       try:
-        row = json.loads(line)
+        row = json_text.loads(line)
       except ValueError as error:
         row = BadRow(f"not JSON ({error})")
       yield f"{path.name} line {i + 1}", row

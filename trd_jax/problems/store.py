@@ -15,6 +15,18 @@ from trd_jax.run_dir import RunDir
 STAGE = "problems"
 
 
+def made_by(experiment: Experiment) -> tuple[str, ...]:
+  """The keys that decide which problems there are, as beginnings of names."""
+  keys = ("data.", "domain")
+  if experiment.data.decontaminate == "none":
+    return keys
+  section = experiment.evaluate
+  keys += tuple(f"evaluate.{name}" for name in _OF_A_BENCHMARK)
+  if not _LABORATORY.keys().isdisjoint(section.benchmarks):
+    keys += ("evaluate.seed",)  # it makes their questions
+  return keys
+
+
 def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
   """The problems that the run trains on, in the order of their ids.
 
@@ -100,6 +112,8 @@ def _decontaminated(
   return [p for p in found if p.problem_id not in gone], rejected
 
 
+# What says which questions a benchmark has, as keys of the section evaluate.
+_OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
 # Held-out splits of the laboratory that serve as benchmarks.
 _LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
 _LABORATORY_PROBLEMS = 64

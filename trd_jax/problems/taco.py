@@ -15,12 +15,12 @@ outputs are right. The latter are known where a file
 from __future__ import annotations
 
 import ast
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 from trd_jax.problems import rows, sources
 from trd_jax.records import Problem, Rejected
@@ -89,7 +89,7 @@ def tests(input_output: Any) -> str:
   if not isinstance(input_output, str) or not input_output.strip():
     raise rows.BadRow("no input_output")
   try:
-    found = json.loads(input_output, parse_int=str)
+    found = json_text.loads(input_output, parse_int=str)
   except ValueError as error:
     raise rows.BadRow(f"input_output is not JSON ({error})") from None
   if not isinstance(found, dict):
@@ -106,7 +106,7 @@ def _reference(solutions: Any) -> str | None:
   """The first solution in Python 3, as a response would give it."""
   if isinstance(solutions, str) and solutions.strip():
     try:
-      solutions = json.loads(solutions)
+      solutions = json_text.loads(solutions)
     except ValueError:
       raise rows.BadRow("solutions is not JSON") from None
   for program in solutions or ():
