@@ -14,7 +14,7 @@ import math_verify
 import mpmath
 import sympy
 
-from trd_jax.grading import numbers, structure, values
+from trd_jax.grading import numbers, shapes, values
 from trd_jax.grading.structure import Maybe
 
 _RELATION = re.compile(r"(?<!\\)([<>=])|\\(le|ge|ne)(?![a-z])")
@@ -43,7 +43,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
   sides = []
   signs = []
   for text in (gold, answer):
-    found = _RELATION.findall(structure.outside(text))
+    found = _RELATION.findall(shapes.outside(text))
     if len(found) != 1:
       return None
     sign = found[0][0] or found[0][1]
@@ -81,7 +81,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
 
 
 def _halves(text: str) -> tuple[str, str]:
-  match = _RELATION.search(structure.outside(text))
+  match = _RELATION.search(shapes.outside(text))
   assert match is not None
   return text[: match.start()], text[match.end() :]
 
@@ -119,7 +119,7 @@ def equal(gold: str, answer: str) -> Maybe:
   quick = numbers.equal(gold, answer)
   if quick is not None:
     return quick
-  if all(map(_RELATION.search, map(structure.outside, (gold, answer)))):
+  if all(map(_RELATION.search, map(shapes.outside, (gold, answer)))):
     return _relation_equal(gold, answer)
   mine, unit = numbers.measure(gold)
   yours, other_unit = numbers.measure(answer)
