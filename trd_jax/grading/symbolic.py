@@ -17,6 +17,8 @@ import sympy
 from trd_jax.grading import numbers, shapes, values
 from trd_jax.grading.structure import Maybe
 
+# What trees raise that have no value, or parts that no value has.
+_NO_VALUE = (values.Unsupported, TypeError, ValueError, AttributeError)
 _RELATION = re.compile(r"(?<!\\)([<>=])|\\(le|ge|ne)(?![a-z])")
 
 
@@ -120,7 +122,10 @@ def equal(gold: str, answer: str) -> Maybe:
   if quick is not None:
     return quick
   if all(map(_RELATION.search, map(shapes.outside, (gold, answer)))):
-    return _relation_equal(gold, answer)
+    try:
+      return _relation_equal(gold, answer)
+    except _NO_VALUE:  # a set or a matrix stands on one side
+      return None
   mine, unit = numbers.measure(gold)
   yours, other_unit = numbers.measure(answer)
   if unit and other_unit and unit != other_unit:
@@ -144,5 +149,5 @@ def equal(gold: str, answer: str) -> Maybe:
     return values.same_values(one, other)
   except ZeroDivisionError:
     return None
-  except (values.Unsupported, TypeError, ValueError, AttributeError):
+  except _NO_VALUE:
     return _library_equal(mine, yours)
