@@ -63,6 +63,9 @@ def test_the_last_box_is_read_to_its_own_brace(content, command, before):
     ("<think>\\boxed{1}</think> \\boxed{2}", "2", "match", "2"),
     ("<think>\\boxed{1}</think> \\boxed{2}", "1", "mismatch", "2"),
     ("<think>a \\boxed{1}</think> so it goes", "1", "no_box", None),
+    ("<think> maybe \\boxed{5}? no, wait...", "5", "no_box", None),
+    ("<think>a</think> so <think> \\boxed{5}", "5", "no_box", None),
+    ("<think> The answer is 5.", "5", "no_box", None),
     ("</think> \\boxed{1} </think> \\boxed{2}", "2", "match", "2"),
     ("</think> \\boxed{1} </think> so", "1", "no_box", None),
     ("\\boxed{1} and \\boxed{2}", "1, 2", "match", "1, 2"),
@@ -83,6 +86,49 @@ def test_which_text_is_the_answer(text, gold, reason, extracted):
   verdict = grading.verify(text, gold)
   assert (verdict.reason, verdict.extracted) == (reason, extracted)
   assert verdict.correct == (reason == "match")
+
+
+@pytest.mark.parametrize(
+  ("text", "stated"),
+  [
+    ("So the answer is 5.", "5"),
+    ("So the answer is **$5$**.", "5"),
+    ("7 is not prime, so the answer is 5.", "5"),
+    ("The most that it could be is 5.", "5"),
+    ("Hence 2+3 = 5", "5"),
+    ("Final answer: \\(x=5\\)", "x=5"),
+    ("Hence $x < 5$ is the solution.", "x < 5"),
+    ("The answer is 5 million.", "5 million"),
+    # Denied,
+    ("So the answer is not 5.", None),
+    ("The answer isn't $5$.", None),
+    ("Therefore 5 is not it.", None),
+    ("It is wrong to say that the answer is 5.", None),
+    # one of several,
+    ("Therefore the solution is either 4 or 5.", None),
+    ("The answer is $x = 5$ or $x = 7$.", None),
+    ("Either x is 4 or x is $5$.", None),
+    ("The answer is 3 and 5.", None),
+    # bounded,
+    ("The answer is between 3 and 5.", None),
+    ("The answer is certainly less than 5.", None),
+    ("Hence 2+3 < 5", None),
+    ("Thus it is at most 5.", None),
+    # left open,
+    ("Hence the answer could be $5$.", None),
+    ("Is the answer $5$?", None),
+    ("I doubt that the answer is 5.", None),
+    ("The answer is $5$. Wait, is it?", None),
+    # or part of another value.
+    ("The answer is the square root of 5.", None),
+    ("Thus x = ln 5", None),
+    ("The answer is \u2212 5", None),
+    ("The answer is 3 1/2.", None),
+    ("The answer is $5$ million.", None),
+  ],
+)
+def test_what_an_unboxed_text_states(text, stated):
+  assert extract.stated_answer(text) == stated
 
 
 @given(

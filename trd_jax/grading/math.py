@@ -3,7 +3,8 @@
 Also usable alone, on a file of answers: `python -m trd_jax.grading.math FILE`.
 
 The last box after the last `</think>` is the answer; an empty or unterminated
-one is wrong and never replaced by an earlier one. Integers, fractions, lists,
+one is wrong and never replaced by an earlier one, and thoughts that never
+close hold none. Integers, fractions, lists,
 tuples, intervals and words are compared right here; what takes algebra goes to
 worker processes (`pool`) that are ended at a time limit and only started when
 first needed. How values are compared stands in `numbers` (decimals, percent,
@@ -12,8 +13,9 @@ units) and `structure` (lists, sets, intervals, equations).
 Reasons of a verdict:
   match, mismatch  the answer was read and compared.
   no_box           no answer: no box, an empty or an unterminated one. (A text
-                   without any box that ends by stating the right answer is a
-                   match; one that states anything else is no_box.)
+                   without any box that ends by plainly stating the right
+                   answer is a match; one that states anything else, or hedges,
+                   is no_box.)
   unparsed         there is an answer but no way to compare it with the gold.
   timeout          the comparison took too long or too much memory: correct is
                    None, and statistics have to say how many there were.
@@ -35,7 +37,7 @@ from trd_jax.grading import judge, pool
 from trd_jax.metrics import Progress
 from trd_jax.records import Verdict
 
-VERSION = "math-2"
+VERSION = "math-3"
 TIMEOUT = 5.0
 _REMEMBERED = 100_000
 
