@@ -103,6 +103,25 @@ x \equiv 3 \pmod 7 == 3 (mod 7)
 5 == **5**
 3.14 == \approx 3.14
 \triangle ABC == ABC
+5\text{ cm}^2 == 5\text{ cm²}
+5\text{ square cm} == 5\text{ cm squared}
+5\text{ m/s} == 5\text{ meters per second}
+9.8\text{ m/s}^2 == 9.8 m/s^2
+60\text{ mph} == 60\text{ miles per hour}
+25 == 25 m/s
+30\text{ degrees Celsius} == 30^\circ\text{C}
+5\text{ apples} == 5\text{ red apples}
+5\text{ ways} == 5\text{ (way)}
+8 == 8 apples
+8 apples == 8
+5 == 5\text{ is the answer}
+10 == \text{about }10
+5\text{ million} == 5,000,000
+1.25\text{ million} == 1250000
+\$5 million == 5000000
+12000 == \text{12 thousand people}
+500000 == 5 hundred thousand
+3\text{ dozen eggs} == 36
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -180,6 +199,30 @@ x\in\{1,2\} == x=1
 4 == three
 12 == \text{13 apples}
 \triangle ABC == ABD
+5 == 5\text{ million}
+5\text{ thousand} == 5
+5 == 5\text{ dozen}
+\frac12 == \frac12\text{ million}
+2.5\text{ million} == 2,500,001
+5 == 5\text{ or more}
+5 == 5\text{ or 6}
+5 == 5\text{ plus 1}
+5 == 5\text{ is wrong}
+5 == 5\text{ is not the answer}
+5 == 5\text{ squared}
+5 == 5\text{ pi}
+3 == 3\text{ n}
+3 == 3 factorial
+10 == \text{half of }10
+10 == \text{Not }10
+5 == \text{up to }5
+5\text{ m/s} == 5\text{ km/h}
+5\text{ m/s} == 5\text{ m}
+5\text{ apples} == 5\text{ oranges}
+8 apples == 8 pears
+30^\circ\text{C} == 30^\circ\text{F}
+12:30\text{ PM} == 12:30\text{ AM}
+8 == 8 abcd
 """
 
 

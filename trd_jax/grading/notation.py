@@ -1,10 +1,12 @@
 r"""Notations of whole answers that plain LaTeX rules can't rewrite.
 
-Number words, repeating decimals, bases, moduli, names of figures. `rewrite`
-is the last step of `latex.clean`; `modulus` is for the comparison, since a
-residue's modulus may be left out but not contradict the gold's.
+Number words, millions and dozens, repeating decimals, bases, moduli, names of
+figures. `rewrite` is the last step of `latex.clean`; `modulus` is for the
+comparison, since a residue's modulus may be left out but not contradict the
+gold's.
 """
 
+import decimal
 import re
 from fractions import Fraction
 
@@ -33,6 +35,19 @@ _BASES = {
   "hexadecimal": 16,
 } | _NUMBERS
 
+_SCALES = {
+  "dozen": 12,
+  "hundred": 100,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+}
+_SCALED = re.compile(
+  r"(?<![\w.,/^_}])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s*(\\text\s*\{)?\s*"
+  rf"({'|'.join(_SCALES)})s?(?![A-Za-z])(?:(?(3)\s*\}}))?",
+  re.IGNORECASE,
+)
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
@@ -65,7 +80,19 @@ def rewrite(text: str) -> str:
     base = _BASES.get(based[2], based[2])
     if str(base).isdigit():
       return f"{based[1]}_{{{base}}}"
+  while (scaled := _SCALED.sub(_as_digits, text)) != text:
+    text = scaled  # hundred thousand
   return _REPEATING.sub(_as_fraction, text)
+
+
+def _as_digits(match: re.Match[str]) -> str:
+  """`5\\text{ million` as `5000000`, with what may follow in the text."""
+  number = decimal.Decimal(match[1].replace(",", "") + (match[2] or ""))
+  digits = f"{number * _SCALES[match[4].lower()]:f}"
+  if "." in digits:
+    digits = digits.rstrip("0").rstrip(".")
+  goes_on = match[3] and not match[0].endswith("}")
+  return digits + (match[3] if goes_on else "")
 
 
 def _as_fraction(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ import math_verify
 import mpmath
 import sympy
 
-from trd_jax.grading import numbers, shapes, values
+from trd_jax.grading import numbers, shapes, units, values
 from trd_jax.grading.structure import Maybe
 
 # What trees raise that have no value, or parts that no value has.
@@ -126,9 +126,9 @@ def equal(gold: str, answer: str) -> Maybe:
       return _relation_equal(gold, answer)
     except _NO_VALUE:  # a set or a matrix stands on one side
       return None
-  mine, unit = numbers.measure(gold)
-  yours, other_unit = numbers.measure(answer)
-  if unit and other_unit and unit != other_unit:
+  mine, unit = units.measure(gold)
+  yours, other_unit = units.measure(answer)
+  if not units.agree(unit, other_unit):
     return False
   if (unit == "degree") != (other_unit == "degree"):
     # 45° is π/4; a bare 45 beside 45° is a degree, too.
