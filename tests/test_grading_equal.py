@@ -122,6 +122,21 @@ x \equiv 3 \pmod 7 == 3 (mod 7)
 12000 == \text{12 thousand people}
 500000 == 5 hundred thousand
 3\text{ dozen eggs} == 36
+\ln(ab) == \ln a+\ln b
+\sqrt{ab} == \sqrt a\sqrt b
+2\ln x == \ln x^2
+\log_2(xy) == \log_2 x+\log_2 y
+n\sqrt n == \sqrt{n^3}
+\frac{\sqrt{x}}{x} == \frac{1}{\sqrt x}
+e^{\ln x} == x
+\ln\frac{x}{y} == \ln x - \ln y
+|ab| == |a||b|
+\sqrt{x^2} == |x|
+2\ln|x| == \ln x^2
+\sqrt[3]{x^3} == x
+\sqrt[3]{-x} == -\sqrt[3]{x}
+-2 == \sqrt[3]{-8}
+\sum_{k=1}^{2} f(k) == f(1)+f(2)
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -223,6 +238,17 @@ x\in\{1,2\} == x=1
 30^\circ\text{C} == 30^\circ\text{F}
 12:30\text{ PM} == 12:30\text{ AM}
 8 == 8 abcd
+|x| == x
+n == |n|
+|ab| == ab
+|a+b| == |a|+|b|
+|a-b| == a-b
+\sqrt{x^2} == x
+\sqrt[3]{x^3} == |x|
+\ln|x| == \ln x
+\ln(a+b) == \ln a+\ln b
+\sqrt{x^2+y^2} == x+y
+(-1)^n == 1
 """
 
 

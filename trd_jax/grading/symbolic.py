@@ -31,7 +31,7 @@ def _decimal_equal(
     rational = values.exact(tree)
     if rational is None:
       with mpmath.workdps(values.DIGITS):
-        value = values.Evaluator(0)(tree)
+        value = values.Evaluator([tree], 0)(tree)
         if abs(mpmath.im(value)) > mpmath.mpf(10) ** -20:
           return None
         rational = Fraction(str(mpmath.nstr(mpmath.re(value), 30)))
