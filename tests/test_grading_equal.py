@@ -137,6 +137,15 @@ e^{\ln x} == x
 \sqrt[3]{-x} == -\sqrt[3]{x}
 -2 == \sqrt[3]{-8}
 \sum_{k=1}^{2} f(k) == f(1)+f(2)
+\mathbb{R} == (-\infty,\infty)
+(-\infty,\infty) == \mathbb{R}
+(-\infty,\infty) == \text{all real numbers}
+\text{all real numbers} == x \in \mathbb R
+\mathbb{R} == \text{All reals}
+\mathbb{R}^+ == (0,\infty)
+(0,\infty) == \text{all positive real numbers}
+[0,\infty) == \mathbb{R}_{\geq 0}
+(-\infty,0) == \mathbb{R}^-
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -249,6 +258,12 @@ n == |n|
 \ln(a+b) == \ln a+\ln b
 \sqrt{x^2+y^2} == x+y
 (-1)^n == 1
+\mathbb{R} == (0,\infty)
+\mathbb{R} == \mathbb{R}^+
+\mathbb{R} == \mathbb{Q}
+\mathbb{R} == \text{no real numbers}
+\mathbb{R} == \text{real}
+[0,\infty) == \mathbb{R}^+
 """
 
 

@@ -1,9 +1,9 @@
 r"""Notations of whole answers that plain LaTeX rules can't rewrite.
 
-Number words, millions and dozens, repeating decimals, bases, moduli, names of
-figures. `rewrite` is the last step of `latex.clean`; `modulus` is for the
-comparison, since a residue's modulus may be left out but not contradict the
-gold's.
+Number words, millions and dozens, all real numbers, repeating decimals, bases,
+moduli, names of figures. `rewrite` is the last step of `latex.clean`;
+`modulus` is for the comparison, since a residue's modulus may be left out but
+not contradict the gold's.
 """
 
 import decimal
@@ -49,6 +49,18 @@ _SCALED = re.compile(
   re.IGNORECASE,
 )
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
+_REALS = re.compile(
+  r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
+  r"((?:non-?)?(?:positive|negative))?\s*"
+  r"real(?:s|\s+(?:numbers?|values?))?\s*\}?\s*(?:\s[a-z])?\s*\}?\Z",
+  re.IGNORECASE,
+)
+_SIDES = {
+  "positive": "_{>0}",
+  "negative": "_{<0}",
+  "nonnegative": "_{\\ge 0}",
+  "nonpositive": "_{\\le 0}",
+}
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
 )
@@ -73,7 +85,11 @@ def rewrite(text: str) -> str:
   """A cleaned answer, in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
     number = _NUMBERS.get(word[1].lower().replace(" ", "-"))
-    return text if number is None else str(number)
+    if number is not None:
+      return str(number)
+  if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
+    side = (reals[2] or "").lower().replace("-", "")
+    return "\\mathbb{R}" + _SIDES.get(side, "")
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
   if (based := _BASE.match(text)) is not None and based[1][0].isdigit():
