@@ -146,6 +146,28 @@ e^{\ln x} == x
 (0,\infty) == \text{all positive real numbers}
 [0,\infty) == \mathbb{R}_{\geq 0}
 (-\infty,0) == \mathbb{R}^-
+2:30 == 2:30
+2:05\text{ PM} == 2:05
+1:2 == 5:10
+7:15 == 7{:}15
+7/3 == 2 1/3
+-2\frac13 == -2 1/3
+1.5 == 1 1/2
+\frac{x}{2} == f^{-1}(x)=x/2
+f^{-1}(x)=x/2 == \frac{x}{2}
+\begin{pmatrix}1\\2\end{pmatrix} == A^{-1} = \begin{pmatrix}1\\2\end{pmatrix}
+A,C == \text{A, C}
+A,C == \text{(C) and (A)}
+C == (C)\ 5
+C == \text{The answer is C}
+C == \text{Option (C)}
+2A == \text{2A}
+25\% == \text{25\%}
+\frac13 == 0.333...
+\frac16 == 0.1666\ldots
+\frac{4}{33} == 0.121212…
+\ln 2 == \log_e 2
+\log_{10}2 == \lg 2
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -264,6 +286,19 @@ n == |n|
 \mathbb{R} == \text{no real numbers}
 \mathbb{R} == \text{real}
 [0,\infty) == \mathbb{R}^+
+STOP == POTS
+ABC == CBA
+2:30 == 5:75
+1:30 == 2:60
+2:05 == 4:10
+2 7/3 == 13/3
+1 1/2 == 11/2
+x^{-1} = 3 == 3
+C == \text{The answer is D}
+A, C == \text{A, D}
+2A == \text{2B}
+\pi == 3.1415...
+\frac13 == 0.33...
 """
 
 

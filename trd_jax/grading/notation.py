@@ -64,6 +64,9 @@ _SIDES = {
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
 )
+_GOES_ON = re.compile(
+  r"(?<![\d.])(\d*)\.(\d{0,30}?)(\d{1,30}?)\3{2,9}\s*\\ldots(?![a-z])"
+)
 _MAX_PERIOD = 100
 _BASE = re.compile(
   r"([0-9A-Za-z]+)\s*"
@@ -98,7 +101,9 @@ def rewrite(text: str) -> str:
       return f"{based[1]}_{{{base}}}"
   while (scaled := _SCALED.sub(_as_digits, text)) != text:
     text = scaled  # hundred thousand
-  return _REPEATING.sub(_as_fraction, text)
+  for pattern in (_REPEATING, _GOES_ON):
+    text = pattern.sub(_as_fraction, text)
+  return text
 
 
 def _as_digits(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 Policies:
 - fractions need not be reduced; mixed numbers and `a/b` are fractions;
+- a time of day or a duration (2:30) is no ratio and equals itself alone;
 - integers and fractions are compared exactly. A decimal stands for the number
   that it rounds: to a relative 1e-6, and where the gold is itself a decimal
   the answer must also round to the gold's digits. A gold decimal of at least
@@ -24,7 +25,8 @@ _DIGITS = r"\d{1,3}(?:,\d{3})+|\d+"
 _UNSIGNED = rf"(?:(?:{_DIGITS})(?:\.\d*)?|\.\d+)"
 _DECIMAL = re.compile(rf"([+-]?)\s*({_UNSIGNED})\Z")
 _RATIO = re.compile(
-  rf"([+-]?)\s*\(?\s*([+-]?\s*{_UNSIGNED})\s*/\s*([+-]?\s*{_UNSIGNED})\s*\)?\Z"
+  rf"([+-]?)\s*\(?\s*(?:(\d+)\s+(?=\d))?([+-]?\s*{_UNSIGNED})"
+  rf"\s*/\s*([+-]?\s*{_UNSIGNED})\s*\)?\Z"
 )
 _FRACTION = re.compile(
   rf"([+-]?)\s*(\d+)?\s*\\frac\{{\s*([+-]?\s*{_UNSIGNED})\s*\}}"
@@ -34,6 +36,11 @@ _SCIENTIFIC = re.compile(
   rf"([+-]?)\s*(?:({_UNSIGNED})\s*\\(?:times|cdot)\s*)?"
   r"10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?\Z"
 )
+
+
+# Minutes and seconds; a ratio may look so, but then is not reduced.
+_CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}\Z")
+_COLONS = re.compile(r"\d+(?::\d+)+\Z")
 
 
 class Literal(NamedTuple):
@@ -71,9 +78,7 @@ def literal(text: str) -> Literal | None:
     value, places, significant = _unsigned(match[2])
     sign = -1 if match[1] == "-" else 1
     return Literal(sign * value, places, significant)
-  if match := _RATIO.match(text):
-    top, bottom, whole = match[2], match[3], None
-  elif match := _FRACTION.match(text):
+  if (match := _RATIO.match(text)) or (match := _FRACTION.match(text)):
     top, bottom, whole = match[3], match[4], match[2]
   elif match := _SCIENTIFIC.match(text):
     mantissa, places, significant = _unsigned(match[2] or "1")
@@ -90,7 +95,7 @@ def literal(text: str) -> Literal | None:
     return None
   value = numerator / denominator
   if whole is not None:
-    if value < 0:
+    if value < 0 or (value >= 1 and "/" in text):
       return None
     value += int(whole)
   return Literal(-value if match[1] == "-" else value, None, 0)
@@ -135,6 +140,8 @@ def equal(gold: str, answer: str) -> bool | None:
   """
   mine, unit = units.measure(gold)
   yours, other_unit = units.measure(answer)
+  if _CLOCK.match(mine) and _COLONS.match(yours):
+    return units.agree(unit, other_unit) and mine == yours
   one, other = literal(mine), literal(yours)
   if one is None or other is None:
     return None

@@ -20,7 +20,11 @@ _NOT_IN_NAME = re.compile(r"[-+*/^0-9.]|\\(?:cdot|times|pm|sqrt)(?![a-z])")
 _RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
 _UNKNOWN = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]")
-_SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w)|'")
+# What a name may carry: an index, a prime, the mark of an inverse.
+_MARK = re.compile(
+  r"_\s*(?:\{[^{}]*\}|\w)|'|\^\s*\{\s*-\s*1\s*\}(?=\s*\()"
+  r"|(?<=[A-Z])\^\s*\{\s*-\s*1\s*\}\Z"
+)
 
 
 class Named(NamedTuple):
@@ -94,7 +98,7 @@ def inside(text: str, opening: str, closing: str) -> str | None:
 
 def _is_name(text: str) -> bool:
   """Whether `text` can stand before = as what an answer is called."""
-  bare = _TEXT.sub("x", _SUBSCRIPT.sub("", text))
+  bare = _TEXT.sub("x", _MARK.sub("", text))
   if _NOT_IN_NAME.search(bare) or _RELATION.search(bare):
     return False
   return re.search(r"[A-Za-z]", bare) is not None

@@ -25,6 +25,11 @@ _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
 _BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d+)\s*\}?\Z")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
+_SAYS_CHOICE = re.compile(
+  r"\s*(?i:(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)"
+  r"(?:\s+is|\s*:)?(?:\s+(?:option|choice))?)\s*\(?([A-Z])[\s).]*\Z"
+)
+_ACRONYM = re.compile(r"[A-Z]{3,}\Z")
 _MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
 _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
 
@@ -82,11 +87,14 @@ def _compare_text(gold: str, answer: str) -> Maybe:
   if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", bare):
     return None
   if re.fullmatch(r"[A-Z]", bare):
-    choice = _CHOICE.match(_TEXT.sub(r"\1", answer).strip())
+    said = _TEXT.sub(r"\1", answer).strip()
+    choice = _CHOICE.match(said) or _SAYS_CHOICE.match(said)
     if choice:
       return choice[1] == bare
   if _words(gold) == _words(answer) and len(bare) > 1:
     return True
+  if _ACRONYM.match(bare):
+    return False  # a word, not the product of its letters
   longest = max(map(len, bare.split()))
   is_text = "\\text" in gold or longest > 5 or (" " in bare and longest > 2)
   return False if is_text else None
