@@ -5,6 +5,8 @@ What equals what is in test_grading_equal.py.
 
 import collections
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -263,3 +265,36 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path, text, told):
   assert told in run.stderr
   assert len(run.stderr.strip().splitlines()) == 1
   assert not target.exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    (["--workers=-1"], "workers is -1"),
+    (["--workers=0"], "workers is 0"),
+    (["--timeout=0"], "timeout is 0.0"),
+    (["--out=/dev/null/graded.jsonl"], "can't be written"),
+    (["--out=."], "can't be written (it is a folder)"),
+  ],
+)
+def test_what_cannot_work_is_said_before_any_grading(tmp_path, flags, told):
+  row = json.dumps({"completion": "\\boxed{x+x}", "gold": "2x"})
+  run = _grade(tmp_path, row, *flags)
+  assert run.returncode == 2
+  assert told in run.stderr
+  assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_an_interrupt_ends_the_command_and_leaves_nothing(tmp_path):
+  source, target = tmp_path / "answers.jsonl", tmp_path / "graded.jsonl"
+  os.mkfifo(source)  # the command waits for rows that don't come
+  command = [sys.executable, "-m", "trd_jax.grading.math", str(source)]
+  process = subprocess.Popen(
+    [*command, f"--out={target}"], stderr=subprocess.PIPE, cwd=ROOT
+  )
+  with process, source.open("wb"):  # opens when the command does
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=60)[1].decode()
+  assert process.returncode == 130
+  assert told == "trd-jax grading: interrupted; nothing written\n"
+  assert list(tmp_path.iterdir()) == [source]

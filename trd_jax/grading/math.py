@@ -23,6 +23,7 @@ Reasons of a verdict:
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from trd_jax import shards
 from trd_jax.errors import UserError
@@ -63,6 +65,13 @@ def close() -> None:
       shared.close()
 
 
+def _check(workers: int | None, timeout: float) -> None:
+  if timeout <= 0:
+    raise UserError(f"grading: timeout is {timeout} s; give a positive one")
+  if workers is not None and workers < 1:
+    raise UserError(f"grading: workers is {workers}; give at least 1")
+
+
 def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   correct, reason = answer
   if correct is False and not prepared.boxed:
@@ -84,8 +93,7 @@ def verify_stream(
     One consumer at a time: other callers wait until this iterator is exhausted
     or closed.
   """
-  if timeout <= 0:
-    raise UserError(f"grading: timeout is {timeout} s; give a positive one")
+  _check(workers, timeout)
   workers = workers or max(1, min(4, os.cpu_count() or 1))
   waiting: dict[_Question, list[tuple[int, judge.Prepared]]] = {}
   with _lock:
@@ -150,7 +158,8 @@ def verify_batch(
     Verdicts, in the order of the pairs.
 
   Raises:
-    UserError: `timeout` isn't positive, or the workers cannot start.
+    UserError: `timeout` isn't positive, `workers` is less than 1, or they
+      cannot start.
   """
   verdicts: dict[int, Verdict] = {}
   for graded in verify_stream(pairs, workers=workers, timeout=timeout):
@@ -194,8 +203,10 @@ def grade_file(
     How many verdicts there were, by reason.
 
   Raises:
-    UserError: the file can't be read, or a line is no object with both fields.
+    UserError: the file can't be read, a line is no object with both fields,
+      `target` can't be written, or see `verify_batch`.
   """
+  _check(workers, timeout)
   rows, pairs = [], []
   for number, line in enumerate(_lines(source), 1):
     try:
@@ -208,16 +219,34 @@ def grade_file(
         " --completion and --gold"
       ) from error
     rows.append(row)
-  with Progress(len(rows), "grading", "answers") as progress:
-    verdicts = verify_batch(
-      pairs, workers, timeout, lambda _: progress.update()
-    )
-  if target is not None:
-    with shards.atomic_file(target) as file:
+  with _written(target) as file:
+    with Progress(len(rows), "grading", "answers") as progress:
+      verdicts = verify_batch(
+        pairs, workers, timeout, lambda _: progress.update()
+      )
+    if file is not None:
       for row, verdict in zip(rows, verdicts, strict=True):
         graded = row | dataclasses.asdict(verdict)
         file.write((json.dumps(graded, ensure_ascii=False) + "\n").encode())
   return collections.Counter(verdict.reason for verdict in verdicts)
+
+
+@contextlib.contextmanager
+def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
+  """The file to write, opened before the work whose result it gets."""
+  if target is None:
+    yield None
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      if target.is_dir():
+        raise IsADirectoryError("it is a folder")
+      file = stack.enter_context(shards.atomic_file(target))
+    except OSError as error:
+      raise UserError(
+        f"{target}: can't be written ({error}); name another file with --out"
+      ) from error
+    yield file
 
 
 def _lines(source: Path) -> list[str]:
@@ -238,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
   """The command line of `python -m trd_jax.grading.math`.
 
   Raises:
-    SystemExit: 2 after a user's mistake, with one line on stderr.
+    SystemExit: 2 after a user's mistake, 130 after an interrupt, with one
+      line on stderr.
   """
   parser = argparse.ArgumentParser(
     prog="python -m trd_jax.grading.math",
@@ -264,6 +294,9 @@ def main(argv: list[str] | None = None) -> None:
   except UserError as error:
     print(f"trd-jax grading: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print("trd-jax grading: interrupted; nothing written", file=sys.stderr)
+    sys.exit(130)
   total = counts.total()
   told = ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
   share = 100 * counts["match"] / total
