@@ -133,6 +133,22 @@ def test_what_an_unboxed_text_states(text, stated):
   assert extract.stated_answer(text) == stated
 
 
+@pytest.mark.parametrize(
+  ("text", "inside"),
+  [
+    ("$\\boxed{6}$", "6"),
+    ("\\boxed{ \\frac{1}{2} }", "\\frac{1}{2}"),
+    ("\\fbox{\\boxed{6}}", "6"),
+    ("\\boxed{1},\\boxed{2}", "\\boxed{1},\\boxed{2}"),
+    ("So it is \\boxed{6}", "So it is \\boxed{6}"),
+    ("\\boxed{6", "\\boxed{6"),
+    ("6", "6"),
+  ],
+)
+def test_only_a_box_around_everything_is_taken_off(text, inside):
+  assert extract.unboxed(text) == inside
+
+
 @given(
   st.text("\\{}[]()|$^_=<>,.1aπ√½ \n", max_size=40),
   st.sampled_from(

@@ -137,6 +137,20 @@ def last_box(text: str) -> Box | None:
   return None if start < 0 else _read_box(text, start)
 
 
+def unboxed(text: str) -> str:
+  r"""A text without the box and the dollars that enclose all of it.
+
+  `\boxed{1},\boxed{2}` is two boxes and stays as it is.
+  """
+  bare = text.strip().strip("$").strip()
+  if not bare.startswith(_COMMANDS):
+    return bare
+  box = _read_box(bare, 0)
+  if box.content is None or box.end < len(bare):
+    return bare
+  return unboxed(box.content)
+
+
 def _joins(gap: str) -> bool:
   """Whether two boxes with `gap` between them are parts of one list."""
   gap = gap.rstrip("\\")  # of a command whose backslash was doubled
