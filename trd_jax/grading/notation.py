@@ -87,9 +87,14 @@ _MODULUS = re.compile(
 def rewrite(text: str) -> str:
   """A cleaned answer, in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
+    first, _, scale = word[1].lower().partition(" ")
     number = _NUMBERS.get(word[1].lower().replace(" ", "-"))
+    if number is None and first in _NUMBERS and scale in _SCALES:
+      number = _NUMBERS[first] * _SCALES[scale]
     if number is not None:
       return str(number)
+    if re.fullmatch(r"no solutions?", word[1], re.IGNORECASE):
+      return "\\emptyset"
   if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
     side = (reals[2] or "").lower().replace("-", "")
     return "\\mathbb{R}" + _SIDES.get(side, "")

@@ -128,13 +128,14 @@ def equal(gold: str, answer: str) -> Maybe:
       return None
   mine, unit = units.measure(gold)
   yours, other_unit = units.measure(answer)
-  if not units.agree(unit, other_unit):
+  angles = {unit, other_unit}
+  if not units.agree(unit, other_unit) and angles != {"degree", "radian"}:
     return False
   if (unit == "degree") != (other_unit == "degree"):
     # 45° is π/4; a bare 45 beside 45° is a degree, too.
-    if unit == "degree" and "\\pi" in yours:
+    if unit == "degree" and ("radian" in angles or "\\pi" in yours):
       mine = f"({mine})\\cdot\\frac{{\\pi}}{{180}}"
-    elif other_unit == "degree" and "\\pi" in mine:
+    elif other_unit == "degree" and ("radian" in angles or "\\pi" in mine):
       yours = f"({yours})\\cdot\\frac{{\\pi}}{{180}}"
   one, other = values.parse(mine), values.parse(yours)
   if one is None or other is None:

@@ -14,6 +14,7 @@ import re
 _UNITS = {
   "%": r"\\?% percent percentage pct",
   "degree": r"\^\\circ degrees? deg",
+  "radian": "rad radians?",
   "dollar": "dollars? usd bucks",
   "cent": "cents?",
   "mm": "mm millimet(?:er|re)s?",
@@ -72,19 +73,35 @@ _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(
   r"\s*(\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
 )
-# What can be said about a number without its being another one.
+# What can be said about a number without its being another one: words that
+# don't hold a number of their own, and by which it isn't
 _ONLY_WORDS = re.compile(r"[^\d,;:<>=+*^_|!?\\{}]*\Z")
+_GREEK = (
+  "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi"
+  "|omicron|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
+)
+_DENIALS = (
+  r"n['’]t\b|\b(?:not?|nor|never|cannot|wrong|false|incorrect|fails?|impossible"
+  r"|or|n?either|if|unless|except)\b"
+)
+_DENIES = re.compile(_DENIALS, re.IGNORECASE)
 _CHANGES = re.compile(
-  r"\b(?:not?|nor|never|wrong|false|incorrect|or|and|either|between|more|less"
-  r"|fewer|greater|larger|smaller|bigger|least|most|than|under|over|above"
-  r"|below|beyond|up|to|too|through|if|unless|except|almost|nearly|plus|minus"
-  r"|negative|times|divided|mod|modulo|factorial|power|root|sqrt|half|third"
-  r"|quarter|twice|double|triple|pi|alpha|beta|gamma|theta|phi|omega|hundred"
-  r"|thousand|million|billion|trillion|dozen)s?\b"
-  # Alone, an operation, or a letter that is no unit's and so a variable.
+  rf"{_DENIALS}|\b(?:"
+  # bounded,
+  r"and|but|other|between|more|less|fewer|greater|larger|smaller|bigger|least"
+  r"|most|than|under|over|above|below|beyond|up|to|too|through|almost|nearly"
+  # calculated with (in the plural, these are what is counted),
+  r"|plus|minus|negative|times|divided|divisible|multiple|mod|modulo|choose"
+  r"|factorial|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"
+  r"|half|halves|thirds?|quarters?"
+  r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?"
+  rf"|(?:hundred|thousand|million|billion|trillion|dozen)s?|{_GREEK})\b"
+  # or, alone, an operation or a letter that is no unit's and so a variable.
   r"|\A\W*(?:squared?|cubed?|(?-i:(?![ACFJKLNVWghlms])[A-Za-z]))\W*\Z",
   re.IGNORECASE,
 )
+_SUBJECT = re.compile(r"\b(?:is|are|equals?)\W*\Z", re.IGNORECASE)
+_CALLS_FOR_MORE = re.compile(r"(?<!total) of\W*\Z|\bby\W*\Z", re.IGNORECASE)
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _ASIDE = re.compile(
   r"\s*(?:\\approx|\(\s*\\approx|,?\s*\(?\s*\\text\s*\{\s*\(?\s*(?:or )?"
@@ -96,6 +113,14 @@ _ASIDE = re.compile(
 def _leaves_the_value(words: str) -> bool:
   """Whether a number with these words beside it is still that number."""
   return bool(_ONLY_WORDS.match(words)) and not _CHANGES.search(words)
+
+
+def _introduces(before: str) -> bool:
+  """Whether a number after these words is what they announce."""
+  words = re.sub(r"\\text|[{}:]", "", before)
+  if _SUBJECT.search(words):  # the least root of … is
+    return not _DENIES.search(words)
+  return _leaves_the_value(words) and not _CALLS_FOR_MORE.search(words)
 
 
 def _known(words: str) -> str | None:
@@ -175,7 +200,7 @@ def measure(text: str) -> tuple[str, str | None]:
   """
   value = _ASIDE.sub("", text) or text
   before = _WORDS_BEFORE.match(value)
-  if before and _leaves_the_value(re.sub(r"\\text|[{}:]", "", before[1])):
+  if before is not None and _introduces(before[1]):
     value = value[before.end() :]
   unit = None
   for _ in range(2):
