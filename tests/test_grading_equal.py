@@ -183,6 +183,13 @@ C == \text{Option (C)}
 \frac{x^3}{3}+C == \frac{1}{3}x^3+C
 5\sqrt{2}\text{ cm} == 5\sqrt{2}
 \sqrt{-4} == 2i
+\lfloor x+1\rfloor == \lfloor x\rfloor+1
+-37_8 == -37_{8}
+201_{(5)} == 201_5
+a_{1337}=4011 == 4011
+x_1=2,x_2=3 == x_1=3,x_2=2
+(0,1) == 0<y<1
+2f'(x) == f'(x)+f'(x)
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -336,6 +343,15 @@ C == \text{The answer is not C}
 5\sqrt{2}\text{ cm} == 5\sqrt{2}\text{ m}
 x=24 == y=24
 \begin{pmatrix}1&2\\3&4\end{pmatrix} == \begin{pmatrix}1&3\\2&4\end{pmatrix}
+\lceil n/3\rceil == \lceil n/2\rceil
+\lfloor n/2\rfloor == \lfloor (n-1)/2\rfloor
+-37_8 == -37_9
+201_{(5)} == 201_{(6)}
+a_{1337}=4011 == a_{1437}=4011
+x>5 == y>5
+s_3\ge 2s_1 == s_2\ge 2s_1
+f'(x)+1 == f(x)+1
+(S/S')^n == (S/S')^{2n}
 """
 
 

@@ -69,7 +69,7 @@ _GOES_ON = re.compile(
 )
 _MAX_PERIOD = 100
 _BASE = re.compile(
-  r"([0-9A-Za-z]+)\s*"
+  r"([+-]?\d[0-9A-Za-z]*)\s*"
   r"(?:_\s*\{?\s*\(?|\(?\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]*)"
   r"(?:\\text\s*\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?\s*\)?\Z"
 )
@@ -100,7 +100,7 @@ def rewrite(text: str) -> str:
     return "\\mathbb{R}" + _SIDES.get(side, "")
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
-  if (based := _BASE.match(text)) is not None and based[1][0].isdigit():
+  if (based := _BASE.match(text)) is not None:
     base = _BASES.get(based[2], based[2])
     if str(base).isdigit():
       return f"{based[1]}_{{{base}}}"

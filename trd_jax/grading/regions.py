@@ -56,6 +56,17 @@ def is_region(text: str) -> bool:
   )
 
 
+def unknown(text: str) -> str | None:
+  """The letter that an inequality bounds; None where that isn't plain."""
+  found = {
+    side.strip()
+    for part in re.split(r",|\\cup", text)
+    for side in _COMPARISON.sub("\0", part).split("\0")
+    if _COMPARISON.search(part) and _NAME.match(side.strip())
+  }
+  return found.pop() if len(found) == 1 else None
+
+
 def parse(text: str) -> list[Span] | None:
   """The spans of a region, or None where `text` is not one we can read.
 

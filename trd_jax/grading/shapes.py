@@ -26,6 +26,8 @@ _MARK = re.compile(
   r"|(?<=[A-Z])\^\s*\{\s*-\s*1\s*\}\Z"
 )
 
+_LETTER = re.compile(r"([a-z])(?:_\{?(\d+)\}?)?\Z")
+
 
 class Named(NamedTuple):
   """What an answer is called, if it says so, and its value."""
@@ -120,12 +122,28 @@ def named(text: str) -> Named:
   return Named(None, parts[-1] if len(parts) > 2 else text)
 
 
-def names_agree(gold: str | None, answer: str | None) -> bool:
-  """Two different single letters name two different things."""
+def names_agree(
+  gold: str | None, answer: str | None, numbered: bool = False
+) -> bool:
+  """Whether two names can be one thing's: different letters are two things'.
+
+  Args:
+    gold: a name, or None.
+    answer: a name, or None.
+    numbered: different numbers below the letter are two things' as well;
+      not so in a list, whose items anyone may number.
+  """
   if gold is None or answer is None:
     return True
-  gold, answer = squeeze(gold).lower(), squeeze(answer).lower()
-  return gold == answer or not (len(gold) == len(answer) == 1)
+  mine, yours = (
+    _LETTER.match(squeeze(name.lower())) for name in (gold, answer)
+  )
+  if not mine or not yours:
+    return True
+  if not numbered and (mine[2] or yours[2]):
+    return True
+  one, other = mine[2] or yours[2], yours[2] or mine[2]
+  return mine[1] == yours[1] and one == other
 
 
 def is_relation(text: str) -> bool:

@@ -22,7 +22,9 @@ Equal = Callable[[str, str], Maybe]
 MAX_ITEMS = 64  # of a list that is paired off item by item
 
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
-_BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d+)\s*\}?\Z")
+_BASED = re.compile(
+  r"([+-]?\d[0-9A-Za-z]*)\s*_\s*\{?\s*\(?\s*(\d+)\s*\)?\s*\}?\Z"
+)
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
 _SAYS_CHOICE = re.compile(
@@ -155,6 +157,9 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   if regions.is_region(gold) or regions.is_region(answer):
     mine, yours = regions.parse(gold), regions.parse(answer)
     if mine is not None and yours is not None:
+      names = regions.unknown(gold), regions.unknown(answer)
+      if not shapes.names_agree(*names, numbered=True):
+        return False
       return unordered(mine, yours, lambda a, b: _same_span(a, b, equal))
     if (
       shapes.is_relation(gold)
@@ -189,7 +194,7 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   if listed is not None and (entries := shapes.values_of(answer, gold_name)):
     return _in_order(listed, entries, equal)
   answer_name, answer = shapes.named(answer)
-  if not shapes.names_agree(gold_name, answer_name):
+  if not shapes.names_agree(gold_name, answer_name, numbered=True):
     return False
   if gold_name or answer_name:
     return compare(gold, answer, equal)
@@ -233,7 +238,7 @@ def _in_order(golds: list[str], answers: list[str], equal: Equal) -> Maybe:
 def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
   """Two single values: an answer that hedges or lists is not one."""
   based, answer_based = _BASED.match(gold), _BASED.match(answer)
-  if based and based[1][0].isdigit():
+  if based:
     return bool(answer_based) and based.groups() == answer_based.groups()
   inner = shapes.inside(answer, "\\{", "\\}")
   if inner is not None:

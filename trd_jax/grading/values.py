@@ -30,9 +30,11 @@ DIGITS = 50  # both relative and absolute agreement that "equal" takes
 ENOUGH_POINTS = 3  # the first ones, where all unknowns are positive
 _SIGNS = 3  # of which combinations tell seven unknowns apart
 POINTS = ENOUGH_POINTS + 1 + _SIGNS
+_STEPS = 64  # as much farther out is where floors and ceilings differ
 
 DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
 _AMBIGUOUS = re.compile(r"(?<![_^])\d\s+\d")  # 10, 1·0 or 1, 0?
+_PRIMES = re.compile(r"(?<![\\A-Za-z_])([A-Za-z])('+)")
 _MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
 
 
@@ -91,7 +93,9 @@ def parse(text: str) -> sympy.Basic | None:
   if re.fullmatch(r"[^:]+:[^:]+", text):
     text = "\\frac{{{}}}{{{}}}".format(*text.split(":"))
   text = text.replace("\\ldots", " l_{dots} ")
-  if _AMBIGUOUS.search(text):
+  # The grammar skips primes, and would take a derivative for its function.
+  text = _PRIMES.sub(lambda m: f"{m[1]}_{{{len(m[2]) * 'prime'}}}", text)
+  if "'" in text or _AMBIGUOUS.search(text):
     return None
   try:
     tree = _Reader().parse(text)
@@ -246,6 +250,8 @@ class Evaluator:
     self._seed = seed
     self._real = not any(map(_is_for_all, trees))
     names = sorted({name for tree in trees for name in _unknowns(tree)})
+    steps = any(tree.has(sympy.floor, sympy.ceiling) for tree in trees)
+    self._scale = _STEPS if steps else 1
     self._numbers = {name: number for number, name in enumerate(names, 1)}
     self.largest = 0.0
 
@@ -256,7 +262,8 @@ class Evaluator:
     past = self._seed - ENOUGH_POINTS
     number = self._numbers.get(name, 0)  # 0: f(1), of a sum over f(k)
     negative = past == 0 or (past > 0 and number >> (past - 1) % _SIGNS & 1)
-    return (-1 if negative else 1) * (mpmath.mpf(1) / 4 + 2 * size)
+    sign = -1 if negative else 1
+    return sign * self._scale * (mpmath.mpf(1) / 4 + 2 * size)
 
   def _note(self, value):
     magnitude = abs(value)
