@@ -69,6 +69,7 @@ _BARE_UNIT = re.compile(
 _BARE_WORDS = re.compile(
   r"[+-]?\d[\d.,/]*(\s+[A-Za-z]+(?:\s+[A-Za-z]+){0,2})\Z"
 )
+_MARKED = re.compile(r"([+-]?\d[\d.,]*)\s*'{1,2}\Z")  # feet, or minutes
 _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(
   r"\s*(\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
@@ -202,6 +203,8 @@ def measure(text: str) -> tuple[str, str | None]:
   before = _WORDS_BEFORE.match(value)
   if before is not None and _introduces(before[1]):
     value = value[before.end() :]
+  if (marked := _MARKED.match(value)) is not None:
+    value = marked[1]
   unit = None
   for _ in range(2):
     found = _unit_at_end(value)
