@@ -1,5 +1,6 @@
 """The grader's processes: none without need, none left, none that hangs."""
 
+import json
 import os
 import signal
 import subprocess
@@ -97,6 +98,47 @@ def test_what_would_hang_returns_in_time_and_is_never_silently_wrong():
   # The worker that was killed has a successor.
   again = grading.verify("\\boxed{x+x+x}", "3x", timeout=timeout)
   assert again.correct
+
+
+@pytest.mark.parametrize(
+  ("gold", "answer"),
+  [
+    ("|x-1|=2", "x=3,-1"),
+    ("x^2=4", "x=2,-2"),
+    ("x^2=4", "x=\\pm2"),
+    ("2x-y=0", "y=2x,3"),
+    ("x+y=1", "x=\\int y dy"),
+    ("x+1=y", "\\begin{pmatrix}1\\end{pmatrix}=x"),
+  ],
+)
+def test_a_relation_without_a_value_is_unparsed_and_costs_no_worker(
+  gold, answer
+):
+  grading.verify("\\boxed{x+x}", "2x")  # there is a worker
+  (before,) = grading._shared_pool(1, grading.TIMEOUT).pids()
+  verdict = grading.verify(f"\\boxed{{{answer}}}", gold)
+  assert (verdict.correct, verdict.reason) == (False, "unparsed")
+  assert grading._shared_pool(1, grading.TIMEOUT).pids() == [before]
+
+
+def test_what_a_library_raises_is_no_end_of_the_worker():
+  script = (
+    "from trd_jax.grading import judge, worker\n"
+    "judge.decide = lambda *_: 1 / 0\n"
+    "worker.main(5.0, 2 << 30)"
+  )
+  question = json.dumps({"gold": "x", "answer": "y"})
+  run = subprocess.run(
+    [sys.executable, "-c", script],
+    input=2 * (question + "\n"),
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=True,
+  )
+  ready, *replies = map(json.loads, run.stdout.splitlines())
+  assert ready == {"ready": True}
+  assert replies == 2 * [{"correct": False, "reason": "unparsed"}]
 
 
 HUGE = ("\\boxed{\\binom{100000000}{50000000}}", "5")

@@ -1,8 +1,9 @@
 """Where a completion says its answer.
 
 An answer is what stands in the last `\\boxed{}` (or `\\fbox{}`) after the last
-`</think>`. A last box that is empty or never closes is no answer at all: an
-earlier box is what the model moved away from, so it is never fallen back to.
+`</think>`; thoughts that never close hold none. A last box that is empty or
+never closes is no answer at all: an earlier box is what the model moved away
+from, so it is never fallen back to.
 Everything here is linear in the length of the text and imports only `re`.
 """
 
@@ -39,9 +40,36 @@ _SPAN = re.compile(
   re.DOTALL,
 )
 _STATED_NUMBER = re.compile(
-  r"(?:^|[\s:])(-?(?:\d[\d,.]*)?\d(?:/\d+)?(?:\\?%)?)"
+  r"(?:^|[\s:])(-?(?:\d[\d,.]*)?\d(?:/\d+)?(?:\\?%)?"
+  r"(?:\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?)"
   r"(?:\s?[A-Za-z²³°]+){0,3}\.?\Z"
 )
+# What takes a statement back, bounds it, or leaves it open.
+_HEDGE = re.compile(
+  r"[?]|n['’]t\b|\b(?:not?|nor|n?either|never|cannot|false|wrong|incorrect|or"
+  r"|between|within|if|unless|suppose|assum\w+|guess\w*|doubt\w*|wait|maybe"
+  r"|perhaps|possibly|probably|likely|unclear|could|might|may|should|less"
+  r"|more|fewer|greater|larger|smaller|bigger|most|least|below|above|under"
+  r"|over|beyond|exceed\w*|up to|except|almost|nearly)\b",
+  re.IGNORECASE,
+)
+# The same before it is introduced, where a subject may hold many a word.
+_DOUBT = re.compile(
+  r"n['’]t\b|\b(?:not (?:true|clear|sure|certain|the case)|doubt\w*|false|wrong"
+  r"|incorrect|suppose|assum\w+|guess\w*|n?either|whether|maybe|perhaps"
+  r"|possibly|if|unless)\b|\bor(?:\s+\S+)?\s*\Z",
+  re.IGNORECASE,
+)
+# What makes another value of the number that it stands beside, or a second
+# number of the same statement.
+_OPERATOR = re.compile(
+  r"[\d=<>≤≥≠^√!]|\\[a-z]|(?:[-+−–±/×·]|(?<!\*)\*)\s*\Z"
+  r"|\b(?:plus|minus|times|negative|root|squared?|cubed?|power|half|twice"
+  r"|double|sqrt|log|ln|exp|sin|cos|tan|factorial|hundred|thousand|million"
+  r"|billion|trillion|dozen)\b",
+  re.IGNORECASE,
+)
+_CLAUSE_END = re.compile(r"[.,;:!?\n]\s")
 
 
 class Box(NamedTuple):
@@ -53,9 +81,13 @@ class Box(NamedTuple):
 
 
 def final_text(completion: str) -> str:
-  """What follows the last `</think>`; the whole text where there is none."""
-  cut = completion.rfind("</think>")
-  return completion if cut < 0 else completion[cut + len("</think>") :]
+  """What follows the last `</think>`; the whole text where there is none.
+
+  Nothing does where a later `<think>` never closes: what thoughts try out is
+  no answer.
+  """
+  text = completion.rpartition("</think>")[2]
+  return "" if "<think>" in text else text
 
 
 def _read_box(text: str, start: int) -> Box:
@@ -105,6 +137,20 @@ def last_box(text: str) -> Box | None:
   return None if start < 0 else _read_box(text, start)
 
 
+def unboxed(text: str) -> str:
+  r"""A text without the box and the dollars that enclose all of it.
+
+  `\boxed{1},\boxed{2}` is two boxes and stays as it is.
+  """
+  bare = text.strip().strip("$").strip()
+  if not bare.startswith(_COMMANDS):
+    return bare
+  box = _read_box(bare, 0)
+  if box.content is None or box.end < len(bare):
+    return bare
+  return unboxed(box.content)
+
+
 def _joins(gap: str) -> bool:
   """Whether two boxes with `gap` between them are parts of one list."""
   gap = gap.rstrip("\\")  # of a command whose backslash was doubled
@@ -142,9 +188,10 @@ def stated_answer(text: str) -> str | None:
   """The answer that an unboxed text unmistakably ends with.
 
   Only the last sentence counts, only where it announces itself (answer,
-  solution, therefore, thus, hence, or "is" right before the end), and only its
-  last formula or the number that it ends with. None where there is no such
-  statement.
+  solution, therefore, thus, hence, or "is" right before the end), and only
+  the one formula or number that follows. None where there is no such
+  statement, and where its words deny, bound or hedge it or make another value
+  of the number.
   """
   tail = _TAIL.sub("", text[-4 * _MAX_STATEMENT :])
   anchors = _ANCHOR.finditer(tail, max(0, len(tail) - _MAX_STATEMENT))
@@ -152,9 +199,19 @@ def stated_answer(text: str) -> str | None:
     sentence = tail[anchor.end() :]
     spans = list(_SPAN.finditer(sentence))
     rest = sentence[spans[-1].end() :] if spans else sentence
-    number = _STATED_NUMBER.search(rest)
-    if number and "$" not in rest:
-      return number[1]
-    if spans:
-      return next(group for group in spans[-1].groups() if group)
+    number = _STATED_NUMBER.search(rest) if "$" not in rest else None
+    if number is None and not spans:
+      continue
+    if len(spans) + (number is not None) > 1:
+      return None
+    found, group = (number, 1) if number is not None else (spans[0], 0)
+    before, after = sentence[: found.start(group)], sentence[found.end(group) :]
+    introduced = _CLAUSE_END.split(tail[: anchor.start()])[-1]
+    if _DOUBT.search(introduced) or any(map(_HEDGE.search, (before, after))):
+      return None
+    if before.rstrip().endswith("="):  # a = b = 5 states no more than 5
+      before = ""
+    if _OPERATOR.search(before) or _OPERATOR.search(after):
+      return None
+    return next(filter(None, found.groups()))
   return None

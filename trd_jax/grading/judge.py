@@ -6,7 +6,7 @@ ways, and says what is left to ask. The worker answers that with `decide`.
 
 from typing import NamedTuple
 
-from trd_jax.grading import extract, latex, numbers, structure
+from trd_jax.grading import extract, latex, numbers, shapes, structure
 
 MAX_ANSWER = 2_000  # characters of an answer that is looked at by structure
 MAX_NESTING = 50
@@ -64,7 +64,7 @@ def _gold_text(gold: str) -> str:
 
 
 def _is_list(gold: str) -> bool:
-  items = structure.split(latex.clean(gold))
+  items = shapes.split(latex.clean(gold))
   return len(items) > 1 or gold.lstrip().startswith(("\\{", "{"))
 
 

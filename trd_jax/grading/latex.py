@@ -85,7 +85,9 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\neq(?![a-z])|!=", r"\\ne "),
     (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"),
-    (r"\\(?:colon|ratio)(?![a-z])", ":"),
+    (r"\\(?:colon|ratio)(?![a-z])|\{:\}", ":"),
+    (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-z]))", r"\\ln "),
+    (r"\\lg(?![a-z])", r"\\log_{10} "),
     (r"\\(?:dots|cdots|ldots|dotsc)(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:simeq|sim|doteq)(?![a-z])|~=", r"\\approx "),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
@@ -107,10 +109,14 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\\text",
     ),
     (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
-    (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d)\s*\}", r"\1"),
+    (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
     (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
     (r"\\text\s*\{[\s,]*(?:and|or|,|;)[\s,]*\}", ","),
     (r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
+    (
+      r"\\text\s*\{\s*(\(?[A-Z]\)?(?:\s*,\s*\(?[A-Z]\)?)+)\s*\}",
+      r"\1",
+    ),
     (r"\\text\s*\{\s*\}", " "),
     (
       r"\\text\s*\{\s*(arc)?(ln|log|sin|cos|tan|cot|sec|csc|exp)\s*\}",
@@ -125,7 +131,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\*", r"\\cdot "),
     (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     # 073 = 73 and .5 = 0.5; after a comma it would be a group of digits.
-    (r"(?<![\d.,\\A-Za-z_^])0+(?=\d)", ""),
+    (r"(?<![\d.,:\\A-Za-z_^])0+(?=\d)", ""),
     (r"(?<![\d.])\.(?=\d)", "0."),
     (r"\s+", " "),
     # A relation without a left side: "≈ 3.14", "= 5".

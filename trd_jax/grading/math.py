@@ -3,7 +3,8 @@
 Also usable alone, on a file of answers: `python -m trd_jax.grading.math FILE`.
 
 The last box after the last `</think>` is the answer; an empty or unterminated
-one is wrong and never replaced by an earlier one. Integers, fractions, lists,
+one is wrong and never replaced by an earlier one, and thoughts that never
+close hold none. Integers, fractions, lists,
 tuples, intervals and words are compared right here; what takes algebra goes to
 worker processes (`pool`) that are ended at a time limit and only started when
 first needed. How values are compared stands in `numbers` (decimals, percent,
@@ -12,8 +13,9 @@ units) and `structure` (lists, sets, intervals, equations).
 Reasons of a verdict:
   match, mismatch  the answer was read and compared.
   no_box           no answer: no box, an empty or an unterminated one. (A text
-                   without any box that ends by stating the right answer is a
-                   match; one that states anything else is no_box.)
+                   without any box that ends by plainly stating the right
+                   answer is a match; one that states anything else, or hedges,
+                   is no_box.)
   unparsed         there is an answer but no way to compare it with the gold.
   timeout          the comparison took too long or too much memory: correct is
                    None, and statistics have to say how many there were.
@@ -21,6 +23,7 @@ Reasons of a verdict:
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from trd_jax import shards
 from trd_jax.errors import UserError
@@ -35,7 +39,7 @@ from trd_jax.grading import judge, pool
 from trd_jax.metrics import Progress
 from trd_jax.records import Verdict
 
-VERSION = "math-2"
+VERSION = "math-3"
 TIMEOUT = 5.0
 _REMEMBERED = 100_000
 
@@ -61,6 +65,13 @@ def close() -> None:
       shared.close()
 
 
+def _check(workers: int | None, timeout: float) -> None:
+  if timeout <= 0:
+    raise UserError(f"grading: timeout is {timeout} s; give a positive one")
+  if workers is not None and workers < 1:
+    raise UserError(f"grading: workers is {workers}; give at least 1")
+
+
 def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   correct, reason = answer
   if correct is False and not prepared.boxed:
@@ -82,8 +93,7 @@ def verify_stream(
     One consumer at a time: other callers wait until this iterator is exhausted
     or closed.
   """
-  if timeout <= 0:
-    raise UserError(f"grading: timeout is {timeout} s; give a positive one")
+  _check(workers, timeout)
   workers = workers or max(1, min(4, os.cpu_count() or 1))
   waiting: dict[_Question, list[tuple[int, judge.Prepared]]] = {}
   with _lock:
@@ -148,7 +158,8 @@ def verify_batch(
     Verdicts, in the order of the pairs.
 
   Raises:
-    UserError: `timeout` isn't positive, or the workers cannot start.
+    UserError: `timeout` isn't positive, `workers` is less than 1, or they
+      cannot start.
   """
   verdicts: dict[int, Verdict] = {}
   for graded in verify_stream(pairs, workers=workers, timeout=timeout):
@@ -192,8 +203,10 @@ def grade_file(
     How many verdicts there were, by reason.
 
   Raises:
-    UserError: the file can't be read, or a line is no object with both fields.
+    UserError: the file can't be read, a line is no object with both fields,
+      `target` can't be written, or see `verify_batch`.
   """
+  _check(workers, timeout)
   rows, pairs = [], []
   for number, line in enumerate(_lines(source), 1):
     try:
@@ -206,16 +219,34 @@ def grade_file(
         " --completion and --gold"
       ) from error
     rows.append(row)
-  with Progress(len(rows), "grading", "answers") as progress:
-    verdicts = verify_batch(
-      pairs, workers, timeout, lambda _: progress.update()
-    )
-  if target is not None:
-    with shards.atomic_file(target) as file:
+  with _written(target) as file:
+    with Progress(len(rows), "grading", "answers") as progress:
+      verdicts = verify_batch(
+        pairs, workers, timeout, lambda _: progress.update()
+      )
+    if file is not None:
       for row, verdict in zip(rows, verdicts, strict=True):
         graded = row | dataclasses.asdict(verdict)
         file.write((json.dumps(graded, ensure_ascii=False) + "\n").encode())
   return collections.Counter(verdict.reason for verdict in verdicts)
+
+
+@contextlib.contextmanager
+def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
+  """The file to write, opened before the work whose result it gets."""
+  if target is None:
+    yield None
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      if target.is_dir():
+        raise IsADirectoryError("it is a folder")
+      file = stack.enter_context(shards.atomic_file(target))
+    except OSError as error:
+      raise UserError(
+        f"{target}: can't be written ({error}); name another file with --out"
+      ) from error
+    yield file
 
 
 def _lines(source: Path) -> list[str]:
@@ -236,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
   """The command line of `python -m trd_jax.grading.math`.
 
   Raises:
-    SystemExit: 2 after a user's mistake, with one line on stderr.
+    SystemExit: 2 after a user's mistake, 130 after an interrupt, with one
+      line on stderr.
   """
   parser = argparse.ArgumentParser(
     prog="python -m trd_jax.grading.math",
@@ -262,6 +294,9 @@ def main(argv: list[str] | None = None) -> None:
   except UserError as error:
     print(f"trd-jax grading: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print("trd-jax grading: interrupted; nothing written", file=sys.stderr)
+    sys.exit(130)
   total = counts.total()
   told = ", ".join(f"{n:,} {reason}" for reason, n in counts.most_common())
   share = 100 * counts["match"] / total

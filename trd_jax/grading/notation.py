@@ -1,10 +1,12 @@
 r"""Notations of whole answers that plain LaTeX rules can't rewrite.
 
-Number words, repeating decimals, bases, moduli, names of figures. `rewrite`
-is the last step of `latex.clean`; `modulus` is for the comparison, since a
-residue's modulus may be left out but not contradict the gold's.
+Number words, millions and dozens, all real numbers, repeating decimals, bases,
+moduli, names of figures. `rewrite` is the last step of `latex.clean`;
+`modulus` is for the comparison, since a residue's modulus may be left out but
+not contradict the gold's.
 """
 
+import decimal
 import re
 from fractions import Fraction
 
@@ -33,13 +35,41 @@ _BASES = {
   "hexadecimal": 16,
 } | _NUMBERS
 
+_SCALES = {
+  "dozen": 12,
+  "hundred": 100,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+}
+_SCALED = re.compile(
+  r"(?<![\w.,/^_}])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s*(\\text\s*\{)?\s*"
+  rf"({'|'.join(_SCALES)})s?(?![A-Za-z])(?:(?(3)\s*\}}))?",
+  re.IGNORECASE,
+)
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
+_REALS = re.compile(
+  r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
+  r"((?:non-?)?(?:positive|negative))?\s*"
+  r"real(?:s|\s+(?:numbers?|values?))?\s*\}?\s*(?:\s[a-z])?\s*\}?\Z",
+  re.IGNORECASE,
+)
+_SIDES = {
+  "positive": "_{>0}",
+  "negative": "_{<0}",
+  "nonnegative": "_{\\ge 0}",
+  "nonpositive": "_{\\le 0}",
+}
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
 )
+_GOES_ON = re.compile(
+  r"(?<![\d.])(\d*)\.(\d{0,30}?)(\d{1,30}?)\3{2,9}\s*\\ldots(?![a-z])"
+)
 _MAX_PERIOD = 100
 _BASE = re.compile(
-  r"([0-9A-Za-z]+)\s*"
+  r"([+-]?\d[0-9A-Za-z]*)\s*"
   r"(?:_\s*\{?\s*\(?|\(?\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]*)"
   r"(?:\\text\s*\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?\s*\)?\Z"
 )
@@ -57,15 +87,38 @@ _MODULUS = re.compile(
 def rewrite(text: str) -> str:
   """A cleaned answer, in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
+    first, _, scale = word[1].lower().partition(" ")
     number = _NUMBERS.get(word[1].lower().replace(" ", "-"))
-    return text if number is None else str(number)
+    if number is None and first in _NUMBERS and scale in _SCALES:
+      number = _NUMBERS[first] * _SCALES[scale]
+    if number is not None:
+      return str(number)
+    if re.fullmatch(r"no solutions?", word[1], re.IGNORECASE):
+      return "\\emptyset"
+  if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
+    side = (reals[2] or "").lower().replace("-", "")
+    return "\\mathbb{R}" + _SIDES.get(side, "")
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
-  if (based := _BASE.match(text)) is not None and based[1][0].isdigit():
+  if (based := _BASE.match(text)) is not None:
     base = _BASES.get(based[2], based[2])
     if str(base).isdigit():
       return f"{based[1]}_{{{base}}}"
-  return _REPEATING.sub(_as_fraction, text)
+  while (scaled := _SCALED.sub(_as_digits, text)) != text:
+    text = scaled  # hundred thousand
+  for pattern in (_REPEATING, _GOES_ON):
+    text = pattern.sub(_as_fraction, text)
+  return text
+
+
+def _as_digits(match: re.Match[str]) -> str:
+  """`5\\text{ million` as `5000000`, with what may follow in the text."""
+  number = decimal.Decimal(match[1].replace(",", "") + (match[2] or ""))
+  digits = f"{number * _SCALES[match[4].lower()]:f}"
+  if "." in digits:
+    digits = digits.rstrip("0").rstrip(".")
+  goes_on = match[3] and not match[0].endswith("}")
+  return digits + (match[3] if goes_on else "")
 
 
 def _as_fraction(match: re.Match[str]) -> str:

@@ -1,9 +1,8 @@
-r"""Number literals, and the words and units that stand around them.
+"""Number literals, compared.
 
 Policies:
 - fractions need not be reduced; mixed numbers and `a/b` are fractions;
-- a percent sign is a unit: 28\% = 28, and neither is 0.28;
-- a unit may be left out or spelt differently, but not contradict the gold's;
+- a time of day or a duration (2:30) is no ratio and equals itself alone;
 - integers and fractions are compared exactly. A decimal stands for the number
   that it rounds: to a relative 1e-6, and where the gold is itself a decimal
   the answer must also round to the gold's digits. A gold decimal of at least
@@ -15,6 +14,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from trd_jax.grading import units
+
 RELATIVE = Fraction(1, 10**6)
 _ROUNDED_DIGITS = 4
 _MAX_DIGITS = 4000  # int() refuses more than 4,300
@@ -24,7 +25,8 @@ _DIGITS = r"\d{1,3}(?:,\d{3})+|\d+"
 _UNSIGNED = rf"(?:(?:{_DIGITS})(?:\.\d*)?|\.\d+)"
 _DECIMAL = re.compile(rf"([+-]?)\s*({_UNSIGNED})\Z")
 _RATIO = re.compile(
-  rf"([+-]?)\s*\(?\s*([+-]?\s*{_UNSIGNED})\s*/\s*([+-]?\s*{_UNSIGNED})\s*\)?\Z"
+  rf"([+-]?)\s*\(?\s*(?:(\d+)\s+(?=\d))?([+-]?\s*{_UNSIGNED})"
+  rf"\s*/\s*([+-]?\s*{_UNSIGNED})\s*\)?\Z"
 )
 _FRACTION = re.compile(
   rf"([+-]?)\s*(\d+)?\s*\\frac\{{\s*([+-]?\s*{_UNSIGNED})\s*\}}"
@@ -35,62 +37,10 @@ _SCIENTIFIC = re.compile(
   r"10\s*\^\s*\{?\s*([+-]?\s*\d{1,4})\s*\}?\Z"
 )
 
-# Canonical name: spellings. Only what may stand bare after a number.
-_UNITS = {
-  "%": r"\\?% percent percentage pct",
-  "degree": r"\^\\circ degrees? deg",
-  "dollar": "dollars? usd bucks",
-  "cent": "cents?",
-  "mm": "mm millimet(?:er|re)s?",
-  "cm": "cm centimet(?:er|re)s?",
-  "m": "m met(?:er|re)s?",
-  "km": "km kilomet(?:er|re)s?",
-  "inch": "inch inches",
-  "foot": "ft feet foot",
-  "yard": "yards? yd",
-  "mile": "miles? mi",
-  "second": "seconds? secs?",
-  "minute": "minutes? mins?",
-  "hour": "hours? hrs?",
-  "day": "days?",
-  "week": "weeks?",
-  "month": "months?",
-  "year": "years?",
-  "gram": "grams?",
-  "kg": "kg kilograms?",
-  "pound": "pounds? lbs?",
-  "liter": "lit(?:er|re)s?",
-  "mph": "mph",
-  "km/h": r"km/h kmh km/hr",
-  "unit": "units?",
-}
-_SPELLINGS = [
-  (name, re.compile(f"(?:{'|'.join(spellings.split())})\\Z", re.IGNORECASE))
-  for name, spellings in _UNITS.items()
-]
-_WORD = "|".join(
-  spelling
-  for names in _UNITS.values()
-  for spelling in names.split()
-  if spelling != "m"  # bare, that is a variable
-)
-_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
-_TEXT_UNIT = re.compile(rf"\s*\\text\s*\{{([^{{}}]*)\}}({_POWER})\Z")
-# A letter straight after a number may be a variable; a unit word is not.
-_BARE_UNIT = re.compile(
-  rf"(?<=[\d}})\s])\s*((?:sq(?:uare|\.)?|cubic)?\s*(?:{_WORD}))({_POWER})\Z",
-  re.IGNORECASE,
-)
-_WORDS_BEFORE = re.compile(
-  r"\s*(?![^0-9]*\b(?:not|no|less|more|greater|least|most|under|over)\b)"
-  r"(?:\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
-)
-_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_ASIDE = re.compile(
-  r"\s*(?:\\approx|\(\s*\\approx|,?\s*\(?\s*\\text\s*\{\s*\(?\s*(?:or )?"
-  r"(?:approx|about|i\.e|roughly)).*\Z",
-  re.DOTALL,
-)
+
+# Minutes and seconds; a ratio may look so, but then is not reduced.
+_CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}\Z")
+_COLONS = re.compile(r"\d+(?::\d+)+\Z")
 
 
 class Literal(NamedTuple):
@@ -128,9 +78,7 @@ def literal(text: str) -> Literal | None:
     value, places, significant = _unsigned(match[2])
     sign = -1 if match[1] == "-" else 1
     return Literal(sign * value, places, significant)
-  if match := _RATIO.match(text):
-    top, bottom, whole = match[2], match[3], None
-  elif match := _FRACTION.match(text):
+  if (match := _RATIO.match(text)) or (match := _FRACTION.match(text)):
     top, bottom, whole = match[3], match[4], match[2]
   elif match := _SCIENTIFIC.match(text):
     mantissa, places, significant = _unsigned(match[2] or "1")
@@ -147,7 +95,7 @@ def literal(text: str) -> Literal | None:
     return None
   value = numerator / denominator
   if whole is not None:
-    if value < 0:
+    if value < 0 or (value >= 1 and "/" in text):
       return None
     value += int(whole)
   return Literal(-value if match[1] == "-" else value, None, 0)
@@ -183,46 +131,6 @@ def literals_equal(gold: Literal, answer: Literal) -> bool:
   return close(gold, answer.value, answer.places is None)
 
 
-def _unit_name(words: str, power: str) -> str | None:
-  words = words.strip().rstrip(".").lower()
-  for prefix, exponent in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):
-    if words.startswith(prefix):
-      words, power = words[len(prefix) :].strip(), exponent
-  exponent = "".join(filter(str.isdigit, power))
-  for name, spelling in _SPELLINGS:
-    if spelling.match(words):
-      return name + exponent
-  return None
-
-
-def measure(text: str) -> tuple[str, str | None]:
-  """Splits a scalar answer into its value and its unit.
-
-  Args:
-    text: a cleaned answer.
-
-  Returns:
-    The text without words before it, asides ("≈ 4.15") and units after it,
-    and the unit's canonical name (None: none, or one that we don't know).
-  """
-  value = _ASIDE.sub("", text)
-  before = _WORDS_BEFORE.match(value)
-  value = value[before.end() :] if before else value or text
-  unit = None
-  for _ in range(2):
-    found = _TEXT_UNIT.search(value) or _BARE_UNIT.search(value)
-    rest = value[: found.start()].strip() if found else ""
-    if found and "circ" in found[1] and _ANGLE.search(rest):
-      break
-    if not found or not rest or rest.endswith(("+", "-", "=", "^", "_")):
-      break
-    unit = _unit_name(found[1], found[2]) or unit
-    value = rest
-  if "\\circ" in value:
-    value = value.replace("^\\circ", "\\cdot\\frac{\\pi}{180}")
-  return value.strip() or text, unit
-
-
 def equal(gold: str, answer: str) -> bool | None:
   """Compares two single values that are literals; None where one is not.
 
@@ -230,11 +138,13 @@ def equal(gold: str, answer: str) -> bool | None:
     gold: the right one, cleaned.
     answer: the one being judged, cleaned.
   """
-  mine, unit = measure(gold)
-  yours, other_unit = measure(answer)
+  mine, unit = units.measure(gold)
+  yours, other_unit = units.measure(answer)
+  if _CLOCK.match(mine) and _COLONS.match(yours):
+    return units.agree(unit, other_unit) and mine == yours
   one, other = literal(mine), literal(yours)
   if one is None or other is None:
     return None
-  if unit and other_unit and unit != other_unit:
+  if not units.agree(unit, other_unit):
     return False
   return literals_equal(one, other)

@@ -1,7 +1,8 @@
 r"""Intervals, unions and inequalities in one unknown, read as lists of spans.
 
-`[0, 1)`, `]0,1[`, `0 \le x < 1`, `x \in [0,1)`, `|x| > 1` and unions of them
-become spans with their ends as text; the ends are compared elsewhere.
+`[0, 1)`, `]0,1[`, `0 \le x < 1`, `x \in [0,1)`, `|x| > 1`, `\mathbb{R}^+` and
+unions of them become spans with their ends as text; the ends are compared
+elsewhere.
 """
 
 import itertools
@@ -16,7 +17,11 @@ _INTERVAL = re.compile(r"([(\[\]])\s*(.+)\s*([)\]\[])\Z", re.DOTALL)
 _NAME = re.compile(r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([A-Za-z]\))\Z")
 _ABSOLUTE = re.compile(r"\|\s*(\\?[A-Za-z]+)\s*\|\Z")
 _MEMBER = re.compile(r"\\in(?![a-z])")
-_WHOLE = ("\\mathbb{R}", "\\mathbb R", "\\R")
+# All real numbers, or those on one side of zero.
+_REALS = re.compile(
+  r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)"
+  r"(?:\s*[_^]\s*\{?\s*(\+|-|(?:>|<|\\ge|\\le)\s*0)\s*\}?)?\Z"
+)
 _BUILDER = re.compile(
   r"\\\{\s*(\\?[A-Za-z]+)\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|\\R)\s*)?"
   r"[:|]\s*(.+)\\\}\Z",
@@ -45,9 +50,21 @@ def is_region(text: str) -> bool:
     or _MEMBER.search(text)
     or "\\cup" in text
     or _WITHOUT.match(text)
+    or _REALS.match(text)
     or re.match(r"\s*[\[\]]", text)
     or re.search(r"(?<!\\)[\[\]]\s*\Z", text)
   )
+
+
+def unknown(text: str) -> str | None:
+  """The letter that an inequality bounds; None where that isn't plain."""
+  found = {
+    side.strip()
+    for part in re.split(r",|\\cup", text)
+    for side in _COMPARISON.sub("\0", part).split("\0")
+    if _COMPARISON.search(part) and _NAME.match(side.strip())
+  }
+  return found.pop() if len(found) == 1 else None
 
 
 def parse(text: str) -> list[Span] | None:
@@ -62,6 +79,8 @@ def parse(text: str) -> list[Span] | None:
     text = member[1].strip()
   if (builder := _BUILDER.match(text)) is not None:
     text = builder[2].strip()
+  if (reals := _REALS.match(text)) is not None:
+    return _reals(reals[1])
   if (without := _WITHOUT.match(text)) is not None:
     return _all_but(without[1])
   spans: list[Span] = []
@@ -74,6 +93,16 @@ def parse(text: str) -> list[Span] | None:
       return None
     spans += read
   return spans
+
+
+def _reals(side: str | None) -> list[Span]:
+  """The real numbers, all for None, else on a side of zero (`+`, `\\ge 0`)."""
+  if not side:
+    return [Span("-" + _INFINITY, _INFINITY, True, True)]
+  opened = "e" not in side
+  if side.startswith(("-", "<", "\\le")):
+    return [Span("-" + _INFINITY, "0", True, opened)]
+  return [Span("0", _INFINITY, opened, True)]
 
 
 def _all_but(points: str) -> list[Span] | None:
@@ -94,8 +123,8 @@ def _end(text: str) -> str:
 
 
 def _interval(text: str) -> list[Span] | None:
-  if text in _WHOLE:
-    return [Span("-" + _INFINITY, _INFINITY, True, True)]
+  if (reals := _REALS.match(text)) is not None:
+    return _reals(reals[1])
   if text.startswith("\\{") and text.endswith("\\}"):
     points = [point.strip() for point in text[2:-2].split(",")]
     if any("(" in point or not point for point in points):

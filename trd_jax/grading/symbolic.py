@@ -14,9 +14,11 @@ import math_verify
 import mpmath
 import sympy
 
-from trd_jax.grading import numbers, structure, values
+from trd_jax.grading import numbers, shapes, units, values
 from trd_jax.grading.structure import Maybe
 
+# What trees raise that have no value, or parts that no value has.
+_NO_VALUE = (values.Unsupported, TypeError, ValueError, AttributeError)
 _RELATION = re.compile(r"(?<!\\)([<>=])|\\(le|ge|ne)(?![a-z])")
 
 
@@ -29,7 +31,7 @@ def _decimal_equal(
     rational = values.exact(tree)
     if rational is None:
       with mpmath.workdps(values.DIGITS):
-        value = values.Evaluator(0)(tree)
+        value = values.Evaluator([tree], 0)(tree)
         if abs(mpmath.im(value)) > mpmath.mpf(10) ** -20:
           return None
         rational = Fraction(str(mpmath.nstr(mpmath.re(value), 30)))
@@ -43,7 +45,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
   sides = []
   signs = []
   for text in (gold, answer):
-    found = _RELATION.findall(structure.outside(text))
+    found = _RELATION.findall(shapes.outside(text))
     if len(found) != 1:
       return None
     sign = found[0][0] or found[0][1]
@@ -81,7 +83,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
 
 
 def _halves(text: str) -> tuple[str, str]:
-  match = _RELATION.search(structure.outside(text))
+  match = _RELATION.search(shapes.outside(text))
   assert match is not None
   return text[: match.start()], text[match.end() :]
 
@@ -119,17 +121,21 @@ def equal(gold: str, answer: str) -> Maybe:
   quick = numbers.equal(gold, answer)
   if quick is not None:
     return quick
-  if all(map(_RELATION.search, map(structure.outside, (gold, answer)))):
-    return _relation_equal(gold, answer)
-  mine, unit = numbers.measure(gold)
-  yours, other_unit = numbers.measure(answer)
-  if unit and other_unit and unit != other_unit:
+  if all(map(_RELATION.search, map(shapes.outside, (gold, answer)))):
+    try:
+      return _relation_equal(gold, answer)
+    except _NO_VALUE:  # a set or a matrix stands on one side
+      return None
+  mine, unit = units.measure(gold)
+  yours, other_unit = units.measure(answer)
+  angles = {unit, other_unit}
+  if not units.agree(unit, other_unit) and angles != {"degree", "radian"}:
     return False
   if (unit == "degree") != (other_unit == "degree"):
     # 45° is π/4; a bare 45 beside 45° is a degree, too.
-    if unit == "degree" and "\\pi" in yours:
+    if unit == "degree" and ("radian" in angles or "\\pi" in yours):
       mine = f"({mine})\\cdot\\frac{{\\pi}}{{180}}"
-    elif other_unit == "degree" and "\\pi" in mine:
+    elif other_unit == "degree" and ("radian" in angles or "\\pi" in mine):
       yours = f"({yours})\\cdot\\frac{{\\pi}}{{180}}"
   one, other = values.parse(mine), values.parse(yours)
   if one is None or other is None:
@@ -144,5 +150,5 @@ def equal(gold: str, answer: str) -> Maybe:
     return values.same_values(one, other)
   except ZeroDivisionError:
     return None
-  except (values.Unsupported, TypeError, ValueError, AttributeError):
+  except _NO_VALUE:
     return _library_equal(mine, yours)

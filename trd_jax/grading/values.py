@@ -27,11 +27,14 @@ _MAX_BITS = 200_000  # of an exact numerator or denominator
 _MAX_FACTORIAL = 20_000
 _MAX_TERMS = 5_000  # of a finite sum or product
 DIGITS = 50  # both relative and absolute agreement that "equal" takes
-POINTS = 6
-ENOUGH_POINTS = 3
+ENOUGH_POINTS = 3  # the first ones, where all unknowns are positive
+_SIGNS = 3  # of which combinations tell seven unknowns apart
+POINTS = ENOUGH_POINTS + 1 + _SIGNS
+_STEPS = 64  # as much farther out is where floors and ceilings differ
 
 DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
 _AMBIGUOUS = re.compile(r"(?<![_^])\d\s+\d")  # 10, 1·0 or 1, 0?
+_PRIMES = re.compile(r"(?<![\\A-Za-z_])([A-Za-z])('+)")
 _MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
 
 
@@ -65,6 +68,10 @@ class TooLarge(Exception):
   """A value that nothing sensible can be done with."""
 
 
+class OffDomain(ZeroDivisionError):
+  """A point where a formula has no value among the real numbers."""
+
+
 class Unsupported(Exception):
   """A tree with something in it that we don't evaluate."""
 
@@ -86,7 +93,9 @@ def parse(text: str) -> sympy.Basic | None:
   if re.fullmatch(r"[^:]+:[^:]+", text):
     text = "\\frac{{{}}}{{{}}}".format(*text.split(":"))
   text = text.replace("\\ldots", " l_{dots} ")
-  if _AMBIGUOUS.search(text):
+  # The grammar skips primes, and would take a derivative for its function.
+  text = _PRIMES.sub(lambda m: f"{m[1]}_{{{len(m[2]) * 'prime'}}}", text)
+  if "'" in text or _AMBIGUOUS.search(text):
     return None
   try:
     tree = _Reader().parse(text)
@@ -204,29 +213,64 @@ def _log10(magnitude) -> float:
   return float(mpmath.mag(magnitude)) * math.log10(2)
 
 
+def _unknowns(tree: sympy.Basic) -> set[str]:
+  """Names of what a tree's value depends on; `i` is a number here."""
+  names = {symbol.name for symbol in tree.atoms(sympy.Symbol)} - {"i"}
+  return names | {sympy.srepr(call) for call in tree.atoms(AppliedUndef)}
+
+
+def has_unknowns(tree: sympy.Basic) -> bool:
+  """Whether a tree's value depends on anything."""
+  return bool(tree.atoms(AppliedUndef)) or any(
+    str(symbol) != "i" for symbol in tree.free_symbols
+  )
+
+
+def _is_for_all(tree: sympy.Basic) -> bool:
+  """Whether a formula is about complex numbers or about both signs."""
+  return tree.has(sympy.I, sympy.Abs, sympy.Symbol("i"))
+
+
 class Evaluator:
-  """Evaluates one tree at one point with mpmath's current precision.
+  """Evaluates trees at one point with mpmath's current precision.
+
+  The first points are positive: roots and logarithms exist there. The next is
+  negative throughout, and at those after it any two of the unknowns differ in
+  sign somewhere.
+
+  Args:
+    trees: what will be evaluated.
+    seed: chooses the point.
 
   Attributes:
     largest: log10 of the largest magnitude met on the way, at least 0.
   """
 
-  def __init__(self, seed: int):
+  def __init__(self, trees: Sequence[sympy.Basic], seed: int):
     self._seed = seed
+    self._real = not any(map(_is_for_all, trees))
+    names = sorted({name for tree in trees for name in _unknowns(tree)})
+    steps = any(tree.has(sympy.floor, sympy.ceiling) for tree in trees)
+    self._scale = _STEPS if steps else 1
+    self._numbers = {name: number for number, name in enumerate(names, 1)}
     self.largest = 0.0
 
   def _unknown(self, name: str):
-    """The value of an unknown at this point: real, of either sign."""
+    """The value of an unknown at this point."""
     digest = hashlib.sha256(f"{name}:{self._seed}".encode()).digest()
     size = mpmath.mpf(int.from_bytes(digest[:8], "big")) / 2**64
-    # The first points are positive: roots and logarithms exist there.
-    sign = -1 if self._seed >= ENOUGH_POINTS and digest[8] & 1 else 1
-    return sign * (mpmath.mpf(1) / 4 + 2 * size)
+    past = self._seed - ENOUGH_POINTS
+    number = self._numbers.get(name, 0)  # 0: f(1), of a sum over f(k)
+    negative = past == 0 or (past > 0 and number >> (past - 1) % _SIGNS & 1)
+    sign = -1 if negative else 1
+    return sign * self._scale * (mpmath.mpf(1) / 4 + 2 * size)
 
   def _note(self, value):
     magnitude = abs(value)
     if mpmath.isnan(magnitude) or mpmath.isinf(magnitude):
       raise ZeroDivisionError
+    if self._real and self._seed >= ENOUGH_POINTS and mpmath.im(value) != 0:
+      raise OffDomain
     if magnitude > 1:
       size = _log10(magnitude)
       if size > _MAX_BITS:
@@ -269,6 +313,11 @@ class Evaluator:
     if isinstance(tree, sympy.Mul):
       return mpmath.fprod(values)
     if isinstance(tree, sympy.Pow):
+      if self._real and mpmath.im(values[0]) == 0 and mpmath.re(values[0]) < 0:
+        order = exact(tree.args[1])
+        if order is not None and order.denominator % 2:
+          root = self._power(-values[0], values[1])
+          return -root if order.numerator % 2 else root
       return self._power(values[0], values[1])
     function = _FUNCTIONS.get(tree.func)
     if function is None:
@@ -300,8 +349,17 @@ class Evaluator:
 def values_at(
   trees: Sequence[sympy.Basic], seed: int
 ) -> tuple[list[Any], float]:
-  """The trees' values at one point and log10 of the rounding in them."""
-  evaluator = Evaluator(seed)
+  """The trees' values at one point and log10 of the rounding in them.
+
+  Past the first points unknowns may be negative. A formula of roots and
+  logarithms says nothing there: `\\ln(ab)` is `\\ln a + \\ln b` where both
+  exist. Not so with a magnitude in it, which is written for both signs.
+
+  Raises:
+    OffDomain: that is such a point.
+    ZeroDivisionError: one of them has no value at all.
+  """
+  evaluator = Evaluator(trees, seed)
   found = [evaluator(tree) for tree in trees]
   return found, evaluator.largest + 10 - mpmath.mp.dps
 
@@ -319,13 +377,6 @@ def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
     # Tiny values, or large ones that cancel: look again, closer.
     digits += DIGITS + int(max(0, rounding) - min(0, max(size, rounding)))
   return True  # both vanish, to hundreds of digits
-
-
-def has_unknowns(tree: sympy.Basic) -> bool:
-  """Whether a tree's value depends on anything; `i` is a number here."""
-  return bool(tree.atoms(AppliedUndef)) or any(
-    str(symbol) != "i" for symbol in tree.free_symbols
-  )
 
 
 def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:

@@ -48,6 +48,8 @@ def main(seconds: float, memory: int) -> None:
       correct, reason = judge.decide(question["gold"], question["answer"])
     except MemoryError:
       return  # the parent sees the end of the pipe and starts another
+    except Exception:  # of a library, at an answer that it isn't made for
+      correct, reason = False, "unparsed"
     finally:
       signal.setitimer(signal.ITIMER_PROF, 0)
       signal.setitimer(signal.ITIMER_REAL, 0)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trd_jax.grading import extract
 from trd_jax.problems import rows
 from trd_jax.records import Problem
 
@@ -43,7 +44,8 @@ def problem(row: Mapping[str, Any], name: str) -> Problem | None:
     raise rows.BadRow("no question_id")
   if number not in PARSED:
     return None
-  gold = REVISED.get(number) or unboxed(rows.answer_text(row.get("answer")))
+  answer = rows.answer_text(row.get("answer"))
+  gold = REVISED.get(number) or extract.unboxed(answer)
   prompt = row.get("prompt")
   built = rows.to_problem(
     {"problem": prompt, "solution": row.get("solution")}, name, answer=gold
@@ -54,11 +56,3 @@ def problem(row: Mapping[str, Any], name: str) -> Problem | None:
   return dataclasses.replace(
     built, problem_id=f"{name}-{number}", meta=json.dumps(meta, sort_keys=True)
   )
-
-
-def unboxed(answer: str) -> str:
-  r"""An answer without the `\boxed{}` and the dollars around it."""
-  answer = answer.strip().strip("$").strip()
-  if answer.startswith("\\boxed{") and answer.endswith("}"):
-    answer = answer[len("\\boxed{") : -1].strip()
-  return answer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.errors import UserError
+from trd_jax.grading import extract
 from trd_jax.problems import rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.sections import Data
@@ -53,7 +54,4 @@ def _problem(row: Mapping[str, Any]) -> Problem:
 
 
 def _says_more(solution: str, answer: str) -> bool:
-  bare = solution.strip().strip("$").strip()
-  if bare.startswith("\\boxed{") and bare.endswith("}"):
-    bare = bare[len("\\boxed{") : -1]
-  return rows.comparable(bare) != rows.comparable(answer)
+  return rows.comparable(extract.unboxed(solution)) != rows.comparable(answer)

@@ -1,0 +1,220 @@
+r"""The words and units that stand around a value.
+
+Policies:
+- a percent sign is a unit: 28\% = 28, and neither is 0.28;
+- a unit may be left out or spelt differently, but not contradict the gold's:
+  what both sides name has to agree, be it metres or apples;
+- words that deny, bound or change a number are no unit, and stay with it.
+"""
+
+import re
+
+# Canonical name: spellings. But for single letters, which may be variables,
+# they may stand bare after a number.
+_UNITS = {
+  "%": r"\\?% percent percentage pct",
+  "degree": r"\^\\circ degrees? deg",
+  "radian": "rad radians?",
+  "dollar": "dollars? usd bucks",
+  "cent": "cents?",
+  "mm": "mm millimet(?:er|re)s?",
+  "cm": "cm centimet(?:er|re)s?",
+  "m": "m met(?:er|re)s?",
+  "km": "km kilomet(?:er|re)s?",
+  "inch": "inch inches",
+  "foot": "ft feet foot",
+  "yard": "yards? yd",
+  "mile": "miles? mi",
+  "second": "s seconds? secs?",
+  "minute": "minutes? mins?",
+  "hour": "h hours? hrs?",
+  "day": "days?",
+  "week": "weeks?",
+  "month": "months?",
+  "year": "years?",
+  "gram": "g grams?",
+  "kg": "kg kilograms?",
+  "pound": "pounds? lbs?",
+  "liter": "l lit(?:er|re)s?",
+  "celsius": "c celsius",
+  "fahrenheit": "f fahrenheit",
+  "mile/hour": "mph",
+  "km/hour": "kmh kph",
+  "unit": "units?",
+}
+_SPELLINGS = [
+  (name, re.compile(f"(?:{'|'.join(spellings.split())})\\Z", re.IGNORECASE))
+  for name, spellings in _UNITS.items()
+]
+_LENGTH = "[kcm]?m|ft|feet|mi|miles?|(?:kilo|centi)?met(?:er|re)s?"
+_TIME = "s|secs?|seconds?|min|minutes?|h|hrs?|hours?"
+_WORD = "|".join(
+  [
+    spelling
+    for names in _UNITS.values()
+    for spelling in names.split()
+    if len(spelling) > 1
+  ]
+  + [rf"(?:{_LENGTH})\s*(?:/|\s+per\s+)\s*(?:{_TIME})"]
+)
+_POWER = r"(?:\s*\^\s*\{?\s*[23]\s*\}?)?"
+_TEXT_UNIT = re.compile(
+  rf"\s*\\text\s*\{{((?:[^{{}}]|\^\s*\{{\d\}})*)\}}({_POWER})\Z"
+)
+# A letter straight after a number may be a variable; a unit word is not.
+_BARE_UNIT = re.compile(
+  rf"(?<=[\d}})\s])\s*((?:sq(?:uare|\.)?|cubic)?\s*(?:{_WORD}))({_POWER})\Z",
+  re.IGNORECASE,
+)
+_BARE_WORDS = re.compile(
+  r"[+-]?\d[\d.,/]*(\s+[A-Za-z]+(?:\s+[A-Za-z]+){0,2})\Z"
+)
+_MARKED = re.compile(r"([+-]?\d[\d.,]*)\s*'{1,2}\Z")  # feet, or minutes
+_VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
+_WORDS_BEFORE = re.compile(
+  r"\s*(\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
+)
+# What can be said about a number without its being another one: words that
+# don't hold a number of their own, and by which it isn't
+_ONLY_WORDS = re.compile(r"[^\d,;:<>=+*^_|!?\\{}]*\Z")
+_GREEK = (
+  "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi"
+  "|omicron|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
+)
+_DENIALS = (
+  r"n['’]t\b|\b(?:not?|nor|never|cannot|wrong|false|incorrect|fails?|impossible"
+  r"|or|n?either|if|unless|except)\b"
+)
+_DENIES = re.compile(_DENIALS, re.IGNORECASE)
+_CHANGES = re.compile(
+  rf"{_DENIALS}|\b(?:"
+  # bounded,
+  r"and|but|other|between|more|less|fewer|greater|larger|smaller|bigger|least"
+  r"|most|than|under|over|above|below|beyond|up|to|too|through|almost|nearly"
+  # calculated with (in the plural, these are what is counted),
+  r"|plus|minus|negative|times|divided|divisible|multiple|mod|modulo|choose"
+  r"|factorial|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"
+  r"|half|halves|thirds?|quarters?"
+  r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?"
+  rf"|(?:hundred|thousand|million|billion|trillion|dozen)s?|{_GREEK})\b"
+  # or, alone, an operation or a letter that is no unit's and so a variable.
+  r"|\A\W*(?:squared?|cubed?|(?-i:(?![ACFJKLNVWghlms])[A-Za-z]))\W*\Z",
+  re.IGNORECASE,
+)
+_SUBJECT = re.compile(r"\b(?:is|are|equals?)\W*\Z", re.IGNORECASE)
+_CALLS_FOR_MORE = re.compile(r"(?<!total) of\W*\Z|\bby\W*\Z", re.IGNORECASE)
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_ASIDE = re.compile(
+  r"\s*(?:\\approx|\(\s*\\approx|,?\s*\(?\s*\\text\s*\{\s*\(?\s*(?:or )?"
+  r"(?:approx|about|i\.e|roughly)).*\Z",
+  re.DOTALL,
+)
+
+
+def _leaves_the_value(words: str) -> bool:
+  """Whether a number with these words beside it is still that number."""
+  return bool(_ONLY_WORDS.match(words)) and not _CHANGES.search(words)
+
+
+def _introduces(before: str) -> bool:
+  """Whether a number after these words is what they announce."""
+  words = re.sub(r"\\text|[{}:]", "", before)
+  if _SUBJECT.search(words):  # the least root of … is
+    return not _DENIES.search(words)
+  return _leaves_the_value(words) and not _CALLS_FOR_MORE.search(words)
+
+
+def _known(words: str) -> str | None:
+  for name, spelling in _SPELLINGS:
+    if spelling.match(words):
+      return name
+  return None
+
+
+def _name(words: str, power: str) -> str:
+  """One spelling for a unit: a known name, or its words in the singular."""
+  words = words.strip(" ().").lower()
+  exponent = "".join(filter(str.isdigit, power))
+  for pattern, number in (
+    (r"(?:square|sq\.?)\s+|\s+squared\Z", "2"),
+    (r"cubic\s+|\s+cubed\Z", "3"),
+  ):
+    words, found = re.subn(rf"\A(?:{pattern})|{pattern}", "", words, count=1)
+    exponent = number if found else exponent
+  parts = []
+  for part in re.split(r"\s*/\s*|\s+per\s+", words):
+    known = _known(part)
+    parts.append(
+      known
+      or " ".join(
+        _known(word) or re.sub(r"(?<=[^s]{2})s\Z", "", word)
+        for word in re.findall(r"[^\W\d_]+", part)
+      )
+    )
+  return "/".join(parts) + exponent
+
+
+def agree(gold: str | None, answer: str | None) -> bool:
+  """Whether two units don't contradict each other, as `measure` gives them.
+
+  One may say more than the other: apples and red apples.
+  """
+  if not gold or not answer or gold == answer:
+    return True
+  mine, yours = set(gold.split()), set(answer.split())
+  return mine <= yours or yours <= mine
+
+
+def _is_word(letters: str) -> bool:
+  """Whether letters can only be a word: factors come in their own order."""
+  return (
+    len(letters) > 3
+    and _VOWEL.search(letters) is not None
+    and sorted(letters) != list(letters)
+  )
+
+
+def _unit_at_end(value: str) -> tuple[int, str] | None:
+  """Where the unit after a value begins, and its name."""
+  if (text := _TEXT_UNIT.search(value)) is not None:
+    words = re.sub(r"\^\s*\{?\s*([23])\s*\}?\s*\Z", "", text[1])
+    if not _leaves_the_value(words) and words.strip() != "\\%":
+      return None
+    return text.start(), _name(words, text[2] or text[1][len(words) :])
+  if (bare := _BARE_UNIT.search(value)) is not None:
+    return bare.start(), _name(bare[1], bare[2])
+  words = _BARE_WORDS.match(value)
+  if words and _leaves_the_value(words[1]) and _is_word(words[1].split()[-1]):
+    return words.start(1), _name(words[1], "")
+  return None
+
+
+def measure(text: str) -> tuple[str, str | None]:
+  """Splits a scalar answer into its value and its unit.
+
+  Args:
+    text: a cleaned answer.
+
+  Returns:
+    The text without words before it, asides ("≈ 4.15") and units after it,
+    and the unit's name, None for none: see `agree`.
+  """
+  value = _ASIDE.sub("", text) or text
+  before = _WORDS_BEFORE.match(value)
+  if before is not None and _introduces(before[1]):
+    value = value[before.end() :]
+  if (marked := _MARKED.match(value)) is not None:
+    value = marked[1]
+  unit = None
+  for _ in range(2):
+    found = _unit_at_end(value)
+    rest = value[: found[0]].strip() if found else ""
+    if not found or not rest or rest.endswith(("+", "-", "=", "^", "_")):
+      break
+    if found[1].startswith("degree") and _ANGLE.search(rest):
+      break
+    unit = " ".join(filter(None, (found[1], unit)))
+    value = rest
+  if "\\circ" in value:
+    value = value.replace("^\\circ", "\\cdot\\frac{\\pi}{180}")
+  return value.strip() or text, unit or None
