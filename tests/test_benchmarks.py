@@ -369,6 +369,13 @@ def test_special_judges_are_marked_by_the_file_beside(tmp_path):
     assert marks == [None, True, None]
 
 
+def test_a_file_of_flags_that_has_none_is_refused(tmp_path):
+  write(tmp_path / "taco_test.jsonl", [{"question": "q"}])
+  write(tmp_path / "taco_test_special_judge_flags.jsonl", [{"index": 0}])
+  with pytest.raises(UserError, match="flags has the fields idx and special"):
+    taco.load(Data(source="taco", root=str(tmp_path)))
+
+
 def test_a_taco_reference_is_python_3(tmp_path):
   found = [
     taco_row(0),

@@ -131,11 +131,13 @@ def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
   beside = path.with_name(f"{stem}{_FLAGS}.jsonl")
   flags = {}
   if beside.is_file():
-    flags = {
-      row["idx"]: bool(row[_SPECIAL])
-      for _, row in rows.read(beside)
-      if isinstance(row, Mapping)
-    }
+    for where, row in rows.read(beside):
+      if not isinstance(row, Mapping) or not {"idx", _SPECIAL} <= row.keys():
+        raise UserError(
+          f"{where}: a row of flags has the fields idx and {_SPECIAL}; mend the"
+          " file, or remove it where nothing is known of special judges"
+        )
+      flags[row["idx"]] = bool(row[_SPECIAL])
   for index, (where, row) in enumerate(rows.read(path)):
     if isinstance(row, Mapping) and flags:
       row = {**row, _SPECIAL: flags.get(index, False)}
