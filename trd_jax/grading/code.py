@@ -49,6 +49,7 @@ VERSION = "code-1"
 _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
+_ENDINGS = ("exit", "signal", "timeout", "output")  # of a test, by the runner
 _RUNNER = Path(__file__).with_name("code_runner.py")
 
 
@@ -110,6 +111,22 @@ def _receive(process: BoxedProcess, deadline: float) -> bytes | None:
     process.end("output")
     return None
   return process.read(size, deadline)
+
+
+def _ending(head: bytes) -> tuple[str, int]:
+  """How a test ended and its exit code, as the runner's frame has it.
+
+  Raises:
+    _Failure: no runner of ours would say so.
+  """
+  try:
+    answer = json.loads(head)
+    how, status = answer["how"], answer["code"]
+  except (ValueError, KeyError, TypeError, RecursionError):
+    how, status = None, None
+  if how not in _ENDINGS or type(status) is not int:
+    raise _Failure("error", "what runs the tests was tampered with")
+  return how, status
 
 
 def _short(text: str | bytes, last: bool = False) -> str:
@@ -215,6 +232,7 @@ class Grader:
       "cpu_seconds": section.test_seconds,
       "output_bytes": most,
       "path": _library(self._box.python),
+      "alone": not self._box.unsafe,
     }
     python = [self._box.python, "-I", "-S", "-B", "-X", "utf8"]
     files = {"runner.py": self._runner}
@@ -258,11 +276,7 @@ class Grader:
     assert head is not None
     assert written is not None
     assert complaint is not None
-    try:
-      answer = json.loads(head)
-      how, status = str(answer["how"]), int(answer["code"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-      raise _Failure("error", "what runs the tests was tampered with") from None
+    how, status = _ending(head)
     if how in ("timeout", "output"):
       raise _Failure(how, _short(complaint, last=True))  # type: ignore[arg-type]
     if how != "exit" or status != 0:
