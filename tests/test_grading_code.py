@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -405,6 +406,48 @@ def test_the_command_line(tmp_path):
   )
   assert ran.returncode == 2
   assert ran.stderr.startswith(f"{path} line 1: not JSON")
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--workers=-1"], "--workers must be an integer, at least 1"),
+    (["--workers=0"], "--workers must be an integer, at least 1"),
+    (["--seconds=-3"], "--seconds must be an integer, at least 1, not -3"),
+  ],
+)
+def test_the_command_line_refuses_what_can_not_be(
+  flags, words, tmp_path, capsys
+):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(json.dumps({"code": SUM, "tests": SUMS}))
+  assert code.main([*flags, str(path)]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith(words)
+  assert err.count("\n") == 1
+
+
+def test_an_interrupted_command_says_so(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  rows = [
+    {"code": SUM, "tests": SUMS},
+    {"code": "import time\ntime.sleep(600)", "tests": SUMS},
+  ]
+  path.write_text("\n".join(map(json.dumps, rows)))
+  with subprocess.Popen(
+    [sys.executable, "-m", "trd_jax.grading.code", str(path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  ) as command:
+    assert command.stdout
+    assert json.loads(command.stdout.readline())["correct"] is True
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+  assert command.returncode == 130
+  assert err == "interrupted\n"
 
 
 @needs_data

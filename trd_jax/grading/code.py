@@ -27,7 +27,6 @@ grades rows with `completion` (or `code`) and `tests` and prints a verdict each.
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json
@@ -39,6 +38,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trd_jax import keys
 from trd_jax.errors import UserError
 from trd_jax.grading import code_compare, code_tests, extract_code, sandbox
 from trd_jax.grading.boxed_process import BoxedProcess
@@ -324,6 +324,19 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     yield row
 
 
+def _obeying(value: Any, name: str, flag: str) -> Any:
+  """A flag's value, by the rule of the key that it stands for.
+
+  Raises:
+    UserError: it breaks that.
+  """
+  key = keys.keys_of(Sandbox)[name]
+  try:
+    return dataclasses.replace(key, name=flag).check(value)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
 def main(argv: list[str] | None = None) -> int:
   """Grades the rows of a file; the exit code."""
   parser = argparse.ArgumentParser(
@@ -342,10 +355,12 @@ def main(argv: list[str] | None = None) -> int:
     "--unsafe", action="store_true", help="run programs without a sandbox"
   )
   args = parser.parse_args(argv)
-  section = Sandbox(
-    unsafe=args.unsafe, workers=args.workers, test_seconds=args.seconds
-  )
   try:
+    section = Sandbox(
+      unsafe=args.unsafe,
+      workers=_obeying(args.workers, "workers", "--workers"),
+      test_seconds=_obeying(args.seconds, "test_seconds", "--seconds"),
+    )
     rows = list(_rows(args.file))
     with Grader(section) as grader:
       for number, row in enumerate(rows, 1):
@@ -361,9 +376,11 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(error, file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
   return 0
 
 
 if __name__ == "__main__":
-  with contextlib.suppress(KeyboardInterrupt):
-    sys.exit(main())
+  sys.exit(main())

@@ -42,9 +42,9 @@ def _sum_of(path: str, names: Sequence[str]) -> int:
 def _socket() -> int:
   """Bytes that the kernel keeps at most of what was sent by a socket."""
   size = _SOCKET
-  with contextlib.suppress(OSError):  # a container may not be shown it
-    with open("/proc/sys/net/core/wmem_max") as file:
-      size = int(file.read())
+  path = "/proc/sys/net/core/wmem_max"  # a container may not be shown it
+  with contextlib.suppress(OSError), open(path) as file:
+    size = int(file.read())
   return 2 * size  # of which half is its own
 
 
