@@ -31,7 +31,6 @@ import dataclasses
 import functools
 import json
 import os
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -40,12 +39,18 @@ from typing import Any
 
 from trd_jax import keys
 from trd_jax.errors import UserError
-from trd_jax.grading import code_compare, code_tests, extract_code, sandbox
+from trd_jax.grading import (
+  code_compare,
+  code_tests,
+  extract_code,
+  frames,
+  sandbox,
+)
 from trd_jax.grading.boxed_process import BoxedProcess
 from trd_jax.records import Problem, Reason, Verdict
 from trd_jax.sections import Sandbox
 
-VERSION = "code-1"
+VERSION = "code-2"
 _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
@@ -96,21 +101,6 @@ def _library(python: str) -> tuple[str, ...]:
     p for folder in prefixes for p in folder.glob("lib/python3*/site-packages")
   ]
   return tuple(str(path) for path in found)
-
-
-def _frame(data: bytes) -> bytes:
-  return struct.pack(">I", len(data)) + data
-
-
-def _receive(process: BoxedProcess, deadline: float) -> bytes | None:
-  head = process.read(4, deadline)
-  if head is None:
-    return None
-  (size,) = struct.unpack(">I", head)
-  if size > process.limits.output_bytes:
-    process.end("output")
-    return None
-  return process.read(size, deadline)
 
 
 def _ending(head: bytes) -> tuple[str, int]:
@@ -243,7 +233,7 @@ class Grader:
       if self._closed:
         process.cancel()
       try:
-        process.send(_frame(json.dumps(setup).encode()))
+        process.send(frames.frame(json.dumps(setup).encode()))
         until = time.monotonic() + section.total_seconds
         for case in tests.cases:
           self._test(process, case, tests, until)
@@ -268,8 +258,8 @@ class Grader:
     """
     wall = _WALL * self._section.test_seconds + _GRACE
     deadline = min(until, time.monotonic() + wall)
-    process.send(_frame(case.given.encode("utf-8", "surrogatepass")))
-    parts = [_receive(process, deadline) for _ in range(3)]
+    process.send(frames.frame(case.given.encode("utf-8", "surrogatepass")))
+    parts = [frames.receive(process, deadline) for _ in range(3)]
     if any(part is None for part in parts):
       self._lost(process)
     head, written, complaint = parts

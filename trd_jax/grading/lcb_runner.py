@@ -2,8 +2,12 @@
 
 lcb_runner is on no registry and asks for far more than its evaluation needs;
 `third_party/lcb_runner/install.sh` puts it into an environment of its own.
-Where there is none, `grading.code` runs the same tests. As with EvalPlus the
-comparison is in the candidate's own process.
+Where there is none, `grading.code` runs the same tests.
+
+The comparison is in the candidate's own process, and lcb_runner hands all
+programs of a run to one pool of processes: a program that sets out to can be
+taken for right and change what is said of the others of its run. Each in a
+sandbox of its own would cost lcb_runner's start, seconds, for every sample.
 """
 
 import json
