@@ -199,7 +199,11 @@ def test_what_a_program_leaves_on_disk_costs_the_others_nothing():
     Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
   )
   answers = [(found[2].problem_id, fenced(HOARDER))]
-  answers += [(p.problem_id, p.solution) for p in found[3:6]]
+  for p in found[3:6]:
+    program = p.solution.removeprefix("```python\n").removesuffix("\n```")
+    program += "\n\nimport io, os\nassert not os.path.exists('/tmp/locked')\n"
+    program += "with io.open('/tmp/x', 'wb') as file: file.write(bytes(9**6))\n"
+    answers.append((p.problem_id, fenced(program)))
   verdicts = grade("humanevalplus", answers, workers=1)
   assert [one.correct for one in verdicts] == [False, True, True, True]
 

@@ -59,9 +59,7 @@ def _answer(check, report: int, alone: bool) -> bytes:
 
 def _cleared() -> bool:
   """Whether nothing of a program's is left where the next one may write."""
-  left = [
-    os.path.join(top, name) for top in _FOLDERS for name in os.listdir(top)
-  ]
+  left = [Path(top, name) for top in _FOLDERS for name in os.listdir(top)]
   for path in left:
     with contextlib.suppress(OSError, RecursionError):
       if path.is_dir() and not path.is_symlink():
