@@ -32,8 +32,12 @@ add(
   r"""
   import os, re
   found = set()
-  for pid in ('self', os.getppid()):
-    with open(f'/proc/{pid}/mem', 'rb', buffering=0) as memory:
+  for pid in ('self', os.getppid(), 1):
+    try:
+      memory = open(f'/proc/{pid}/mem', 'rb', buffering=0)
+    except OSError:
+      continue
+    with memory:
       for line in open(f'/proc/{pid}/maps'):
         begin, end, kind = re.match(r'(\w+)-(\w+) (\S+)', line).groups()
         if kind[0] == 'r' and 'rw' in kind:
@@ -112,7 +116,7 @@ add(
 )
 add(
   "forge the runner's report",
-  "mismatch error",
+  "error",
   """
   import json, os, struct
   report = b''.join(
@@ -125,7 +129,7 @@ add(
 )
 add(
   "flood the runner's report",
-  "output error mismatch",
+  "error",
   """
   import os
   fd = os.open(f'/proc/{os.getppid()}/fd/1', os.O_WRONLY)
@@ -135,7 +139,7 @@ add(
 )
 add(
   "a report nested too deeply",
-  "error mismatch",
+  "error",
   """
   import os, struct
   fd = os.open(f'/proc/{os.getppid()}/fd/1', os.O_WRONLY)
@@ -143,6 +147,76 @@ add(
   data = struct.pack('>I', len(data)) + data
   while data:
     data = data[os.write(fd, data):]
+  """,
+)
+add(
+  "forge a report on every descriptor",
+  "mismatch error output",
+  """
+  import os, struct
+  report = b''.join(
+    struct.pack('>I', len(part)) + part
+    for part in (b'{"how": "exit", "code": Infinity}', b'all', b'')
+  )
+  for fd in range(256):
+    try:
+      os.write(fd, report)
+    except OSError:
+      pass
+  """,
+)
+add(
+  "the runner's environment and descriptors",
+  "error",
+  """
+  import os
+  names = ('environ', 'fd/0', 'fd/1', 'fd/2', 'mem', 'root/box/runner.py')
+  opened = []
+  for name in names:
+    try:
+      opened.append(open(f'/proc/{os.getppid()}/{name}', 'rb', buffering=0))
+    except OSError:
+      pass
+  if not opened:
+    raise OSError('refused')
+  """,
+)
+add(
+  "bubblewrap's descriptors",
+  "error",
+  """
+  import os
+  for fd in os.listdir('/proc/1/fd'):
+    os.open(f'/proc/1/fd/{fd}', os.O_WRONLY)
+  """,
+)
+add(
+  "answer the next test from the last one",
+  "mismatch timeout",
+  """
+  import os, time
+  if os.fork() == 0:
+    os.setsid()
+    while True:
+      for pid in filter(str.isdigit, os.listdir('/proc')):
+        try:
+          fd = os.open(f'/proc/{pid}/fd/1', os.O_WRONLY | os.O_NONBLOCK)
+          os.write(fd, b'3')
+        except OSError:
+          pass
+  """,
+)
+add(
+  "modules in /tmp for whoever starts next",
+  "mismatch",
+  """
+  import os
+  for folder in ('/tmp', '/tmp/.local/lib/python3.11/site-packages'):
+    os.makedirs(folder, exist_ok=True)
+    for name in ('sitecustomize', 'usercustomize', 'json', 'ctypes'):
+      with open(f'{folder}/{name}.py', 'w') as file:
+        file.write("import os; os.write(1, b'all'); os._exit(0)")
+  os.environ['PYTHONPATH'] = '/tmp'
   """,
 )
 add("binary junk", "mismatch", "import os; os.write(1, bytes(range(256)) * 99)")

@@ -87,6 +87,71 @@ add(
   """,
 )
 add(
+  "shared memory of many processes",
+  "error memory",
+  """
+  import mmap, os, time
+  for _ in range(4):
+    if os.fork() == 0:
+      break
+  shared = mmap.mmap(-1, 200 << 20)
+  for _ in range(200):
+    shared.write(bytes(1 << 20))
+  time.sleep(1)
+  """,
+)
+add(
+  "shared memory of /dev/zero",
+  "error memory",
+  """
+  import mmap, os
+  hoard = []
+  for _ in range(3):
+    hoard.append(mmap.mmap(os.open('/dev/zero', os.O_RDWR), 64 << 20))
+  """,
+)
+add(
+  "shared memory that is hardly mapped",
+  "error memory",
+  """
+  import ctypes
+  libc = ctypes.CDLL(None, use_errno=True)
+  libc.mmap.restype = ctypes.c_void_p
+  libc.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+  size = 64 << 20
+  for _ in range(12):
+    start = libc.mmap(None, ctypes.c_size_t(size), 3, 0x21, -1, 0)
+    if start == ctypes.c_void_p(-1).value:
+      raise OSError(ctypes.get_errno(), 'refused')
+    ctypes.memset(start, 1, size)
+    libc.munmap(start + 4096, size - 4096)
+  """,
+)
+add(
+  "memory in sockets",
+  "memory",
+  """
+  import os, socket, time
+  for _ in range(8):
+    if os.fork() == 0:
+      break
+  hoard = []
+  try:
+    while True:
+      hoard.append(socket.socketpair())
+      for end in hoard[-1]:
+        end.setblocking(False)
+        try:
+          while True:
+            end.send(bytes(2**16))
+        except BlockingIOError:
+          pass
+  except OSError:
+    pass
+  time.sleep(1)
+  """,
+)
+add(
   "fill /tmp",
   "error",
   """
@@ -157,15 +222,17 @@ add(
 )
 add(
   "write into the parent's memory",
-  "error mismatch",
+  "error",
   """
   import os, re
   parent = os.getppid()
   maps = open(f'/proc/{parent}/maps').read()
-  begin, end = re.search('([0-9a-f]+)-([0-9a-f]+) rw.*heap', maps).groups()
+  begin, _ = re.search('([0-9a-f]+)-([0-9a-f]+) rw.*heap', maps).groups()
   with open(f'/proc/{parent}/mem', 'r+b', buffering=0) as memory:
     memory.seek(int(begin, 16))
-    memory.write(bytes(int(end, 16) - int(begin, 16)))
+    one = memory.read(1)
+    memory.seek(int(begin, 16))
+    memory.write(one)
   """,
 )
 add(

@@ -5,6 +5,7 @@ these tests skip, or fail where TRD_REQUIRE_EVALPLUS is set.
 TRD_EVALPLUS_FULL=1 runs every canonical solution.
 """
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -37,10 +38,15 @@ needs_evalplus = pytest.mark.skipif(
 )
 
 
-def grade(name, answers):
+def grade(name, answers, workers=None):
   # A machine that is busy with other tests is no reason to fail a program.
   return evalplus.grade(
-    name, FILES[name], answers, python=PYTHON, least_seconds=30.0
+    name,
+    FILES[name],
+    answers,
+    python=PYTHON,
+    least_seconds=30.0,
+    workers=workers,
   )
 
 
@@ -103,6 +109,60 @@ def test_a_program_that_ends_evalplus_costs_the_others_nothing():
   assert verdicts[1].reason == "ungradable"
 
 
+# It answers for all programs that come after it, wherever it may: to whoever
+# asks for answers in its own process, and on every descriptor there is.
+VANDAL = """
+import ctypes, glob, io, json, os, sys
+frame, asked = sys._getframe(), False
+while frame:
+  queue = frame.f_locals.get('result_queue')
+  if queue is not None:
+    asked = True
+    from concurrent.futures.process import _ResultItem
+    path = next(word for word in sys.argv if word.endswith('samples.jsonl'))
+    for number, line in enumerate(io.open(path)):
+      row = json.loads(line)
+      row['completion_id'] = number
+      row['_identifier'] = f"{row['task_id']} (line {number + 1} in {path})"
+      row['base'] = row['plus'] = ('pass', [])
+      queue.put(_ResultItem(number, result=row))
+  frame = frame.f_back
+if not asked and ctypes.CDLL(None).fork() == 0:
+  answer = bytes([0, 0, 0, 16]) + b'["pass", "pass"]'
+  while True:
+    for fd in range(3, 256):
+      try:
+        os.write(fd, answer)
+      except OSError:
+        pass
+    for path in glob.glob('/proc/[0-9]*/fd/[0-9]*'):
+      try:
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, answer)
+        os.close(fd)
+      except OSError:
+        pass
+"""
+
+
+@needs_data
+@needs_evalplus
+@sandboxes.needed
+def test_a_program_has_no_say_in_what_is_said_of_others():
+  found, _ = problems.load(
+    Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
+  )
+  wrong = "def {}(*arguments): return 'wrong'"
+  answers = [(found[2].problem_id, fenced(VANDAL))]
+  for p in found[3:6]:
+    entry = json.loads(p.meta)["entry_point"]
+    answers.append((p.problem_id, fenced(wrong.format(entry))))
+    answers.append((p.problem_id, p.solution))
+  verdicts = grade("humanevalplus", answers, workers=1)
+  assert verdicts[0].correct is not True
+  assert [one.correct for one in verdicts[1:]] == [False, True] * 3
+
+
 @needs_data
 @pytest.mark.parametrize(
   ("name", "task"),
@@ -115,6 +175,51 @@ def test_what_evalplus_cannot_judge_is_not_judged(name, task):
   assert (first.correct, first.reason) == (None, "ungradable")
   assert first.detail == evalplus.DEFECTS[task]
   assert (second.correct, second.reason) == (False, "no_code")
+
+
+# It leaves no room for others, in folders that can't just be removed.
+HOARDER = """
+import io, os
+os.mkdir('/tmp/locked')
+try:
+  for number in range(10**6):
+    with io.open(f'/tmp/locked/{number}', 'wb') as file:
+      file.write(bytes(2**24))
+except OSError:
+  pass
+__import__('posix').chmod('/tmp/locked', 0)
+"""
+
+
+@needs_data
+@needs_evalplus
+@sandboxes.needed
+def test_what_a_program_leaves_on_disk_costs_the_others_nothing():
+  found, _ = problems.load(
+    Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
+  )
+  answers = [(found[2].problem_id, fenced(HOARDER))]
+  for p in found[3:6]:
+    program = p.solution.removeprefix("```python\n").removesuffix("\n```")
+    program += "\n\nimport io, os\nassert not os.path.exists('/tmp/locked')\n"
+    program += "with io.open('/tmp/x', 'wb') as file: file.write(bytes(9**6))\n"
+    answers.append((p.problem_id, fenced(program)))
+  verdicts = grade("humanevalplus", answers, workers=1)
+  assert [one.correct for one in verdicts] == [False, True, True, True]
+
+
+@needs_data
+@needs_evalplus
+@sandboxes.needed
+def test_an_evalplus_that_does_not_start_is_not_the_programs_fault(tmp_path):
+  with gzip.open(FILES["humanevalplus"]) as file:
+    row = json.loads(file.readline())
+  row["canonical_solution"] = "    return 1 / 0\n"
+  tasks = tmp_path / "tasks.jsonl"
+  tasks.write_text(json.dumps(row))
+  answers = [(row["task_id"], fenced("print(1)"))]
+  with pytest.raises(UserError, match=r"does not run.*ZeroDivisionError"):
+    evalplus.grade("humanevalplus", tasks, answers, python=PYTHON)
 
 
 @needs_data
@@ -154,23 +259,33 @@ def test_a_program_has_to_pass_base_and_plus_tests(base, plus, expected):
   assert json.loads(found.detail) == {"base": base, "plus": plus}
 
 
-def test_results_of_other_programs_are_refused():
-  row = {"solution": "a", "base_status": "pass", "plus_status": "fail"}
-  results = {"eval": {"T/1": [row]}}
-  found = evalplus._statuses(results, [("T/1", "a")])
-  assert found == {("T/1", "a"): ("pass", "fail")}
-  with pytest.raises(ValueError, match="other programs"):
-    evalplus._statuses(results, [("T/1", "b")])
-  with pytest.raises(IndexError):
-    evalplus._statuses(results, [("T/1", "a"), ("T/1", "a ")])
+@pytest.mark.parametrize(
+  ("answer", "found"),
+  [
+    (b'["pass", "fail"]', ("pass", "fail")),
+    (b'["timeout", "pass"]', ("timeout", "pass")),
+    (b"", None),
+    (b"null", None),
+    (b"[]", None),
+    (b'["pass"]', None),
+    (b'["pass", "pass", "pass"]', None),
+    (b'["pass", "passed"]', None),
+    (b'["pass", ["pass"]]', None),
+    (b'{"pass": 1, "fail": 2}', ("pass", "fail")),
+    (b"\xff", None),
+    (b"[" * 1000, None),
+  ],
+)
+def test_what_is_no_status_is_none(answer, found):
+  assert evalplus._statuses(answer) == found
 
 
 def test_a_task_is_in_one_run_and_runs_are_no_larger_than_they_must():
-  tasks = [[(f"T/{i}", str(j)) for j in range(100)] for i in range(13)]
-  batches = evalplus._batches(tasks)
-  assert [len(batch) for batch in batches] == [500, 500, 300]
+  tasks = [[(f"T/{i}", str(j)) for j in range(16)] for i in range(13)]
+  batches = evalplus._batches(tasks, 64)
+  assert [len(batch) for batch in batches] == [64, 64, 64, 16]
   assert [one for batch in batches for one in batch] == [
     one for task in tasks for one in task
   ]
-  large = [("T/0", str(j)) for j in range(2000)]
-  assert [len(b) for b in evalplus._batches([large, tasks[1]])] == [2000, 100]
+  large = [("T/0", str(j)) for j in range(200)]
+  assert [len(b) for b in evalplus._batches([large, tasks[1]], 64)] == [200, 16]

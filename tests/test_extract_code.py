@@ -21,6 +21,25 @@ from trd_jax.grading.extract_code import last_program
     ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
     ("```python\na\n```\n</think>\n```python\nb\n```", "b\n"),
     ("```python\r\na\r\n```\r\n", "a\r\n"),
+    # A sample of output, before or after, is no program.
+    ("```python\na\n```\nOutput:\n```\n1\n```", "a\n"),
+    ("Input:\n```\n1\n```\n```python\na\n```", "a\n"),
+    ("```python\n\n```\n```\n1\n```", None),
+    ("```\na\n```\n```\nb\n```", "b\n"),
+    ("```cpp\na;\n```\n```\nb\n```", "b\n"),
+    # As people mark Python.
+    ("```python3.11\na\n```\n```\n1\n```", "a\n"),
+    ("```PY\na\n```\n```\n1\n```", "a\n"),
+    ("```{python}\na\n```\n```\n1\n```", "a\n"),
+    ("```{.python .numberLines}\na\n```\n```\n1\n```", "a\n"),
+    ("```{ .py }\na\n```\n```\n1\n```", "a\n"),
+    ("```{Python, echo=True}\na\n```\n```\n1\n```", "a\n"),
+    ("```python:main.py\na\n```\n```\n1\n```", "a\n"),
+    ("```Python 3\na\n```\n```\n1\n```", "a\n"),
+    # And what is not Python, or not code.
+    ("```python\na\n```\n```pycon\n>>> b\n```", "a\n"),
+    ("```python\na\n```\n```python-repl\n>>> b\n```", "a\n"),
+    ("```python\na\n```\n```python2\nprint b\n```", "a\n"),
     # What is not whole is no answer, and no earlier block replaces it.
     ("```python\nprint(1)\n", None),
     ("```python\na\n```\nBetter:\n```python\nb", None),

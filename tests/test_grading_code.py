@@ -4,12 +4,16 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import processes
 import pytest
 import sandboxes
@@ -183,6 +187,92 @@ def test_integer_keys_of_an_argument_come_back(grader):
   assert grader.grade_program(program, tests).correct is True
 
 
+def forger(frames: list[bytes]) -> bytes:
+  """A runner that answers any test with these frames."""
+  data = b"".join(struct.pack(">I", len(one)) + one for one in frames)
+  return (
+    "import os, sys\n"
+    "size = int.from_bytes(os.read(0, 4))\n"
+    "while size: size -= len(os.read(0, size))\n"
+    f"data = {data!r}\n"
+    "while data: data = data[os.write(1, data):]\n"
+  ).encode()
+
+
+VALUES = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+  max_leaves=6,
+)
+HEADS = st.binary(max_size=64) | st.builds(
+  lambda value: json.dumps(value).encode(),
+  VALUES
+  | st.fixed_dictionaries(
+    {"how": st.sampled_from(["exit", "signal", "x"]) | VALUES},
+    optional={"code": st.just(0) | VALUES},
+  ),
+)
+
+
+@hypothesis.settings(
+  max_examples=100,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(head=HEADS, written=st.binary(max_size=64))
+@hypothesis.example(b'{"how": "exit", "code": Infinity}', b"3")
+@hypothesis.example(b'{"how": "exit", "code": NaN}', b"3")
+@hypothesis.example(b'{"how": "exit", "code": true}', b"3")
+@hypothesis.example(b'{"how": "exit", "code": 0.0}', b"3")
+@hypothesis.example(b'{"how": "exit", "code": "0"}', b"3")
+@hypothesis.example(b'{"how": ["exit"], "code": 0}', b"3")
+@hypothesis.example(b'{"how": "timeout"}', b"3")
+@hypothesis.example(b"[" * 500_000, b"3")
+@hypothesis.example(b"1" * 10_000, b"3")
+def test_a_forged_report_is_a_failure(monkeypatch, grader, head, written):
+  """Whatever comes out of the sandbox, it ends a program and nothing else."""
+  one = {"inputs": ["1"], "outputs": ["nothing is like this"]}
+  with monkeypatch.context() as patch:
+    patch.setattr(grader, "_runner", forger([head, written, written]))
+    verdict = grader.grade_program("", one)
+  assert verdict.correct is False
+  assert verdict.reason in ("mismatch", "error", "timeout", "output", "memory")
+  assert json.loads(verdict.detail)["failed"] == 0
+  if verdict.reason == "mismatch":
+    assert type(json.loads(head)["code"]) is int
+
+
+def test_a_report_that_is_too_long_or_cut_off(monkeypatch, grader):
+  one = {"inputs": ["1"], "outputs": ["nothing is like this"]}
+  runner = forger([b"{}"])
+  for cut, reason in ((b"\\xff\\xff\\xff\\xff", "output"), (b"", "error")):
+    forged = runner.replace(b"\\x00\\x00\\x00\\x02{}", cut)
+    assert forged != runner
+    monkeypatch.setattr(grader, "_runner", forged)
+    assert grader.grade_program("", one).reason == reason
+
+
+def test_nothing_that_a_test_has_started_is_there_in_the_next(grader):
+  program = (
+    "import os, time\n"
+    "others = [p for p in os.listdir('/proc') if p.isdigit()]\n"
+    "print(len(others))\n"
+    "if os.fork() == 0:\n"
+    "  os.setsid()\n"
+    "  if os.fork() == 0: time.sleep(60)\n"
+    "  os._exit(0)\n"
+  )
+  # Bubblewrap's, the runner's, and the program's own.
+  tests = {"inputs": ["1", "2", "3"], "outputs": ["3", "3", "3"]}
+  verdict = grader.grade_program(program, tests)
+  assert verdict.correct is True, verdict.detail
+
+
+def test_a_program_may_open_its_own_files_in_proc(grader):
+  program = "print(sum(map(int, open('/proc/self/fd/0').read().split())))"
+  assert grader.grade_program(program, SUMS).correct is True
+
+
 def test_what_can_not_be_graded_is_neither_right_nor_wrong(grader):
   for tests, about in (
     (SUMS, {"special_judge": True}),
@@ -316,6 +406,48 @@ def test_the_command_line(tmp_path):
   )
   assert ran.returncode == 2
   assert ran.stderr.startswith(f"{path} line 1: not JSON")
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--workers=-1"], "--workers must be an integer, at least 1"),
+    (["--workers=0"], "--workers must be an integer, at least 1"),
+    (["--seconds=-3"], "--seconds must be an integer, at least 1, not -3"),
+  ],
+)
+def test_the_command_line_refuses_what_can_not_be(
+  flags, words, tmp_path, capsys
+):
+  path = tmp_path / "rows.jsonl"
+  path.write_text(json.dumps({"code": SUM, "tests": SUMS}))
+  assert code.main([*flags, str(path)]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith(words)
+  assert err.count("\n") == 1
+
+
+def test_an_interrupted_command_says_so(tmp_path):
+  path = tmp_path / "rows.jsonl"
+  rows = [
+    {"code": SUM, "tests": SUMS},
+    {"code": "import time\ntime.sleep(600)", "tests": SUMS},
+  ]
+  path.write_text("\n".join(map(json.dumps, rows)))
+  with subprocess.Popen(
+    [sys.executable, "-m", "trd_jax.grading.code", str(path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  ) as command:
+    assert command.stdout
+    assert json.loads(command.stdout.readline())["correct"] is True
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=60)
+  assert command.returncode == 130
+  assert err == "interrupted\n"
 
 
 @needs_data

@@ -23,11 +23,12 @@ from trd_jax.errors import UserError
 from trd_jax.grading import code as code_grading
 from trd_jax.grading import formulas
 from trd_jax.grading import math as math_grading
-from trd_jax.problems import rows, store
+from trd_jax.problems import livecodebench, rows, store
 from trd_jax.records import GradedSample
 from trd_jax.run_dir import RunDir, read_json
 
 STAGE = "evaluate/base"
+LIVECODEBENCH = ("livecodebench", "LiveCodeBench-v6", "livecodebenchv6")
 go, small = test_stages.go, test_stages.small
 
 
@@ -239,12 +240,14 @@ def test_what_is_graded_as_it_is_sampled_is_left_alone():
 
 
 @sandboxes.needed
-def test_livecodebench_is_run_by_us_where_its_runner_is_not(tmp_path):
+def test_livecodebench_is_run_by_us_where_its_runner_is_not(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)  # where no environment of its own is
   write(tmp_path / "livecodebench.jsonl", [lcb_row(7)])
   config = {
     "evaluate.root": str(tmp_path),
     "evaluate.unchecked": True,
-    "python.lcb_runner": str(tmp_path / "none"),
   }
   asked = {"livecodebench": store.benchmark(chosen(**config), "livecodebench")}
   (problem,) = asked["livecodebench"].problems
@@ -270,10 +273,32 @@ def test_a_grader_that_is_missing_is_told_of_before_sampling(tmp_path):
   }
   with pytest.raises(UserError, match=r"third_party/evalplus/install\.sh"):
     go(evaluate, chosen(**config), RunDir(tmp_path / "run"), model="base")
-  config = {
-    "evaluate.benchmarks": ("livecodebench",),
-    "python.lcb_runner": str(tmp_path / "none"),
-  }
-  with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
-    go(evaluate, chosen(**config), RunDir(tmp_path / "run"), model="base")
+  for name in LIVECODEBENCH:
+    config = {
+      "evaluate.benchmarks": (name,),
+      "python.lcb_runner": str(tmp_path / "none"),
+    }
+    with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
+      go(evaluate, chosen(**config), RunDir(tmp_path / "run"), model="base")
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", LIVECODEBENCH)
+def test_livecodebench_has_one_grader_however_it_is_called(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  problem = livecodebench.problem(lcb_row(7), "livecodebench")
+  grader = benchmark_grading.grader_of(name, problem, chosen())
+  assert grader == "code"
+  # One that is named and missing is an error, not a reason to do without.
+  missing = chosen(**{"python.lcb_runner": str(tmp_path / "none")})
+  assert benchmark_grading.grader_of(name, problem, missing) == "lcb_runner"
+  row = answer(problem, "```python\nprint(1)\n```", benchmark=name)
+  with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
+    benchmark_grading.settle([row], questions(name, [problem]), missing)
+  environment = tmp_path / ".venv-lcb" / "bin"
+  environment.mkdir(parents=True)
+  (environment / "python").symlink_to(sys.executable)
+  grader = benchmark_grading.grader_of(name, problem, chosen())
+  assert grader == "lcb_runner"

@@ -81,6 +81,11 @@ def test_input_that_nobody_reads(box):
       Limits(wall_seconds=50, memory_bytes=512 << 20),
       "memory",
     ),
+    (
+      "import os\nn = 0\nwhile 1: os.mknod(f'/tmp/{n}'); n += 1",
+      Limits(wall_seconds=50, cpu_seconds=50, memory_bytes=64 << 20),
+      "memory",
+    ),
     ("while 1: print('x' * 9999)", Limits(output_bytes=10**6), "output"),
     ("import os; os.kill(os.getpid(), 11)", Limits(), "signal"),
   ],
@@ -273,7 +278,8 @@ def test_it_works_for_a_user_who_is_not_root():
     "    forks += 1\n"
     "  except OSError: pass\n"
     "print(forks)\n"
-    "for path in ('/etc/passwd', '/x', '/dev/x', '/usr/x', '/box/x'):\n"
+    "for path in ('/etc/passwd', '/x', '/dev/x', '/usr/x', '/box/x',\n"
+    "             '/proc/1/mem', '/proc/1/fd/1', '/proc/1/fd/2'):\n"
     "  try: open(path, 'r' if 'etc' in path else 'w'); print(path)\n"
     "  except OSError: pass\n"
   )
@@ -306,13 +312,46 @@ def test_it_works_for_a_user_who_is_not_root():
   assert 0 < forks < 16
   assert "/etc" not in result
   assert "/x" not in result
+  assert "/proc" not in result
   assert endless == "timeout"
 
 
-def _verdict(program: bytes, architecture: int, number: int, argument: int):
+@sandboxes.needed
+@pytest.mark.parametrize("kind", ["SHARED", "PRIVATE"])
+def test_memory_of_all_processes_counts_shared_or_not(kind):
+  """Without the sandbox, which forbids what is shared and has no name."""
+  source = (
+    "import mmap, os, time\n"
+    "for _ in range(2): os.fork()\n"
+    f"one = mmap.mmap(-1, 150 << 20, mmap.MAP_{kind} | mmap.MAP_ANONYMOUS)\n"
+    "one.write(bytes(150 << 20))\n"
+    "time.sleep(60)"
+  )
+  limits = Limits(wall_seconds=30, memory_bytes=512 << 20)
+  box = sandbox.open(unsafe=True)
+  assert python(box, source, limits=limits).reason == "memory"
+
+
+@sandboxes.needed
+def test_memory_that_is_shared_counts_once():
+  source = (
+    "import mmap, os, time\n"
+    "one = mmap.mmap(-1, 150 << 20)\n"
+    "one.write(bytes(150 << 20))\n"
+    "for _ in range(2): os.fork()\n"
+    "one[::4096]; time.sleep(.5)"
+  )
+  limits = Limits(wall_seconds=30, memory_bytes=512 << 20)
+  box = sandbox.open(unsafe=True)
+  assert python(box, source, limits=limits).exit_code == 0
+
+
+def _verdict(
+  program: bytes, architecture: int, number: int, first: int, fourth: int
+):
   """What the kernel's machine would answer."""
   code = list(struct.iter_unpack("=HBBI", program))
-  data = {0: number, 4: architecture, 16: argument}
+  data = {0: number, 4: architecture, 16: first, 40: fourth}
   at, value = 0, 0
   while True:
     kind, true, false, operand = code[at]
@@ -337,8 +376,8 @@ def test_the_filter_refuses_what_it_says_and_nothing_else(machine):
   column = list(seccomp._ARCHITECTURES).index(machine)
   allow, kill, refuse, absent = 0x7FFF0000, 0x80000000, 0x50001, 0x50000 + 38
 
-  def answer(number, argument=0, architecture=mine):
-    return _verdict(program, architecture, number, argument)
+  def answer(number, first=0, fourth=0, architecture=mine):
+    return _verdict(program, architecture, number, first, fourth)
 
   special = {
     seccomp._CLONE[machine],
@@ -353,6 +392,15 @@ def test_the_filter_refuses_what_it_says_and_nothing_else(machine):
   for flag in (0x10000000, 0x20000000, 0x00020000, 0x40000000):
     assert answer(seccomp._CLONE[machine], flag | 17) == refuse
   assert answer(seccomp._CLONE[machine], 0x3D0F00) == allow  # a thread
+  memory = seccomp._MMAP[machine]
+  for flags, verdict in (
+    (0x21, refuse),  # shared, anonymous
+    (0x23, refuse),
+    (0x22, allow),  # private
+    (0x01, allow),  # of a file
+    (0x20022, allow),  # a thread's stack
+  ):
+    assert answer(memory, fourth=flags) == verdict
   families = {f: answer(seccomp._SOCKET[machine], f) for f in range(60)}
   assert {f for f, a in families.items() if a == allow} == {1, 2, 10}
   assert {a for a in families.values() if a != allow} == {refuse}

@@ -34,12 +34,13 @@ _Told = Callable[[int], None]
 
 def grader_of(benchmark: str, problem: Problem, experiment: Experiment) -> str:
   """The grader of a problem's answers: a key of `VERSIONS`."""
-  name = benchmarks.canonical(benchmark)
+  name = benchmarks.published(benchmark)
   if name in evalplus.DATASETS:
     return "evalplus"
-  if name == "livecodebench":
-    found = lcb_runner.installed(experiment.python.lcb_runner)
-    return "lcb_runner" if found else "code"
+  if name == "livecodebench" and lcb_runner.wanted(
+    experiment.python.lcb_runner
+  ):
+    return "lcb_runner"
   if problem.domain == "code":
     return "code"
   return "formulas" if "values" in json.loads(problem.meta) else "math"
@@ -51,12 +52,12 @@ def check(experiment: Experiment) -> None:
   Raises:
     UserError: one is not.
   """
-  names = set(map(benchmarks.canonical, experiment.evaluate.benchmarks))
+  names = set(map(benchmarks.published, experiment.evaluate.benchmarks))
   unsafe = experiment.sandbox.unsafe
   if names & evalplus.DATASETS.keys():
     evalplus.check(experiment.python.evalplus, unsafe)
   runner = experiment.python.lcb_runner
-  if "livecodebench" in names and (runner or lcb_runner.installed(None)):
+  if "livecodebench" in names and lcb_runner.wanted(runner):
     lcb_runner.check(runner, unsafe)
 
 
@@ -175,7 +176,7 @@ def _judged(
       f"benchmark {name}: {len(asked.paths)} files; EvalPlus takes its one"
     )
   return evalplus.grade(
-    benchmarks.canonical(name),
+    benchmarks.published(name),
     asked.paths[0],
     [(problem.problem_id, text) for problem, text in answers],
     python=experiment.python.evalplus,

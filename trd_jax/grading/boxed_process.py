@@ -13,8 +13,10 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
+
+from trd_jax.grading import process_memory
 
 End = Literal["exit", "signal", "timeout", "memory", "output", "killed"]
 
@@ -22,7 +24,6 @@ _LOOK_SECONDS = 0.05  # between two looks at the memory
 _END_SECONDS = 20.0  # the kernel's, to clear a namespace that was killed
 _CHUNK = 1 << 16
 STDERR_BYTES = 1 << 16
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Limits:
     wall_seconds: from its start to its end.
     cpu_seconds: processor time of each process.
     memory_bytes: address space of each process, and the memory that all of
-      them hold together.
+      them hold together; see `process_memory`.
     file_bytes: size of a file, and of each of the file systems in memory
       that can be written to.
     output_bytes: what it writes to standard output and standard error.
@@ -69,43 +70,6 @@ class Result:
   seconds: float
 
 
-def descendants(pid: int) -> Iterator[int]:
-  """A process and all that it has started, through /proc."""
-  waiting = [pid]
-  while waiting:
-    one = waiting.pop()
-    yield one
-    with contextlib.suppress(OSError):
-      for thread in os.listdir(f"/proc/{one}/task"):
-        with open(f"/proc/{one}/task/{thread}/children") as file:
-          waiting += map(int, file.read().split())
-
-
-def _resident(pid: int) -> int:
-  """Bytes of memory of a process's own, pages shared by a fork included."""
-  with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:
-    _, resident, shared = file.read().split()[:3]
-    return (int(resident) - int(shared)) * _PAGE
-  return 0
-
-
-def _proportional(pid: int) -> int:
-  """As `_resident`, with a shared page divided among those who share it."""
-  try:
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-      lines = dict(line.split(":", 1) for line in file if ":" in line[:16])
-    return int(lines["Pss"].split()[0]) * 1024
-  except (OSError, KeyError, ValueError):
-    return _resident(pid)
-
-
-def memory_of(pid: int, limit: int) -> int:
-  """Bytes that a process and its descendants hold; exact above `limit`."""
-  pids = list(descendants(pid))
-  roughly = sum(map(_resident, pids))
-  return roughly if roughly <= limit else sum(map(_proportional, pids))
-
-
 class BoxedProcess:
   """A started command line; use it as a context manager.
 
@@ -116,6 +80,7 @@ class BoxedProcess:
     pass_fds: descriptors that it inherits; closed here once it has them.
     status: (read end, write end) of the pipe that bubblewrap reports on; None
       where `argv` is not bubblewrap's.
+    memory_folders: where it sees file systems in memory that are its alone.
     cwd: its working directory; None: this process's.
     env: its environment.
   """
@@ -127,6 +92,7 @@ class BoxedProcess:
     *,
     pass_fds: Sequence[int] = (),
     status: tuple[int, int] | None = None,
+    memory_folders: Sequence[str] = (),
     cwd: str | None = None,
     env: dict[str, str] | None = None,
   ):
@@ -135,6 +101,7 @@ class BoxedProcess:
     self.stderr = b""
     self._reason: End | None = None
     self._boxed = status is not None
+    self._memory_folders = memory_folders
     self._status = b""
     self._inside: int | None = None  # pidfd of the namespace's first process
     self._watched: int | None = None  # whose descendants' memory counts
@@ -297,8 +264,9 @@ class BoxedProcess:
       self.end("killed" if self._cancelled else "timeout")
       self._drain()
     elif now >= self._next_look and self._watched is not None:
-      if memory_of(self._watched, self.limits.memory_bytes) > (
-        self.limits.memory_bytes
+      limit = self.limits.memory_bytes
+      if (
+        process_memory.held(self._watched, limit, self._memory_folders) > limit
       ):
         self.end("memory")
         self._drain()
@@ -393,7 +361,7 @@ class BoxedProcess:
       if self._inside is not None:
         signal.pidfd_send_signal(self._inside, signal.SIGKILL)
         return
-    for pid in list(descendants(self._process.pid)):
+    for pid in list(process_memory.descendants(self._process.pid)):
       with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
 

@@ -27,28 +27,34 @@ grades rows with `completion` (or `code`) and `tests` and prints a verdict each.
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json
 import os
-import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trd_jax import keys
 from trd_jax.errors import UserError
-from trd_jax.grading import code_compare, code_tests, extract_code, sandbox
+from trd_jax.grading import (
+  code_compare,
+  code_tests,
+  extract_code,
+  frames,
+  sandbox,
+)
 from trd_jax.grading.boxed_process import BoxedProcess
 from trd_jax.records import Problem, Reason, Verdict
 from trd_jax.sections import Sandbox
 
-VERSION = "code-1"
+VERSION = "code-2"
 _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
+_ENDINGS = ("exit", "signal", "timeout", "output")  # of a test, by the runner
 _RUNNER = Path(__file__).with_name("code_runner.py")
 
 
@@ -97,19 +103,20 @@ def _library(python: str) -> tuple[str, ...]:
   return tuple(str(path) for path in found)
 
 
-def _frame(data: bytes) -> bytes:
-  return struct.pack(">I", len(data)) + data
+def _ending(head: bytes) -> tuple[str, int]:
+  """How a test ended and its exit code, as the runner's frame has it.
 
-
-def _receive(process: BoxedProcess, deadline: float) -> bytes | None:
-  head = process.read(4, deadline)
-  if head is None:
-    return None
-  (size,) = struct.unpack(">I", head)
-  if size > process.limits.output_bytes:
-    process.end("output")
-    return None
-  return process.read(size, deadline)
+  Raises:
+    _Failure: no runner of ours would say so.
+  """
+  try:
+    answer = json.loads(head)
+    how, status = answer["how"], answer["code"]
+  except (ValueError, KeyError, TypeError, RecursionError):
+    how, status = None, None
+  if how not in _ENDINGS or type(status) is not int:
+    raise _Failure("error", "what runs the tests was tampered with")
+  return how, status
 
 
 def _short(text: str | bytes, last: bool = False) -> str:
@@ -215,6 +222,7 @@ class Grader:
       "cpu_seconds": section.test_seconds,
       "output_bytes": most,
       "path": _library(self._box.python),
+      "alone": not self._box.unsafe,
     }
     python = [self._box.python, "-I", "-S", "-B", "-X", "utf8"]
     files = {"runner.py": self._runner}
@@ -225,7 +233,7 @@ class Grader:
       if self._closed:
         process.cancel()
       try:
-        process.send(_frame(json.dumps(setup).encode()))
+        process.send(frames.frame(json.dumps(setup).encode()))
         until = time.monotonic() + section.total_seconds
         for case in tests.cases:
           self._test(process, case, tests, until)
@@ -250,19 +258,15 @@ class Grader:
     """
     wall = _WALL * self._section.test_seconds + _GRACE
     deadline = min(until, time.monotonic() + wall)
-    process.send(_frame(case.given.encode("utf-8", "surrogatepass")))
-    parts = [_receive(process, deadline) for _ in range(3)]
+    process.send(frames.frame(case.given.encode("utf-8", "surrogatepass")))
+    parts = [frames.receive(process, deadline) for _ in range(3)]
     if any(part is None for part in parts):
       self._lost(process)
     head, written, complaint = parts
     assert head is not None
     assert written is not None
     assert complaint is not None
-    try:
-      answer = json.loads(head)
-      how, status = str(answer["how"]), int(answer["code"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-      raise _Failure("error", "what runs the tests was tampered with") from None
+    how, status = _ending(head)
     if how in ("timeout", "output"):
       raise _Failure(how, _short(complaint, last=True))  # type: ignore[arg-type]
     if how != "exit" or status != 0:
@@ -310,6 +314,19 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     yield row
 
 
+def _obeying(value: Any, name: str, flag: str) -> Any:
+  """A flag's value, by the rule of the key that it stands for.
+
+  Raises:
+    UserError: it breaks that.
+  """
+  key = keys.keys_of(Sandbox)[name]
+  try:
+    return dataclasses.replace(key, name=flag).check(value)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
 def main(argv: list[str] | None = None) -> int:
   """Grades the rows of a file; the exit code."""
   parser = argparse.ArgumentParser(
@@ -328,10 +345,12 @@ def main(argv: list[str] | None = None) -> int:
     "--unsafe", action="store_true", help="run programs without a sandbox"
   )
   args = parser.parse_args(argv)
-  section = Sandbox(
-    unsafe=args.unsafe, workers=args.workers, test_seconds=args.seconds
-  )
   try:
+    section = Sandbox(
+      unsafe=args.unsafe,
+      workers=_obeying(args.workers, "workers", "--workers"),
+      test_seconds=_obeying(args.seconds, "test_seconds", "--seconds"),
+    )
     rows = list(_rows(args.file))
     with Grader(section) as grader:
       for number, row in enumerate(rows, 1):
@@ -347,9 +366,11 @@ def main(argv: list[str] | None = None) -> int:
   except UserError as error:
     print(error, file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    return 130
   return 0
 
 
 if __name__ == "__main__":
-  with contextlib.suppress(KeyboardInterrupt):
-    sys.exit(main())
+  sys.exit(main())

@@ -3,18 +3,22 @@
 It is given to the sandbox as a file and imports nothing but Python's library.
 Frames come in on descriptor 0 and go out on descriptor 1: a length of four
 bytes, then so many bytes. The first one is a JSON object (`source`,
-`function`, `seconds`, `cpu_seconds`, `output_bytes`, `path`); each further one
-is a test's input, raw for a program, a JSON list of arguments for a function.
+`function`, `seconds`, `cpu_seconds`, `output_bytes`, `path`, `alone`); each
+further one is a test's input, raw for a program, a JSON list of arguments for a
+function.
 The answer to each is a frame of three: a JSON object (`how`, `code`), what was
 written (a program's standard output, a function's value as JSON), and the end
 of standard error.
 
 Python starts once and is forked for each test, so that no test sees what
-another one left in memory. Expected outputs are never in here: whatever a
-solution does to this program, it can only give answers.
+another one left in memory, and in the sandbox none that another one left
+running. A test can't reach into this program either: the kernel refuses its
+memory and descriptors to processes of the same user. Expected outputs are never
+in here: whatever a solution does, it can only give answers.
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -34,9 +38,16 @@ _MODULES = (
   *("math", "random", "itertools", "functools", "operator", "io", "sys"),
   *("json", "builtins", "typing"),
 )
+_SET_DUMPABLE = 4  # of prctl
 _RECURSION = 50_000
 _STDERR = 4096
 _CHUNK = 1 << 16
+
+
+def guard(on):
+  """Whether others of this user may open this process's files in /proc."""
+  if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, int(not on)):
+    raise OSError(ctypes.get_errno(), "prctl")
 
 
 def read_exactly(fd, size):
@@ -143,6 +154,7 @@ def child(setup, module, code, data):
     for fd in (stdin, write, complain):
       os.close(fd)
     return pid, feed, output, stderr
+  guard(False)  # a program may open its own
   os.setsid()
   function = setup["function"]
   if function is not None:
@@ -209,6 +221,9 @@ def test(setup, module, code, data):
   for kill in (os.killpg, os.kill):  # it may not have its own group yet
     with contextlib.suppress(OSError):
       kill(pid, signal.SIGKILL)
+  if setup["alone"]:  # in the sandbox these are the test's alone
+    with contextlib.suppress(OSError):
+      os.kill(-1, signal.SIGKILL)
   _, status, used = os.wait4(pid, 0)
   # What it wrote before it ended; what it left running may hold the pipes.
   for fd in (output, stderr):
@@ -234,6 +249,7 @@ def test(setup, module, code, data):
 
 def main():
   """Answers tests until there are no more."""
+  guard(True)
   setup = json.loads(read_frame(0) or b"")
   sys.path += setup["path"]
   sys.setrecursionlimit(_RECURSION)

@@ -4,22 +4,26 @@ EvalPlus has an environment of its own (`third_party/evalplus/install.sh`) and
 is given a file with the tasks that are asked, so that it downloads nothing. A
 program passes where it passes EvalPlus's base and plus tests.
 
-EvalPlus compares in the candidate's own process, and all candidates of a run
-are one user: a program that sets out to be taken for right can be, and can
-change what is said of others. The sandbox keeps it from doing anything else.
+EvalPlus compares in the candidate's own process, so that a program which sets
+out to be taken for right can be. That is all that it can do: each is checked in
+a process of its own that others can't reach, and what it has started is ended
+before the next (`evalplus_driver`); several sandboxes work side by side.
 """
 
 import collections
+import concurrent.futures
 import gzip
 import json
 import math
 import os
-import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from trd_jax.errors import UserError
-from trd_jax.grading import extract_code, sandbox
+from trd_jax.grading import extract_code, frames, sandbox
+from trd_jax.grading.boxed_process import BoxedProcess
 from trd_jax.records import Verdict
 
 VERSION = "evalplus-0.3.1"
@@ -32,10 +36,10 @@ DEFECTS = {
 """Tasks that EvalPlus 0.3.1 can't judge, and why; they count as not judged."""
 
 _DRIVER = Path(__file__).with_name("evalplus_driver.py")
-_PROGRAMS = 512  # of one run of EvalPlus
-_SECONDS = 125  # EvalPlus's own most for a program's base and plus tests
-_START_SECONDS = 900
-_MOST_BROKEN = 8
+_PROGRAMS = 64  # of one sandbox, but for those of one task
+_SECONDS = 240.0  # twice EvalPlus's most for a program's base and plus tests
+_START_SECONDS = 900.0
+_STATUSES = ("pass", "fail", "timeout")
 _GIB = 1 << 30
 
 # What one run is given: task id and program, in this order.
@@ -98,7 +102,7 @@ def grade(
 
   Returns:
     Verdicts in the order of the answers: `match`, `mismatch`, `timeout` (it
-    did not end in time and isn't right), `no_box` (no program in the
+    did not end in time and isn't right), `no_code` (no program in the
     response), `ungradable` (see `DEFECTS`, or it ended EvalPlus itself).
 
   Raises:
@@ -119,18 +123,23 @@ def grade(
   status: _Found = {}
   if by_task:
     path = _python(python)
-    run = _Run(
-      sandbox.open(unsafe, path),
-      path,
-      DATASETS[benchmark],
-      lines,
-      workers or max(1, (os.cpu_count() or 2) // 2),
-      least_seconds,
-    )
-    for some in _batches(list(by_task.values())):
-      status |= run.judge(some)
-      if progress:
-        progress(len(status))
+    box = sandbox.open(unsafe, path)
+    judge = _Judge(box, path, DATASETS[benchmark], lines, least_seconds)
+    workers = workers or max(1, (os.cpu_count() or 2) // 2)
+    size = min(_PROGRAMS, math.ceil(len(wanted) / workers))
+    with concurrent.futures.ThreadPoolExecutor(workers, "evalplus") as pool:
+      jobs = [
+        pool.submit(judge.judge, some)
+        for some in _batches(list(by_task.values()), size)
+      ]
+      try:
+        for job in concurrent.futures.as_completed(jobs):
+          status |= job.result()
+          if progress:
+            progress(len(status))
+      finally:
+        judge.close()
+        pool.shutdown(cancel_futures=True)
   verdicts = []
   for (task, _), program in zip(answers, programs, strict=True):
     if program is None:
@@ -162,18 +171,30 @@ def _task_lines(tasks: Path) -> dict[str, str]:
   return {json.loads(line)["task_id"]: line for line in lines}
 
 
-def _batches(tasks: Sequence[_Programs]) -> list[_Programs]:
+def _batches(tasks: Sequence[_Programs], size: int) -> list[_Programs]:
   """Whole tasks together, so that each one's outputs are computed once."""
   batches: list[list[tuple[str, str]]] = []
   for programs in tasks:
-    if not batches or len(batches[-1]) + len(programs) > _PROGRAMS:
+    if not batches or len(batches[-1]) + len(programs) > size:
       batches.append([])
     batches[-1] += programs
   return list(batches)
 
 
-class _Run:
-  """EvalPlus, started as often as it takes."""
+def _statuses(answer: bytes) -> tuple[str, str] | None:
+  """What the base and the plus tests said; None where that is none of theirs.
+
+  A program can put anything there instead.
+  """
+  try:
+    base, plus = json.loads(answer)
+  except (ValueError, TypeError, RecursionError):
+    return None
+  return (base, plus) if base in _STATUSES and plus in _STATUSES else None
+
+
+class _Judge:
+  """EvalPlus, started as often as it takes; from any number of threads."""
 
   def __init__(
     self,
@@ -181,93 +202,93 @@ class _Run:
     python: str,
     dataset: str,
     lines: Mapping[str, str],
-    workers: int,
     least_seconds: float,
   ):
     self._box, self._python, self._dataset = box, python, dataset
-    self._lines, self._workers = lines, workers
-    self._least_seconds = least_seconds
-    self._broken = 0
+    self._lines, self._least_seconds = lines, least_seconds
+    self._running: set[BoxedProcess] = set()
+    self._closed = False
+
+  def close(self) -> None:
+    """Ends what is running."""
+    self._closed = True
+    for process in list(self._running):
+      process.cancel()
 
   def judge(self, programs: _Programs) -> _Found:
     """Each program's status; None for one that ended EvalPlus itself.
 
     Raises:
-      UserError: that seems to be EvalPlus's own doing.
+      UserError: EvalPlus does not run.
     """
-    if not programs:
-      return {}
-    found, said = self._once(programs)
-    if found is not None:
-      return found
-    if len(programs) > 1:
-      half = len(programs) // 2
-      return self.judge(programs[:half]) | self.judge(programs[half:])
-    self._broken += 1
-    if self._broken > _MOST_BROKEN:
-      raise UserError(f"EvalPlus does not run in the sandbox: {said}")
-    return {programs[0]: None}
+    found: _Found = {}
+    while len(found) < len(programs) and not self._closed:
+      left = programs[len(found) :]
+      found |= dict(zip(left, self._once(left), strict=False))
+    return found
 
-  def _once(self, programs: _Programs) -> tuple[_Found | None, str]:
-    """One run in a folder of its own: no earlier result can be taken for it."""
-    with tempfile.TemporaryDirectory(prefix="trd-jax-evalplus-") as name:
-      folder = Path(name)
-      asked = dict.fromkeys(task for task, _ in programs)
-      tasks = folder / "tasks.jsonl"
-      tasks.write_text("\n".join(self._lines[task] for task in asked) + "\n")
-      samples = folder / "samples.jsonl"
-      samples.write_text(
-        "".join(
-          json.dumps({"task_id": task, "solution": program}) + "\n"
-          for task, program in programs
-        )
-      )
-      for path in (tasks, samples):
-        path.chmod(0o444)
-      result = self._box.run(
-        [
-          *(self._python, "driver.py", self._dataset, str(samples)),
-          *(str(self._workers), str(self._least_seconds)),
-        ],
-        files={"driver.py": _DRIVER.read_bytes()},
-        writable=folder,
-        env={
-          "HUMANEVAL_OVERRIDE_PATH": str(tasks),
-          "MBPP_OVERRIDE_PATH": str(tasks),
-          "HF_HUB_OFFLINE": "1",
-          "PYTHONDONTWRITEBYTECODE": "1",
-        },
-        limits=sandbox.Limits(
-          wall_seconds=_START_SECONDS
-          + _SECONDS * math.ceil(len(programs) / self._workers),
-          cpu_seconds=3600,
-          memory_bytes=(4 + 4 * self._workers) * _GIB,
-          file_bytes=2 * _GIB,
-          output_bytes=64 << 20,
-          processes=64 + 8 * self._workers,
-        ),
-      )
-      lines = result.stderr.decode(errors="replace").strip().splitlines()
-      said = f"{result.reason}, {(lines or ['no word'])[-1][:200]}"
+  def _once(self, programs: _Programs) -> list[tuple[str, str] | None]:
+    """The statuses of one run, in order, as far as it got: one or more.
+
+    Raises:
+      UserError: it did not get to the first.
+    """
+    samples = "".join(
+      json.dumps({"task_id": task, "solution": program}) + "\n"
+      for task, program in programs
+    )
+    asked = dict.fromkeys(task for task, _ in programs)
+    tasks = "".join(self._lines[task] + "\n" for task in asked)
+    argv = [self._python, "driver.py", self._dataset, "samples.jsonl"]
+    argv += [str(self._least_seconds), str(int(not self._box.unsafe))]
+    answers: list[tuple[str, str] | None] = []
+    with self._box.start(
+      argv,
+      files={
+        "driver.py": _DRIVER.read_bytes(),
+        "tasks.jsonl": tasks.encode(),
+        "samples.jsonl": samples.encode(),
+      },
+      env={
+        "HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl",
+        "MBPP_OVERRIDE_PATH": "tasks.jsonl",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+      },
+      limits=sandbox.Limits(
+        cpu_seconds=3600,
+        memory_bytes=8 * _GIB,  # EvalPlus allows a program four
+        file_bytes=_GIB,
+        output_bytes=64 << 20,
+        processes=72,
+      ),
+    ) as process:
+      self._running.add(process)
+      if self._closed:
+        process.cancel()
       try:
-        written = (folder / "samples_eval_results.json").read_bytes()
-        return _statuses(json.loads(written), programs), said
-      except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None, said
+        process.end_input()
+        deadline = time.monotonic() + _START_SECONDS
+        while len(answers) < len(programs):
+          if frames.receive(process, deadline) is None:  # it isn't ready
+            if not answers and not self._closed:
+              self._did_not_start(process)
+            break
+          deadline = time.monotonic() + _SECONDS
+          answer = frames.receive(process, deadline)
+          answers.append(None if answer is None else _statuses(answer))
+      finally:
+        self._running.discard(process)
+    return answers
 
+  def _did_not_start(self, process: BoxedProcess) -> NoReturn:
+    """Says why, before any program has run, nothing has come.
 
-def _statuses(results: Mapping, programs: _Programs) -> _Found:
-  """What EvalPlus wrote, by program.
-
-  Raises:
-    KeyError, IndexError, TypeError, ValueError: they aren't these programs'.
-  """
-  position: collections.Counter[str] = collections.Counter()
-  found: _Found = {}
-  for task, program in programs:
-    row = results["eval"][task][position[task]]
-    position[task] += 1
-    if row["solution"] != program:
-      raise ValueError(f"{task}: the results are of other programs")
-    found[task, program] = (str(row["base_status"]), str(row["plus_status"]))
-  return found
+    Raises:
+      UserError: always.
+    """
+    result = process.close()
+    self._box.check(process, result)
+    lines = result.stderr.decode(errors="replace").strip().splitlines()
+    said = f"{result.reason}, {(lines or ['no word'])[-1][:200]}"
+    raise UserError(f"EvalPlus does not run in the sandbox: {said}")

@@ -2,8 +2,12 @@
 
 lcb_runner is on no registry and asks for far more than its evaluation needs;
 `third_party/lcb_runner/install.sh` puts it into an environment of its own.
-Where there is none, `grading.code` runs the same tests. As with EvalPlus the
-comparison is in the candidate's own process.
+Where there is none, `grading.code` runs the same tests.
+
+The comparison is in the candidate's own process, and lcb_runner hands all
+programs of a run to one pool of processes: a program that sets out to can be
+taken for right and change what is said of the others of its run. Each in a
+sandbox of its own would cost lcb_runner's start, seconds, for every sample.
 """
 
 import json
@@ -29,13 +33,24 @@ _GIB = 1 << 30
 _REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
 
 
-def installed(python: str | None) -> bool:
-  """Whether lcb_runner's interpreter is there."""
-  return os.access(_path(python), os.X_OK)
+def wanted(python: str | None) -> bool:
+  """Whether lcb_runner judges: its interpreter is named, or is there."""
+  return python is not None or os.access(_path(None), os.X_OK)
 
 
 def _path(python: str | None) -> str:
   return os.path.abspath(os.path.expanduser(python or PYTHON))
+
+
+def _python(python: str | None) -> str:
+  path = _path(python)
+  if not os.access(path, os.X_OK):
+    raise UserError(
+      f"python.lcb_runner={path} is not there: run"
+      " third_party/lcb_runner/install.sh, or leave the key out to grade"
+      " LiveCodeBench with our own executor"
+    )
+  return path
 
 
 def check(python: str | None, unsafe: bool = False) -> None:
@@ -44,13 +59,7 @@ def check(python: str | None, unsafe: bool = False) -> None:
   Raises:
     UserError: they are not; it says how to get them.
   """
-  path = _path(python)
-  if not installed(python):
-    raise UserError(
-      f"python.lcb_runner={path} is not there: run"
-      " third_party/lcb_runner/install.sh, or leave the key out to grade"
-      " LiveCodeBench with our own executor"
-    )
+  path = _python(python)
   result = sandbox.open(unsafe, path).run(
     [path, "-c", f"import {_MODULE}"],
     limits=sandbox.Limits(wall_seconds=120, cpu_seconds=60),
@@ -87,7 +96,7 @@ def grade(
   Raises:
     UserError: lcb_runner isn't there or doesn't run.
   """
-  path = _path(python)
+  path = _python(python)
   box = sandbox.open(unsafe, path)
   workers = workers or max(1, (os.cpu_count() or 2) // 2)
   verdicts: dict[int, Verdict] = {}

@@ -35,6 +35,7 @@ __all__ = ["Box", "Limits", "Result", "open"]
 
 FILES = "/box"
 _OPEN_FILES = 256
+_MEMORY_FOLDERS = ("/tmp", "/dev/shm")
 # Dynamic users' range: nobody has files there, and containers map it.
 _FIRST_USER, _USERS = 61184, 4336
 _ENVIRONMENT = {
@@ -213,9 +214,15 @@ class Box:
         *self._namespaces(),
         *_system_mounts(),
         *("--proc", "/proc", "--dev", "/dev"),
+        # A shared mapping of /dev/zero is memory that no limit counts; what is
+        # read from /dev/full is the same.
+        *("--dev-bind", "/dev/full", "/dev/zero"),
+        # Bubblewrap's own process: without root it is the program's user's,
+        # and holds the pipes.
+        *("--tmpfs", "/proc/1", "--remount-ro", "/proc/1"),
       ]
       space = str(limits.file_bytes)
-      for folder in ("/tmp", "/dev/shm"):
+      for folder in _MEMORY_FOLDERS:
         words += ["--perms", "1777", "--size", space, "--tmpfs", folder]
       paths = [*interpreter(self.python), *map(str, read_only)]
       words += _mounts(paths, "--ro-bind")
@@ -232,6 +239,7 @@ class Box:
         limits,
         pass_fds=[filter_fd, *fds.values()],
         status=status,
+        memory_folders=_MEMORY_FOLDERS,
       )
       with process:
         yield process
@@ -292,7 +300,8 @@ def _probe(python: str) -> None:
     raise UserError(_REFUSAL.format(why=why))
   # It forks under a limit that only its own processes may count against:
   # before Linux 5.14 all of a user's did, and every program would fail.
-  code = "import os; print(os.getuid(), flush=True); os.fork()"
+  # Python's library may come without ctypes, which `code_runner` needs.
+  code = "import ctypes, os; print(os.getuid(), flush=True); os.fork()"
   limits = Limits(processes=4)
   try:
     box = Box(python, unsafe=False)

@@ -1,11 +1,13 @@
 """The system calls that a program in the sandbox is refused.
 
 Namespaces and limits leave some ways open: memory that no limit counts
-(`memfd_create`, System V shared memory), one process writing into another,
-namespaces of one's own, sockets that reach past the network namespace
-(AF_VSOCK) and corners of the kernel that no solution needs. A filter in the
-kernel's own language (classic BPF over `struct seccomp_data`) answers these
-with EPERM; bubblewrap installs it just before the program starts.
+(`memfd_create`, System V shared memory, and anonymous memory that is shared,
+all of which the kernel keeps for as long as one page of it is mapped), one
+process writing into another, namespaces of one's own, sockets that reach past
+the network namespace (AF_VSOCK) and corners of the kernel that no solution
+needs. A filter in the kernel's own language (classic BPF over
+`struct seccomp_data`) answers these with EPERM; bubblewrap installs it just
+before the program starts.
 """
 
 import errno
@@ -65,6 +67,8 @@ _REFUSED = {
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _CLONE3 = {"x86_64": 435, "aarch64": 435}
 _SOCKET = {"x86_64": 41, "aarch64": 198}
+_MMAP = {"x86_64": 9, "aarch64": 222}
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _NEW_NAMESPACES = 0x7E020000  # every CLONE_NEW* flag of clone(2)
 _X32 = 0x40000000  # x86_64's second table of numbers
@@ -77,7 +81,8 @@ _LOAD, _JUMP_EQUAL, _JUMP_ABOVE, _JUMP_SET, _RETURN = (
   0x06,  # BPF_RET | BPF_K
 )
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _ARCHITECTURE_AT = 0, 4
+_FIRST_ARGUMENT_AT, _FOURTH_ARGUMENT_AT = 16, 40
 
 
 def known() -> bool:
@@ -119,6 +124,12 @@ def program(machine: str | None = None) -> bytes:
       (_JUMP_EQUAL, len(_FAMILIES) - i, 0, family)
       for i, family in enumerate(_FAMILIES)
     ),
+    refuse,
+    allow,
+    (_JUMP_EQUAL, 0, 5, _MMAP[machine]),
+    (_LOAD, 0, 0, _FOURTH_ARGUMENT_AT),
+    (_JUMP_SET, 0, 2, _MAP_ANONYMOUS),
+    (_JUMP_SET, 0, 1, _MAP_SHARED),
     refuse,
     allow,
   ]

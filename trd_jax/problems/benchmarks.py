@@ -224,10 +224,18 @@ BENCHMARKS = {
   ),
 }
 
+_WHOLE = {"livecodebenchv6": "livecodebench"}  # of those that are a part
+
 
 def canonical(name: str) -> str:
   """`MATH-500`, `math_500` and `math500` are one name; `+` is `plus`."""
   return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "plus"))
+
+
+def published(name: str) -> str:
+  """The canonical name of the benchmark that a name's questions are of."""
+  name = canonical(name)
+  return _WHOLE.get(name, name)
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
