@@ -145,6 +145,8 @@ def _key(layer, name, part):
     ({"peft_type": "IA3"}, None, ["peft_type", "IA3"]),
     ({"use_dora": True}, None, ["use_dora"]),
     ({"use_rslora": True}, None, ["use_rslora"]),
+    ({"init_lora_weights": "pissa_niter_4"}, None, ["pissa_niter_4"]),
+    ({"init_lora_weights": "olora"}, None, ["olora"]),
     ({"r": None}, None, ["r or lora_alpha"]),
     (
       {"r": 8},

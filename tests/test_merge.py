@@ -28,7 +28,8 @@ CONFIG = dataclasses.replace(SMALL, vocab_size=416, tie_embeddings=True)
 
 def _run(stage, chosen, run_dir, **flags):
   if stage is convert:
-    flags = {"source": None, "target": None, "to": None} | flags
+    known = {"source": None, "target": None, "to": None}
+    flags = {**known, "config_argv": ["--config=x"]} | flags
   elif stage is evaluate:
     flags = {flag.name: flag.key.default for flag in evaluate.FLAGS} | flags
   stage.run(chosen, run_dir, types.SimpleNamespace(**flags))
@@ -221,6 +222,7 @@ def test_an_adapter_survives_the_way_to_orbax_and_back(merged, tmp_path):
     ({"source": "{adapter}", "target": "{out}", "to": "hf"}, "orbax"),
     ({"source": "{merged}", "target": "{merged}", "to": "orbax"}, "replace"),
     ({"source": "{empty}", "target": "{out}", "to": "peft"}, "no checkpoint"),
+    ({"source": "{merged}", "target": "{other}", "to": "orbax"}, "be lost"),
     ({}, "names no random"),
   ],
 )
@@ -229,17 +231,39 @@ def test_conversions_that_make_no_sense_are_refused(
 ):
   chosen, run_dir, _ = merged
   (tmp_path / "empty").mkdir()
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "thesis.tex").touch()
   places = {
     "merged": run_dir.merged,
     "adapter": run_dir.adapter,
     "out": tmp_path / "out",
     "empty": tmp_path / "empty",
+    "other": tmp_path / "other",
   }
   flags = {name: text.format(**places) for name, text in flags.items()}
   with pytest.raises(UserError, match=named) as caught:
     _run(convert, chosen, run_dir, **flags)
   assert "\n" not in str(caught.value)
   assert not (tmp_path / "out").exists()
+  assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_checkpoints_are_scaled_by_the_config_of_their_run(
+  merged, tmp_path, monkeypatch
+):
+  chosen, run_dir, _ = merged
+  default = experiment.from_config({})
+  assert default.lora != chosen.lora
+  (config := run_dir.config).write_text(experiment.to_json(chosen))
+  monkeypatch.chdir(run_dir.root)
+  flags = {"source": "train/checkpoints", "to": "peft", "config_argv": []}
+  made = tmp_path / "made"
+  _run(convert, default, None, target=str(made), **flags)
+  for path in run_dir.adapter.iterdir():
+    assert (made / path.name).read_bytes() == path.read_bytes()
+  config.unlink()
+  with pytest.raises(UserError, match="--workdir or --config"):
+    _run(convert, default, None, target=str(tmp_path / "no"), **flags)
 
 
 def test_checkpoints_under_another_config_become_no_adapter(merged, tmp_path):

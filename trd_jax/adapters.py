@@ -45,6 +45,9 @@ _VARIANTS = (
   ("modules_to_save", None),
   ("layers_to_transform", None),
 )
+# Ways to begin an adapter that take its first value off the base's weights, so
+# that it is right beside those alone.
+_CHANGES_THE_BASE = ("pissa", "olora", "corda")
 # Positions whose logits of two models are in memory at a time.
 _POSITIONS = 128
 
@@ -181,6 +184,13 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
         f"{path}: {name}={fields[name]!r} is not supported; use a"
         " plain LoRA adapter"
       )
+  init = fields.get("init_lora_weights")
+  if str(init).lower().startswith(_CHANGES_THE_BASE):
+    raise UserError(
+      f"{path}: init_lora_weights={init!r} belongs to a base that was changed"
+      " with it; have PEFT save it as a plain LoRA adapter"
+      " (path_initial_model_for_weight_conversion)"
+    )
   try:
     lora = LoraConfig(
       rank=int(fields["r"]),

@@ -48,18 +48,26 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     raise UserError(f"--source={source} is no folder; name one to convert")
   if target.resolve() in (source.resolve(), *source.resolve().parents):
     raise UserError(f"--target={target} would replace --source={source}")
+  if target.exists() and not _holds_weights(target):
+    raise UserError(
+      f"--target={target} is there and holds something else than weights,"
+      " which would be lost; name another folder"
+    )
   kind = _kind(source)
   writers = {
     ("hf", "orbax"): _hf_to_orbax,
     ("orbax model", "hf"): _orbax_to_hf,
     ("peft", "orbax"): _peft_to_orbax,
     ("orbax adapter", "peft"): _orbax_to_peft,
+    ("checkpoints", "peft"): _checkpoints_to_peft,
   }
   if (kind, flags.to) not in writers:
     raise UserError(
       f"--source={source} ({kind}) can't become --to={flags.to}; it can become"
       f" {', '.join(form for k, form in writers if k == kind)}"
     )
+  if kind == "checkpoints" and not (run_dir or _is_given(flags)):
+    experiment = _trained_by(source)
   try:
     writers[kind, flags.to](source, target, experiment, run_dir)
   except ValueError as error:
@@ -78,7 +86,44 @@ def _kind(source: Path) -> str:
     return "peft"
   if (source / "config.json").exists():
     return "hf"
-  return "orbax adapter"
+  return "checkpoints"
+
+
+def _holds_weights(folder: Path) -> bool:
+  """Whether a folder is empty or one that a conversion writes."""
+  if not folder.is_dir():
+    return False
+  made = (_ORBAX, _ADAPTER_CONFIG, "model.safetensors")
+  made += ("model.safetensors.index.json",)
+  return any((folder / name).exists() for name in made) or not any(
+    folder.iterdir()
+  )
+
+
+def _is_given(flags) -> bool:
+  """Whether the command line names a config."""
+  return any(text.startswith("--config=") for text in flags.config_argv)
+
+
+def _trained_by(checkpoints: Path) -> Experiment:
+  """The config of the run that checkpoints lie in.
+
+  Raises:
+    UserError: they lie in none.
+  """
+  from trd_jax import experiment
+
+  # Alpha is in no array, and another one is another adapter.
+  run_dir = RunDir(checkpoints.resolve().parent.parent)
+  if (
+    run_dir.checkpoints != checkpoints.resolve() or not run_dir.config.is_file()
+  ):
+    raise UserError(
+      f"--source={checkpoints}: what its adapter is scaled by stands in the"
+      " config of its run; give its --workdir or --config"
+    )
+  text = run_dir.config.read_text()
+  return experiment.from_json(text, str(run_dir.config))
 
 
 def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
@@ -166,18 +211,24 @@ def _peft_to_orbax(
 def _orbax_to_peft(
   source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
 ) -> None:
+  del experiment, run_dir
+  from trd_jax import adapters
+
+  lora, base = adapters.read_peft_config(source)
+  tree = _restore(source / _ORBAX, "lora")
+  adapters.save_peft(tree, lora, target, base=base)
+
+
+def _checkpoints_to_peft(
+  source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
+) -> None:
   del run_dir
   from trd_jax import adapters
   from trd_jax.model.lora import LoraConfig
 
-  if (source / _ADAPTER_CONFIG).exists():
-    lora, base = adapters.read_peft_config(source)
-    source = source / _ORBAX
-  else:
-    # A training's checkpoints: alpha and dropout stand in its config.
-    lora = LoraConfig(**vars(experiment.lora))
-    base = experiment.student.path
-  adapters.save_peft(_restore(source, "lora"), lora, target, base=base)
+  lora = LoraConfig(**vars(experiment.lora))
+  tree = _restore(source, "lora")
+  adapters.save_peft(tree, lora, target, base=experiment.student.path)
 
 
 def _save(folder: Path, tree: dict) -> None:
