@@ -28,6 +28,33 @@ print(child.pid, flush=True)
 child.wait()
 """
 
+# An owner, with or without a process between it and its worker.
+OWNER = """
+import os, subprocess, sys, time
+from trd_jax import parent
+role, *below = sys.argv[1].split(",")
+owner = sys.argv[2] if len(sys.argv) > 2 else str(os.getpid())
+if below:
+  subprocess.Popen([sys.executable, sys.argv[0], ",".join(below), owner])
+else:
+  if role == "late":  # the owner is gone before the worker watches it
+    print(role, os.getpid(), flush=True)
+    while os.getppid() == int(owner):
+      time.sleep(0.01)
+  parent.end_with_owner(int(owner))
+print(role, os.getpid(), flush=True)
+time.sleep(60)
+"""
+# Takes up what its descendants leave behind, as a user's or a job's manager.
+SUBREAPER = """
+import ctypes, os, signal, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+subprocess.Popen([sys.executable, *sys.argv[1:]])
+while True:
+  signal.pause()
+"""
+
 
 def gone(pid: int, seconds: float = 20.0) -> bool:
   """Whether a process ends within so many seconds."""
@@ -91,3 +118,51 @@ def test_a_process_that_is_long_gone_counts_as_gone():
   noticed = threading.Event()
   parent.when_gone(process.pid, noticed.set)
   assert noticed.wait(20)
+
+
+@pytest.mark.parametrize(
+  "family", ["owner,worker", "owner,between,worker", "owner,late"]
+)
+def test_a_worker_ends_with_its_owner_and_takes_no_stranger_along(
+  family, tmp_path
+):
+  script = tmp_path / "owner.py"
+  script.write_text(OWNER)
+  reaper = subprocess.Popen(
+    [sys.executable, "-c", SUBREAPER, script, family],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert reaper.stdout is not None
+  roles = family.split(",")
+  pids = {}
+  try:
+    while len(pids) < len(roles):
+      role, pid = reaper.stdout.readline().split()
+      pids[role] = int(pid)
+    os.kill(pids["owner"], signal.SIGKILL)
+    assert [role for role, pid in pids.items() if not gone(pid)] == []
+    assert reaper.poll() is None
+  finally:
+    for pid in pids.values():
+      if not gone(pid, 0):
+        os.kill(pid, signal.SIGKILL)
+    reaper.kill()
+    reaper.communicate()
+
+
+def test_a_worker_ends_though_the_process_above_it_may_not_be_ended(
+  monkeypatch,
+):
+  owner, asked = os.getppid(), []
+
+  def kill(pid, number):
+    asked.append(pid)
+    if pid != os.getpid():
+      raise PermissionError
+
+  monkeypatch.setattr(parent, "when_gone", lambda pid, do: do())
+  monkeypatch.setattr(parent, "_ancestors", lambda pid: iter([owner]))
+  monkeypatch.setattr(os, "kill", kill)
+  parent.end_with_owner(owner)
+  assert asked == [os.getppid(), os.getpid()]

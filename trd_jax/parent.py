@@ -4,13 +4,15 @@ A killed process can't tidy up. What must not outlive it watches it instead: a
 stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
 """
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
@@ -43,6 +45,27 @@ def end_with_pipeline() -> None:
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
+def end_with_owner(owner: int) -> None:
+  """Kills this process, and the one it was started by, when the owner is gone.
+
+  Args:
+    owner: a process above this one. One that stands between the two, as vLLM's
+      engine between a stage and its workers, is ended too.
+  """
+  # Looked up now: a process whose parent has ended is given to another one, to
+  # init or to whatever serves this machine's users or jobs.
+  above = os.getppid()
+  between = owner in _ancestors(above)
+
+  def end() -> None:
+    if between and os.getppid() == above:
+      with contextlib.suppress(OSError):
+        os.kill(above, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  when_gone(owner, end)
+
+
 def run(command: Sequence[str]) -> int:
   """Runs a stage or a pipeline that ends with this process; its exit code.
 
@@ -52,6 +75,16 @@ def run(command: Sequence[str]) -> int:
   environment = os.environ | {VARIABLE: str(os.getpid())}
   code = subprocess.run(command, check=False, env=environment).returncode
   return code if code >= 0 else 128 - code
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+  """The processes above one, as far as Linux tells."""
+  with contextlib.suppress(OSError):
+    while pid > 1:
+      # Behind the name, which may hold anything: the state, then the parent.
+      told = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
+      pid = int(told.split()[1])
+      yield pid
 
 
 def _by_descriptor(pid: int) -> None:
