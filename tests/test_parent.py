@@ -1,5 +1,6 @@
 """What was started does not outlive what started it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -110,6 +111,40 @@ def test_the_end_of_a_process_is_noticed_and_not_before(
   watching.join(20)
   assert not watching.is_alive()
   process.communicate()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_where_the_kernel_gives_no_descriptor_processes_are_looked_at(
+  code, monkeypatch
+):
+  def refused(pid):
+    raise OSError(code, os.strerror(code))
+
+  monkeypatch.setattr(os, "pidfd_open", refused)
+  test_the_end_of_a_process_is_noticed_and_not_before(
+    parent._by_descriptor, True, monkeypatch
+  )
+
+
+def test_another_users_process_is_there(monkeypatch):
+  answers = iter([PermissionError, PermissionError, ProcessLookupError])
+
+  def kill(pid, number):
+    raise next(answers)
+
+  monkeypatch.setattr(parent, "_LOOK_SECONDS", 0.0)
+  monkeypatch.setattr(os, "kill", kill)
+  parent._by_looking(1)
+  assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_what_is_no_process_is_not_watched(pid):
+  before = threading.enumerate()
+  noticed = threading.Event()
+  parent.when_gone(pid, noticed.set)
+  assert not noticed.wait(0.2)
+  assert threading.enumerate() == before
 
 
 def test_a_process_that_is_long_gone_counts_as_gone():

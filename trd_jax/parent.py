@@ -25,9 +25,12 @@ def when_gone(pid: int, do: Callable[[], object]) -> None:
   """Calls `do`, from a thread of its own, once process `pid` has ended.
 
   Args:
-    pid: a process that may have ended already.
+    pid: a process that may have ended already; none below 1, of which there
+      is no end.
     do: what ends this process; it must not take long.
   """
+  if pid < 1:
+    return
   wait = _by_descriptor if hasattr(os, "pidfd_open") else _by_looking
   thread = threading.Thread(
     target=lambda: (wait(pid), do()), name=f"watch-{pid}", daemon=True
@@ -93,6 +96,9 @@ def _by_descriptor(pid: int) -> None:
     descriptor = os.pidfd_open(pid)
   except ProcessLookupError:
     return
+  except OSError:  # an older kernel, or a sandbox, has no such call
+    _by_looking(pid)
+    return
   poll = select.poll()
   poll.register(descriptor, select.POLLIN)
   poll.poll()
@@ -106,4 +112,6 @@ def _by_looking(pid: int) -> None:
       os.kill(pid, 0)
     except ProcessLookupError:
       return
+    except PermissionError:
+      pass  # another user's, and there
     time.sleep(_LOOK_SECONDS)
