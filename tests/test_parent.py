@@ -29,6 +29,28 @@ print(child.pid, flush=True)
 child.wait()
 """
 
+# A stage that takes some time to tidy up, and what runs it.
+TIDY = """
+import time
+from trd_jax import cli
+def run(experiment, run_dir, flags):
+  print("at work", flush=True)
+  try:
+    time.sleep(60)
+  finally:
+    time.sleep(1.5)
+    print("tidied up", flush=True)
+cli.main("rollout", run, "a stage that tidies up", standalone=True)
+"""
+RUN = """
+import sys
+from trd_jax import parent
+parent._TIDY_SECONDS = float(sys.argv[2])
+try:
+  parent.run([sys.executable, "-c", sys.argv[1]])
+except KeyboardInterrupt:
+  print("interrupted too")
+"""
 # An owner, with or without a process between it and its worker.
 OWNER = """
 import os, subprocess, sys, time
@@ -201,3 +223,50 @@ def test_a_worker_ends_though_the_process_above_it_may_not_be_ended(
   monkeypatch.setattr(os, "kill", kill)
   parent.end_with_owner(owner)
   assert asked == [os.getppid(), os.getpid()]
+
+
+def interrupted(stage, *, group=False, times=1, tidy_seconds=30.0):
+  """What a stage and what runs it say, once it is interrupted at work."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", RUN, stage, str(tidy_seconds)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == "at work\n"
+  for _ in range(times):
+    time.sleep(0.5)
+    if group:
+      os.killpg(process.pid, signal.SIGINT)
+    else:
+      process.send_signal(signal.SIGINT)
+  return process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_an_interrupted_stage_tidies_up_whoever_was_told(group):
+  # As from a terminal, to both; and to the pipeline alone.
+  out, err = interrupted(TIDY, group=group)
+  assert out == "tidied up\ninterrupted too\n"
+  assert err.splitlines() == [
+    "trd-jax rollout: interrupted; the same command goes on where it stopped"
+  ]
+
+
+@pytest.mark.parametrize(
+  ("times", "tidy_seconds"), [(1, 0.5), (2, 30.0)], ids=["time", "impatience"]
+)
+def test_a_stage_that_does_not_end_is_ended(times, tidy_seconds):
+  deaf = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("at work", flush=True)
+time.sleep(60)
+print("slept", flush=True)
+"""
+  began = time.monotonic()
+  out, _ = interrupted(deaf, times=times, tidy_seconds=tidy_seconds)
+  assert out == "interrupted too\n"
+  assert time.monotonic() - began < 20

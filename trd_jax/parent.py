@@ -13,12 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
 machine, that a stage belongs to."""
 
 _LOOK_SECONDS = 1.0
+_TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
+_SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
 
 
 def when_gone(pid: int, do: Callable[[], object]) -> None:
@@ -45,6 +48,8 @@ def end_with_pipeline() -> None:
     # A shell has what it starts in the background ignore interrupts.
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      _take_interrupts_once()
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
@@ -74,10 +79,42 @@ def run(command: Sequence[str]) -> int:
 
   Returns:
     As a shell gives it: 128 and the signal's number after a signal.
+
+  Raises:
+    KeyboardInterrupt: this process was interrupted. So was the other one,
+      which had half a minute to tidy up; a second interrupt spares the rest.
   """
   environment = os.environ | {VARIABLE: str(os.getpid())}
-  code = subprocess.run(command, check=False, env=environment).returncode
+  process = subprocess.Popen(command, env=environment)
+  try:
+    code = process.wait()
+  except KeyboardInterrupt:
+    # From a terminal it came to both, from elsewhere perhaps to this one alone.
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(_TIDY_SECONDS)
+    raise
+  finally:
+    process.kill()
   return code if code >= 0 else 128 - code
+
+
+def _take_interrupts_once() -> None:
+  """Has an interrupt that comes again at once count as one.
+
+  Else the second, which a pipeline passes on, would fall into the tidying up
+  that the first has begun.
+  """
+  last = float("-inf")
+
+  def interrupt(number: int, frame: FrameType | None) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last > _SAME_SECONDS:
+      last = now
+      signal.default_int_handler(number, frame)
+
+  signal.signal(signal.SIGINT, interrupt)
 
 
 def _ancestors(pid: int) -> Iterator[int]:
