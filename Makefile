@@ -68,7 +68,8 @@ $(VENV)/.runtime: setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "trd-jax needs Python 3.11 or newer: make PYTHON=python3.11" >&2; \
 	    exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv $(VENV)
 	@$(PIP) -e .
 	@touch $@
 

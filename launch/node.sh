@@ -52,15 +52,16 @@ pipeline=(.venv/bin/python -m trd_jax.pipeline "--config=$config"
   "--workdir=$workdir" "$@")
 
 # Two environments that never meet: JAX's, which trains, and vLLM's, which
-# generates; on GPUs they want different NVIDIA packages.
-[[ -x .venv/bin/python ]] || run "$base" -m venv .venv
+# generates; on GPUs they want different NVIDIA packages. What an interrupted
+# installation left is taken up again.
+.venv/bin/python -m pip --version &>/dev/null || run "$base" -m venv .venv
 run .venv/bin/python -m pip install --quiet -e '.[cuda12]'
-[[ -x .venv-vllm/bin/python ]] ||
+[[ -e .venv-vllm/installed ]] ||
   run env "PYTHON=$base" third_party/vllm/install.sh cuda .venv-vllm
 
 # Programs are judged in a sandbox, HumanEval+ and MBPP+ by EvalPlus there.
 if [[ $config == *domain=code* ]]; then
-  [[ -x .venv-evalplus/bin/python ]] ||
+  [[ -e .venv-evalplus/installed ]] ||
     run env "PYTHON=$base" third_party/evalplus/install.sh .venv-evalplus
 fi
 

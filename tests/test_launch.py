@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,22 @@ import training_runs
 from trd_jax.metrics import read_metrics
 
 LAUNCH = Path(__file__).parent.parent / "launch"
+NODE = LAUNCH / "node.sh"
+# A Python that makes environments with itself, and notes what it is asked.
+PYTHON = """#!/usr/bin/env bash
+here=$(dirname "$0")
+printf '%s %s\\n' "$(basename "$(dirname "$here")")" "$*" >> "$ASKED"
+case "$*" in
+  "-m venv "*)
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    [[ $BREAKS != "$3" ]] || exit 1
+    touch "$3/pip"
+    ;;
+  "-m pip "*) [[ -e $here/../pip ]] || exit 1 ;;
+esac
+[[ -z $BREAKS || $* != *"$BREAKS" ]] || exit 1
+"""
 SSH, SLURM = LAUNCH / "train_ssh.sh", LAUNCH / "train_slurm.sh"
 
 
@@ -211,3 +228,39 @@ def test_servers_are_shown_and_not_started():
     assert serve[serve.index("--port") + 1] == str(8100 + number)
     assert serve[serve.index("--max-lora-rank") + 1] == "16"
     assert serve[-2:] == ["--dtype", "float32"]
+
+
+def test_an_interrupted_installation_is_taken_up_again(tmp_path):
+  root = LAUNCH.parent
+  for name in ("launch", "third_party/vllm", "third_party/evalplus", "configs"):
+    shutil.copytree(root / name, tmp_path / name)
+  python = tmp_path / "python"
+  python.write_text(PYTHON)
+  python.chmod(0o755)
+  log = tmp_path / "asked"
+
+  def node(breaks=""):
+    log.write_text("")
+    told = launch(
+      *(tmp_path / "launch" / NODE.name, "configs/opd.py:domain=code"),
+      str(tmp_path / "run"),
+      TRD_PYTHON=str(python),
+      BREAKS=breaks,
+      ASKED=str(log),
+    )
+    asked = log.read_text().splitlines()
+    assert (told.returncode == 0) == (not breaks), told.stderr
+    stages = [line for line in asked if "-m trd_jax.pipeline" in line]
+    assert len(stages) == (0 if breaks else 3)
+    return [line for line in asked if "pip " in line and "install" in line]
+
+  for breaks in (
+    *(".venv", "-e .[cuda12]"),
+    *(".venv-vllm", "vllm/cuda.txt", "jax flax optax orbax-checkpoint grain"),
+    *(".venv-evalplus", "evaluation.txt", "evalplus/requirements.txt"),
+  ):
+    node(breaks)
+  assert any(".venv-evalplus" in line for line in node())
+  # All is there: only trd-jax itself is looked at again.
+  (line,) = node()
+  assert line.endswith("-e .[cuda12]")

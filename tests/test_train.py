@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import training_runs
 
-from trd_jax import train
+from trd_jax import train, weights
 from trd_jax.chat import Chat
 from trd_jax.checkpoint import Checkpoints
 from trd_jax.errors import UserError
@@ -145,3 +146,20 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
   with pytest.raises(UserError, match="gives other ids"):
     train.run(run, run_dir, None)
   assert not run_dir.stage("train").exists()
+
+
+def test_a_writer_that_refuses_the_run_is_told_before_models_are_loaded(
+  tmp_path, student, monkeypatch
+):
+  def init(**asked):
+    raise RuntimeError("no key")
+
+  def load(*args, **more):
+    raise AssertionError("loaded before")
+
+  chosen = experiment(student, metrics={"wandb": True})
+  run_dir = training_runs.workdir(tmp_path / "run", Chat.load(student))
+  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+  monkeypatch.setattr(weights, "load", load)
+  with pytest.raises(UserError, match=r"metrics.wandb: .*\(no key\)"):
+    train.run(chosen, run_dir, None)

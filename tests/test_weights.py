@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from small_models import LORA, SMALL, model, tree
 from trd_jax import sharding, weights
 from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import Qwen3
+from trd_jax.model_folder import atomic_folder
 
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 FILE = "model.safetensors"
@@ -305,3 +307,66 @@ def test_a_killed_save_leaves_the_folder_that_was_there(tmp_path):
   weights.save_hf(SMALL, tree(model(seed=1)), folder, dtype="float32")
   _equal(weights.load(folder, dtype=jnp.float32), model(seed=1))
   assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_save_killed_between_its_renames_loses_nothing(tmp_path):
+  folder = _written(tmp_path / "hf")
+  before = (folder / FILE).read_bytes()
+  script = f"""
+    import os, signal
+    from pathlib import Path
+    from trd_jax.model_folder import atomic_folder
+    rename = Path.rename
+    def killed(path, target):
+      rename(path, target)
+      os.kill(os.getpid(), signal.SIGKILL)
+    Path.rename = killed
+    with atomic_folder({str(folder)!r}) as out:
+      (out / {FILE!r}).write_bytes(b"new")
+  """
+  killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+  assert killed.returncode == -signal.SIGKILL
+  assert not folder.exists()
+  # The next one puts back what was there, and fails for a reason of its own.
+  with pytest.raises(FileNotFoundError), atomic_folder(folder) as out:
+    (out / FILE).read_bytes()
+  assert (folder / FILE).read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_save_that_can_not_be_renamed_puts_back_what_was_there(
+  tmp_path, monkeypatch
+):
+  folder = _written(tmp_path / "hf")
+  before = (folder / FILE).read_bytes()
+  rename = Path.rename
+
+  def refused(path, target):
+    if path.suffix == ".tmp":
+      raise OSError("no")
+    return rename(path, target)
+
+  monkeypatch.setattr(Path, "rename", refused)
+  with pytest.raises(OSError, match="no"), atomic_folder(folder) as out:
+    (out / FILE).write_bytes(b"new")
+  assert (folder / FILE).read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_new_folders_name_is_on_the_disk_before_the_old_one_is_gone(
+  tmp_path, monkeypatch
+):
+  folder = _written(tmp_path / "hf")
+  flushed = []
+  fsync = os.fsync
+
+  def told(descriptor):
+    flushed.append(
+      (os.readlink(f"/proc/self/fd/{descriptor}"), len(os.listdir(tmp_path)))
+    )
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, "fsync", told)
+  with atomic_folder(folder) as out:
+    (out / FILE).write_bytes(b"new")
+  assert flushed[-1] == (str(tmp_path.resolve()), 2)

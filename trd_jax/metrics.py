@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
@@ -20,6 +20,50 @@ _FRAME_SECONDS = 0.1  # between pictures where it is one
 _BAR_CELLS = 20
 
 
+class Sink(Protocol):
+  """A further place for metrics."""
+
+  def begin(self, start_step: int) -> None:
+    """Is called once, with the step of the first row to come."""
+    ...
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Takes the row of a step, without what has no value."""
+    ...
+
+  def close(self) -> None:
+    """Ends it."""
+    ...
+
+
+def open_sinks(
+  path: Path,
+  *,
+  tensorboard: bool = False,
+  wandb: bool = False,
+  wandb_project: str = "trd-jax",
+  config: Mapping[str, Any] | None = None,
+) -> list[Sink]:
+  """The further places that are asked for, seen to be usable.
+
+  Args:
+    path: the `MetricWriter`'s.
+    tensorboard: also write event files into the folder `tensorboard` beside.
+    wandb: also log to Weights & Biases.
+    wandb_project: its project.
+    config: what the run is shown with there.
+
+  Raises:
+    UserError: one that was asked for is not installed, or refuses the run.
+  """
+  sinks: list[Sink] = []
+  if tensorboard:
+    sinks.append(_TensorBoard(path.parent / "tensorboard"))
+  if wandb:
+    sinks.append(_Wandb(path, wandb_project, config or {}))
+  return sinks
+
+
 class MetricWriter:
   """Writes scalars by step: JSON lines always, more where asked.
 
@@ -30,30 +74,15 @@ class MetricWriter:
   Args:
     path: the JSON lines file, a row a step.
     start_step: the first step that this process will write.
-    tensorboard: also write event files into the folder `tensorboard` beside.
-    wandb: also log to Weights & Biases.
-    wandb_project: its project.
-    config: what the run is shown with there.
-
-  Raises:
-    UserError: a writer that was asked for is not installed.
+    sinks: further places, of `open_sinks`; they are closed with this one.
   """
 
   def __init__(
-    self,
-    path: Path,
-    start_step: int = 0,
-    *,
-    tensorboard: bool = False,
-    wandb: bool = False,
-    wandb_project: str = "trd-jax",
-    config: Mapping[str, Any] | None = None,
+    self, path: Path, start_step: int = 0, sinks: Sequence[Sink] = ()
   ):
-    self._sinks: list[_Sink] = []
-    if tensorboard:
-      self._sinks.append(_TensorBoard(path.parent / "tensorboard", start_step))
-    if wandb:
-      self._sinks.append(_Wandb(path, wandb_project, config or {}))
+    self._sinks = sinks
+    for sink in sinks:
+      sink.begin(start_step)
     kept = [row for row in read_metrics(path) if row["step"] < start_step]
     with atomic_file(path) as file:
       file.writelines(_json_line(row) for row in kept)
@@ -108,27 +137,23 @@ def _scalar(value: Any) -> bool | int | float | str | None:
   return value
 
 
-class _Sink(Protocol):
-  """A further place for metrics."""
-
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None: ...
-
-  def close(self) -> None: ...
-
-
 class _TensorBoard:
   """Event files; steps from `start_step` on replace older ones."""
 
-  def __init__(self, folder: Path, start_step: int):
+  def __init__(self, folder: Path):
+    self._folder = folder
+    self._writer: Any = None
     try:
-      tensorboardx = importlib.import_module("tensorboardX")
+      self._module = importlib.import_module("tensorboardX")
     except ImportError:
       raise UserError(
         "metrics.tensorboard needs tensorboardX: pip install tensorboardX, or "
         "set it to False"
       ) from None
-    self._writer = tensorboardx.SummaryWriter(
-      str(folder), purge_step=start_step
+
+  def begin(self, start_step: int) -> None:
+    self._writer = self._module.SummaryWriter(
+      str(self._folder), purge_step=start_step
     )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -153,14 +178,25 @@ class _Wandb:
       ) from None
     run_dir = path.resolve().parent.parent
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._run = wandb.init(
-      dir=str(path.parent),
-      project=project,
-      id=content_key(str(run_dir))[:8],
-      name=run_dir.name,
-      resume="allow",
-      config=dict(config),
-    )
+    try:
+      self._run = wandb.init(
+        dir=str(path.parent),
+        project=project,
+        id=content_key(str(run_dir))[:8],
+        name=run_dir.name,
+        resume="allow",
+        config=dict(config),
+      )
+    except Exception as error:
+      told = str(error).strip().partition("\n")[0] or type(error).__name__
+      raise UserError(
+        f"metrics.wandb: Weights & Biases refuses the run ({told}); set"
+        " WANDB_API_KEY or call wandb login, set WANDB_MODE=offline, or set"
+        " the key to False"
+      ) from error
+
+  def begin(self, start_step: int) -> None:
+    """Nothing: it knows by itself up to which step it has rows."""
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     self._run.log(dict(metrics), step=step)

@@ -31,15 +31,16 @@ _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
   """A folder to fill that becomes `folder` at the end of the block.
 
-  Readers see what was there before or the whole new folder. Where the block
-  raises, nothing changes; what a killed process left is cleared away.
+  Readers see what was there before, the whole new folder, or, for the moment
+  between two renames, none. Where the block raises, nothing changes. What a
+  killed process left is cleared away; where it had come between the renames,
+  what was there before is put back first.
   """
   folder = Path(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
   unfinished = folder.with_name(f".{folder.name}.tmp")
   former = folder.with_name(f".{folder.name}.old")
-  for left_over in (unfinished, former):
-    shutil.rmtree(left_over, ignore_errors=True)
+  _clear(folder, unfinished, former)
   unfinished.mkdir()
   try:
     yield unfinished
@@ -47,15 +48,30 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
     for path in [*unfinished.rglob("*"), unfinished]:
       # safetensors makes files for their owner alone.
       path.chmod(path.stat().st_mode | readers)
-      descriptor = os.open(path, os.O_RDONLY)
-      os.fsync(descriptor)
-      os.close(descriptor)
+      _flush(path)
     if folder.exists():
       folder.rename(former)
     unfinished.rename(folder)
+    _flush(folder.parent)  # before what was there is deleted
   finally:
-    for left_over in (unfinished, former):
-      shutil.rmtree(left_over, ignore_errors=True)
+    _clear(folder, unfinished, former)
+
+
+def _clear(folder: Path, unfinished: Path, former: Path) -> None:
+  """Ends a replacement, wherever it was stopped."""
+  if former.exists() and not folder.exists():
+    former.rename(folder)
+  for left_over in (unfinished, former):
+    shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def copy_companions(

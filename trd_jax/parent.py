@@ -4,28 +4,36 @@ A killed process can't tidy up. What must not outlive it watches it instead: a
 stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
 """
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
 machine, that a stage belongs to."""
 
 _LOOK_SECONDS = 1.0
+_TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
+_SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
 
 
 def when_gone(pid: int, do: Callable[[], object]) -> None:
   """Calls `do`, from a thread of its own, once process `pid` has ended.
 
   Args:
-    pid: a process that may have ended already.
+    pid: a process that may have ended already; none below 1, of which there
+      is no end.
     do: what ends this process; it must not take long.
   """
+  if pid < 1:
+    return
   wait = _by_descriptor if hasattr(os, "pidfd_open") else _by_looking
   thread = threading.Thread(
     target=lambda: (wait(pid), do()), name=f"watch-{pid}", daemon=True
@@ -40,7 +48,30 @@ def end_with_pipeline() -> None:
     # A shell has what it starts in the background ignore interrupts.
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      _take_interrupts_once()
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
+
+
+def end_with_owner(owner: int) -> None:
+  """Kills this process, and the one it was started by, when the owner is gone.
+
+  Args:
+    owner: a process above this one. One that stands between the two, as vLLM's
+      engine between a stage and its workers, is ended too.
+  """
+  # Looked up now: a process whose parent has ended is given to another one, to
+  # init or to whatever serves this machine's users or jobs.
+  above = os.getppid()
+  between = owner in _ancestors(above)
+
+  def end() -> None:
+    if between and os.getppid() == above:
+      with contextlib.suppress(OSError):
+        os.kill(above, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  when_gone(owner, end)
 
 
 def run(command: Sequence[str]) -> int:
@@ -48,10 +79,52 @@ def run(command: Sequence[str]) -> int:
 
   Returns:
     As a shell gives it: 128 and the signal's number after a signal.
+
+  Raises:
+    KeyboardInterrupt: this process was interrupted. So was the other one,
+      which had half a minute to tidy up; a second interrupt spares the rest.
   """
   environment = os.environ | {VARIABLE: str(os.getpid())}
-  code = subprocess.run(command, check=False, env=environment).returncode
+  process = subprocess.Popen(command, env=environment)
+  try:
+    code = process.wait()
+  except KeyboardInterrupt:
+    # From a terminal it came to both, from elsewhere perhaps to this one alone.
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(_TIDY_SECONDS)
+    raise
+  finally:
+    process.kill()
   return code if code >= 0 else 128 - code
+
+
+def _take_interrupts_once() -> None:
+  """Has an interrupt that comes again at once count as one.
+
+  Else the second, which a pipeline passes on, would fall into the tidying up
+  that the first has begun.
+  """
+  last = float("-inf")
+
+  def interrupt(number: int, frame: FrameType | None) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last > _SAME_SECONDS:
+      last = now
+      signal.default_int_handler(number, frame)
+
+  signal.signal(signal.SIGINT, interrupt)
+
+
+def _ancestors(pid: int) -> Iterator[int]:
+  """The processes above one, as far as Linux tells."""
+  with contextlib.suppress(OSError):
+    while pid > 1:
+      # Behind the name, which may hold anything: the state, then the parent.
+      told = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
+      pid = int(told.split()[1])
+      yield pid
 
 
 def _by_descriptor(pid: int) -> None:
@@ -59,6 +132,9 @@ def _by_descriptor(pid: int) -> None:
   try:
     descriptor = os.pidfd_open(pid)
   except ProcessLookupError:
+    return
+  except OSError:  # an older kernel, or a sandbox, has no such call
+    _by_looking(pid)
     return
   poll = select.poll()
   poll.register(descriptor, select.POLLIN)
@@ -73,4 +149,6 @@ def _by_looking(pid: int) -> None:
       os.kill(pid, 0)
     except ProcessLookupError:
       return
+    except PermissionError:
+      pass  # another user's, and there
     time.sleep(_LOOK_SECONDS)

@@ -24,7 +24,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
-      the processes of the run can't join, or the loss stops being a number.
+      the processes of the run can't join, a writer of metrics can't be used,
+      or the loss stops being a number.
   """
   del flags
   from trd_jax import processes
@@ -65,7 +66,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.contexts import thinking_warnings
   from trd_jax.distill_step import Setup
   from trd_jax.distiller import Distiller
-  from trd_jax.metrics import MetricWriter, Progress, read_metrics
+  from trd_jax.metrics import MetricWriter, Progress, open_sinks, read_metrics
   from trd_jax.model import choice
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model.qwen3 import Qwen3, Remat
@@ -173,6 +174,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     print(f"train: {chosen}", flush=True)
   shapes = plan(groups=sharding.num_groups(mesh))
 
+  # Where the numbers go may refuse the run: seen before models are loaded.
+  metrics_file = run_dir.metrics_file(STAGE)
+  sinks = open_sinks(metrics_file, **vars(experiment.metrics)) if writes else []
+
   def batch_of(step: int) -> list[layout.Sample]:
     """The trajectories of an update."""
     chosen: Any = order[step]
@@ -263,7 +268,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   began = time.monotonic()
   seen = 0
   with (
-    MetricWriter(run_dir.metrics_file(STAGE), start, **vars(experiment.metrics))
+    MetricWriter(metrics_file, start, sinks)
     if writes
     else contextlib.nullcontext() as writer,
     Progress(num_steps, "train", "updates", initial=start) as progress,
@@ -300,7 +305,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   if not writes:
     return
   seconds = time.monotonic() - began
-  logged = read_metrics(run_dir.metrics_file(STAGE))
+  logged = read_metrics(metrics_file)
   summary = {
     "updates": num_steps,
     "trajectories": len(data.samples),

@@ -49,15 +49,18 @@ pip() {
     exit 1
   }
 }
+make() {
+  "$1/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$1"
+}
 pin() { grep "^$1" "$here/peers.txt" || fail "$here/peers.txt has no $1"; }
 
 echo "installing the benchmarks' peers into $venv (once; a few minutes)"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+make "$venv"
 pip "$venv" install --quiet "$(pin torch==)"
 pip "$venv" install --quiet -r "$here/peers.txt" -e "$root"
 
 echo "installing Tunix into $tunix_venv (once; a few minutes)"
-[ -x "$tunix_venv/bin/python" ] || "$python" -m venv "$tunix_venv"
+make "$tunix_venv"
 pip "$tunix_venv" install --quiet -r "$here/tunix.txt"
 
 "$venv/bin/python" - <<'CHECK'

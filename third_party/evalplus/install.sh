@@ -39,7 +39,9 @@ python=${PYTHON:-python3}
   fail "$python is older than Python 3.11: PYTHON=python3.11 $0"
 
 echo "installing EvalPlus into $venv (once; about a minute)"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+rm -f "$venv/installed"
+"$venv/bin/python" -m pip --version > /dev/null 2>&1 ||
+  "$python" -m venv "$venv"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # EvalPlus misses on purpose what it would generate with, and pip says so:
@@ -64,3 +66,5 @@ import evalplus.evaluate  # noqa: F401
 
 print(f"EvalPlus {metadata.version('evalplus')}")
 CHECK
+# launch/node.sh looks for it: an interrupted installation has none.
+touch "$venv/installed"

@@ -56,7 +56,8 @@ git -C "$fetched" checkout --quiet FETCH_HEAD
 [ -f "$fetched/lcb_runner/evaluation/compute_code_generation_metrics.py" ] ||
   fail "$repository has no lcb_runner/evaluation"
 
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip --version > /dev/null 2>&1 ||
+  "$python" -m venv "$venv"
 "$venv/bin/python" -m pip --disable-pip-version-check --quiet install \
   -r "$here/evaluation.txt" ||
   fail "pip failed; give the same command again once that is mended"

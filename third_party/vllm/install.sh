@@ -47,7 +47,9 @@ if [ "$kind" = cuda ]; then
 fi
 
 echo "installing vLLM ($kind) into $venv (once; a few minutes)"
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+rm -f "$venv/installed"
+"$venv/bin/python" -m pip --version > /dev/null 2>&1 ||
+  "$python" -m venv "$venv"
 log=$(mktemp)
 rest=$(mktemp)
 trap 'rm -f "$log" "$rest"' EXIT
@@ -96,3 +98,5 @@ print(
 )
 assert importlib.util.find_spec("vllm"), "vllm can't be imported"
 CHECK
+# launch/node.sh looks for it: an interrupted installation has none.
+touch "$venv/installed"

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from trd_jax.engines.engine import (
 from trd_jax.errors import UserError
 from trd_jax.model_folder import read_json
 
+_GOES_ON = "what is there is kept, and the same command goes on from there"
 _REQUESTS = pa.schema(
   [
     ("key", pa.string()),
@@ -133,11 +135,11 @@ class RayEngine:
           left.remove(completion.key)
           yield completion
     except Exception as error:
-      raise _explained(error) from error
+      raise _explained(error, self._ray.exceptions) from error
     if left:
       raise UserError(
-        f"Ray returned without {len(left)} of {len(requests)} completions; what"
-        " is there is kept, and the same command goes on from there"
+        f"Ray returned without {len(left)} of {len(requests)} completions;"
+        f" {_GOES_ON}"
       )
 
   def _reserve(self) -> dict[str, float]:
@@ -219,14 +221,31 @@ def _connect(ray: Any, spec: Ray) -> None:
     ) from error
 
 
-def _explained(error: Exception) -> Exception:
-  """A worker's error for a user as such; any other as it is."""
+def _explained(error: Exception, rays: Any) -> Exception:
+  """The error for a user where it is one's, or a failure of Ray's own.
+
+  Args:
+    error: what Ray Data raised.
+    rays: the module `ray.exceptions`.
+
+  Returns:
+    The error itself where code of an actor's raised it: its traceback says
+    more.
+  """
   cause: BaseException | None = error
+  lost: BaseException | None = None
   while cause is not None:
     if isinstance(cause, UserError):
       return UserError(f"in a Ray actor: {cause}")
+    by_code = isinstance(cause, (rays.RayTaskError, rays.UserCodeException))
+    by_code = by_code or getattr(cause, "actor_init_failed", False)
+    if isinstance(cause, rays.RayError) and not by_code:
+      lost = cause
     cause = getattr(cause, "cause", None) or cause.__cause__
-  return error
+  if lost is None:
+    return error
+  told = textwrap.shorten(str(lost) or type(lost).__name__, 400)
+  return UserError(f"Ray failed ({told}); {_GOES_ON}")
 
 
 def _to_table(requests: Sequence[Request]) -> pa.Table:

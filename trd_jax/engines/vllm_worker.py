@@ -13,7 +13,6 @@ Shape key: B requests of a batch, V head rows.
 
 import importlib
 import os
-import signal
 from typing import Any
 
 from trd_jax import parent
@@ -29,18 +28,10 @@ _Processor: Any = importlib.import_module(
 ).LogitsProcessor
 
 
-def _end() -> None:
-  """Ends this worker, and the engine process above it."""
-  above = os.getppid()
-  if above > 1:
-    os.kill(above, signal.SIGKILL)
-  os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _watch_owner() -> None:
   owner = int(os.environ.get(OWNER, "0"))
   if owner and owner != os.getpid():
-    parent.when_gone(owner, _end)
+    parent.end_with_owner(owner)
 
 
 class SurplusRows(_Processor):
