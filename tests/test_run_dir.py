@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from trd_jax import experiment, records, shards
@@ -147,6 +149,28 @@ def test_repeated_keys_are_read_once_and_the_first_stays(tmp_path):
   ]
   table = run_dir.table("problems", Problem, columns=["text"])
   assert table.to_pydict() == {"text": ["first", "first"]}
+
+
+def test_more_text_than_one_array_holds_is_read(tmp_path, monkeypatch):
+  # One buffer that every row shares: nothing of it is ever touched.
+  size, data = (1 << 30) + 1, pa.py_buffer(bytes((1 << 30) + 1))
+  offsets = pa.py_buffer(np.array([0, size], np.int32))
+  text = pa.StringArray.from_buffers(1, offsets, data)
+
+  def read_table(path, record_cls, columns):
+    table = records.to_table([_problem(path.stem)], record_cls)
+    column = table.schema.get_field_index("text")
+    return table.set_column(column, table.field("text"), text).select(columns)
+
+  run_dir = RunDir(tmp_path)
+  run_dir.problems_dir.mkdir()
+  for name in ("shard-c", "shard-a", "shard-b"):
+    (run_dir.problems_dir / f"{name}.parquet").touch()
+  monkeypatch.setattr(shards, "read_table", read_table)
+  table = run_dir.table("problems", Problem)
+  assert table["problem_id"].to_pylist() == ["shard-a", "shard-b", "shard-c"]
+  assert table["text"].nbytes > 3 << 30
+  assert table.schema.equals(records.schema(Problem), check_metadata=True)
 
 
 def test_a_stage_without_rows_reads_as_empty(tmp_path):

@@ -180,13 +180,23 @@ def read_shards(
   tables = [
     read_table(path, record_cls, read) for path in sorted(folder.glob(_SHARDS))
   ]
+  first: dict[str, tuple[int, int]] = {}
+  for number, table in enumerate(tables):
+    for row, name in enumerate(table[key].to_pylist()):
+      first.setdefault(name, (number, row))
+  # Slices of the shards, neighbours in one: to take rows by their numbers is
+  # to put every shard into one array, and arrow's lists and strings end at
+  # 2^31 elements.
+  runs: list[tuple[int, int, int]] = []
+  for name in sorted(first):
+    number, row = first[name]
+    if runs and runs[-1][::2] == (number, row):
+      runs[-1] = (number, runs[-1][1], row + 1)
+    else:
+      runs.append((number, row, row + 1))
   empty = schema.empty_table().select(read)
-  table = pa.concat_tables([empty, *tables])
-  first: dict[str, int] = {}
-  for index, name in enumerate(table[key].to_pylist()):
-    first.setdefault(name, index)
-  order = pa.array([first[name] for name in sorted(first)], pa.int64())
-  return table.take(order).select(wanted)
+  slices = (tables[n].slice(start, end - start) for n, start, end in runs)
+  return pa.concat_tables([empty, *slices]).select(wanted)
 
 
 def replace_rows(
