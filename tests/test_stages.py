@@ -143,6 +143,24 @@ def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
   assert [r for r in found if r.text != "kept"] == rows[1::2]
 
 
+def test_rows_of_a_model_that_was_replaced_are_removed(done, tmp_path, capsys):
+  """A stage was stopped halfway, and then its model's files were changed."""
+  chosen, whole = done
+  run_dir = RunDir(tmp_path)
+  for name, stage in (("rollout", rollout), ("refine", refine)):
+    rows = whole.read(name, Trajectory)
+    former = [dataclasses.replace(r, key=f"{r.key}~") for r in rows[:5]]
+    # In shards of their own, and beside rows that stay.
+    with run_dir.shard_writer(name, Trajectory, rows_per_shard=4) as writer:
+      for row in [*former, *rows[:5]]:
+        writer.add(row)
+    go(stage, chosen, run_dir)
+    assert f"{name}: 5 rows removed" in capsys.readouterr().out
+    assert run_dir.read(name, Trajectory) == rows
+    assert run_dir.keys(name) == {row.key for row in rows}
+    assert run_dir.done(name) == whole.done(name)
+
+
 def test_prompts_over_the_budget_are_set_aside_and_counted(tmp_path):
   run_dir = RunDir(tmp_path)
   chosen = small(**{"rollout.max_prompt_tokens": 34})

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO, Generic, Self
 
@@ -212,6 +212,30 @@ def replace_rows(
   for old in folder.glob(_SHARDS):
     if old != path:
       old.unlink()
+
+
+def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
+  """Removes the rows of other keys than those that are wanted.
+
+  A shard at a time, each whole before and after: a process that is killed
+  midway has removed some of them.
+
+  Returns:
+    How many rows were removed.
+  """
+  removed = 0
+  for path in sorted(folder.glob(_SHARDS)):
+    keys = read_table(path, record_cls, [record_cls.KEY])[0].to_pylist()
+    kept = [key in wanted for key in keys]
+    if all(kept):
+      continue
+    removed += kept.count(False)
+    if any(kept):
+      table = read_table(path, record_cls)
+      write_table(path, table.filter(pa.array(kept)))
+    else:
+      path.unlink()
+  return removed
 
 
 def read_keys(folder: Path) -> set[str]:
