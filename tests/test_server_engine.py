@@ -14,7 +14,7 @@ from serving import FakeServer, by_key, card
 from trd_jax.engine_sections import Engine
 from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines import engine as engines
-from trd_jax.engines import server_engine
+from trd_jax.engines import server_run
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.errors import UserError
@@ -43,7 +43,7 @@ def warm(asked):
 def _quick(monkeypatch):
   """The same rules with shorter pauses, and nothing left behind."""
   for name in ("_FIRST_PAUSE", "_FIRST_PROBE"):
-    monkeypatch.setattr(server_engine, name, 0.05)
+    monkeypatch.setattr(server_run, name, 0.05)
   monkeypatch.delenv("VLLM_API_KEY", raising=False)
   yield
   assert not [t for t in threading.enumerate() if t.name == "servers"]
