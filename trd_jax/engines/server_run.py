@@ -24,6 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.5  # seconds before a second try; doubles each time
 _LONGEST_PAUSE = 60.0
+_MOST_DOUBLINGS = 10  # of the pause, which is at its longest by then
 _STRIKES = 8  # failures in a row that set a server aside, however well it is
 # Seconds between questions to a server that is set aside; doubles each time it
 # is, until it completes something.
@@ -35,11 +36,12 @@ TELL_SECONDS = 10.0  # between lines about a server that is waited for
 
 
 class _Job:
-  """A request, its failed tries, and the server of the last one."""
+  """A request, its failed and its refused tries, the server of the last one."""
 
   def __init__(self, request: Request):
     self.request = request
     self.tries = 0
+    self.refusals = 0
     self.last: Server | None = None
 
 
@@ -68,6 +70,8 @@ class Run:
     self._failures = 0
     self._tasks: dict[asyncio.Task, Server] = {}
     self._lost_since: float | None = None
+    # Since when servers refuse work and nothing has been completed.
+    self._busy_since: float | None = None
 
   async def run(self, found: queue.SimpleQueue) -> None:
     """Puts one completion a request into `found`."""
@@ -99,9 +103,7 @@ class Run:
       elif self._todo and (server := self._freest(self._todo[0].last, now)):
         job = self._todo.popleft()
         server.in_flight += 1
-        task = group.create_task(self._try(job, server))
-        self._tasks[task] = server
-        task.add_done_callback(self._tasks.pop)
+        group.create_task(self._try(job, server))
         continue
       self._check_lost(now)
       moments = [self._later[0][0]] if self._later else []
@@ -129,9 +131,17 @@ class Run:
 
   async def _try(self, job: _Job, server: Server) -> None:
     """Has a server complete a request, or has it tried again."""
+    task = asyncio.current_task()
+    assert task is not None
+    # From here on only: a task that is cancelled before its first step never
+    # comes to say what is to become of its request.
+    self._tasks[task] = server
     try:
+      if not server.ready:
+        raise Failed(server.problem)
       done = await server.complete(job.request, self._sampling, self._wanted)
       server.strikes = server.setbacks = 0
+      self._busy_since = None
       self._unfinished -= 1
       self._found.put(done)
     except Failed as failed:
@@ -142,13 +152,19 @@ class Run:
         raise
       self._again(job, server, Failed(server.problem))
     finally:
+      del self._tasks[task]
       server.in_flight -= 1
       self._wake.set()
 
   def _again(self, job: _Job, server: Server, failed: Failed) -> None:
     """Puts a request off."""
-    job.tries += 1
     job.last = server
+    now = time.monotonic()
+    if failed.busy:  # The server is well, and its time will come.
+      job.refusals += 1
+      self._check_busy(now, server, failed)
+    else:
+      job.tries += 1
     if job.tries > self._spec.retries:
       raise UserError(
         f"request {job.request.key} failed {job.tries} times"
@@ -156,13 +172,29 @@ class Run:
         f" {server.url}: {failed}; what is finished is kept, and the same"
         " command goes on from there"
       )
-    now = time.monotonic()
-    pause = min(_FIRST_PAUSE * 2 ** (job.tries - 1), _LONGEST_PAUSE)
+    doublings = min(job.tries + job.refusals - 1, _MOST_DOUBLINGS)
+    pause = min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE)
     pause *= random.uniform(0.5, 1.0)
     if failed.pause is not None:  # Another server may be asked before.
       server.rests_until = max(server.rests_until, now + failed.pause)
     self._failures += 1
     heapq.heappush(self._later, (now + pause, self._failures, job))
+
+  def _check_busy(self, now: float, server: Server, failed: Failed) -> None:
+    """Fails where servers have only refused for as long as a request may take.
+
+    What one of them had accepted before would have been completed by now.
+    """
+    if self._busy_since is None:
+      self._busy_since = now
+    seconds = self._spec.request_seconds
+    if now - self._busy_since >= seconds:
+      raise UserError(
+        f"no request has been completed for {seconds:g} s"
+        f" (engine.server.request_seconds), and {server.url} is busy"
+        f" ({failed}); end what else it works on, or start more servers: what"
+        " is finished is kept, and the same command goes on from there"
+      )
 
   async def _suspect(self, server: Server, failed: Failed) -> None:
     """Sets a server aside if the failure isn't the request's alone."""
@@ -199,6 +231,13 @@ class Run:
       " is left",
     )
 
+  def _give_up(self, server: Server, problem: str) -> None:
+    """Sets a server aside and waits for none of its answers."""
+    self._set_aside(server, problem)
+    for task, its in self._tasks.items():
+      if its is server:
+        task.cancel()
+
   async def _watch(self, server: Server) -> None:
     """Takes a server back when it is well, and notices one that is silent."""
     silences = 0
@@ -212,10 +251,7 @@ class Run:
         problem = await server.health()
         silences = silences + 1 if problem else 0
         if silences >= _SILENCES:
-          self._set_aside(server, f"no sign of life: {problem}")
-          for task, its in list(self._tasks.items()):
-            if its is server:
-              task.cancel()
+          self._give_up(server, f"no sign of life: {problem}")
         continue
       silences = 0
       await asyncio.sleep(
