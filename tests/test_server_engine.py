@@ -427,6 +427,12 @@ def test_too_short_a_context_is_refused():
     engine(server, max_model_tokens=5000)
 
 
+def test_a_config_may_leave_the_context_to_its_architecture():
+  config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 416}
+  wanted = server_client.Wanted.of(serving.files(), config, None, 50_000)
+  assert (wanted.positions, wanted.context) == (32_768, 32_768)
+
+
 def test_a_completion_ends_where_the_context_does(asked):
   long = Request("long", [5] * 500, 0, 10_000)
   with FakeServer(cards=[card(max_model_len=520)]) as server:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import pyarrow.parquet as pq
@@ -238,6 +239,20 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path):
   chosen = small(**{"student.path": str(small_head)})
   with pytest.raises(UserError, match="has a head of 300 rows"):
     go(rollout, chosen, RunDir(tmp_path / "run"))
+
+
+def test_a_damaged_config_is_named_in_one_line(tmp_path):
+  from trd_jax import hub
+
+  model = tmp_path / "model"
+  shutil.copytree(hub.model_folder("lab:student"), model)
+  chosen = small(**{"student.path": str(model)})
+  for text, says in (("{", "can't be read"), ("{}", "'vocab_size' is missing")):
+    (model / "config.json").write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+      go(rollout, chosen, RunDir(tmp_path / "run"))
+    assert "config.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_evaluation_counts_every_sample_and_resumes(tmp_path, done):

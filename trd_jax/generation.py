@@ -30,6 +30,8 @@ from trd_jax.experiment import Experiment
 from trd_jax.grading import code as code_grading
 from trd_jax.grading import math as math_grading
 from trd_jax.metrics import Progress
+from trd_jax.model.config import read_size
+from trd_jax.model_folder import CONFIG, read_json
 from trd_jax.records import (
   GradedSample,
   Problem,
@@ -130,7 +132,7 @@ def speaker(
     tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
   chat = Chat.load(tokenizer, model.chat_template)
   found = folder or base
-  rows = json.loads((found / "config.json").read_text()).get("vocab_size", 0)
+  rows = read_size(read_json(found / CONFIG), "vocab_size")
   if chat.vocab_size > rows:
     raise UserError(
       f"{tokenizer}: the tokenizer has ids up to {chat.vocab_size - 1} but"
