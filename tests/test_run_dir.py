@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -116,6 +118,33 @@ def test_rows_added_before_an_error_land(tmp_path):
   with pytest.raises(ZeroDivisionError):
     _write_and_fail(run_dir, ZeroDivisionError())
   assert run_dir.keys("problems") == {"p"}
+
+
+@pytest.mark.parametrize("flush_seconds", [0.01, 60.0])
+def test_a_full_disk_is_told_with_what_is_kept(
+  tmp_path, monkeypatch, flush_seconds
+):
+  run_dir = RunDir(tmp_path)
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("kept"))
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def write():
+    sizes = {"rows_per_shard": 2, "flush_seconds": flush_seconds}
+    with run_dir.shard_writer("problems", Problem, **sizes) as writer:
+      for i in range(100):
+        writer.add(_problem(i))
+        time.sleep(0.01)
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(UserError, match="No space left on device") as error:
+    write()
+  assert str(run_dir.problems_dir) in str(error.value)
+  assert "the same command goes on" in str(error.value)
+  assert run_dir.keys("problems") == {"kept"}
+  assert not list(tmp_path.rglob("*.tmp"))
 
 
 def _write_a_bad_row_and_go_on(run_dir, added):

@@ -113,7 +113,8 @@ class ShardWriter(Generic[RecordT]):
 
     Raises:
       TypeError: the row is of another kind.
-      OSError, ValueError: this or an earlier row could not be written.
+      UserError: this or an earlier row could not be written: a full disk.
+      ValueError: it doesn't fit its schema.
     """
     if type(row) is not self._record_cls:
       raise TypeError(f"{row!r} is no {self._record_cls.__name__}")
@@ -132,10 +133,15 @@ class ShardWriter(Generic[RecordT]):
         return
       # Time first, so that shards sort in the order of their writing.
       name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
-      write_table(
-        self._folder / _SHARDS.replace("*", name),
-        records.to_table(self._rows, self._record_cls),
-      )
+      table = records.to_table(self._rows, self._record_cls)
+      try:
+        write_table(self._folder / _SHARDS.replace("*", name), table)
+      except OSError as error:
+        raise UserError(
+          f"{self._folder} cannot be written ({error.strerror or error}): make"
+          " room or correct it; the rows that are there are kept, and the same"
+          " command goes on from there"
+        ) from error
       self._rows.clear()
 
   def _flush_often(self) -> None:
