@@ -19,9 +19,10 @@ import pytest
 import sandboxes
 
 from trd_jax import experiment, generation
+from trd_jax import samples as samples_of
 from trd_jax.engines.engine import Completion
 from trd_jax.errors import UserError
-from trd_jax.grading import code
+from trd_jax.grading import code, math
 from trd_jax.records import Problem
 from trd_jax.sections import Sandbox
 
@@ -334,10 +335,10 @@ def test_generation_grades_programs_and_mathematics_together():
   for name, text in (("math", "\\boxed{3}"), ("bad math", "\\boxed{4}")):
     one = problem(None, problem_id=name, domain="math", answer="3")
     answers.insert(2, (one, text))
-    wanted[name] = (name == "math", generation.math_grading.VERSION)
+    wanted[name] = (name == "math", math.VERSION)
   with code.Grader(Sandbox(workers=2)) as grader:
     samples = list(
-      generation._graded(
+      samples_of.graded(
         iter(
           (
             generation.Prompt(one.problem_id, one, [1], 0),

@@ -1,7 +1,7 @@
 import pytest
 
 from trd_jax.errors import UserError
-from trd_jax.model.config import ModelConfig
+from trd_jax.model.config import ModelConfig, read_positions
 
 # The shape of Qwen3-8B, as its config.json has it.
 QWEN3_8B = {
@@ -96,6 +96,17 @@ def test_a_config_that_is_no_dense_qwen3_is_named(fields, named):
     ModelConfig.from_hf(fields)
   assert named in str(caught.value)
   assert "\n" not in str(caught.value)
+
+
+def test_an_absent_context_is_that_of_transformers():
+  absent = _without("max_position_embeddings")
+  assert read_positions(QWEN3_8B) == 40960
+  assert read_positions(absent) == ModelConfig.from_hf(absent).max_positions
+  assert read_positions(absent) == 32768
+  llama = absent | {"architectures": ["LlamaForCausalLM"]}
+  assert read_positions(llama) == 2048
+  with pytest.raises(UserError, match="'max_position_embeddings' is '4k'"):
+    read_positions(absent | {"max_position_embeddings": "4k"})
 
 
 def test_an_absent_head_dim_is_that_of_transformers():

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -6,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from trd_jax import experiment, records, shards
@@ -116,6 +120,33 @@ def test_rows_added_before_an_error_land(tmp_path):
   assert run_dir.keys("problems") == {"p"}
 
 
+@pytest.mark.parametrize("flush_seconds", [0.01, 60.0])
+def test_a_full_disk_is_told_with_what_is_kept(
+  tmp_path, monkeypatch, flush_seconds
+):
+  run_dir = RunDir(tmp_path)
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("kept"))
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def write():
+    sizes = {"rows_per_shard": 2, "flush_seconds": flush_seconds}
+    with run_dir.shard_writer("problems", Problem, **sizes) as writer:
+      for i in range(100):
+        writer.add(_problem(i))
+        time.sleep(0.01)
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(UserError, match="No space left on device") as error:
+    write()
+  assert str(run_dir.problems_dir) in str(error.value)
+  assert "the same command goes on" in str(error.value)
+  assert run_dir.keys("problems") == {"kept"}
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
 def _write_a_bad_row_and_go_on(run_dir, added):
   bad = Problem("p", None, "2", None, "math", "s", None, "{}")  # type: ignore
   writer = run_dir.shard_writer("problems", Problem, flush_seconds=0.01)
@@ -147,6 +178,28 @@ def test_repeated_keys_are_read_once_and_the_first_stays(tmp_path):
   ]
   table = run_dir.table("problems", Problem, columns=["text"])
   assert table.to_pydict() == {"text": ["first", "first"]}
+
+
+def test_more_text_than_one_array_holds_is_read(tmp_path, monkeypatch):
+  # One buffer that every row shares: nothing of it is ever touched.
+  size, data = (1 << 30) + 1, pa.py_buffer(bytes((1 << 30) + 1))
+  offsets = pa.py_buffer(np.array([0, size], np.int32))
+  text = pa.StringArray.from_buffers(1, offsets, data)
+
+  def read_table(path, record_cls, columns):
+    table = records.to_table([_problem(path.stem)], record_cls)
+    column = table.schema.get_field_index("text")
+    return table.set_column(column, table.field("text"), text).select(columns)
+
+  run_dir = RunDir(tmp_path)
+  run_dir.problems_dir.mkdir()
+  for name in ("shard-c", "shard-a", "shard-b"):
+    (run_dir.problems_dir / f"{name}.parquet").touch()
+  monkeypatch.setattr(shards, "read_table", read_table)
+  table = run_dir.table("problems", Problem)
+  assert table["problem_id"].to_pylist() == ["shard-a", "shard-b", "shard-c"]
+  assert table["text"].nbytes > 3 << 30
+  assert table.schema.equals(records.schema(Problem), check_metadata=True)
 
 
 def test_a_stage_without_rows_reads_as_empty(tmp_path):

@@ -14,7 +14,7 @@ from serving import FakeServer, by_key, card
 from trd_jax.engine_sections import Engine
 from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines import engine as engines
-from trd_jax.engines import server_engine
+from trd_jax.engines import server_client, server_run
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.errors import UserError
@@ -43,7 +43,7 @@ def warm(asked):
 def _quick(monkeypatch):
   """The same rules with shorter pauses, and nothing left behind."""
   for name in ("_FIRST_PAUSE", "_FIRST_PROBE"):
-    monkeypatch.setattr(server_engine, name, 0.05)
+    monkeypatch.setattr(server_run, name, 0.05)
   monkeypatch.delenv("VLLM_API_KEY", raising=False)
   yield
   assert not [t for t in threading.enumerate() if t.name == "servers"]
@@ -111,6 +111,68 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(asked, greedy):
     found = by_key(made.generate(asked[:3], GREEDY))
   assert found == {r.key: greedy[r.key] for r in asked[:3]}
   assert moments[1] - moments[0] >= 1.0
+
+
+def test_to_be_refused_by_a_busy_server_is_no_failure(asked, greedy):
+  with FakeServer(lambda number, _: "busy" if number < 3 else None) as server:
+    made = engine(server, concurrency=1, retries=0)
+    (found,) = made.generate(asked[:1], GREEDY)
+  assert found == greedy[found.key]
+
+
+def test_servers_that_are_always_busy_end_the_run(asked):
+  with FakeServer(lambda *_: "busy") as server:
+    made = engine(server, request_seconds=0.5)
+    with pytest.raises(UserError, match=r"completed for 0\.5 s.* is busy") as e:
+      by_key(made.generate(asked[:2], GREEDY))
+  assert "429: too much to do" in str(e.value)
+  assert "the same command goes on" in str(e.value)
+
+
+def test_a_request_given_to_a_server_that_falls_silent_just_then_is_not_lost(
+  asked, greedy, monkeypatch
+):
+  """Its task is there and hasn't come to its first step."""
+  freest, calls = server_run.Run._freest, []
+
+  def silent_at_once(self, *args):
+    found = freest(self, *args)
+    calls.append(found)
+    if len(calls) == 2:
+      assert calls[0].in_flight == 1
+      self._give_up(calls[0], "no sign of life")
+      return None
+    return found
+
+  monkeypatch.setattr(server_run.Run, "_freest", silent_at_once)
+  with FakeServer() as server:
+    made = engine(server, concurrency=4)
+    assert by_key(made.generate(asked[:3], GREEDY)) == {
+      r.key: greedy[r.key] for r in asked[:3]
+    }
+    assert {s.in_flight for s in made._servers} == {0}
+
+
+def test_a_silent_server_loses_what_it_was_given(
+  asked, greedy, monkeypatch, caplog
+):
+  monkeypatch.setattr(server_run, "_WATCH_SECONDS", 0.05)
+  silent, checked = threading.Event(), server_client.Server.health
+
+  def hold(number, body):
+    silent.set()
+    time.sleep(30)
+
+  async def health(self, *args):
+    if self.url == one.url and silent.is_set():
+      return "no answer"
+    return await checked(self, *args)
+
+  monkeypatch.setattr(server_client.Server, "health", health)
+  with FakeServer(hold) as one, FakeServer() as two:
+    made = engine(one, two)
+    assert by_key(made.generate(asked, GREEDY)) == greedy
+  assert any("no sign of life" in r.message for r in caplog.records)
 
 
 def test_a_server_that_dies_is_set_aside_and_loses_nothing(asked, warm, caplog):
@@ -363,6 +425,12 @@ def test_too_short_a_context_is_refused():
   # More than the model has needs no more than the model has.
   with FakeServer() as server:
     engine(server, max_model_tokens=5000)
+
+
+def test_a_config_may_leave_the_context_to_its_architecture():
+  config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 416}
+  wanted = server_client.Wanted.of(serving.files(), config, None, 50_000)
+  assert (wanted.positions, wanted.context) == (32_768, 32_768)
 
 
 def test_a_completion_ends_where_the_context_does(asked):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import pyarrow.parquet as pq
@@ -143,6 +144,24 @@ def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
   assert [r for r in found if r.text != "kept"] == rows[1::2]
 
 
+def test_rows_of_a_model_that_was_replaced_are_removed(done, tmp_path, capsys):
+  """A stage was stopped halfway, and then its model's files were changed."""
+  chosen, whole = done
+  run_dir = RunDir(tmp_path)
+  for name, stage in (("rollout", rollout), ("refine", refine)):
+    rows = whole.read(name, Trajectory)
+    former = [dataclasses.replace(r, key=f"{r.key}~") for r in rows[:5]]
+    # In shards of their own, and beside rows that stay.
+    with run_dir.shard_writer(name, Trajectory, rows_per_shard=4) as writer:
+      for row in [*former, *rows[:5]]:
+        writer.add(row)
+    go(stage, chosen, run_dir)
+    assert f"{name}: 5 rows removed" in capsys.readouterr().out
+    assert run_dir.read(name, Trajectory) == rows
+    assert run_dir.keys(name) == {row.key for row in rows}
+    assert run_dir.done(name) == whole.done(name)
+
+
 def test_prompts_over_the_budget_are_set_aside_and_counted(tmp_path):
   run_dir = RunDir(tmp_path)
   chosen = small(**{"rollout.max_prompt_tokens": 34})
@@ -220,6 +239,20 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path):
   chosen = small(**{"student.path": str(small_head)})
   with pytest.raises(UserError, match="has a head of 300 rows"):
     go(rollout, chosen, RunDir(tmp_path / "run"))
+
+
+def test_a_damaged_config_is_named_in_one_line(tmp_path):
+  from trd_jax import hub
+
+  model = tmp_path / "model"
+  shutil.copytree(hub.model_folder("lab:student"), model)
+  chosen = small(**{"student.path": str(model)})
+  for text, says in (("{", "can't be read"), ("{}", "'vocab_size' is missing")):
+    (model / "config.json").write_text(text)
+    with pytest.raises(UserError, match=says) as error:
+      go(rollout, chosen, RunDir(tmp_path / "run"))
+    assert "config.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_evaluation_counts_every_sample_and_resumes(tmp_path, done):

@@ -26,7 +26,10 @@ from serving import by_key
 from small_models import forward, packed
 
 from trd_jax import weights
+from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import Completion, Request, TopTokens
+from trd_jax.engines.vllm_engine import VllmEngine
+from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import logits
 
 DRIVER = ROOT / "tests" / "vllm_driver.py"
@@ -399,6 +402,16 @@ def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
     assert not left
   finally:
     made.end()
+
+
+def test_less_room_than_is_asked_for_is_refused_before_anything_loads():
+  spec = Spec(max_model_tokens=599)
+  with pytest.raises(UserError, match=r"max_model_tokens=599 and 600 are need"):
+    VllmEngine(spec, serving.files(), max_model_tokens=600)
+  # The model ends before both.
+  spec = Spec(max_model_tokens=serving.POSITIONS - 1)
+  with pytest.raises(UserError, match=f"and {serving.POSITIONS} are needed"):
+    VllmEngine(spec, serving.files(), max_model_tokens=5000)
 
 
 # The last of the driver's: it ends here.

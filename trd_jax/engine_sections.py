@@ -67,7 +67,10 @@ class ServerEngine:
   )
   concurrency: int = key(256, "requests in flight at a server", at_least(1))
   retries: int = key(
-    8, "further tries of a request, each after a longer pause", at_least(0)
+    8,
+    "further tries of a request that failed, each after a longer pause; one"
+    " that a busy server refuses hasn't",
+    at_least(0),
   )
   start_seconds: float = key(
     600.0,
@@ -76,7 +79,10 @@ class ServerEngine:
     above(0),
   )
   request_seconds: float = key(
-    3600.0, "how long a server may take over a request", above(0)
+    3600.0,
+    "how long a server may take over a request, and how long all of them may"
+    " be too busy for any",
+    above(0),
   )
   api_key_variable: str = key(
     "VLLM_API_KEY",

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax import hub, top_tokens
+from trd_jax import hub, samples, top_tokens
 from trd_jax.chat import Chat
 from trd_jax.engines import engine as engines
 from trd_jax.engines.engine import (
-  Completion,
   ModelFiles,
   Request,
   Sampling,
@@ -28,64 +27,19 @@ from trd_jax.engines.engine import (
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.grading import code as code_grading
-from trd_jax.grading import math as math_grading
 from trd_jax.metrics import Progress
+from trd_jax.model.config import read_size
+from trd_jax.model_folder import CONFIG, read_json
 from trd_jax.records import (
   GradedSample,
-  Problem,
   RecordT,
   Trajectory,
   TrajectoryStage,
-  Verdict,
   content_key,
 )
 from trd_jax.run_dir import RunDir
+from trd_jax.samples import Prompt, Sample
 from trd_jax.sections import Generation, Model
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """A problem with the token ids that are to be completed.
-
-  Attributes:
-    key: content key of the sample: of all that determines its tokens.
-    problem: the problem that the completion answers.
-    ids: prompt ids, generation prompt included.
-    seed: seed of the sample's own random numbers.
-    sample: which of a problem's samples it is, from 0.
-    draft_key: key of the draft in a refinement prompt, else None.
-    elided_tokens: tokens of the draft that were left out.
-  """
-
-  key: str
-  problem: Problem
-  ids: Sequence[int]
-  seed: int
-  sample: int = 0
-  draft_key: str | None = None
-  elided_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """A completion of a prompt, decoded and graded.
-
-  Attributes:
-    prompt: what was completed.
-    completion: the ids as sampled and why they ended.
-    text: the decoded response, without the stop token.
-    verdict: what the domain's grader says of it.
-    grader: name and version of the grader.
-  """
-
-  prompt: Prompt
-  completion: Completion
-  text: str
-  verdict: Verdict
-  grader: str
-
-
-_Answer = tuple[Prompt, Completion, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +84,7 @@ def speaker(
     tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
   chat = Chat.load(tokenizer, model.chat_template)
   found = folder or base
-  rows = json.loads((found / "config.json").read_text()).get("vocab_size", 0)
+  rows = read_size(read_json(found / CONFIG), "vocab_size")
   if chat.vocab_size > rows:
     raise UserError(
       f"{tokenizer}: the tokenizer has ids up to {chat.vocab_size - 1} but"
@@ -235,7 +189,8 @@ def generate(
       costs is measured and printed.
 
   Yields:
-    Samples in the order in which they are finished and judged.
+    Samples in the order in which they are finished and judged; where the
+    engine fails, first all that it has finished.
 
   Raises:
     UserError: there are programs to grade and no sandbox to run them in.
@@ -271,14 +226,14 @@ def generate(
       already + len(prompts), desc, "samples", initial=already
     ) as progress:
 
-      def decoded() -> Iterator[_Answer]:
+      def decoded() -> Iterator[samples.Answer]:
         for completion in completions:
           ids = list(completion.ids)
           if completion.finish_reason == "stop" and ids and ids[-1] in stops:
             ids.pop()
           yield by_key[completion.key], completion, who.chat.decode(ids)
 
-      for sample in _graded(decoded(), programs):
+      for sample in samples.graded(decoded(), programs):
         progress.update(1)
         yield sample
 
@@ -298,8 +253,9 @@ def fill(
 ) -> None:
   """Gives a stage the rows of all prompts that aren't on disk yet.
 
-  A row is written as its sample ends, so that a process that is killed loses
-  one unfinished shard at most and the next one draws only what is missing.
+  A row is written as its sample is judged, so that a process that is killed
+  loses one unfinished shard and what is still being judged (`samples.graded`
+  bounds that), and the next one draws only what is missing.
 
   Args:
     experiment: chooses the engine.
@@ -329,39 +285,6 @@ def fill(
       top_logprobs=top_logprobs,
     ):
       writer.add(to_row(sample))
-
-
-def _graded(
-  answers: Iterator[_Answer], programs: code_grading.Grader | None
-) -> Iterator[Sample]:
-  """Judges answers as they come; slow ones don't hold up the rest."""
-  held: dict[int, _Answer] = {}
-
-  def pairs() -> Iterator[tuple[str, str] | None]:
-    for position, answer in enumerate(answers):
-      prompt, _, text = answer
-      held[position] = answer
-      if prompt.problem.domain != "code":
-        yield text, prompt.problem.answer
-        continue
-      assert programs is not None
-      programs.submit(position, text, prompt.problem)
-      yield None
-
-  def sample(position: int, verdict: Verdict, grader: str) -> Sample:
-    prompt, completion, text = held.pop(position)
-    return Sample(prompt, completion, text, verdict, grader)
-
-  def run(wait: bool) -> Iterator[Sample]:
-    if programs is not None:
-      for position, verdict in programs.finished(wait):
-        yield sample(position, verdict, code_grading.VERSION)
-
-  for graded in math_grading.verify_stream(pairs()):
-    if graded is not None:
-      yield sample(*graded, math_grading.VERSION)
-    yield from run(wait=False)
-  yield from run(wait=True)
 
 
 def trajectory(

@@ -10,8 +10,12 @@ from trd_jax.records import NO_ANSWER, Trajectory
 from trd_jax.run_dir import RunDir
 
 
-def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
-  """What a stage's rows on disk add up to.
+def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
+  """What a stage's rows on disk add up to, once only those wanted are left.
+
+  Others are there where an earlier process was stopped and the model has
+  been replaced since. Whoever reads the stage takes all rows that it finds,
+  so they are removed, and how many is printed.
 
   Raises:
     UserError: rows that were asked for are missing, so the stage can't be
@@ -24,6 +28,12 @@ def summary(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
     raise UserError(
       f"{run_dir.stage(stage)}: {missing} of {len(wanted)} samples are missing;"
       " run the stage again"
+    )
+  if stale := run_dir.keep(stage, Trajectory, wanted):
+    print(
+      f"{stage}: {stale:,} rows removed that an earlier run sampled with"
+      " another model or prompt",
+      flush=True,
     )
   lengths = [len(row["response_ids"]) for row in rows]
   return {

@@ -9,8 +9,6 @@ imports jax or loads weights: a budget that is wrong costs no GPU time.
 
 import collections
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -23,6 +21,8 @@ from trd_jax.forecasts import Forecast, Lengths
 from trd_jax.generation import Prompt, Speaker
 from trd_jax.leaks import mentions_reference
 from trd_jax.metrics import Progress
+from trd_jax.model.config import read_positions
+from trd_jax.model_folder import CONFIG, read_json
 from trd_jax.prompts import reference, shown_draft
 from trd_jax.records import Problem, Rejected, Trajectory
 from trd_jax.run_dir import RunDir, write_json_atomic
@@ -48,7 +48,7 @@ class Report:
     prompt_tokens: their lengths; None where there is none.
     max_prompt_tokens: their budget.
     max_response_tokens: the longest response.
-    max_positions: the model's longest context; None where it claims none.
+    max_positions: the model's longest context.
     cut_short: prompts that leave the model's context less than the longest
       response.
     filled: prompts that fill the model's context, so that nothing can follow.
@@ -76,7 +76,7 @@ class Report:
   prompt_tokens: Lengths | None
   max_prompt_tokens: int
   max_response_tokens: int
-  max_positions: int | None
+  max_positions: int
   cut_short: int
   filled: int
   aside: int
@@ -139,8 +139,7 @@ def check(
   """
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
-  positions = _max_positions(who)
-  room = math.inf if positions is None else positions
+  room = read_positions(read_json(who.folder / CONFIG))
   marks, leaks = _inspected(who.chat, texts)
   thinking = {
     "student.thinking": experiment.student.thinking,
@@ -159,7 +158,7 @@ def check(
     prompt_tokens=Lengths.of(lengths),
     max_prompt_tokens=section.max_prompt_tokens,
     max_response_tokens=section.max_response_tokens,
-    max_positions=positions,
+    max_positions=room,
     cut_short=sum(n + section.max_response_tokens > room for n in lengths),
     filled=sum(n >= room for n in lengths),
     aside=len(rejected),
@@ -351,9 +350,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
       f" {section}.max_prompt_tokens={report.max_prompt_tokens:,}",
     )
     longest = report.prompt_tokens.max + report.max_response_tokens
-    context = ""
-    if report.max_positions is not None:
-      context = f" of the model's {report.max_positions:,}"
+    context = f" of the model's {report.max_positions:,}"
     if report.cut_short:
       context += f": {report.cut_short:,} prompts leave a response less"
     yield (
@@ -414,13 +411,6 @@ def _spread(lengths: Lengths) -> str:
     f"min {lengths.min:,} · median {lengths.median:,.0f} ·"
     f" p95 {lengths.p95:,} · max {lengths.max:,}"
   )
-
-
-def _max_positions(who: Speaker) -> int | None:
-  """The longest context that the checkpoint claims."""
-  fields = json.loads((who.folder / "config.json").read_text())
-  found = fields.get("max_position_embeddings")
-  return found if isinstance(found, int) else None
 
 
 def _inspected(

@@ -110,12 +110,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out, and how it compares with the drafts.
-  keys = {prompt.key for prompt in prompts}
-  summary = outcomes.summary(run_dir, STAGE, keys)
+  summary = outcomes.settle(run_dir, STAGE, {p.key for p in prompts})
   summary |= {"rejected": len(rejected), "trimmed": report.trimmed}
   refined = run_dir.read(STAGE, Trajectory)
   summary["by_draft"] = confusion(drafts, refined)
-  summary["leaks"] = count_leaks(row.text for row in refined if row.key in keys)
+  summary["leaks"] = count_leaks(row.text for row in refined)
   run_dir.mark_done(STAGE, summary)
   print(f"refine: {outcomes.describe(summary)}", flush=True)
 

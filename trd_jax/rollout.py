@@ -78,7 +78,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out.
-  summary = outcomes.summary(run_dir, STAGE, {p.key for p in prompts})
+  summary = outcomes.settle(run_dir, STAGE, {p.key for p in prompts})
   summary["rejected"] = len(rejected)
   run_dir.mark_done(STAGE, summary)
   print(f"rollout: {outcomes.describe(summary)}", flush=True)

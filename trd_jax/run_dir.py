@@ -24,7 +24,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,20 @@ class RunDir:
     """
     with self.lock(stage):
       shards.replace_rows(self.stage(stage), record_cls, rows)
+
+  def keep(
+    self, stage: str, record_cls: type[RecordT], wanted: Set[str]
+  ) -> int:
+    """Removes a stage's rows of other keys (`shards.keep_rows`).
+
+    Returns:
+      How many rows were removed.
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    with self.lock(stage):
+      return shards.keep_rows(self.stage(stage), record_cls, wanted)
 
   def write_rejected(self, stage: str, rows: Sequence[Rejected]) -> None:
     """Sets rows aside, in the place of those that were there."""

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import IO, Generic, Self
 
@@ -113,7 +113,8 @@ class ShardWriter(Generic[RecordT]):
 
     Raises:
       TypeError: the row is of another kind.
-      OSError, ValueError: this or an earlier row could not be written.
+      UserError: this or an earlier row could not be written: a full disk.
+      ValueError: it doesn't fit its schema.
     """
     if type(row) is not self._record_cls:
       raise TypeError(f"{row!r} is no {self._record_cls.__name__}")
@@ -132,10 +133,15 @@ class ShardWriter(Generic[RecordT]):
         return
       # Time first, so that shards sort in the order of their writing.
       name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
-      write_table(
-        self._folder / _SHARDS.replace("*", name),
-        records.to_table(self._rows, self._record_cls),
-      )
+      table = records.to_table(self._rows, self._record_cls)
+      try:
+        write_table(self._folder / _SHARDS.replace("*", name), table)
+      except OSError as error:
+        raise UserError(
+          f"{self._folder} cannot be written ({error.strerror or error}): make"
+          " room or correct it; the rows that are there are kept, and the same"
+          " command goes on from there"
+        ) from error
       self._rows.clear()
 
   def _flush_often(self) -> None:
@@ -180,13 +186,23 @@ def read_shards(
   tables = [
     read_table(path, record_cls, read) for path in sorted(folder.glob(_SHARDS))
   ]
+  first: dict[str, tuple[int, int]] = {}
+  for number, table in enumerate(tables):
+    for row, name in enumerate(table[key].to_pylist()):
+      first.setdefault(name, (number, row))
+  # Slices of the shards, neighbours in one: to take rows by their numbers is
+  # to put every shard into one array, and arrow's lists and strings end at
+  # 2^31 elements.
+  runs: list[tuple[int, int, int]] = []
+  for name in sorted(first):
+    number, row = first[name]
+    if runs and runs[-1][::2] == (number, row):
+      runs[-1] = (number, runs[-1][1], row + 1)
+    else:
+      runs.append((number, row, row + 1))
   empty = schema.empty_table().select(read)
-  table = pa.concat_tables([empty, *tables])
-  first: dict[str, int] = {}
-  for index, name in enumerate(table[key].to_pylist()):
-    first.setdefault(name, index)
-  order = pa.array([first[name] for name in sorted(first)], pa.int64())
-  return table.take(order).select(wanted)
+  slices = (tables[n].slice(start, end - start) for n, start, end in runs)
+  return pa.concat_tables([empty, *slices]).select(wanted)
 
 
 def replace_rows(
@@ -202,6 +218,30 @@ def replace_rows(
   for old in folder.glob(_SHARDS):
     if old != path:
       old.unlink()
+
+
+def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
+  """Removes the rows of other keys than those that are wanted.
+
+  A shard at a time, each whole before and after: a process that is killed
+  midway has removed some of them.
+
+  Returns:
+    How many rows were removed.
+  """
+  removed = 0
+  for path in sorted(folder.glob(_SHARDS)):
+    keys = read_table(path, record_cls, [record_cls.KEY])[0].to_pylist()
+    kept = [key in wanted for key in keys]
+    if all(kept):
+      continue
+    removed += kept.count(False)
+    if any(kept):
+      table = read_table(path, record_cls)
+      write_table(path, table.filter(pa.array(kept)))
+    else:
+      path.unlink()
+  return removed
 
 
 def read_keys(folder: Path) -> set[str]:

@@ -16,6 +16,7 @@ from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.server_protocol import Failed, body, completion
 from trd_jax.errors import UserError
+from trd_jax.model.config import read_positions, read_size
 
 _CONNECT_SECONDS = 20.0
 _ANSWER_SECONDS = 30.0  # to what isn't a completion
@@ -63,7 +64,7 @@ class Wanted:
     """What a model's files and its config.json ask for."""
     base = model.name.removesuffix(f" with {model.adapter}")
     revision = model.revision.partition("+")[0] if model.adapter else ""
-    positions = config["max_position_embeddings"]
+    positions = read_positions(config)
     return cls(
       name=name,
       names=frozenset(
@@ -72,7 +73,7 @@ class Wanted:
       folder=model.folder.resolve(),
       adapter=model.adapter and model.adapter.resolve(),
       adapter_name=f"{_OURS}{model.revision}",
-      head_rows=config["vocab_size"],
+      head_rows=read_size(config, "vocab_size"),
       positions=positions,
       context=min(max_model_tokens, positions),
     )

@@ -13,7 +13,6 @@ import asyncio
 import atexit
 import contextlib
 import importlib
-import json
 import os
 import queue
 import sys
@@ -36,6 +35,8 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError
+from trd_jax.model.config import read_positions, read_size
+from trd_jax.model_folder import CONFIG, read_json
 
 # Requests in vLLM's hands for each sequence that it decodes at once: the next
 # one is there when one ends.
@@ -54,16 +55,15 @@ class VllmEngine:
     max_model_tokens: longest prompt with its response.
 
   Raises:
-    UserError: vLLM isn't installed here or refuses to start.
+    UserError: vLLM isn't installed here or refuses to start, or
+      `max_model_tokens` of the section is too small.
   """
 
   def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
+    config = read_json(model.folder / CONFIG)
+    self._rows = read_size(config, "vocab_size")
+    self._longest = _longest(spec, read_positions(config), max_model_tokens)
     vllm = _import()
-    self._config = json.loads((model.folder / "config.json").read_text())
-    self._longest = min(
-      self._config["max_position_embeddings"],
-      spec.max_model_tokens or max_model_tokens,
-    )
     self._lora = None
     if model.adapter is not None:
       request = importlib.import_module("vllm.lora.request").LoRARequest
@@ -75,7 +75,7 @@ class VllmEngine:
     self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
     self._llm: Any = None
     os.environ["TRD_JAX_VLLM_OWNER"] = str(os.getpid())
-    arguments = _arguments(spec, model, self._config, self._longest)
+    arguments = _arguments(spec, model, self._longest)
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
       target=self._loop.run_forever, name="vllm", daemon=True
@@ -107,7 +107,7 @@ class VllmEngine:
     for request in requests:
       check_request(
         request,
-        vocab_size=self._config["vocab_size"],
+        vocab_size=self._rows,
         max_positions=self._longest,
       )
     return self._stream(requests, sampling)
@@ -220,7 +220,7 @@ class VllmEngine:
   def _limit(self, sampling: Sampling) -> dict[str, int] | None:
     """What tells the head's surplus rows apart, where it has any."""
     rows = sampling.vocab_size
-    if rows is None or rows >= self._config["vocab_size"]:
+    if rows is None or rows >= self._rows:
       return None
     return {"trd_jax_vocab_size": rows}  # `vllm_worker.KEY`
 
@@ -255,9 +255,24 @@ def _import() -> Any:
     raise missing("vllm", error) from error
 
 
-def _arguments(
-  spec: Spec, model: ModelFiles, config: dict[str, Any], longest: int
-) -> dict[str, Any]:
+def _longest(spec: Spec, positions: int, asked: int) -> int:
+  """The longest prompt with its response that vLLM reserves memory for.
+
+  Raises:
+    UserError: the config allows less than is asked for and the model has.
+      Responses would end there as if the model had no more room.
+  """
+  needed = min(asked, positions)
+  allowed = spec.max_model_tokens
+  if allowed is not None and allowed < needed:
+    raise UserError(
+      f"engine.vllm.max_model_tokens={allowed} and {needed} are needed; raise"
+      " it, leave it out, or lower the token limits"
+    )
+  return min(allowed or asked, positions)
+
+
+def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
   """The keys in vLLM's words; what is left to vLLM is left out."""
   arguments: dict[str, Any] = {
     "model": str(model.folder),
@@ -291,7 +306,7 @@ def _arguments(
   if spec.kv_cache_gib is not None:
     arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
   if model.adapter is not None:
-    rank = json.loads((model.adapter / "adapter_config.json").read_text())["r"]
+    rank = read_json(model.adapter / "adapter_config.json")["r"]
     arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
   return arguments
 

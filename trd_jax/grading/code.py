@@ -134,6 +134,9 @@ class Grader:
   Args:
     section: limits, and how many at a time.
 
+  Attributes:
+    workers: how many at a time.
+
   Raises:
     UserError: there is no sandbox here and `unsafe` isn't set.
   """
@@ -142,8 +145,8 @@ class Grader:
     self._section = section
     self._box = sandbox.open(section.unsafe, section.python)
     self._runner = _RUNNER.read_bytes()
-    workers = section.workers or os.cpu_count() or 1
-    self._pool = concurrent.futures.ThreadPoolExecutor(workers, "sandbox")
+    self.workers = section.workers or os.cpu_count() or 1
+    self._pool = concurrent.futures.ThreadPoolExecutor(self.workers, "sandbox")
     self._busy: dict[concurrent.futures.Future[Verdict], Any] = {}
     self._running: set[BoxedProcess] = set()
     self._closed = False

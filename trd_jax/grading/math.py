@@ -102,6 +102,8 @@ def verify_stream(
       for position, pair in enumerate(pairs):
         if pair is None:
           yield None
+          if waiting:
+            yield from _collect(shared, waiting, 0.0)
           continue
         found = judge.prepare(*pair)
         question = found.question

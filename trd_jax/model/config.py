@@ -5,6 +5,7 @@ differ from it in a bias, the norm of the heads, and the rotary scaling only.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -136,17 +137,7 @@ class ModelConfig:
         " use a checkpoint with 'silu'"
       )
 
-    def size(name: str, default: int | None = None) -> int:
-      value = fields.get(name)
-      value = default if value is None else value
-      if type(value) is not int or value < 1:
-        problem = "missing" if value is None else f"{value!r}, not a size"
-        raise UserError(
-          f"config.json: the field {name!r} is {problem}; copy the file from"
-          " the checkpoint again"
-        )
-      return value
-
+    size = functools.partial(read_size, fields)
     theta, scaling = _rope(fields)
     width, heads = size("hidden_size"), size("num_attention_heads")
     # Absent it is the family's own; there and null, what the widths give.
@@ -160,7 +151,7 @@ class ModelConfig:
       num_heads=heads,
       num_kv_heads=size("num_key_value_heads", heads),
       head_dim=head_dim,
-      max_positions=size("max_position_embeddings", family.max_positions),
+      max_positions=read_positions(fields),
       rope_theta=theta,
       rope_scaling=scaling,
       norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
@@ -235,6 +226,37 @@ class ModelConfig:
       + heads * self.vocab_size * self.hidden_size
       + self.hidden_size
     )
+
+
+def read_size(
+  fields: dict[str, Any], name: str, default: int | None = None
+) -> int:
+  """A size that a `config.json` names, or the default where it doesn't.
+
+  Raises:
+    UserError: it names none, or something else.
+  """
+  value = fields.get(name)
+  value = default if value is None else value
+  if type(value) is not int or value < 1:
+    problem = "missing" if value is None else f"{value!r}, not a size"
+    raise UserError(
+      f"config.json: the field {name!r} is {problem}; copy the file from"
+      " the checkpoint again"
+    )
+  return value
+
+
+def read_positions(fields: dict[str, Any]) -> int:
+  """The longest context that a `config.json` claims, in tokens.
+
+  Raises:
+    UserError: it claims no size, or leaves it to an unknown architecture.
+  """
+  name, default = "max_position_embeddings", None
+  if fields.get(name) is None:
+    default = ARCHITECTURES[_architecture(fields)].max_positions
+  return read_size(fields, name, default)
 
 
 def _architecture(fields: dict[str, Any]) -> str:
