@@ -127,9 +127,10 @@ class Prompts:
       prompt = np.frombuffer(waiting.prompt, np.int32)
       tokens_PT[row, : waiting.length - 1] = prompt[:-1]
       self._staged.append((waiting, row))
-    self.staging = engine.run(
+    made = engine.run(
       programs.prefill, engine.model, tokens_PT, length_P, shape=(P, T)
     )
+    self.staging = programs.spread(made, mesh=engine.mesh)
 
 
 Then = Literal["refill", "join", "last"]

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.decoding import Decoder, logits
 from trd_jax.model.qwen3 import KVCache, Qwen3
+from trd_jax.sharding import replicated
 
 WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
@@ -114,15 +116,36 @@ def lay_out(model: Qwen3, *, mesh: Mesh) -> Decoder:
 def prefill(
   model: Qwen3, tokens_PT: jax.Array, length_P: jax.Array, *, mesh: Mesh
 ) -> KVCache:
-  """Keys and values of P prompts, on every device."""
+  """Keys and values of P prompts, each device's share of them there."""
 
   def run(model, tokens_PT, length_P):
-    cache = model.prefill_cache(tokens_PT, length_P)
-    return jax.lax.all_gather(cache, "data", axis=0, tiled=True)
+    return model.prefill_cache(tokens_PT, length_P)
 
-  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS), WHOLE)(
+  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS), SLOTS)(
     model, tokens_PT, length_P
   )
+
+
+def spread(cache: KVCache, *, mesh: Mesh) -> KVCache:
+  """What `prefill` gives, whole on each device.
+
+  CPU devices are threads of one process, and one that waits for another in a
+  collective may hold what the other needs to get there: on a busy machine both
+  wait until XLA ends the process. So on CPUs it goes through the host.
+  """
+  if mesh.size == 1:
+    return cache
+  if mesh.devices.flat[0].platform == "cpu":
+    return jax.device_put(jax.tree.map(np.asarray, cache), replicated(mesh))
+  return _gather(cache, mesh=mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _gather(cache: KVCache, *, mesh: Mesh) -> KVCache:
+  def run(cache):
+    return jax.lax.all_gather(cache, "data", axis=0, tiled=True)
+
+  return _on_each(run, mesh, (SLOTS,), WHOLE)(cache)
 
 
 @functools.partial(jax.jit, static_argnames=("split", "mesh"), donate_argnums=0)
