@@ -261,8 +261,12 @@ def test_checkpoints_are_scaled_by_the_config_of_their_run(
   _run(convert, default, None, target=str(made), **flags)
   for path in run_dir.adapter.iterdir():
     assert (made / path.name).read_bytes() == path.read_bytes()
+  del flags["config_argv"]  # another config is given
+  with pytest.raises(UserError, match="was trained with"):
+    _run(convert, default, None, target=str(tmp_path / "no"), **flags)
+  flags["config_argv"] = []
   config.unlink()
-  with pytest.raises(UserError, match="--workdir or --config"):
+  with pytest.raises(UserError, match="or give --config"):
     _run(convert, default, None, target=str(tmp_path / "no"), **flags)
 
 

@@ -66,8 +66,9 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
       f"--source={source} ({kind}) can't become --to={flags.to}; it can become"
       f" {', '.join(form for k, form in writers if k == kind)}"
     )
-  if kind == "checkpoints" and not (run_dir or _is_given(flags)):
-    experiment = _trained_by(source)
+  if kind == "checkpoints":
+    given = run_dir is not None or _is_given(flags)
+    experiment = _trained_by(source, experiment if given else None)
   try:
     writers[kind, flags.to](source, target, experiment, run_dir)
   except ValueError as error:
@@ -105,25 +106,31 @@ def _is_given(flags) -> bool:
   return any(text.startswith("--config=") for text in flags.config_argv)
 
 
-def _trained_by(checkpoints: Path) -> Experiment:
-  """The config of the run that checkpoints lie in.
+def _trained_by(checkpoints: Path, given: Experiment | None) -> Experiment:
+  """The config of the run that checkpoints lie in, else the one that is given.
 
   Raises:
-    UserError: they lie in none.
+    UserError: there is neither, or they differ in the adapter.
   """
   from trd_jax import experiment
 
   # Alpha is in no array, and another one is another adapter.
   run_dir = RunDir(checkpoints.resolve().parent.parent)
-  if (
-    run_dir.checkpoints != checkpoints.resolve() or not run_dir.config.is_file()
-  ):
+  inside = run_dir.checkpoints == checkpoints.resolve()
+  if not inside or not run_dir.config.is_file():
+    if given is None:
+      raise UserError(
+        f"--source={checkpoints}: what its adapter is scaled by stands in the"
+        " config of its run; name RUN/train/checkpoints, or give --config"
+      )
+    return given
+  found = experiment.from_json(run_dir.config.read_text(), str(run_dir.config))
+  if given is not None and given.lora != found.lora:
     raise UserError(
-      f"--source={checkpoints}: what its adapter is scaled by stands in the"
-      " config of its run; give its --workdir or --config"
+      f"--source={checkpoints} was trained with {found.lora}, and the config"
+      f" given says {given.lora}; leave --config out"
     )
-  text = run_dir.config.read_text()
-  return experiment.from_json(text, str(run_dir.config))
+  return found
 
 
 def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:

@@ -60,9 +60,9 @@ def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
 def num_problems(experiment: Experiment) -> int | None:
   """How many problems there are, at most; None where nothing says."""
   data = experiment.data
-  if data.source == "arithmetic":
-    return data.arithmetic.num_problems
   known = _KNOWN_ROWS.get(data.source)
+  if data.source == "arithmetic":
+    known = data.arithmetic.num_problems
   if data.limit is None:
     return known
   return data.limit if known is None else min(data.limit, known)

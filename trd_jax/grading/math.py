@@ -274,7 +274,8 @@ def main(argv: list[str] | None = None) -> None:
   """
   parser = argparse.ArgumentParser(
     prog="python -m trd_jax.grading.math",
-    description="Grades the boxed answers of a file of JSON lines.",
+    description="Grades the answers of a file of JSON lines: the last box or,"
+    " without one, a last sentence that plainly states the answer.",
   )
   add = parser.add_argument
   add("file", type=Path, help="JSON lines, an answer each")
