@@ -66,6 +66,7 @@ LEARNING = {
   "rounds",
   "row_divergence",
   "row_statistics",
+  "samples",
   "tail_divergence",
   "teacher_cache",
   "teacher_source",

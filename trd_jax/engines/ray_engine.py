@@ -32,6 +32,7 @@ from trd_jax.engines.engine import (
   missing,
 )
 from trd_jax.errors import UserError
+from trd_jax.model.config import read_positions, read_size
 from trd_jax.model_folder import read_json
 
 _GOES_ON = "what is there is kept, and the same command goes on from there"
@@ -74,8 +75,8 @@ class RayEngine:
     self._model = model
     self._max_model_tokens = max_model_tokens
     config = read_json(model.folder / "config.json")
-    self._vocab_size = config["vocab_size"]
-    self._max_positions = config["max_position_embeddings"]
+    self._vocab_size = read_size(config, "vocab_size")
+    self._max_positions = read_positions(config)
     self._started = not self._ray.is_initialized()
     if self._started:
       _connect(self._ray, spec.ray)

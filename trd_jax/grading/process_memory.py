@@ -74,12 +74,24 @@ def _proportional(pid: int) -> int:
     return _at_most(pid)
 
 
+def _device(path: str) -> int | None:
+  """The file system that a path stands on, or None where there is no path."""
+  with contextlib.suppress(OSError):
+    return os.stat(path).st_dev
+  return None
+
+
 def _files(pid: int, folders: Sequence[str]) -> int:
   """Bytes that the kernel has about the files in a process's folders."""
   number = 0
   for folder in folders:
+    own = f"/proc/{pid}/root{folder}"
+    # Until its file systems are mounted it sees this machine's folder, whose
+    # files are no doing of its.
+    if _device(own) in (None, _device(folder)):
+      continue
     with contextlib.suppress(OSError):
-      about = os.statvfs(f"/proc/{pid}/root{folder}")
+      about = os.statvfs(own)
       number += about.f_files - about.f_ffree
   return number * _FILE
 
