@@ -15,7 +15,7 @@ from trd_jax import adapters, engines, hub, weights
 from trd_jax.chat import Chat
 from trd_jax.engine_sections import Engine
 from trd_jax.engine_sections import JaxEngine as JaxSection
-from trd_jax.engines import jax_engine
+from trd_jax.engines import jax_batch, jax_engine, jax_prompts
 from trd_jax.engines.engine import Completion, ModelFiles, Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
 from trd_jax.engines.jax_programs import bucket
@@ -230,6 +230,79 @@ def test_equal_prompts_are_computed_once():
   assert sorted(computed) == [2, 7]
 
 
+@pytest.mark.parametrize(
+  ("config", "lora", "devices", "prompt"),
+  [
+    (SMALL, None, 1, (1, 20)),
+    (TIED, LORA, 2, (1, 90)),
+    (TIED, None, 3, (1, 3)),
+  ],
+)
+def test_what_all_prompts_begin_with_is_computed_once(
+  config, lora, devices, prompt, monkeypatch
+):
+  made = model(config, lora=lora)
+  instructions = list(range(5, 5 + 21))
+  asked = [
+    dataclasses.replace(r, prompt_ids=[*instructions, *r.prompt_ids])
+    for r in requests(40, prompt=prompt, new=(1, 30))
+  ]
+  seen = []
+
+  def saw(name, arguments):
+    if name == "prefill":
+      seen.append((arguments[1].shape, arguments[2].tolist()))
+
+  apart = complete(watched(engine(made, devices=devices), saw), asked, GREEDY)
+  assert sum(sum(lengths) for _, lengths in seen) > 20 * 40
+  seen.clear()
+  monkeypatch.setattr(jax_prompts, "_WORTH_SHARING", 20)
+  shared = complete(watched(engine(made, devices=devices), saw), asked, GREEDY)
+  # The last token of the shortest prompt is left to its row, and so is the one
+  # before; rounded down.
+  assert seen[0] == ((devices, 20), [20] * devices)
+  distinct = {tuple(r.prompt_ids) for r in asked}
+  assert sum(sum(lengths) for _, lengths in seen[1:]) == sum(
+    len(ids) - 1 - 20 for ids in distinct
+  )
+  assert shared == apart
+  for request, rows_TV in full_logits(made, asked, shared):
+    assert shared[request.key].ids == tuple(rows_TV.argmax(axis=-1).tolist())
+
+
+def test_prompts_without_a_common_beginning_share_nothing(monkeypatch):
+  monkeypatch.setattr(jax_prompts, "_WORTH_SHARING", 0)
+  seen = []
+  asked = [Request("a", [1, 2, 3, 4], 0, 2), Request("b", [1, 2], 0, 2)]
+  asked += [Request("c", [9], 0, 2), Request("d", [1, 2, 3, 5, 6], 0, 2)]
+
+  def saw(name, arguments):
+    if name == "prefill":
+      seen.append(arguments[3])
+
+  complete(watched(engine(), saw), asked, WARM)
+  assert seen == [None]
+
+
+def test_what_is_left_goes_into_fewer_slots(monkeypatch):
+  asked = requests(60, prompt=(1, 66), new=(1, 60))
+  together = complete(engine(), asked, WARM)
+  monkeypatch.setattr(jax_batch, "_LEAST_SHARE", 4)
+  slots = []
+
+  def saw(name, arguments):
+    if name == "decode":
+      slots.append(arguments[2].shape[1])
+
+  assert (
+    complete(watched(engine(slots=64, devices=2), saw), asked, WARM) == together
+  )
+  assert slots[0] == 64
+  assert slots == sorted(slots, reverse=True)
+  # Never below the least share of a device.
+  assert slots[-1] == 8
+
+
 def test_first_and_second_tokens_follow_the_model_s_distribution():
   made, prompt, count = model(), [3, 1, 4], 4000
   sampling = Sampling(temperature=0.7, top_k=8, top_p=0.9)
@@ -414,17 +487,12 @@ def test_slots_and_steps_must_be_positive():
       engine(**wrong)
 
 
-@pytest.mark.parametrize(
-  ("least", "parts", "waste", "count"), [(64, 2, 1.5, 14), (32, 4, 1.25, 30)]
-)
-def test_a_bucket_holds_its_length_and_wastes_little(
-  least, parts, waste, count
-):
-  sizes = [bucket(length, least, parts) for length in range(1, 5000)]
+def test_a_bucket_holds_its_length_and_wastes_little():
+  sizes = [bucket(length) for length in range(1, 5000)]
   assert sizes == sorted(sizes)
   for length, size in enumerate(sizes, 1):
-    assert length <= size < max(least + 1, waste * length)
-  assert len(set(sizes)) == count
+    assert length <= size < max(65, 1.5 * length)
+  assert len(set(sizes)) == 14
 
 
 def test_an_experiment_s_engine_is_made_from_a_folder(tmp_path):

@@ -1,32 +1,25 @@
-"""What the embedded engine has on its devices: prompts ahead, and batches.
+"""Slots of the embedded engine that decode together.
 
-Shape key: B slots of a batch, P prompts of a group, T prompt bucket, C steps
-of a chunk, V vocabulary, K likeliest tokens that are asked for.
+Shape key: B slots of a batch, C steps of a chunk, V vocabulary, K likeliest
+tokens that are asked for.
 """
 
-import collections
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from trd_jax.engines import jax_programs as programs
-from trd_jax.engines.engine import Completion, Request, Sampling, TopTokens
+from trd_jax.engines.engine import Completion, Sampling, TopTokens
 from trd_jax.engines.jax_programs import Draw, Rows, bucket
+from trd_jax.engines.jax_prompts import Prompts, Runner, Waiting
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
-from trd_jax.model.config import ModelConfig
-from trd_jax.model.decoding import Decoder
-from trd_jax.model.qwen3 import KVCache, Qwen3
+from trd_jax.model.qwen3 import KVCache
 from trd_jax.sharding import replicated
 
-# Tokens that a group of prompts is computed in. A CPU gains nothing from more
-# than this; an accelerator needs more to be busy. Of one size whatever the
-# bucket, because products of about equal size sum in equal order.
-_PREFILL_TOKENS = {"cpu": 1024}
-_PREFILL_TOKENS_ACCELERATOR = 16_384
+# Slots of a device below which a step costs no less for being of fewer.
+_LEAST_SHARE = 16
 
 
 def _patience(share: int) -> int:
@@ -36,101 +29,6 @@ def _patience(share: int) -> int:
   device's slots; nothing beats waiting until idling has cost as much.
   """
   return max(1, share // 2)
-
-
-class Runner(Protocol):
-  """What prompts and batches need of their engine."""
-
-  config: ModelConfig
-  dtype: jnp.dtype
-  mesh: Mesh
-  model: Qwen3
-  decoder: Decoder
-  decode_steps: int
-
-  def run(
-    self, program: Callable, *arguments: Any, shape: tuple, **static: Any
-  ) -> Any:
-    """Calls a program."""
-
-
-class Waiting(NamedTuple):
-  """A request in the queue, its prompt as bytes of int32."""
-
-  request: Request
-  prompt: bytes
-  length: int
-  limit: int
-
-  @classmethod
-  def of(cls, request: Request, config: ModelConfig) -> "Waiting":
-    """The request, its limit cut to the model's longest context."""
-    prompt = np.asarray(request.prompt_ids, np.int32)
-    limit = min(request.max_new_tokens, config.max_positions - prompt.size)
-    return cls(request, prompt.tobytes(), prompt.size, limit)
-
-
-class Prompts:
-  """Requests that wait for a slot, and the caches of those that are next.
-
-  Attributes:
-    staging: keys and values of the group of prompts that was computed last.
-    buckets: the least of prompts' buckets, and the steps from a power of two
-      to the next; see `programs.bucket`.
-  """
-
-  def __init__(self, engine: Runner, requests: Sequence[Request]):
-    self._engine = engine
-    # The longest first, so that what decodes together is about equally long.
-    # Equal prompts stand together, to be computed once.
-    self._queue = collections.deque(
-      sorted(
-        (Waiting.of(request, engine.config) for request in requests),
-        key=lambda w: (-w.length, w.prompt, w.request.key, w.request.seed),
-      )
-    )
-    # Requests of the group, and the row that each has in `staging`.
-    self._staged: collections.deque[tuple[Waiting, int]] = collections.deque()
-    self.staging: KVCache | None = None
-    # Finer where all prompts are short, at no more programs than elsewhere.
-    longest = self._queue[0].length if self._queue else 0
-    self.buckets = (32, 4) if longest <= 49 else (64, 2)
-
-  def __bool__(self) -> bool:
-    return bool(self._queue or self._staged)
-
-  def take(self, most: int) -> list[tuple[Waiting, int]]:
-    """Up to so many requests whose prompts are in `staging`, with the rows."""
-    if not self._staged and self._queue:
-      self._stage()
-    count = min(most, len(self._staged))
-    return [self._staged.popleft() for _ in range(count)]
-
-  def _stage(self) -> None:
-    """Computes the keys and values of the next group of prompts."""
-    engine, queue = self._engine, self._queue
-    devices = engine.mesh.devices.flat
-    tokens = _PREFILL_TOKENS.get(
-      devices[0].platform, _PREFILL_TOKENS_ACCELERATOR
-    )
-    T = bucket(queue[0].length - 1, *self.buckets)
-    P = -(-tokens // (T * len(devices))) * len(devices)
-    tokens_PT = np.zeros((P, T), np.int32)
-    length_P = np.zeros(P, np.int32)
-    row_of: dict[bytes, int] = {}
-    while queue:
-      row = row_of.setdefault(queue[0].prompt, len(row_of))
-      if row == P:
-        break
-      waiting = queue.popleft()
-      length_P[row] = waiting.length - 1
-      prompt = np.frombuffer(waiting.prompt, np.int32)
-      tokens_PT[row, : waiting.length - 1] = prompt[:-1]
-      self._staged.append((waiting, row))
-    made = engine.run(
-      programs.prefill, engine.model, tokens_PT, length_P, shape=(P, T)
-    )
-    self.staging = programs.spread(made, mesh=engine.mesh)
 
 
 Then = Literal["refill", "join", "last"]
@@ -158,6 +56,7 @@ class Batch:
     self.slots = slots
     self.running: dict[int, _Answer] = {}
     self._engine = engine
+    self._sampling = sampling
     self._count = sampling.top_logprobs
     self._stop_ids = frozenset(sampling.stop_ids)
     self._vocab_size = min(sampling.vocab_size or V, V)
@@ -275,21 +174,35 @@ class Batch:
 
   def absorb(self, other: "Batch") -> None:
     """Takes over what runs in a batch that it `holds`, between two chunks."""
-    share = self.slots // self._engine.mesh.size
+    devices = self._engine.mesh.size
+    share, theirs = self.slots // devices, other.slots // devices
     # A device's own slots, as caches don't move between devices.
     free = {
       device: [s for s in self._free() if s // share == device]
-      for device in range(self._engine.mesh.size)
+      for device in range(devices)
     }
     assert other._cache is not None
     taken = {}
     for source, answer in other.running.items():
-      slot = free[source // share].pop()
-      taken[slot] = source % share
+      slot = free[source // theirs].pop()
+      taken[slot] = source % theirs
       self.running[slot] = answer
       self._rows_6B[:, slot] = other._rows_6B[:, source]
     other.running.clear()
     self._insert(taken, other._cache, split=True)
+
+  def compact(self) -> "Batch":
+    """What runs, in half the slots or fewer where it fits, else the same."""
+    devices = self._engine.mesh.size
+    whole = share = self.slots // devices
+    least = max(*self._busy(), _LEAST_SHARE)
+    while share % 2 == 0 and share // 2 >= least:
+      share //= 2
+    if share == whole:
+      return self
+    smaller = Batch(self._engine, self._sampling, share * devices)
+    smaller.absorb(self)
+    return smaller
 
   def _busy(self) -> list[int]:
     """How many requests run on each device."""

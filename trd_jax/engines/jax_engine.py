@@ -5,14 +5,16 @@ prompt first, so that what decodes together is about equally long and the
 cache is no longer than it must be. Each turn does three things:
 
 1. refill: free slots get prompts whose keys and values were computed ahead, a
-   group of prompts at a time (equal prompts once), in a staging area;
+   group of prompts at a time, in a staging area: equal prompts once, and what
+   all of them begin with, as a template and instructions, once for all;
 2. decode: up to `decode_steps` tokens a slot in one program on the device,
    which stops early once slots have idled for long while others wait;
 3. harvest: the tokens come to the host, and ended requests are yielded.
 
 Many slots are several batches that take turns: while one decodes, another is
 harvested and refilled. When no request waits, a batch that is half empty goes
-into the free slots of another, where it fits.
+into the free slots of another, where it fits, and the last one into half the
+slots or fewer: few long completions then cost no more than they must.
 
 Prompts are computed up to their last token but one: decoding begins with the
 last, so that only one program draws tokens. Shapes come from `bucket`: what is
@@ -45,7 +47,8 @@ from trd_jax.engines.engine import (
   Sampling,
   check_request,
 )
-from trd_jax.engines.jax_batch import Batch, Prompts, joined
+from trd_jax.engines.jax_batch import Batch, joined
+from trd_jax.engines.jax_prompts import Prompts
 from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.qwen3 import Qwen3
@@ -216,6 +219,8 @@ class JaxEngine:
         batch.refill(prompts)
         if batch.running:
           alone = not (running or waiting)
+          if alone and not prompts:
+            batch = batch.compact()
           batch.launch("refill" if prompts else "last" if alone else "join")
           running.append(batch)
       # What the caller does with them, it does while the devices work.

@@ -27,17 +27,11 @@ WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
 
-def bucket(length: int, least: int = 64, parts: int = 2) -> int:
-  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it.
-
-  Args:
-    length: tokens.
-    least: a power of two that takes the place of 64.
-    parts: steps, equally long, from a power of two to the next; a power of two.
-  """
-  if length <= least:
-    return least
-  step = max(1, (1 << (length - 1).bit_length()) // (2 * parts))
+def bucket(length: int) -> int:
+  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
+  if length <= 64:
+    return 64
+  step = (1 << (length - 1).bit_length()) // 4
   return -(-length // step) * step
 
 
@@ -114,15 +108,29 @@ def lay_out(model: Qwen3, *, mesh: Mesh) -> Decoder:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def prefill(
-  model: Qwen3, tokens_PT: jax.Array, length_P: jax.Array, *, mesh: Mesh
+  model: Qwen3,
+  tokens_PT: jax.Array,
+  length_P: jax.Array,
+  prefix: KVCache | None = None,
+  *,
+  mesh: Mesh,
 ) -> KVCache:
-  """Keys and values of P prompts, each device's share of them there."""
+  """Keys and values of P prompts, each device's share of them there.
 
-  def run(model, tokens_PT, length_P):
-    return model.prefill_cache(tokens_PT, length_P)
+  Args:
+    model: the model, whole on each device.
+    tokens_PT: int32 ids, right-padded.
+    length_P: int32 ids of each prompt that count.
+    prefix: what stands before every prompt, a row on each device; its keys and
+      values come first in each row.
+    mesh: the devices.
+  """
 
-  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS), SLOTS)(
-    model, tokens_PT, length_P
+  def run(model, tokens_PT, length_P, prefix):
+    return model.prefill_cache(tokens_PT, length_P, prefix)
+
+  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS, SLOTS), SLOTS)(
+    model, tokens_PT, length_P, prefix
   )
 
 

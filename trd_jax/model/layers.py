@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trd_jax.model.attention import Implementation, attend
+from trd_jax.model.blockwise import Places
 from trd_jax.model.config import ModelConfig, rope_frequencies
 from trd_jax.model.lora import Linear, LoraConfig
 
@@ -150,42 +151,40 @@ class Block(nnx.Module):
     if dropout_key is not None:
       keys = list(jax.random.split(dropout_key, 7))
     q, k, v = self.attention.project(self.input_norm(x_BTD), table, keys[:3])
-    x_BTD = self._mix(
-      x_BTD, q, k, v, position_BT, segment_BT, keys[3:], attention
-    )
+    places = Places(position_BT, position_BT, segment_BT, segment_BT)
+    x_BTD = self._mix(x_BTD, q, k, v, places, keys[3:], attention)
     return x_BTD, (k, v)
 
-  def fill(self, x_BTD, table, position_BT, segment_BT, last):
-    """As a call, but where `last` is true only keys and values are right."""
+  def fill(self, x_BTD, table, position_BT, segment_BT, last, before=None):
+    """As a call, but where `last` is true only keys and values are right.
+
+    `before` are keys and values, `[1, S, K, H]`, of what stands before each
+    row, at the positions from 0; those that are given back begin with them.
+    """
     q, k, v = self.attention.project(self.input_norm(x_BTD), table)
+    places = Places(position_BT, position_BT, segment_BT, segment_BT)
+    if before is not None:
+      B, S = len(x_BTD), before[0].shape[1]
+      k, v = (
+        jnp.concatenate([jnp.broadcast_to(x, (B, *x.shape[1:])), own], axis=1)
+        for x, own in zip(before, (k, v), strict=True)
+      )
+      place_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+      key_position_BS = jnp.concatenate([place_BS, position_BT], axis=1)
+      segment_BS = jnp.ones((B, S), jnp.int32)
+      key_segment_BS = jnp.concatenate([segment_BS, segment_BT], axis=1)
+      places = Places(position_BT, key_position_BS, segment_BT, key_segment_BS)
     x_BTD = jax.lax.cond(
       last,
       lambda: x_BTD,
-      lambda: self._mix(x_BTD, q, k, v, position_BT, segment_BT, [None] * 4),
+      lambda: self._mix(x_BTD, q, k, v, places, [None] * 4),
     )
     return x_BTD, (k, v)
 
   def _mix(
-    self,
-    x_BTD,
-    q,
-    k,
-    v,
-    position_BT,
-    segment_BT,
-    keys,
-    attention: Implementation = "xla",
+    self, x_BTD, q, k, v, places, keys, attention: Implementation = "xla"
   ):
     """Attention and MLP on the residual; dropout keys of o and of the MLP."""
-    mixed = attend(
-      q,
-      k,
-      v,
-      query_position_BT=position_BT,
-      key_position_BS=position_BT,
-      query_segment_BT=segment_BT,
-      key_segment_BS=segment_BT,
-      implementation=attention,
-    )
+    mixed = attend(q, k, v, **places._asdict(), implementation=attention)
     x_BTD = x_BTD + self.attention.output(mixed, keys[0])
     return x_BTD + self.mlp(self.post_norm(x_BTD), keys[1:])

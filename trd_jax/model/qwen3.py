@@ -152,20 +152,35 @@ class Qwen3(nnx.Module):
     )
     return hidden_BTD, _cache_of(*cache)
 
-  def prefill_cache(self, tokens_BT: jax.Array, length_B: jax.Array) -> KVCache:
-    """The cache that `prefill` gives, for less: no output of the last layer."""
+  def prefill_cache(
+    self,
+    tokens_BT: jax.Array,
+    length_B: jax.Array,
+    prefix: KVCache | None = None,
+  ) -> KVCache:
+    """The cache that `prefill` gives, for less: no output of the last layer.
+
+    Args:
+      tokens_BT: int32 ids, one prompt a row, right-padded.
+      length_B: int32 tokens a row that count.
+      prefix: keys and values, `B = 1`, of what stands before every row; they
+        come first in the rows that are given back.
+    """
+    before = 0 if prefix is None else prefix.values[0].shape[2]
     tokens_BT, position_BT, segment_BT = _padded(tokens_BT, length_B)
+    position_BT += before
     table = rope_table(self.config, position_BT)
     L = self.config.num_layers
 
-    def body(x, block_and_last):
-      block, last = block_and_last
-      x, kv = block.fill(x, table, position_BT, segment_BT, last)
+    def body(x, block_last_and_prefix):
+      block, last, before = block_last_and_prefix
+      x, kv = block.fill(x, table, position_BT, segment_BT, last, before)
       return constrain(x, *_RESIDUAL), kv
 
     x_BTD = constrain(self.embed.embedding[tokens_BT], *_RESIDUAL)
     last_L = jnp.arange(L) == L - 1
-    _, cache = jax.lax.scan(body, x_BTD, (self.layers, last_L))
+    stacked = None if prefix is None else _stacked(prefix)
+    _, cache = jax.lax.scan(body, x_BTD, (self.layers, last_L, stacked))
     return _cache_of(*cache)
 
   def _forward(
@@ -218,6 +233,14 @@ def _cache_of(k_LBTKH, v_LBTKH) -> KVCache:
   return KVCache(
     tuple(jnp.einsum("LBTKH->LBKHT", k_LBTKH)),
     tuple(jnp.einsum("LBTKH->LBKTH", v_LBTKH)),
+  )
+
+
+def _stacked(cache: KVCache) -> tuple[jax.Array, jax.Array]:
+  """All layers' keys and values, `[L, B, S, K, H]`: of what `_cache_of` is."""
+  return (
+    jnp.einsum("LBKHS->LBSKH", jnp.stack(cache.keys)),
+    jnp.einsum("LBKSH->LBSKH", jnp.stack(cache.values)),
   )
 
 
