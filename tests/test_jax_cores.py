@@ -53,6 +53,26 @@ def test_each_core_is_a_device_unless_something_else_sets_their_number():
 
 
 @pytest.mark.parametrize(
+  ("before", "alone"), [("", True), ("jax.devices()", False)]
+)
+def test_a_core_that_is_a_device_computes_its_products_alone(
+  before, alone, tmp_path
+):
+  loaded(before=before, flags=f"--xla_dump_to={tmp_path}")
+  (options,) = tmp_path.glob("*jit_decode*debug_options")
+  # What is not as by default is named there.
+  assert alone == ("multi_thread_eigen: false" in options.read_text())
+
+
+def test_the_environment_stays_as_it_was():
+  check = "lambda: os.environ == before or os._exit(3)"
+  before = (
+    f"import atexit, os; before = dict(os.environ); atexit.register({check})"
+  )
+  loaded(before=before)
+
+
+@pytest.mark.parametrize(
   ("count", "devices", "slots"), [(1, 1, 1), (5, 1, 8), (5, 2, 8), (70, 1, 64)]
 )
 def test_automatic_slots_are_no_more_than_the_requests_need(

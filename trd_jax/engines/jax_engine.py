@@ -61,6 +61,9 @@ _LOG = logging.getLogger(__name__)
 _SMALL_PARAMETERS = 1 << 25
 _MOST_CORES = 8
 
+# A device of a CPU computes a product on its own core alone.
+_ALONE = "--xla_cpu_multi_thread_eigen=false"
+
 # Slots of a batch on one device, where none are asked for: a core's caches have
 # room for no more of them, while an accelerator computes many in the time of a
 # few.
@@ -253,7 +256,8 @@ def _use_cores(config: ModelConfig) -> None:
   """Makes each core a device, where `JaxEngine.load` says so."""
   if not _is_small(config):
     return
-  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+  flags = os.environ.get("XLA_FLAGS")
+  if "host_platform_device_count" in (flags or ""):
     return
   if jax.config.values["jax_num_cpu_devices"] != -1:
     return
@@ -263,3 +267,12 @@ def _use_cores(config: ModelConfig) -> None:
   except (AttributeError, RuntimeError):
     # No such count on this system, or JAX has started.
     return
+  # A device that also splits its products takes the others' cores for it. XLA
+  # reads its flags once, when it starts.
+  os.environ["XLA_FLAGS"] = f"{_ALONE} {flags or ''}"
+  try:
+    jax.block_until_ready(jnp.zeros(()))
+  finally:
+    del os.environ["XLA_FLAGS"]
+    if flags is not None:
+      os.environ["XLA_FLAGS"] = flags
