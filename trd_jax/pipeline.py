@@ -36,7 +36,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: the problems, a benchmark or the run that
-      `evaluate.buckets_from` names can't be used.
+      `evaluate.buckets_from` names can't be used, or the problems' file has
+      changed since they were read.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
@@ -77,6 +78,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     scores.base_verdicts(section, run_dir, unfinished[-1], asked)
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir)
+  else:
+    store.check_source(experiment, run_dir)
 
   _check_interpreters(steps, experiment)
   if experiment.preflight_only:

@@ -37,6 +37,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       f"method={experiment.method} trains on raw rollouts and has no refine"
       " stage; use method=trd, or go on with trd_jax.train"
     )
+  store.check_source(experiment, run_dir)
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   if not experiment.preflight_only:

@@ -14,8 +14,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   not drawn again.
 
   Raises:
-    UserError: bad problems, model or tokenizer, or no prompt is within its
-      budget; no sample is drawn then.
+    UserError: bad problems, model or tokenizer, a data file that has changed
+      since it was read, or no prompt is within its budget; no sample is drawn
+      then.
   """
   del flags
   from trd_jax import generation, outcomes, preflight
@@ -25,6 +26,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.prompts import VERSION, fit_initials
   from trd_jax.records import Rejected, Trajectory
 
+  store.check_source(experiment, run_dir)
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   if not experiment.preflight_only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.problems import arithmetic, benchmarks, deepscaler, jsonl, taco
@@ -60,6 +61,25 @@ def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
       f"were set aside{first}"
     )
   return problems, rejected
+
+
+def local_files(data: Data) -> list[Path]:
+  """The files under `data.root` that `read` reads; none without a root.
+
+  Raises:
+    UserError: they aren't there.
+  """
+  name = benchmarks.canonical(data.source)
+  if data.root is None:
+    return []
+  if name in benchmarks.BENCHMARKS:
+    return [file.path for file in benchmarks.find(name, data.root)]
+  files = {
+    "deepscaler": deepscaler.files,
+    "jsonl": jsonl.files,
+    "taco": taco.files,
+  }
+  return files[name](data.root) if name in files else []
 
 
 def select(problems: Sequence[Problem], data: Data) -> list[Problem]:

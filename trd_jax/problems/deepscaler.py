@@ -25,25 +25,32 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   Raises:
     UserError: the file is missing, unreadable or empty.
   """
-  return rows.collect("deepscaler", _files(data.root), _problem)
+  if data.root is None:
+    found = sources.fetch(*HUB, "data.source=deepscaler")[1]
+  else:
+    found = files(data.root)
+  return rows.collect("deepscaler", found, _problem)
 
 
-def _files(root: str | None) -> list[Path]:
-  if root is None:
-    return sources.fetch(*HUB, "data.source=deepscaler")[1]
+def files(root: str) -> list[Path]:
+  """The local files that the corpus is read from.
+
+  Raises:
+    UserError: none is there, or there are several and none has its name.
+  """
   path = sources.local_root(root)
   if path.is_file():
     return [path]
   for stem in _STEMS:
     if found := sources.in_folder(path, stem):
       return [found]
-  files = sources.data_files(path)
-  if len(files) != 1:
+  every = sources.data_files(path)
+  if len(every) != 1:
     raise UserError(
-      f"data.root={root}: {len(files)} data files and none is called "
+      f"data.root={root}: {len(every)} data files and none is called "
       f"{' or '.join(_STEMS)}; give the file itself"
     )
-  return files
+  return every
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from trd_jax.errors import UserError
@@ -28,14 +29,23 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
       "data.source=jsonl: no file; set data.root to a .jsonl, .json or "
       ".parquet file with the columns problem and answer"
     )
-  path = sources.local_root(data.root)
-  files = [path] if path.is_file() else sources.data_files(path)
-  if not files:
+  found = files(data.root)
+  if not found:
     raise UserError(
       f"data.root={data.root}: no data file in this folder; give one that "
       f"ends in {', '.join(sources.SUFFIXES)}"
     )
-  return rows.collect("jsonl", files, _problem)
+  return rows.collect("jsonl", found, _problem)
+
+
+def files(root: str) -> list[Path]:
+  """The local files that the problems are read from.
+
+  Raises:
+    UserError: there is nothing at `root`.
+  """
+  path = sources.local_root(root)
+  return [path] if path.is_file() else sources.data_files(path)
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:

@@ -8,9 +8,10 @@ from typing import Any
 from trd_jax import problems
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.experiment import Experiment
-from trd_jax.problems import arithmetic, benchmarks, overlap, rows
+from trd_jax.problems import arithmetic, benchmarks, overlap, rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.run_dir import RunDir
+from trd_jax.sections import Data
 
 STAGE = "problems"
 
@@ -35,10 +36,13 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
   them there, so that a source that changes can't change a run.
 
   Raises:
-    UserError: as `problems.load`; or a problem's domain isn't the
-      experiment's, so that prompts and grader would not fit.
+    UserError: as `problems.load`; a problem's domain isn't the
+      experiment's, so that prompts and grader would not fit; or as
+      `check_source`.
   """
+  check_source(experiment, run_dir)
   if run_dir.done(STAGE) is None:
+    files = _digests(experiment.data)
     found, rejected = problems.read(experiment.data)
     print(f"problems: {rows.count(found, rejected)}", flush=True)
     for problem in found:
@@ -56,7 +60,8 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
         writer.add(problem)
     run_dir.write_rejected(STAGE, rejected)
     run_dir.mark_done(
-      STAGE, {"problems": len(found), "rejected": len(rejected)}
+      STAGE,
+      {"problems": len(found), "rejected": len(rejected), "files": files},
     )
     print(
       f"problems: {len(found):,} from {experiment.data.source},"
@@ -70,6 +75,38 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
         flush=True,
       )
   return run_dir.read(STAGE, Problem)
+
+
+def check_source(experiment: Experiment, run_dir: RunDir) -> None:
+  """Sees that the problems' local files are still those that were read.
+
+  A file that is gone is no matter: the run has its own copy of the problems.
+
+  Raises:
+    UserError: one has another content now, or there is one more.
+  """
+  read = (run_dir.done(STAGE) or {}).get("files")
+  if not read:  # no local files, or a version of this program kept no digests
+    return
+  data = experiment.data
+  try:
+    now = _digests(data)
+  except UserError:
+    return
+  for name, digest in now.items():
+    if read.get(name) != digest:
+      what = "has changed" if name in read else "was not there"
+      raise UserError(
+        f"data.root={data.root}: {name} {what} since {run_dir.problems_dir} was"
+        " read from it; restore what was there, or name another --workdir to"
+        " use what is there now"
+      )
+
+
+def _digests(data: Data) -> dict[str, str]:
+  """The SHA-256 of each local file of a source, by name."""
+  files = problems.local_files(data)
+  return {path.name: sources.sha256(path) for path in files}
 
 
 def _decontaminated(

@@ -41,17 +41,28 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     UserError: a file is missing, unreadable or empty.
   """
   if data.root is None:
-    files = sources.fetch(*HUB, "data.source=taco")[1]
+    found = sources.fetch(*HUB, "data.source=taco")[1]
   else:
-    path = sources.local_root(data.root)
-    files = [path] if path.is_file() else sources.data_files(path)
-    files = [file for file in files if _FLAGS not in file.name]
-    if not files:
+    found = [file for file in files(data.root) if _FLAGS not in file.name]
+    if not found:
       raise UserError(
         f"data.root={data.root}: no data file in this folder; give one that"
         f" ends in {', '.join(sources.SUFFIXES)}"
       )
-  return rows.collect("taco", files, problem, _flagged)
+  return rows.collect("taco", found, problem, _flagged)
+
+
+def files(root: str) -> list[Path]:
+  """The local files that the problems are read from, flags among them.
+
+  Raises:
+    UserError: there is nothing at `root`.
+  """
+  path = sources.local_root(root)
+  if not path.is_file():
+    return sources.data_files(path)
+  beside = _flags_of(path)
+  return [path, beside] if beside.is_file() else [path]
 
 
 def problem(row: Mapping[str, Any]) -> Problem:
@@ -125,10 +136,14 @@ def _is_python(program: str) -> bool:
     return False
 
 
+def _flags_of(path: Path) -> Path:
+  stem = path.name.partition(".")[0]
+  return path.with_name(f"{stem}{_FLAGS}.jsonl")
+
+
 def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
   """A file's rows, with what is known of special judges."""
-  stem = path.name.partition(".")[0]
-  beside = path.with_name(f"{stem}{_FLAGS}.jsonl")
+  beside = _flags_of(path)
   flags = {}
   if beside.is_file():
     for where, row in rows.read(beside):

@@ -1,0 +1,104 @@
+"""A workdir keeps the problems that it read, and knows what of."""
+
+import json
+import types
+
+import pytest
+
+from trd_jax import experiment, pipeline, refine, rollout
+from trd_jax.errors import UserError
+from trd_jax.problems import store
+from trd_jax.run_dir import RunDir
+
+NO_FLAGS = types.SimpleNamespace(dry_run=False, config_argv=[])
+
+
+def rows(*names):
+  tests = {"inputs": ["1\n"], "outputs": ["1\n"]}
+  return "\n".join(
+    json.dumps(
+      {
+        "problem": f"Find {name}.",
+        "answer": "1",
+        "input_output": json.dumps(tests),
+      }
+    )
+    for name in names
+  )
+
+
+def chosen(source, root):
+  return experiment.from_config(
+    {
+      "domain": "code" if source == "taco" else "math",
+      "data.source": source,
+      "data.root": str(root),
+      "evaluate.benchmarks": ("arithmetic",),
+    }
+  )
+
+
+def done(stage, run_dir):
+  """The stage's own last write, in a directory of no samples."""
+  keys = ("samples", "correct", "truncated", "unjudged", "median_tokens")
+  run_dir.mark_done(stage, dict.fromkeys(keys, 0))
+
+
+@pytest.fixture(params=["jsonl", "deepscaler", "taco"])
+def read(request, tmp_path):
+  """An experiment whose problems have been read from a file."""
+  file = tmp_path / "mine.jsonl"
+  file.write_text(rows("x", "y"))
+  made = chosen(request.param, file)
+  run_dir = RunDir(tmp_path / "run")
+  assert len(store.load(made, run_dir)) == 2
+  return made, run_dir, file
+
+
+def test_a_file_that_has_changed_is_named_by_every_stage(read):
+  made, run_dir, file = read
+  before = file.read_text()
+  file.write_text(rows("x", "z"))
+  # A finished stage run again, one that follows it, and both in the pipeline.
+  done("rollout", run_dir)
+  for stage in (rollout, refine, pipeline):
+    with pytest.raises(UserError, match=r"mine\.jsonl has changed since") as it:
+      stage.run(made, run_dir, NO_FLAGS)
+    assert f"data.root={file}" in str(it.value)
+    assert "name another --workdir" in str(it.value)
+  with pytest.raises(UserError, match="has changed since"):
+    store.load(made, run_dir)
+  file.write_text(before)
+  rollout.run(made, run_dir, NO_FLAGS)
+  assert len(store.load(made, run_dir)) == 2
+
+
+def test_a_file_that_is_gone_is_not_missed(read):
+  made, run_dir, file = read
+  file.unlink()
+  assert len(store.load(made, run_dir)) == 2
+
+
+def test_one_more_file_in_the_folder_is_named(tmp_path):
+  folder = tmp_path / "mine"
+  folder.mkdir()
+  (folder / "a.jsonl").write_text(rows("x"))
+  made = chosen("jsonl", folder)
+  run_dir = RunDir(tmp_path / "run")
+  store.load(made, run_dir)
+  (folder / "b.jsonl").write_text(rows("y"))
+  with pytest.raises(UserError, match=r"b\.jsonl was not there"):
+    store.load(made, run_dir)
+
+
+def test_flags_of_special_judges_belong_to_the_source(tmp_path):
+  file = tmp_path / "taco.jsonl"
+  file.write_text(rows("x"))
+  flags = tmp_path / "taco_special_judge_flags.jsonl"
+  flags.write_text(json.dumps({"idx": 0, "special_judge": False}))
+  made = chosen("taco", file)
+  run_dir = RunDir(tmp_path / "run")
+  store.load(made, run_dir)
+  flags.write_text(json.dumps({"idx": 0, "special_judge": True}))
+  with pytest.raises(UserError, match=r"flags\.jsonl has changed"):
+    store.load(made, run_dir)
