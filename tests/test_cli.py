@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trd_jax import cli
+from trd_jax import cli, convert, pretrain, sweep
 from trd_jax.experiment import KEYS
 
 _PACKAGE = Path(cli.__file__).parent
@@ -268,6 +268,27 @@ def test_help_shows_a_stage_and_not_every_key(flag, capsys):
   ):
     assert part in out
   assert len(out.splitlines()) < 30
+
+
+def test_the_examples_of_the_help_are_command_lines(monkeypatch, capsys):
+  """Of the stages that have flags without which they do nothing sensible."""
+  for stage, flag in ((convert, "to"), (sweep, "sweep"), (pretrain, "model")):
+    shown = subprocess.run(
+      [sys.executable, "-m", stage.__name__, "--help"],
+      capture_output=True,
+      text=True,
+    )
+    start = f"example:  python -m {stage.__name__} "
+    examples = [
+      line.removeprefix(start).split()
+      for line in shown.stdout.splitlines()
+      if line.startswith(start)
+    ]
+    assert any(a.startswith(f"--{flag}=") for e in examples for a in e)
+    monkeypatch.chdir(_PACKAGE.parent)
+    for argv in examples:
+      argv = [a for a in argv if not a.startswith("--workdir=")]
+      assert _main(*argv, flags=stage.FLAGS, standalone=True) is not None
 
 
 def test_help_config_shows_every_key(capsys):

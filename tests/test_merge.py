@@ -248,6 +248,27 @@ def test_conversions_that_make_no_sense_are_refused(
   assert (tmp_path / "other" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize(
+  ("source", "to", "meant"),
+  [
+    ("train", "peft", ["train/checkpoints"]),
+    ("train/checkpoints/9", "peft", ["train/checkpoints"]),
+    ("merge", "peft", ["merge/model", "merge/adapter"]),
+    ("merge", "hf", ["merge/model", "merge/adapter"]),
+    ("", "peft", ["train/checkpoints"]),
+  ],
+)
+def test_a_folder_around_or_in_the_weights_gets_a_suggestion(
+  merged, tmp_path, source, to, meant
+):
+  chosen, run_dir, _ = merged
+  out = str(tmp_path / "out")
+  with pytest.raises(UserError) as caught:
+    _run(convert, chosen, None, source=run_dir.root / source, target=out, to=to)
+  told = " or ".join(str(run_dir.root / one) for one in meant)
+  assert str(caught.value).endswith(f"; did you mean --source={told}?")
+
+
 def test_checkpoints_are_scaled_by_the_config_of_their_run(
   merged, tmp_path, monkeypatch
 ):

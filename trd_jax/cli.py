@@ -97,6 +97,8 @@ _SHARED = (
   Flag("help_config", False, "every --config.<key>, its meaning and default"),
 )
 
+_EXAMPLES = ("--config=configs/demo.py --workdir=runs/demo --config.seed=1",)
+
 Run = Callable[[Experiment, Any, types.SimpleNamespace], object]
 
 
@@ -108,6 +110,7 @@ def main(
   *,
   standalone: bool = False,
   exclusive: bool = True,
+  examples: Sequence[str] = _EXAMPLES,
   argv: Sequence[str] | None = None,
 ) -> None:
   """Reads the command line, checks the config, claims the workdir, runs.
@@ -123,6 +126,7 @@ def main(
       experiment is the default one and the run directory None.
     exclusive: hold the stage's lock while it runs. A stage that runs as
       several processes says False and has one of them take it.
+    examples: arguments that do something sensible, for --help.
     argv: the arguments; default `sys.argv[1:]`.
 
   Raises:
@@ -132,7 +136,7 @@ def main(
   try:
     line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
     if line.own["help"]:
-      print(_help(stage_name, summary_line, line.flags))
+      print(_help(stage_name, summary_line, line.flags, examples))
     elif line.own["help_config"]:
       print(_help_config())
     else:
@@ -300,7 +304,9 @@ def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
   return UserError(f"there is no flag --{name}; {hint}")
 
 
-def _help(stage: str, summary_line: str, flags: Iterable[Flag]) -> str:
+def _help(
+  stage: str, summary_line: str, flags: Iterable[Flag], examples: Sequence[str]
+) -> str:
   """The text of --help."""
   command = f"python -m trd_jax.{stage}"
   reads, writes = _READS_AND_WRITES.get(stage, ("", ""))
@@ -312,8 +318,7 @@ def _help(stage: str, summary_line: str, flags: Iterable[Flag]) -> str:
       "",
       f"usage:    {command} --config=FILE.py[:ARG] --workdir=DIR "
       "[--config.<key>=<value> ...]",
-      f"example:  {command} --config=configs/demo.py --workdir=runs/demo "
-      "--config.seed=1",
+      *(f"example:  {command} {arguments}" for arguments in examples),
       *([f"reads:    {reads}", f"writes:   {writes}"] if reads else []),
       "",
       _two_columns(rows),

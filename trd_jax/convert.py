@@ -28,6 +28,17 @@ FLAGS = (
 _RANDOM = "random:"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ORBAX = "orbax"
+# Where weights are in a run, from the run's folder or one of its stages.
+_OF_A_RUN = (
+  *("train/checkpoints", "merge/model", "merge/adapter"),
+  *("checkpoints", "model", "adapter"),
+)
+_EXAMPLES = (
+  "--source=runs/demo/train/checkpoints --target=runs/adapter --to=peft",
+  "--source=runs/demo/merge/model --target=runs/model --to=orbax",
+  "--source=runs/model --target=runs/again --to=hf",
+  "--config=configs/opsd.py:model=nano,tokenizer=DIR --workdir=runs/nano",
+)
 
 
 def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
@@ -53,7 +64,6 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
       f"--target={target} is there and holds something else than weights,"
       " which would be lost; name another folder"
     )
-  kind = _kind(source)
   writers = {
     ("hf", "orbax"): _hf_to_orbax,
     ("orbax model", "hf"): _orbax_to_hf,
@@ -61,6 +71,13 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     ("orbax adapter", "peft"): _orbax_to_peft,
     ("checkpoints", "peft"): _checkpoints_to_peft,
   }
+  if meant := _meant(source):
+    fit = [one for one in meant if (_kind(one), flags.to) in writers]
+    raise UserError(
+      f"--source={source} holds no weights itself; did you mean"
+      f" --source={' or '.join(map(str, fit or meant))}?"
+    )
+  kind = _kind(source)
   if (kind, flags.to) not in writers:
     raise UserError(
       f"--source={source} ({kind}) can't become --to={flags.to}; it can become"
@@ -88,6 +105,18 @@ def _kind(source: Path) -> str:
   if (source / "config.json").exists():
     return "hf"
   return "checkpoints"
+
+
+def _meant(source: Path) -> list[Path]:
+  """Folders that hold weights, where `source` is one around or in them."""
+  if _holds_weights(source):
+    return []
+  if source.name == _ORBAX or (
+    source.name.isdecimal() and source.parent.name in ("checkpoints", _ORBAX)
+  ):
+    above = source.parent
+    return [above.parent if above.name == _ORBAX else above]
+  return [there for name in _OF_A_RUN if (there := source / name).is_dir()]
 
 
 def _holds_weights(folder: Path) -> bool:
@@ -271,4 +300,5 @@ if __name__ == "__main__":
     "converts weights, or makes the config's random models",
     FLAGS,
     standalone=True,
+    examples=_EXAMPLES,
   )

@@ -217,4 +217,5 @@ if __name__ == "__main__":
     "trains one of the laboratory's two models from scratch",
     FLAGS,
     standalone=True,
+    examples=("--model=student --steps=800 --out=lab/student",),
   )

@@ -333,4 +333,8 @@ if __name__ == "__main__":
     "runs a config at the points of a sweep, sharing what they share",
     FLAGS,
     exclusive=False,
+    examples=(
+      "--config=configs/demo.py --sweep=configs/sweeps/methods.py"
+      " --workdir=runs/methods",
+    ),
   )
