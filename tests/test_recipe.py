@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -186,6 +188,84 @@ def test_rounds_are_planned_to_the_last(tmp_path):
   assert "in all 3 rounds" in dry_run.describe(e, RunDir(tmp_path), [])
 
 
+@pytest.mark.parametrize(
+  ("changes", "generate", "train"),
+  [
+    ({}, "8: vllm, 8 copies on 1 each", "chosen from sizes"),
+    (
+      {
+        "engine.vllm.data_parallel": 1,
+        "engine.vllm.tensor_parallel": 4,
+        "engine.ray.actors": 3,
+        "mesh.data": 2,
+        "mesh.fsdp": 4,
+        "distributed.processes": 2,
+      },
+      "12: vllm, 1 copy on 4 each, in each of 3 Ray actors",
+      "8: mesh.data=2, mesh.fsdp=4, mesh.tensor=1, in 2 processes",
+    ),
+    (
+      {
+        "engine.name": "server",
+        "engine.server.urls": ("http://a", "http://b"),
+        "mesh.tensor": 2,
+      },
+      "none here: 2 servers",
+      "a multiple of 2: mesh.data=-1, mesh.fsdp=1, mesh.tensor=2",
+    ),
+  ],
+)
+def test_the_devices_that_a_config_asks_for_are_told(
+  tmp_path, changes, generate, train
+):
+  _, e = planned(tmp_path, **changes)
+  told = dry_run.describe(e, RunDir(tmp_path), [])
+  lines = told.splitlines()
+  at = lines.index("devices that the config asks for:")
+  assert lines[at + 1].endswith(f" {generate}")
+  assert lines[at + 2].startswith("  train ")
+  assert lines[at + 2].endswith(train)
+
+
+def test_the_hours_of_the_card_are_told(tmp_path):
+  spec = f"{CONFIGS}/opsd.py:model=8b"
+  card = config_file.expected(spec)
+  assert "Expected on 8xH100, hours:minutes" in card
+  assert card.endswith("AMOBench.")
+  _, e = planned(tmp_path)
+  told = dry_run.describe(e, RunDir(tmp_path), [], card)
+  assert card in " ".join(told.split())
+  assert config_file.expected(f"{CONFIGS}/demo.py") is None
+  assert config_file.expected("run/config.json") is None
+
+
+def test_too_little_free_disk_is_warned_of(tmp_path, monkeypatch):
+  _, e = planned(tmp_path)
+  sizes = {n: s for n, s, _ in dry_run.disk(e, RunDir(tmp_path))}
+  asked = []
+
+  def told(free, done=(), **changes):
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(
+      shutil, "disk_usage", lambda p: asked.append(p) or usage
+    )
+    _, e = planned(tmp_path, **changes)
+    steps = [(s, ["run"], s in done) for s in ("rollout", "train", "merge")]
+    return dry_run.describe(e, RunDir(tmp_path / "not" / "yet"), steps)
+
+  total = sum(sizes.values())
+  assert "WARNING" not in told(total)
+  assert "WARNING" in told(total - 1)
+  assert "name a --workdir elsewhere" in told(total - 1)
+  assert asked[0] == tmp_path
+  # What is written needs no more room, nor here what goes elsewhere.
+  assert "WARNING" not in told(total - sizes["rollout"], done=["rollout"])
+  assert "WARNING" in told(total - sizes["rollout"] - 1, done=["rollout"])
+  cache = {"train.teacher": "hidden_cache"}
+  assert "WARNING" in told(total, **cache)
+  assert "WARNING" not in told(total, **cache, **{"train.cache_dir": "/big"})
+
+
 def test_planned_adapters_are_as_large_as_real_ones():
   for shape in dry_run.KNOWN_MODELS.values():
     made = jax.eval_shape(
@@ -215,6 +295,7 @@ def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):
       f"-m trd_jax.{stage} --config=configs/opsd.py:model=8b" in told.stdout
     )
   assert "at most 630 updates of 128 a round" in told.stdout
+  assert "8b rollout 4:20" in told.stdout
   student = f"--config.student.path={workdir}/merge/model"
   (second,) = [s for s in told.stdout.splitlines() if student in s]
   assert second.endswith(f"--workdir={workdir}/rounds/2")

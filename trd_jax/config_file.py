@@ -1,5 +1,6 @@
 """Loads a config file: Python with a `get_config`, or a run's config.json."""
 
+import ast
 import inspect
 import linecache
 import re
@@ -49,6 +50,25 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
       f"{name}: it must give a ConfigDict, not a {type(config).__name__}"
     )
   return keys.flatten(config), name
+
+
+def expected(spec: str) -> str | None:
+  """What a config file's docstring, its experiment card, says to expect.
+
+  Args:
+    spec: as for `load`.
+
+  Returns:
+    Its paragraph that begins with "Expected", on one line; None without one.
+  """
+  path = Path(spec.partition(":")[0])
+  if path.suffix != ".py":
+    return None
+  card = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+  for paragraph in card.split("\n\n"):
+    if paragraph.startswith("Expected"):
+      return " ".join(paragraph.split())
+  return None
 
 
 def _load_json(path: Path) -> Any:

@@ -5,7 +5,10 @@ models and data that are on this machine, and else from what is known of the
 public ones.
 """
 
+import math
 import shlex
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,6 +45,7 @@ _KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
 _FLOAT32 = _INT32 = 4
 # Of a token in a row of parquet, before compression: its id and its text.
 _TOKEN_BYTES = _INT32 + 4
+_WRAP = 76
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
@@ -146,6 +150,7 @@ def describe(
   experiment: Experiment,
   run_dir: RunDir,
   commands: Sequence[tuple[str, Sequence[str], bool]],
+  card: str | None = None,
 ) -> str:
   """Every command, budget and expected size, for a person.
 
@@ -154,6 +159,7 @@ def describe(
     run_dir: where.
     commands: of each stage, and each further round, its name, its command and
       whether it is done.
+    card: what the config's file says to expect.
   """
   e = experiment
   lines = ["would run, in this order:"]
@@ -185,18 +191,83 @@ def describe(
   if rounds > 1:
     updates, told = f"{updates} a round", f"in all {rounds} rounds, "
   lines.append(f"  problems  {count:>8}{updates}")
+  lines += ["", "devices that the config asks for:", *_devices(e)]
+  if card:
+    lines += ["", "the config's file says, of its own rows:"]
+    lines.append(textwrap.indent(textwrap.fill(card, _WRAP), "  "))
   lines += ["", f"disk, at most ({told}rows before compression):"]
-  total = 0
+  total = ahead = 0
   for name, size, what in disk(e, run_dir):
     shown = "not known here" if size is None else _shown(size)
     lines.append(f"  {name:<13}{shown:>14}  {what}")
     total += size or 0
+    if not _is_elsewhere_or_done(name, e, commands):
+      ahead += size or 0
   lines.append(f"  {'all':<13}{_shown(total):>14}")
+  free = free_bytes(run_dir.root)
+  lines.append(f"  {'free':<13}{_shown(free):>14}  where {run_dir.root} is")
+  if free < ahead:
+    lines.append(
+      f"  WARNING: {_shown(ahead)} may still be written there, and"
+      f" {_shown(free)} are free: make room, or name a --workdir elsewhere"
+    )
   for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
     if model in KNOWN_MODELS:
       size = 2 * KNOWN_MODELS[model].num_parameters()
       lines.append(f"  and {_shown(size)} to fetch once: {model}")
   return "\n".join(lines)
+
+
+def free_bytes(path: Path) -> int:
+  """Free bytes of the file system that a path is on, or would be."""
+  path = path.absolute()
+  there = next(one for one in (path, *path.parents) if one.exists())
+  return shutil.disk_usage(there).free
+
+
+def _is_elsewhere_or_done(
+  stage: str,
+  experiment: Experiment,
+  commands: Sequence[tuple[str, Sequence[str], bool]],
+) -> bool:
+  """Whether what a stage writes needs no room of the workdir's any more."""
+  if stage == "teacher_cache":
+    if experiment.train.cache_dir:
+      return True
+    stage = "train"
+  parts = [
+    done for name, _, done in commands if name.partition("/")[0] == stage
+  ]
+  return experiment.pipeline.rounds == 1 and bool(parts) and all(parts)
+
+
+def _devices(experiment: Experiment) -> Iterator[str]:
+  """What generates and what trains, and on how many devices."""
+  engine, mesh = experiment.engine, experiment.mesh
+  actors = engine.ray.actors
+  if engine.name == "server":
+    count = len(engine.server.urls)
+    told = f"none here: {count} server{'s' if count > 1 else ''}"
+  elif engine.name == "vllm":
+    copies, each = engine.vllm.data_parallel, engine.vllm.tensor_parallel
+    told = f"{max(actors, 1) * copies * each}: vllm, "
+    told += f"{copies} {'copy' if copies == 1 else 'copies'} on {each} each"
+  else:
+    told = "all that JAX finds"
+  if actors:
+    told += f", in each of {actors} Ray actors"
+  yield f"  generate    {told}"
+  sizes = mesh.sizes
+  if sizes is None:
+    told = "all that JAX finds; data, fsdp and tensor are chosen from sizes"
+  else:
+    fixed = math.prod(size for size in sizes if size != -1)
+    told = f"{fixed}" if -1 not in sizes else f"a multiple of {fixed}"
+    axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
+    told += f": {', '.join(f'mesh.{name}={size}' for name, size in axes)}"
+  if processes := experiment.distributed.processes:
+    told += f", in {processes} processes"
+  yield f"  train       {told}"
 
 
 def _shown(size: int) -> str:

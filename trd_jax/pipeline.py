@@ -47,7 +47,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   steps = list(commands(experiment, run_dir))
   if flags.dry_run:
-    from trd_jax import dry_run
+    from trd_jax import config_file, dry_run
 
     planned = [
       (
@@ -65,7 +65,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       )
       for number in range(2, experiment.pipeline.rounds + 1)
     ]
-    print(dry_run.describe(experiment, run_dir, planned))
+    shared = dict(argument.split("=", 1) for argument in flags.config_argv)
+    card = config_file.expected(shared["--config"])
+    print(dry_run.describe(experiment, run_dir, planned, card))
     return
 
   # What the data can be refused for is seen before a stage spends anything.
