@@ -107,13 +107,22 @@ def test_a_standalone_stage_needs_neither_config_nor_workdir():
 @pytest.mark.parametrize(
   ("argument", "told"),
   [
-    ("--config.train.epoch=1", ["train.epoch", "train.epochs", "mine.py"]),
-    ("--config.learning_rate=1", ["train.learning_rate", "mine.py"]),
-    ("--config.train=1", ["it is a section", "mine.py"]),
+    (
+      "--config.train.epoch=1",
+      ['"train.epoch"', '"--config.train.epochs"?', "mine.py"],
+    ),
+    (
+      "--config.learning_rate=1",
+      ['"--config.train.learning_rate"?', "mine.py"],
+    ),
+    (
+      "--config.train=1",
+      ["it is a section", ", as --config.train.", "mine.py"],
+    ),
     ("--config.train.epochs=x", ["train.epochs", "an integer", "mine.py"]),
     ("--config.method=tdr", ["one of trd", "'tdr'", "mine.py"]),
     ("--config.engine.name=server", ["engine.server.urls", "mine.py"]),
-    ("--wich=base", ["--wich", '"which"']),
+    ("--wich=base", ["--wich", '"--which"?']),
     ("--n=many", ["n must be an integer"]),
     ("rollout", ['"rollout" is no flag']),
     ("--config.seed", ["Missing value", "--config.seed"]),

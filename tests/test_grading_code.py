@@ -401,12 +401,29 @@ def test_the_command_line(tmp_path):
     (2, False, "mismatch"),
     (3, False, "no_code"),
   ]
-  path.write_text("{")
-  ran = subprocess.run(
-    [*command, str(path)], capture_output=True, text=True, cwd=ROOT, check=False
-  )
-  assert ran.returncode == 2
-  assert ran.stderr.startswith(f"{path} line 1: not JSON")
+
+
+@pytest.mark.parametrize(
+  ("text", "told", "remedy"),
+  [
+    ("{", ", line 1: not JSON (", "give an object a line"),
+    ('{"code": ""}', ", line 1: no JSON object with 'tests'", "give the tests"),
+    ("\n", ": no rows", "give a file of JSON lines"),
+    (None, ": can't be read", "give a file of JSON lines"),
+  ],
+)
+def test_a_file_that_can_not_be_graded_is_one_line_with_a_remedy(
+  text, told, remedy, tmp_path, capsys
+):
+  path = tmp_path / "rows.jsonl"
+  if text is not None:
+    path.write_text(text)
+  assert code.main([str(path)]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith(f"trd-jax grading: {path}{told}")
+  assert f"; {remedy}" in err
+  assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -425,7 +442,7 @@ def test_the_command_line_refuses_what_can_not_be(
   assert code.main([*flags, str(path)]) == 2
   out, err = capsys.readouterr()
   assert out == ""
-  assert err.startswith(words)
+  assert err.startswith(f"trd-jax grading: {words}")
   assert err.count("\n") == 1
 
 
@@ -448,7 +465,7 @@ def test_an_interrupted_command_says_so(tmp_path):
     command.send_signal(signal.SIGINT)
     _, err = command.communicate(timeout=60)
   assert command.returncode == 130
-  assert err == "interrupted\n"
+  assert err == "trd-jax grading: interrupted\n"
 
 
 @needs_data

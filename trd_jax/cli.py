@@ -296,11 +296,10 @@ def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
     return UserError(f'"{argument}" is no flag: write --name=value')
   name = argument.lstrip("-").partition("=")[0]
   if name.startswith(("config.", "noconfig.")):
-    return experiment.unknown_key(name.partition(".")[2], source)
-  hint = (
-    did_you_mean(name, [*names, *(f"config.{key}" for key in KEYS)])
-    or "see --help"
-  )
+    key = name.partition(".")[2]
+    return experiment.unknown_key(key, source, "--config.")
+  every = [*names, *(f"config.{key}" for key in KEYS)]
+  hint = did_you_mean(name, every, "--") or "see --help"
   return UserError(f"there is no flag --{name}; {hint}")
 
 

@@ -12,11 +12,16 @@ class UserError(Exception):
   """
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
   """The nearest of `names` as a clause to end an error with.
 
   A dotted name that is in the wrong section is found by its last part:
   `train.rank` finds `lora.rank`.
+
+  Args:
+    name: what there is none of.
+    names: what there is.
+    prefix: what is written before each of them.
 
   Returns:
     `did you mean "…"?`, or the choice where it is short and none is near, or
@@ -30,10 +35,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
     or difflib.get_close_matches(name, names, n=1)
   ):
-    return f'did you mean "{near[0]}"?'
+    return f'did you mean "{prefix}{near[0]}"?'
   if near := difflib.get_close_matches(last, by_last, n=1):
-    return f'did you mean "{by_last[near[0]]}"?'
-  return f"choose from {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    return f'did you mean "{prefix}{by_last[near[0]]}"?'
+  if not 0 < len(names) <= 12:
+    return ""
+  return f"choose from {', '.join(prefix + each for each in names)}"
 
 
 def _last_part(dotted: str) -> str:

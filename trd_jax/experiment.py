@@ -193,11 +193,11 @@ def from_config(
   return experiment
 
 
-def unknown_key(name: str, source: str) -> UserError:
-  """The complaint about a key that does not exist."""
-  inside = [other for other in KEYS if other.startswith(name + ".")]
+def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
+  """The complaint about a key that does not exist, `prefix` before keys."""
+  inside = [prefix + other for other in KEYS if other.startswith(name + ".")]
   hint = f"it is a section: name a key in it, as {inside[0]}" if inside else ""
-  hint = hint or did_you_mean(name, KEYS) or "see --help_config"
+  hint = hint or did_you_mean(name, KEYS, prefix) or "see --help_config"
   return UserError(f'{source}: there is no key "{name}"; {hint}')
 
 

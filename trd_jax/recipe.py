@@ -103,8 +103,10 @@ def build(
 
 def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
   if value not in choices:
+    told = f"choose from {', '.join(choices)}"
     hint = did_you_mean(value, choices)
-    raise UserError(f"{name}={value}: choose from {', '.join(choices)}; {hint}")
+    told += f"; {hint}" if hint != told else ""
+    raise UserError(f"{name}={value}: {told}")
 
 
 def _real(config: Any, variant: types.SimpleNamespace) -> None:

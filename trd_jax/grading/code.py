@@ -304,16 +304,26 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
   try:
     lines = path.read_text().split("\n")
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{path}: can't be read ({error})") from None
+    raise UserError(
+      f"{path}: can't be read ({error}); give a file of JSON lines"
+    ) from None
+  if not any(map(str.strip, lines)):
+    raise UserError(f"{path}: no rows; give a file of JSON lines")
   for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     try:
       row = code_tests.loads(line)
     except ValueError as error:
-      raise UserError(f"{path} line {number}: not JSON ({error})") from None
+      raise UserError(
+        f"{path}, line {number}: not JSON ({error}); give an object a line,"
+        " with completion or code, and tests"
+      ) from None
     if not isinstance(row, dict) or "tests" not in row:
-      raise UserError(f"{path} line {number}: no object with tests")
+      raise UserError(
+        f"{path}, line {number}: no JSON object with 'tests'; give the tests"
+        " that the program is graded by, as inputs and outputs"
+      )
     yield row
 
 
@@ -367,10 +377,10 @@ def main(argv: list[str] | None = None) -> int:
         del shown["extracted"]
         print(json.dumps(shown, ensure_ascii=False), flush=True)
   except UserError as error:
-    print(error, file=sys.stderr)
+    print(f"trd-jax grading: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
+    print("trd-jax grading: interrupted", file=sys.stderr)
     return 130
   return 0
 
