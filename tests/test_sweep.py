@@ -69,6 +69,26 @@ def test_points_are_products_and_zips_with_names_of_their_own():
     zipped({"lora.rank": [8, 16], "lora.alpha": [16.0]})
 
 
+def test_names_tell_the_keys_of_a_sweep_apart(tmp_path):
+  path = tmp_path / "twins.py"
+  path.write_text(
+    "from trd_jax.sweep_points import point, product, zipped\n"
+    "def get_sweep():\n"
+    "  return [\n"
+    "    point('mine', {'evaluate.seed': 1}),\n"
+    "    *product({'data.seed': [1], 'train.epochs': [2]}),\n"
+    "    *zipped({'seed': [1]}),\n"
+    "  ]\n"
+  )
+  found = sweep_points.load(path)
+  assert [one.name for one in found] == [
+    "mine",
+    "data.seed=1,epochs=2",
+    "seed=1",
+  ]
+  assert found[1].values == {"data.seed": 1, "train.epochs": 2}
+
+
 @pytest.mark.parametrize(
   ("text", "told"),
   [

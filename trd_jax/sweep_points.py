@@ -35,10 +35,12 @@ class Point:
   Attributes:
     name: names its folder; unique in the sweep.
     values: what it sets, by dotted key.
+    is_own: whether the name was given, not made of the values.
   """
 
   name: str
   values: Mapping[str, Any]
+  is_own: bool = True
 
 
 def point(name: str, values: Mapping[str, Any] | None = None) -> Point:
@@ -92,7 +94,11 @@ def load(path: Path | str) -> list[Point]:
 
 
 def checked(points: Iterable[Any], source: str) -> list[Point]:
-  """The points, if they are such and their names differ."""
+  """The points, if they are such and their names differ.
+
+  Names made of values say the last part of a key where no other key of the
+  sweep has it, else all of it.
+  """
   found = list(points)
   if not found:
     raise UserError(f"{source}: the sweep has no points")
@@ -102,6 +108,10 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
         f"{source}: a {type(one).__name__} is no point; make points with"
         " point, product and zipped of trd_jax.sweep_points"
       )
+  keys = {key for one in found for key in one.values}
+  found = [
+    one if one.is_own else _named(dict(one.values), keys) for one in found
+  ]
   names = [one.name for one in found]
   for name in names:
     if names.count(name) > 1:
@@ -112,14 +122,21 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
   return found
 
 
-def _named(values: dict[str, Any]) -> Point:
-  """A point that is called after its values, by the keys' last parts."""
-  last = [key.rpartition(".")[2] for key in values]
-  parts = [
-    f"{short if last.count(short) == 1 else key}={_shown(values[key])}"
-    for key, short in zip(values, last, strict=True)
-  ]
-  return Point(_fit(",".join(parts)), values)
+def _named(values: dict[str, Any], keys: Iterable[str] = ()) -> Point:
+  """A point that is called after its values.
+
+  Args:
+    values: what it sets, by dotted key. The name says a key's last part, or
+      all of it where another key has that, too.
+    keys: more keys that there are.
+  """
+  last = [key.rpartition(".")[2] for key in {*values, *keys}]
+  parts = []
+  for key, value in values.items():
+    short = key.rpartition(".")[2]
+    told = short if last.count(short) == 1 else key
+    parts.append(f"{told}={_shown(value)}")
+  return Point(_fit(",".join(parts)), values, is_own=False)
 
 
 def _shown(value: Any) -> str:
