@@ -163,13 +163,32 @@ def test_progress_tells_rate_and_remaining_time_of_this_process():
   bar = Progress(
     100, "rollout", "rows", initial=40, stream=io.StringIO(), clock=clock
   )
+  clock.now = 2.0
+  bar.update(10)
   clock.now = 5.0
-  bar.update(20)
+  bar.update(10)
   # 20 rows in 5 s; 40 are left. What was there before counts as done only.
   line = bar.line(clock.now)
   assert "60/100 rows (60%)" in line
   assert "4.0 rows/s" in line
   assert "10.0 s left" in line
+
+
+def test_progress_guesses_no_time_from_the_first_unit_alone():
+  clock = _Clock()
+  bar = Progress(100, "train", "updates", stream=io.StringIO(), clock=clock)
+  assert "left" not in bar.line(clock.now)
+  clock.now = 30.0  # of which the compiler took 29
+  bar.update()
+  assert "1/100 updates (1%)" in bar.line(clock.now)
+  assert "left" not in bar.line(clock.now)
+  for _ in range(29):
+    clock.now += 1.0
+    bar.update()
+    assert "left" not in bar.line(clock.now)
+  clock.now += 1.0
+  bar.update()
+  assert "2:14 min left" in bar.line(clock.now)  # 69 at 31 in 60 s
 
 
 def test_progress_in_a_log_is_a_line_every_ten_seconds_and_at_the_end():

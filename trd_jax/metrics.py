@@ -211,6 +211,10 @@ class Progress:
   On a terminal one line that redraws itself; elsewhere a line every ten
   seconds or so, for a log. A context manager; the last line stays.
 
+  How long it will take is said once as much time has passed after the first
+  unit as before it: that one may have waited for a compiler, or for others
+  that go on beside it.
+
   Args:
     total: how many units there are in all; None where nobody knows.
     desc: what is being done.
@@ -241,6 +245,7 @@ class Progress:
     self._clock = clock
     self._live = self._stream.isatty()
     self._start = clock()
+    self._first: float | None = None  # seconds until the first update
     self._drawn = self._start
     self._line = ""
 
@@ -257,6 +262,8 @@ class Progress:
     self._done += n
     self._note = note or self._note
     now = self._clock()
+    if self._first is None:
+      self._first = now - self._start
     pause = _FRAME_SECONDS if self._live else _LINE_SECONDS
     if now - self._drawn >= pause:
       self._draw(now)
@@ -283,7 +290,8 @@ class Progress:
     parts.append(_rate(rate, self._unit))
     left = None if self._total is None else self._total - self._done
     if left is not None and left > 0:
-      parts.append(f"{duration(left / rate) if rate else '?'} left")
+      if self._first is not None and rate and elapsed >= 2 * self._first:
+        parts.append(f"{duration(left / rate)} left")
     else:
       parts.append(f"took {duration(elapsed)}")
     if self._note:
