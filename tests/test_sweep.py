@@ -328,13 +328,19 @@ def test_four_points_generate_once_and_a_second_run_does_nothing(tmp_path):
   assert again.stdout.count("done before") == 6
 
 
-def test_what_only_looks_claims_no_workdir(tmp_path):
-  shown = _run(tmp_path, "--slurm", "--config.seed=1")
+def test_what_only_looks_leaves_nothing_and_knows_whose_a_workdir_is(tmp_path):
+  workdir = tmp_path / "sweep"
+  shown = _run(workdir, "--slurm", "--config.seed=1")
   assert shown.returncode == 0, shown.stderr
   assert "sbatch" in shown.stdout
-  again = _run(tmp_path, "--dry_run")
+  again = _run(workdir, "--dry_run")
   assert again.returncode == 0, again.stderr
-  assert not RunDir(tmp_path).config.exists()
+  assert not workdir.exists()
+  other = experiment.from_config({"seed": 2})
+  RunDir(workdir).claim(experiment.to_json(other))
+  refused = _run(workdir, "--dry_run")
+  assert refused.returncode == 2
+  assert "was made by another config" in refused.stderr
 
 
 def test_a_dry_run_and_mistakes_start_nothing(tmp_path):

@@ -70,8 +70,8 @@ class Flag:
     default: its type is the flag's: bool, int, float, str, or a tuple of str;
       None stands for a str that may be absent.
     doc: one line.
-    looks_only: whether with it nothing is made, so that a new workdir stays
-      nobody's.
+    looks_only: whether with it nothing is made, not even the workdir, and
+      nobody who is at work there is waited for.
   """
 
   name: str
@@ -180,8 +180,12 @@ def _run(
     run(chosen, None, own)
     return
   # What is kept has to be a run's: without --config it is what is run.
-  kept = dataclasses.replace(chosen, preflight_only=False)
-  is_new = run_dir.claim(experiment.to_json(kept))
+  kept = experiment.to_json(dataclasses.replace(chosen, preflight_only=False))
+  if any(line.own[flag.name] for flag in line.flags if flag.looks_only):
+    run_dir.check(kept)
+    run(chosen, run_dir, own)
+    return
+  is_new = run_dir.claim(kept)
   try:
     with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
       run(chosen, run_dir, own)
@@ -189,8 +193,7 @@ def _run(
     if is_new:
       run_dir.abandon()
     raise
-  looked = any(line.own[flag.name] for flag in line.flags if flag.looks_only)
-  if is_new and (chosen.preflight_only or looked):
+  if is_new and chosen.preflight_only:
     run_dir.abandon()
 
 

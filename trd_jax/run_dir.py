@@ -117,6 +117,17 @@ class RunDir:
       raise UserError(
         f"--workdir={self.root} cannot be written: {error.strerror}"
       ) from error
+    self.check(experiment_json)
+    return is_new
+
+  def check(self, experiment_json: str) -> None:
+    """Sees that the directory is this experiment's or nobody's.
+
+    Raises:
+      UserError: it belongs to another (see `claim`).
+    """
+    if not self.config.exists():
+      return
     differences = list(_differences(self.config, experiment_json))
     if differences:
       shown = ", ".join(differences[:_MOST_DIFFERENCES])
@@ -126,7 +137,6 @@ class RunDir:
         f"--workdir={self.root} was made by another config: {shown}; name "
         "another --workdir, or go back to that config"
       )
-    return is_new
 
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
