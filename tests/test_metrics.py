@@ -250,7 +250,7 @@ def test_durations_are_for_a_person(seconds, text):
   assert metrics.duration(seconds) == text
 
 
-def test_seconds_add_up_over_processes_even_failed_ones(tmp_path):
+def test_seconds_add_up_over_processes_and_stopped_ones_apart(tmp_path):
   path = tmp_path / "timings.jsonl"
   with pytest.raises(ZeroDivisionError), metrics.timed(path, "rollout"):
     raise ZeroDivisionError
@@ -260,8 +260,13 @@ def test_seconds_add_up_over_processes_even_failed_ones(tmp_path):
   rows = read_metrics(path)
   assert [row["stage"] for row in rows] == ["rollout", "rollout", "train"]
   assert all(row["seconds"] >= 0 for row in rows)
+  assert [row["finished"] for row in rows] == [False, True, True]
   with path.open("a") as file:
     file.write('{"stage": "train", "seconds": 2000.5}\n' * 2)
+    stopped = {"stage": "rollout", "seconds": 70.5, "finished": False}
+    file.write(json.dumps(stopped) + "\n")
   sums = metrics.seconds_by_stage(path)
-  assert list(sums) == ["rollout", "train"]
+  assert list(sums) == ["rollout, stopped", "rollout", "train"]
   assert 4001 <= sums["train"] < 4002
+  assert 70.5 <= sums["rollout, stopped"] < 71
+  assert sums["rollout"] < 1

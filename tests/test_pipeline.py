@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trd_jax import pipeline
+from trd_jax import metrics, pipeline
 from trd_jax.records import GradedSample, Trajectory
 from trd_jax.run_dir import RunDir
 
@@ -126,6 +126,10 @@ def test_a_failing_stage_ends_the_pipeline_with_its_exit_code(tmp_path):
   assert "there is no model" in failed.stderr
   # Mended, the same place can be used: nothing had been made there.
   assert not (workdir / "config.json").exists()
+  # And what the failure took is not told as the stage's time.
+  seconds = metrics.seconds_by_stage(RunDir(workdir).timings)
+  assert list(seconds) == ["evaluate/base, stopped"]
+  assert seconds["evaluate/base, stopped"] > 0
 
 
 def test_opd_with_reverse_kl_trains_on_raw_rollouts(tmp_path):

@@ -331,23 +331,34 @@ def duration(seconds: float) -> str:
 def timed(path: Path, stage: str) -> Iterator[None]:
   """Adds the seconds of a block to a stage's account, however it ends.
 
+  A block that raises counts as an attempt that didn't finish.
+
   Args:
     path: JSON lines, such as `RunDir.timings`; several processes may append.
     stage: the account.
   """
-  start = time.monotonic()
+  start, finished = time.monotonic(), False
   try:
     yield
+    finished = True
   finally:
-    row = {"stage": stage, "seconds": round(time.monotonic() - start, 3)}
+    seconds = round(time.monotonic() - start, 3)
+    row = {"stage": stage, "seconds": seconds, "finished": finished}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
       file.write(_json_line(row))
 
 
 def seconds_by_stage(path: Path) -> dict[str, float]:
-  """Each stage's seconds, over all the processes that worked on it."""
+  """Each stage's seconds, over all the processes that worked on it.
+
+  Attempts that didn't finish have an account of their own, `STAGE, stopped`:
+  a later one may have gone on from what they did, or have begun again.
+  """
   sums: dict[str, float] = {}
   for row in read_metrics(path):
-    sums[row["stage"]] = sums.get(row["stage"], 0.0) + row["seconds"]
+    account = row["stage"]
+    if not row.get("finished", True):
+      account += ", stopped"
+    sums[account] = sums.get(account, 0.0) + row["seconds"]
   return sums

@@ -94,13 +94,13 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(f"[{number}/{len(steps)}] {account}", flush=True)
     with timed(run_dir.timings, account):
       code = _start(module, own, experiment, flags)
-    if code:
-      print(
-        f"trd-jax pipeline: {account} ended with exit code {code}; mend what"
-        " it says above and give the same command again",
-        file=sys.stderr,
-      )
-      sys.exit(code)
+      if code:
+        print(
+          f"trd-jax pipeline: {account} ended with exit code {code}; mend what"
+          " it says above and give the same command again",
+          file=sys.stderr,
+        )
+        sys.exit(code)
 
   summary = summarise(experiment, run_dir)
   from trd_jax.run_dir import write_json_atomic
@@ -137,8 +137,8 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
       here.adopt(stage, run_dir)
     with timed(run_dir.timings, f"round {number}"):
       code = parent.run(_round(experiment, run_dir, number, flags))
-    if code:
-      sys.exit(code)
+      if code:
+        sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
   write_json_atomic(
     run_dir.rounds,
@@ -257,7 +257,8 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions, and
     `data`, the files that the questions were read from;
     `trajectories`, `training`, `merge`: what the stages said of themselves;
-    `seconds`: wall-clock by stage, over all the processes that worked on it.
+    `seconds`: wall-clock by stage, over all the processes that worked on it,
+    those that were stopped apart.
   """
   from trd_jax import __version__, scores
   from trd_jax.grading import estimators
@@ -323,9 +324,10 @@ def table(summary: dict[str, Any]) -> str:
   seconds = summary["seconds"]
   total = sum(seconds.values())
   lines += ["", "where the time went"]
+  width = max(18, 2 + max(map(len, seconds), default=0))
   for stage, spent in [*seconds.items(), ("all", total)]:
     share = f"{100 * spent / total:4.0f}%" if total else ""
-    lines.append(f"{stage:<18}{spent:8.1f} s {share}")
+    lines.append(f"{stage:<{width}}{spent:8.1f} s {share}")
   return "\n".join([*lines, ""])
 
 
