@@ -4,14 +4,18 @@ A driver under an interpreter with vLLM does every job in one start; what it
 made is compared here.
 """
 
+import asyncio
 import collections
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -412,6 +416,90 @@ def test_less_room_than_is_asked_for_is_refused_before_anything_loads():
   spec = Spec(max_model_tokens=serving.POSITIONS - 1)
   with pytest.raises(UserError, match=f"and {serving.POSITIONS} are needed"):
     VllmEngine(spec, serving.files(), max_model_tokens=5000)
+
+
+class Instant:
+  """The engine's own queue in front of a model that answers at once."""
+
+  def __init__(self, in_flight: int, fails_at: str | None = None):
+    self.begun = []
+    self.engine = VllmEngine.__new__(VllmEngine)
+    self.engine._llm = None
+    self.engine._in_flight = in_flight
+    self.engine._loop = asyncio.new_event_loop()
+    self.engine._thread = threading.Thread(
+      target=self.engine._loop.run_forever, daemon=True
+    )
+    self.engine._thread.start()
+
+    async def one(request, sampling):
+      self.begun.append(request.key)
+      await asyncio.sleep(0)
+      if request.key == fails_at:
+        raise RuntimeError("the model is gone")
+      return Completion(request.key, (), "length")
+
+    self.engine._one = one
+
+  def stream(self, count: int):
+    requests = [Request(f"{n}", [1], 0, 1) for n in range(count)]
+    return self.engine._stream(requests, GREEDY)
+
+  def settle(self) -> int:
+    """How many requests have been begun once no more are."""
+    before = -1
+    while before != len(self.begun):
+      before = len(self.begun)
+      time.sleep(0.1)
+    return before
+
+  def end(self) -> None:
+    """Closes the engine, then lets go of what was left to its event loop."""
+    self.engine.close()
+    assert not self.engine._thread.is_alive()
+    self.engine._loop.run_until_complete(asyncio.sleep(0.05))
+    self.engine._loop.close()
+
+
+def test_what_a_slow_reader_has_not_read_is_bounded():
+  made = Instant(in_flight=4)
+  stream = made.stream(100)
+  keys = {next(stream).key}
+  assert made.settle() == 2 * 4 + 1
+  keys |= {next(stream).key for _ in range(10)}
+  assert made.settle() == 2 * 4 + 11
+  keys |= {completion.key for completion in stream}
+  assert keys == set(map(str, range(100)))
+  made.end()
+
+
+@pytest.mark.parametrize("taken", [1, 50, 100])
+def test_a_reader_may_leave_while_requests_wait_for_it(taken):
+  made = Instant(in_flight=4)
+  stream = made.stream(100)
+  assert len(list(itertools.islice(stream, taken))) == taken
+  begun = made.settle()
+  stream.close()
+  # The next one finds an engine that works, and none of the former's.
+  assert len(list(made.stream(9))) == 9
+  assert len(made.begun) == begun + 9
+  # Nor does an engine that is closed wait for a reader that never came back.
+  left = made.stream(100)
+  next(left)
+  made.engine.close()
+  left.close()
+  made.end()
+
+
+def test_a_failure_reaches_a_reader_behind_what_was_finished():
+  made = Instant(in_flight=4, fails_at="8")
+  stream = made.stream(100)
+  next(stream)
+  made.settle()
+  with pytest.raises(UserError, match="the model is gone"):
+    for _ in stream:
+      pass
+  made.end()
 
 
 # The last of the driver's: it ends here.

@@ -6,7 +6,8 @@ writes. Prompts go in as token ids and come out as token ids: vLLM neither
 tokenizes nor makes text.
 
 As many requests are in vLLM's hands as keep it busy, the rest wait here: what
-40,000 prompts take is then no matter of vLLM's queue.
+40,000 prompts take is then no matter of vLLM's queue. They also wait for a
+caller who is slower than vLLM.
 """
 
 import asyncio
@@ -41,6 +42,9 @@ from trd_jax.model_folder import CONFIG, read_json
 # Requests in vLLM's hands for each sequence that it decodes at once: the next
 # one is there when one ends.
 _AHEAD = 2
+# Requests begun and not yet taken by the caller, for each in vLLM's hands: a
+# slow reader isn't buried under what it hasn't read.
+_BEGUN = 2
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
 _SURPLUS = "trd_jax.engines.vllm_worker:SurplusRows"
@@ -131,14 +135,16 @@ class VllmEngine:
   ) -> Iterator[Completion]:
     """Completions as the event loop's thread finds them."""
     found: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
+    room = asyncio.Semaphore(_BEGUN * self._in_flight)
     work = asyncio.run_coroutine_threadsafe(
-      self._complete(requests, sampling, found), self._loop
+      self._complete(requests, sampling, found, room), self._loop
     )
     try:
       for _ in requests:
         item = found.get()
         if isinstance(item, Exception):
           raise item
+        self._loop.call_soon_threadsafe(room.release)
         yield item
     finally:
       work.cancel()
@@ -151,12 +157,21 @@ class VllmEngine:
     requests: Sequence[Request],
     sampling: Sampling,
     found: queue.SimpleQueue[Completion | Exception],
+    room: asyncio.Semaphore,
   ) -> None:
-    """Keeps as many requests in flight as vLLM can use."""
+    """Keeps as many requests in flight as vLLM can use.
+
+    Room is waited for before a request is begun and never with a completion
+    in hand: nothing that is finished is lost where all of it ends, and an
+    error always finds its way out.
+    """
     waiting = iter(requests)
 
     async def work_off():
-      for request in waiting:
+      while await room.acquire():
+        if (request := next(waiting, None)) is None:
+          room.release()  # for the next one to see that nothing is left
+          return
         found.put(await self._one(request, sampling))
 
     tasks = [
