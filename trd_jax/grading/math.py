@@ -39,7 +39,7 @@ from trd_jax.grading import judge, pool
 from trd_jax.metrics import Progress
 from trd_jax.records import Verdict
 
-VERSION = "math-3"
+VERSION = "math-4"
 TIMEOUT = 5.0
 _REMEMBERED = 100_000
 

@@ -102,13 +102,20 @@ def _compare_text(gold: str, answer: str) -> Maybe:
   return False if is_text else None
 
 
-def _compare_lists(gold: list[str], answer: str, equal: Equal) -> Maybe:
-  """A gold list or set against whatever the answer is."""
+def _compare_lists(
+  gold: list[str], answer: str, equal: Equal, *, is_set: bool
+) -> Maybe:
+  """A gold list or set against whatever the answer is.
+
+  A bare list may be a tuple's or a vector's items, in their order. A set of
+  several is neither, and `(1,2)` is no way to write `{1,2}` but an interval or
+  a point.
+  """
   if len(shapes.split(answer)) == 1:
     answer = shapes.named(answer).value
   items = shapes.items_of(answer)
   in_order = items is None
-  if items is None and len(gold) > 1:
+  if items is None and len(gold) > 1 and not is_set:
     items = shapes.tuple_of(answer) or shapes.vector_of(answer)
   if items is None:
     items = [answer]
@@ -173,7 +180,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return result
   items = shapes.items_of(gold)
   if items is not None:
-    return _compare_lists(items, answer, equal)
+    is_set = shapes.inside(gold, "\\{", "\\}") is not None
+    return _compare_lists(items, answer, equal, is_set=is_set)
   return _compare_single(gold, answer, equal)
 
 
