@@ -418,14 +418,15 @@ def test_less_room_than_is_asked_for_is_refused_before_anything_loads():
     VllmEngine(spec, serving.files(), max_model_tokens=5000)
 
 
-class Instant:
-  """The engine's own queue in front of a model that answers at once."""
+class Swift:
+  """The engine's own queue in front of a model that answers soon."""
 
   def __init__(self, in_flight: int, fails_at: str | None = None):
-    self.begun = []
+    self.begun, self.held = [], 0
     self.engine = VllmEngine.__new__(VllmEngine)
     self.engine._llm = None
     self.engine._in_flight = in_flight
+    self.engine._work = set()
     self.engine._loop = asyncio.new_event_loop()
     self.engine._thread = threading.Thread(
       target=self.engine._loop.run_forever, daemon=True
@@ -434,7 +435,14 @@ class Instant:
 
     async def one(request, sampling):
       self.begun.append(request.key)
-      await asyncio.sleep(0)
+      self.held += 1
+      try:
+        await asyncio.sleep(0.005)
+      except asyncio.CancelledError:
+        await asyncio.sleep(0.05)  # To let go of a request takes a while.
+        raise
+      finally:
+        self.held -= 1
       if request.key == fails_at:
         raise RuntimeError("the model is gone")
       return Completion(request.key, (), "length")
@@ -462,7 +470,7 @@ class Instant:
 
 
 def test_what_a_slow_reader_has_not_read_is_bounded():
-  made = Instant(in_flight=4)
+  made = Swift(in_flight=4)
   stream = made.stream(100)
   keys = {next(stream).key}
   assert made.settle() == 2 * 4 + 1
@@ -475,7 +483,14 @@ def test_what_a_slow_reader_has_not_read_is_bounded():
 
 @pytest.mark.parametrize("taken", [1, 50, 100])
 def test_a_reader_may_leave_while_requests_wait_for_it(taken):
-  made = Instant(in_flight=4)
+  made = Swift(in_flight=4)
+  # One leaves while the model works, another when it waits for the reader.
+  hurried = made.stream(100)
+  next(hurried)
+  assert made.held
+  hurried.close()
+  assert not made.held
+  made.begun.clear()
   stream = made.stream(100)
   assert len(list(itertools.islice(stream, taken))) == taken
   begun = made.settle()
@@ -492,7 +507,7 @@ def test_a_reader_may_leave_while_requests_wait_for_it(taken):
 
 
 def test_a_failure_reaches_a_reader_behind_what_was_finished():
-  made = Instant(in_flight=4, fails_at="8")
+  made = Swift(in_flight=4, fails_at="8")
   stream = made.stream(100)
   next(stream)
   made.settle()

@@ -12,7 +12,6 @@ caller who is slower than vLLM.
 
 import asyncio
 import atexit
-import contextlib
 import importlib
 import os
 import queue
@@ -45,6 +44,7 @@ _AHEAD = 2
 # Requests begun and not yet taken by the caller, for each in vLLM's hands: a
 # slow reader isn't buried under what it hasn't read.
 _BEGUN = 2
+_END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
 _SURPLUS = "trd_jax.engines.vllm_worker:SurplusRows"
@@ -85,6 +85,8 @@ class VllmEngine:
       target=self._loop.run_forever, name="vllm", daemon=True
     )
     self._thread.start()
+    # What generates for iterators that have not come to their end.
+    self._work: set[asyncio.Task[None]] = set()
     self._serial = 0
     self._mutex = threading.Lock()
     start = time.monotonic()
@@ -123,6 +125,9 @@ class VllmEngine:
   def close(self) -> None:
     """Ends vLLM's processes; what is in flight is lost."""
     atexit.unregister(self.close)
+    if self._loop.is_running():
+      for work in list(self._work):
+        self._wait(_end(work))
     if self._llm is not None:
       self._llm.shutdown()
       self._llm = None
@@ -136,9 +141,8 @@ class VllmEngine:
     """Completions as the event loop's thread finds them."""
     found: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
     room = asyncio.Semaphore(_BEGUN * self._in_flight)
-    work = asyncio.run_coroutine_threadsafe(
-      self._complete(requests, sampling, found, room), self._loop
-    )
+    work = self._wait(_begin(self._complete(requests, sampling, found, room)))
+    self._work.add(work)
     try:
       for _ in requests:
         item = found.get()
@@ -147,10 +151,11 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(room.release)
         yield item
     finally:
-      work.cancel()
-      # Until the requests are off vLLM's hands, a next call would share them.
-      with contextlib.suppress(asyncio.CancelledError, Exception):
-        work.result()
+      # Until its requests are off vLLM's hands, a next call would share them
+      # with it. A closed engine has ended them all.
+      self._work.discard(work)
+      if self._loop.is_running():
+        self._wait(_end(work))
 
   async def _complete(
     self,
@@ -241,6 +246,17 @@ class VllmEngine:
 
   def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+  """A coroutine that runs on this thread's event loop from now on."""
+  return asyncio.ensure_future(work)
+
+
+async def _end(work: asyncio.Task[None]) -> None:
+  """Cancels it, and returns once it has tidied up or takes too long."""
+  work.cancel()
+  await asyncio.wait([work], timeout=_END_SECONDS)
 
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
