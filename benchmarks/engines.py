@@ -190,7 +190,7 @@ def main() -> None:
   parser.add_argument("--max-new-tokens", type=int, default=192)
   parser.add_argument("--slots", type=int)
   parser.add_argument("--decode-steps", type=int, default=16)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=15)
   parser.add_argument("--variants", nargs="+", default=VARIANTS)
   parser.add_argument(
     "--vllm-python", default=os.environ.get("TRD_VLLM_PYTHON")

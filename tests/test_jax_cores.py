@@ -1,5 +1,6 @@
 """How the embedded engine chooses devices and slots by itself."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from small_models import SMALL, model
 from trd_jax.engines.engine import Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
 from trd_jax.model.qwen3 import Qwen3
+
+LONG = dataclasses.replace(SMALL, max_positions=1024)
 
 _LOAD = """
 import json, jax
@@ -28,10 +31,15 @@ print(json.dumps([jax.device_count(), made.slots, ids]))
 """
 
 
-def loaded(before="", flags=""):
+def loaded(before="", flags=None):
   """Devices, slots and completions of an engine in a fresh process."""
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  # What is found compiled is not dumped.
+  environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   environment.pop("JAX_NUM_CPU_DEVICES", None)
+  environment.pop("XLA_FLAGS", None)
+  if flags is not None:
+    environment["XLA_FLAGS"] = flags
   done = subprocess.run(
     [sys.executable, "-c", _LOAD.format(before=before)],
     env=environment,
@@ -64,12 +72,11 @@ def test_a_core_that_is_a_device_computes_its_products_alone(
   assert alone == ("multi_thread_eigen: false" in options.read_text())
 
 
-def test_the_environment_stays_as_it_was():
+@pytest.mark.parametrize("flags", ["--xla_cpu_enable_fast_math=false", None])
+def test_the_environment_stays_as_it_was(flags):
   check = "lambda: os.environ == before or os._exit(3)"
-  before = (
-    f"import atexit, os; before = dict(os.environ); atexit.register({check})"
-  )
-  loaded(before=before)
+  before = "import atexit, os; before = dict(os.environ)\n"
+  loaded(before=f"{before}atexit.register({check})", flags=flags)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +103,25 @@ def test_the_cache_alone_is_that_of_the_whole_prefill():
     jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True
   ):
     np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("common", [5, 600])
+def test_a_row_after_a_prefix_is_that_of_the_whole_prompt(common):
+  made, generator = model(LONG), np.random.default_rng(0)
+  tokens = generator.integers(0, LONG.vocab_size, (3, common + 12), np.int32)
+  tokens[:, :common] = tokens[0, :common]
+  length = np.array([12, 7, 1], np.int32)
+  compute = jax.jit(Qwen3.prefill_cache)
+  whole = compute(made, tokens, length + common)
+  prefix = compute(made, tokens[:1, :common], np.array([common], np.int32))
+  rows = compute(made, tokens[:, common:], length, prefix)
+  for one, other in zip(whole.keys, rows.keys, strict=True):
+    for row, count in enumerate(length + common):
+      np.testing.assert_allclose(
+        one[row, ..., :count], other[row, ..., :count], atol=2e-5
+      )
+  for one, other in zip(whole.values, rows.values, strict=True):
+    for row, count in enumerate(length + common):
+      np.testing.assert_allclose(
+        one[row, :, :count], other[row, :, :count], atol=2e-5
+      )

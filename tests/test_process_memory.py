@@ -1,5 +1,6 @@
 """What counts as a program's memory, and what does not."""
 
+import os
 import subprocess
 
 import pytest
@@ -24,6 +25,9 @@ def quiet():
 
 
 def test_this_machine_s_files_are_not_a_program_s(quiet, tmp_path):
+  about = os.statvfs("/tmp")
+  if about.f_files == about.f_ffree:
+    pytest.skip("/tmp is on a file system that does not count its files")
   # As a sandbox does before its own folders are mounted: charged for them, an
   # innocent program would end for its memory on a machine with many files.
   (tmp_path / "file").touch()

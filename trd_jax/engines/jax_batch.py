@@ -18,8 +18,10 @@ from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.qwen3 import KVCache
 from trd_jax.sharding import replicated
 
-# Slots of a device below which a step costs no less for being of fewer.
-_LEAST_SHARE = 16
+# Slots of a device below which a step hardly costs less for being of fewer, and
+# not what it takes to compile it.
+_LEAST_SHARE = {"cpu": 16}
+_LEAST_SHARE_ACCELERATOR = 64
 
 
 def _patience(share: int) -> int:
@@ -193,9 +195,11 @@ class Batch:
 
   def compact(self) -> "Batch":
     """What runs, in half the slots or fewer where it fits, else the same."""
-    devices = self._engine.mesh.size
+    mesh = self._engine.mesh
+    devices, platform = mesh.size, mesh.devices.flat[0].platform
     whole = share = self.slots // devices
-    least = max(*self._busy(), _LEAST_SHARE)
+    least = _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
+    least = max(least, *self._busy())
     while share % 2 == 0 and share // 2 >= least:
       share //= 2
     if share == whole:

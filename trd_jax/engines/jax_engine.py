@@ -17,15 +17,15 @@ into the free slots of another, where it fits, and the last one into half the
 slots or fewer: few long completions then cost no more than they must.
 
 Prompts are computed up to their last token but one: decoding begins with the
-last, so that only one program draws tokens. Shapes come from `bucket`: what is
-compiled depends on the buckets of prompt and context length, and on the number
-of slots.
+last, so that only one program draws tokens. What is compiled depends on the
+buckets of prompt and context length, on how many tokens all prompts begin with,
+and on the number of slots.
 
 A request's tokens follow from weights, prompt, seed and sampling. Neighbours,
-order and slot enter nothing that is computed for it. Through the shapes of
-the buckets, and more through the number of slots and devices, they can change
-the order of sums and so the last bits of a logit: a token changes only where
-two candidates with their noise are that close (about 1e-6 in float32).
+order and slot enter nothing that is computed for it. Through these shapes, and
+the number of devices, they can change the order of sums and so the last bits of
+a logit: a token changes only where two candidates with their noise are that
+close (about 1e-6 in float32).
 """
 
 import collections
@@ -137,7 +137,8 @@ class JaxEngine:
 
     Where the process hasn't used JAX yet, the model is small (33M parameters)
     and nothing else sets the number of CPU devices, each core becomes one, up
-    to 8. That holds for the rest of the process.
+    to 8, and JAX is started. That holds for the rest of the process, and so
+    does that each device computes its products alone.
 
     Args:
       folder: see `weights.load`.
@@ -262,10 +263,12 @@ def _use_cores(config: ModelConfig) -> None:
   if jax.config.values["jax_num_cpu_devices"] != -1:
     return
   try:
-    cores = min(len(os.sched_getaffinity(0)), _MOST_CORES)
-    jax.config.update("jax_num_cpu_devices", cores)
+    cores = len(os.sched_getaffinity(0))
+    jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CORES))
   except (AttributeError, RuntimeError):
     # No such count on this system, or JAX has started.
+    return
+  if cores > _MOST_CORES:
     return
   # A device that also splits its products takes the others' cores for it. XLA
   # reads its flags once, when it starts.

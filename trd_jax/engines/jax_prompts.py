@@ -19,16 +19,14 @@ from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import KVCache, Qwen3
 
 # Tokens that a group of prompts is computed in. A CPU gains nothing from more
-# than this; an accelerator needs more to be busy. Of one size whatever the
-# bucket, because products of about equal size sum in equal order.
+# than this; an accelerator needs more to be busy. Of about one size whatever
+# the bucket, because products of about equal size sum in equal order. To spare
+# so many is worth the programs that a common beginning has of its own.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ACCELERATOR = 16_384
 
 # Buckets where all prompts are short: finer, and fewer than long ones have.
 _SHORT = range(24, 49, 4)
-
-# Tokens that must be spared before a common beginning gets programs of its own.
-_WORTH_SHARING = 1024
 
 
 class Runner(Protocol):
@@ -87,7 +85,10 @@ class Prompts:
     # Requests of the group, and the row that each has in `staging`.
     self._staged: collections.deque[tuple[Waiting, int]] = collections.deque()
     self.staging: KVCache | None = None
-    self.common = _common(self._queue)
+    self._tokens = _PREFILL_TOKENS.get(
+      engine.mesh.devices.flat[0].platform, _PREFILL_TOKENS_ACCELERATOR
+    )
+    self.common = _common(self._queue, self._tokens)
     self._prefix: KVCache | None = None
     longest = self._queue[0].length - 1 - self.common if self._queue else 0
     self._short = longest <= _SHORT[-1]
@@ -105,21 +106,19 @@ class Prompts:
   def _stage(self) -> None:
     """Computes the keys and values of the next group of prompts."""
     engine, queue, common = self._engine, self._queue, self.common
-    devices = engine.mesh.devices.flat
-    tokens = _PREFILL_TOKENS.get(
-      devices[0].platform, _PREFILL_TOKENS_ACCELERATOR
-    )
+    devices = engine.mesh.size
     if common and self._prefix is None:
       ids = np.frombuffer(queue[0].prompt, np.int32)[:common]
       self._prefix = self._prefill(
-        np.tile(ids, (len(devices), 1)), np.full(len(devices), common, np.int32)
+        np.tile(ids, (devices, 1)), np.full(devices, common, np.int32)
       )
     longest = queue[0].length - 1 - common
     short = (length for length in _SHORT if length >= longest)
     T = next(short) if self._short else bucket(longest)
-    # A row holds the common beginning as well, and all rows some memory.
-    most = tokens // max(T, (common + T) // 2)
-    P = max(1, -(-most // len(devices))) * len(devices)
+    # Rows hold the common beginning as well: a long one makes them fewer, or
+    # they would take much memory.
+    most = self._tokens // max(T, (common + T) // 2)
+    P = max(1, -(-most // devices)) * devices
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
     row_of: dict[bytes, int] = {}
@@ -146,8 +145,8 @@ class Prompts:
     )
 
 
-def _common(queue: Sequence[Waiting]) -> int:
-  """How many tokens all prompts begin with, where to share them pays.
+def _common(queue: Sequence[Waiting], worth: int) -> int:
+  """How many tokens all prompts begin with, where that spares enough of them.
 
   Rounded down, as each number has programs of its own. The last token of a
   prompt is never among them, nor is the one before, so that no group is empty.
@@ -161,4 +160,4 @@ def _common(queue: Sequence[Waiting]) -> int:
   first, last = (ids[: max(0, shortest - 2)] for ids in ends)
   count = int(np.argmin(np.append(first == last, False)))
   count -= count % max(2, (1 << count.bit_length()) // 16)
-  return count if count * (len(prompts) - 1) >= _WORTH_SHARING else 0
+  return count if count * (len(prompts) - 1) >= worth else 0

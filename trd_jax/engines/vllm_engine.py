@@ -12,6 +12,7 @@ caller who is slower than vLLM.
 
 import asyncio
 import atexit
+import contextlib
 import importlib
 import os
 import queue
@@ -125,9 +126,8 @@ class VllmEngine:
   def close(self) -> None:
     """Ends vLLM's processes; what is in flight is lost."""
     atexit.unregister(self.close)
-    if self._loop.is_running():
-      for work in list(self._work):
-        self._wait(_end(work))
+    while self._work:
+      self._end(self._work.pop())
     if self._llm is not None:
       self._llm.shutdown()
       self._llm = None
@@ -152,10 +152,19 @@ class VllmEngine:
         yield item
     finally:
       # Until its requests are off vLLM's hands, a next call would share them
-      # with it. A closed engine has ended them all.
-      self._work.discard(work)
-      if self._loop.is_running():
-        self._wait(_end(work))
+      # with it. Whose work is not there any more has been ended by `close`.
+      if work in self._work:
+        self._work.discard(work)
+        self._end(work)
+
+  def _end(self, work: asyncio.Task[None]) -> None:
+    """Cancels it, and returns once it has tidied up or takes too long."""
+    if threading.current_thread() is self._thread:
+      work.cancel()  # of an iterator that was garbage; it can't wait for itself
+      return
+    ended = asyncio.run_coroutine_threadsafe(_cancel(work), self._loop)
+    with contextlib.suppress(TimeoutError):
+      ended.result(_END_SECONDS)
 
   async def _complete(
     self,
@@ -167,8 +176,7 @@ class VllmEngine:
     """Keeps as many requests in flight as vLLM can use.
 
     Room is waited for before a request is begun and never with a completion
-    in hand: nothing that is finished is lost where all of it ends, and an
-    error always finds its way out.
+    in hand, and an error always finds its way out.
     """
     waiting = iter(requests)
 
@@ -185,14 +193,12 @@ class VllmEngine:
     ]
     try:
       await asyncio.gather(*tasks)
+    except asyncio.CancelledError:
+      found.put(_stopped("it was closed"))  # to a reader in another thread
+      raise
     except Exception as error:
       told = str(error).strip().partition("\n")[0] or type(error).__name__
-      found.put(
-        UserError(
-          f"vLLM stopped while it generated ({told}); what is finished is"
-          " kept, and the same command goes on from there"
-        )
-      )
+      found.put(_stopped(told))
     finally:
       for task in tasks:
         task.cancel()
@@ -248,15 +254,21 @@ class VllmEngine:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
+def _stopped(why: str) -> UserError:
+  return UserError(
+    f"vLLM stopped while it generated ({why}); what is finished is kept, and"
+    " the same command goes on from there"
+  )
+
+
 async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
   """A coroutine that runs on this thread's event loop from now on."""
   return asyncio.ensure_future(work)
 
 
-async def _end(work: asyncio.Task[None]) -> None:
-  """Cancels it, and returns once it has tidied up or takes too long."""
+async def _cancel(work: asyncio.Task[None]) -> None:
   work.cancel()
-  await asyncio.wait([work], timeout=_END_SECONDS)
+  await asyncio.wait([work])
 
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:

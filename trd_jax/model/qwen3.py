@@ -166,9 +166,9 @@ class Qwen3(nnx.Module):
       prefix: keys and values, `B = 1`, of what stands before every row; they
         come first in the rows that are given back.
     """
-    before = 0 if prefix is None else prefix.values[0].shape[2]
+    start = 0 if prefix is None else prefix.values[0].shape[2]
     tokens_BT, position_BT, segment_BT = _padded(tokens_BT, length_B)
-    position_BT += before
+    position_BT += start
     table = rope_table(self.config, position_BT)
     L = self.config.num_layers
 
