@@ -79,16 +79,47 @@ def test_a_file_that_is_gone_is_not_missed(read):
   assert len(store.load(made, run_dir)) == 2
 
 
-def test_one_more_file_in_the_folder_is_named(tmp_path):
+def test_a_file_that_can_not_be_read_is_told_in_one_line(tmp_path):
+  file = tmp_path / "mine.jsonl"
+  file.symlink_to("/proc/self/mem")  # of which the first byte is nobody's
+  run_dir = RunDir(tmp_path / "run")
+  with pytest.raises(UserError, match=r"mine\.jsonl can't be read \(") as it:
+    store.load(chosen("jsonl", file), run_dir)
+  assert "\n" not in str(it.value)
+  assert run_dir.done("problems") is None
+
+
+def test_a_file_that_can_not_be_read_any_more_is_not_missed(tmp_path):
+  folder = tmp_path / "mine"
+  folder.mkdir()
+  for name in "ab":
+    (folder / f"{name}.jsonl").write_text(rows(name))
+  made = chosen("jsonl", folder)
+  run_dir = RunDir(tmp_path / "run")
+  store.load(made, run_dir)
+  (folder / "a.jsonl").unlink()
+  (folder / "a.jsonl").symlink_to("/proc/self/mem")
+  assert len(store.load(made, run_dir)) == 2
+  # The others are looked at nevertheless.
+  (folder / "b.jsonl").write_text(rows("c"))
+  with pytest.raises(UserError, match=r"b\.jsonl has changed since"):
+    store.load(made, run_dir)
+
+
+@pytest.mark.parametrize("source", ["jsonl", "deepscaler", "taco"])
+def test_one_more_file_in_the_folder_is_named(tmp_path, source):
   folder = tmp_path / "mine"
   folder.mkdir()
   (folder / "a.jsonl").write_text(rows("x"))
-  made = chosen("jsonl", folder)
+  made = chosen(source, folder)
   run_dir = RunDir(tmp_path / "run")
   store.load(made, run_dir)
   (folder / "b.jsonl").write_text(rows("y"))
   with pytest.raises(UserError, match=r"b\.jsonl was not there"):
     store.load(made, run_dir)
+  for name in "ba":  # what has come is gone, and then what was read
+    (folder / f"{name}.jsonl").unlink()
+    assert len(store.load(made, run_dir)) == 1
 
 
 def test_flags_of_special_judges_belong_to_the_source(tmp_path):

@@ -98,7 +98,11 @@ def download(url: str, digest: str, name: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-  """The SHA-256 of a file's bytes, in hexadecimal."""
+  """The SHA-256 of a file's bytes, in hexadecimal.
+
+  Raises:
+    OSError: it can't be read.
+  """
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
 def check_source(experiment: Experiment, run_dir: RunDir) -> None:
   """Sees that the problems' local files are still those that were read.
 
-  A file that is gone is no matter: the run has its own copy of the problems.
+  A file that is gone, or that can't be read any more, is no matter: the run
+  has its own copy of the problems.
 
   Raises:
     UserError: one has another content now, or there is one more.
@@ -89,11 +91,12 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
   if not read:  # no local files, or a version of this program kept no digests
     return
   data = experiment.data
-  try:
-    now = _digests(data)
-  except UserError:
-    return
-  for name, digest in now.items():
+  for path in _still_there(data, read):
+    try:
+      digest = sources.sha256(path)
+    except OSError:
+      continue
+    name = path.name
     if read.get(name) != digest:
       what = "has changed" if name in read else "was not there"
       raise UserError(
@@ -103,10 +106,40 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
       )
 
 
+def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
+  """The local files that a source would be read from now.
+
+  Where it can't be said which these are, though all that were `read` are there,
+  others have come: then all that there are.
+  """
+  try:
+    try:
+      return problems.local_files(data)
+    except UserError:
+      root = Path(data.root or "").expanduser()
+      if all((root / name).is_file() for name in read):
+        return sources.data_files(root)
+  except OSError:
+    pass
+  return []
+
+
 def _digests(data: Data) -> dict[str, str]:
-  """The SHA-256 of each local file of a source, by name."""
-  files = problems.local_files(data)
-  return {path.name: sources.sha256(path) for path in files}
+  """The SHA-256 of each local file of a source, by name.
+
+  Raises:
+    UserError: one isn't there, or can't be read.
+  """
+  path, digests = data.root, {}
+  try:
+    for path in problems.local_files(data):
+      digests[path.name] = sources.sha256(path)
+  except OSError as error:
+    raise UserError(
+      f"data.root={data.root}: {path} can't be read ({error.strerror}); see to"
+      " its permissions, or give another copy"
+    ) from error
+  return digests
 
 
 def _decontaminated(
