@@ -1,5 +1,7 @@
 """A workdir keeps the problems that it read, and knows what of."""
 
+import contextlib
+import dataclasses
 import json
 import types
 
@@ -7,7 +9,7 @@ import pytest
 
 from trd_jax import experiment, pipeline, refine, rollout
 from trd_jax.errors import UserError
-from trd_jax.problems import store
+from trd_jax.problems import sources, store
 from trd_jax.run_dir import RunDir
 
 NO_FLAGS = types.SimpleNamespace(dry_run=False, config_argv=[])
@@ -71,6 +73,24 @@ def test_a_file_that_has_changed_is_named_by_every_stage(read):
   file.write_text(before)
   rollout.run(made, run_dir, NO_FLAGS)
   assert len(store.load(made, run_dir)) == 2
+
+
+@pytest.mark.parametrize("stage", [rollout, refine])
+def test_files_are_looked_at_once_a_stage(read, stage, monkeypatch):
+  made, run_dir, file = read
+  looked_at, sha256 = [], sources.sha256
+  monkeypatch.setattr(
+    sources, "sha256", lambda path: looked_at.append(path) or sha256(path)
+  )
+  made = dataclasses.replace(made, preflight_only=True)
+  if stage is refine:
+    done("rollout", run_dir)
+  with contextlib.suppress(UserError):  # there is no draft to refine
+    stage.run(made, run_dir, NO_FLAGS)
+  assert looked_at == [file]
+  done(stage.STAGE, run_dir)
+  stage.run(made, run_dir, NO_FLAGS)
+  assert looked_at == [file, file]
 
 
 def test_a_file_that_is_gone_is_not_missed(read):

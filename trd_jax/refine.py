@@ -37,7 +37,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       f"method={experiment.method} trains on raw rollouts and has no refine"
       " stage; use method=trd, or go on with trd_jax.train"
     )
-  store.check_source(experiment, run_dir)
+  if run_dir.done(STAGE) is not None:
+    store.check_source(experiment, run_dir)  # or else as they are loaded
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   if not experiment.preflight_only:

@@ -26,7 +26,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.prompts import VERSION, fit_initials
   from trd_jax.records import Rejected, Trajectory
 
-  store.check_source(experiment, run_dir)
+  if run_dir.done(STAGE) is not None:
+    store.check_source(experiment, run_dir)  # or else as they are loaded
   if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
     return
   if not experiment.preflight_only:
