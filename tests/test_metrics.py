@@ -191,6 +191,19 @@ def test_progress_guesses_no_time_from_the_first_unit_alone():
   assert "2:14 min left" in bar.line(clock.now)  # 69 at 31 in 60 s
 
 
+def test_progress_takes_no_units_for_no_first_unit():
+  clock = _Clock()
+  bar = Progress(100, "grade", "samples", stream=io.StringIO(), clock=clock)
+  clock.now = 1.0
+  bar.update(0)
+  clock.now = 30.0
+  bar.update()
+  assert "left" not in bar.line(clock.now)
+  clock.now = 60.0
+  bar.update()
+  assert "49:00 min left" in bar.line(clock.now)  # 98 at 2 in 60 s
+
+
 def test_progress_in_a_log_is_a_line_every_ten_seconds_and_at_the_end():
   clock, stream = _Clock(), io.StringIO()
   with Progress(240, "train", "steps", stream=stream, clock=clock) as bar:

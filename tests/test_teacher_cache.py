@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,26 @@ def test_killed_while_it_fills_it_goes_on_with_what_is_there(tmp_path, student):
   assert names == after.keys()
   rows = read_metrics(run_dir.metrics_file("train"))
   assert [row["loss"] for row in rows] == [row["loss"] for row in whole[1]]
+
+
+def test_what_another_process_has_done_is_not_in_the_rate(
+  tmp_path, student, monkeypatch, capsys
+):
+  run = experiment(student)
+  mine, theirs = str(tmp_path / "mine"), str(tmp_path / "theirs")
+  first = trained(cached(run, cache_dir=theirs), tmp_path / "first")
+  check_room = TeacherCache.check_room
+
+  def fill_meanwhile(self, tokens):
+    """Between looking what is missing and being let in to compute it."""
+    shutil.copytree(theirs, mine, dirs_exist_ok=True)
+    return check_room(self, tokens)
+
+  monkeypatch.setattr(TeacherCache, "check_room", fill_meanwhile)
+  capsys.readouterr()
+  hold_equal(first, trained(cached(run, cache_dir=mine), tmp_path / "second"))
+  told = capsys.readouterr().err
+  assert "teacher cache: 24/24 trajectories (100%) · 0.0 traj" in told
 
 
 def test_a_flipped_byte_is_refused_and_a_removed_shard_computed_anew(

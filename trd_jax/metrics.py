@@ -245,7 +245,7 @@ class Progress:
     self._clock = clock
     self._live = self._stream.isatty()
     self._start = clock()
-    self._first: float | None = None  # seconds until the first update
+    self._first: float | None = None  # seconds until the first unit
     self._drawn = self._start
     self._line = ""
 
@@ -262,7 +262,7 @@ class Progress:
     self._done += n
     self._note = note or self._note
     now = self._clock()
-    if self._first is None:
+    if self._first is None and n > 0:
       self._first = now - self._start
     pause = _FRAME_SECONDS if self._live else _LINE_SECONDS
     if now - self._drawn >= pause:

@@ -233,11 +233,15 @@ def _compute(
   )
   with (
     cache.filling() as filler,
-    Progress(len(missing), "teacher cache", "trajectories") as progress,
-  ):
     # Another process may have computed some while this one waited.
+    Progress(
+      len(missing),
+      "teacher cache",
+      "trajectories",
+      initial=sum(key in filler for key in missing),
+    ) as progress,
+  ):
     left = {key for key in missing if key not in filler}
-    progress.update(len(missing) - len(left))
 
     def keep(batch, micro, buffer):
       """Fetches what a micro-batch has made and hands it on."""
