@@ -223,6 +223,16 @@ def test_another_config_is_refused_and_the_workdir_stays(
   assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
+def test_a_look_at_a_workdir_that_cannot_be_one_is_refused(
+  config, tmp_path, capsys
+):
+  (tmp_path / "file").write_text("")
+  argv = [f"--config={config}", f"--workdir={tmp_path / 'file' / 'run'}"]
+  flags = [cli.Flag("dry_run", False, "looks", looks_only=True)]
+  line = _complaint(capsys, *argv, "--dry_run", flags=flags)
+  assert "cannot be written: Not a directory" in line
+
+
 def test_a_stage_is_held_while_it_runs_unless_it_says_otherwise(
   config, tmp_path
 ):

@@ -304,6 +304,35 @@ def test_a_workdir_that_cannot_be_one_is_told(tmp_path):
     RunDir(tmp_path / "file", _config())
 
 
+def test_a_look_at_a_workdir_that_cannot_be_one_tells_it(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+  for name in ("file", "file/below/it", "lost", "lost/below/it"):
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+      RunDir(tmp_path / name).check(_config())
+  RunDir(tmp_path / "not" / "yet").check(_config())
+  assert not (tmp_path / "not").exists()
+
+
+_LOOK = """
+import os, sys
+from trd_jax import experiment
+from trd_jax.run_dir import RunDir
+if os.getuid() == 0:
+  os.setuid(65534)  # root may write anywhere
+RunDir(sys.argv[1]).check(experiment.to_json(experiment.from_config({})))
+"""
+
+
+def test_a_look_at_a_workdir_below_an_unwritable_folder_tells_it(tmp_path):
+  locked = tmp_path / "locked"
+  locked.mkdir(mode=0o555)
+  for name in (".", "run", "below/it"):
+    command = [sys.executable, "-c", _LOOK, str(locked / name)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "cannot be written: Permission denied" in ended.stderr
+
+
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
   path = tmp_path / "summary.json"
   write_json_atomic(path, {"avg": 0.5, "name": "é"})

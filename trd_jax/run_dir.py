@@ -17,6 +17,7 @@ flushed to the disk, and renamed.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -114,18 +115,22 @@ class RunDir:
           self.config.hardlink_to(mine)
         mine.unlink()
     except OSError as error:
-      raise UserError(
-        f"--workdir={self.root} cannot be written: {error.strerror}"
-      ) from error
+      raise self._unwritable(error.strerror) from error
     self.check(experiment_json)
     return is_new
 
   def check(self, experiment_json: str) -> None:
-    """Sees that the directory is this experiment's or nobody's.
+    """Sees that the directory is this experiment's or could be, as it is.
 
     Raises:
-      UserError: it belongs to another (see `claim`).
+      UserError: it belongs to another, or cannot be written (see `claim`).
     """
+    root = self.root.absolute()
+    there = next(p for p in (root, *root.parents) if os.path.lexists(p))
+    if not os.path.isdir(there):  # which is False where it can't be seen
+      raise self._unwritable(os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+      raise self._unwritable(os.strerror(errno.EACCES))
     if not self.config.exists():
       return
     differences = list(_differences(self.config, experiment_json))
@@ -137,6 +142,9 @@ class RunDir:
         f"--workdir={self.root} was made by another config: {shown}; name "
         "another --workdir, or go back to that config"
       )
+
+  def _unwritable(self, why: str | None) -> UserError:
+    return UserError(f"--workdir={self.root} cannot be written: {why}")
 
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
