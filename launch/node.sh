@@ -5,7 +5,8 @@
 #
 #   CONFIG     a config with its variants, as configs/opsd.py:model=8b
 #   WORKDIR    the run's directory
-#   --dry-run  print the commands, budgets and disk, and start nothing
+#   --dry-run  print the commands, budgets, devices, hours and disk, and
+#              start nothing
 #
 # TRD_PYTHON is the interpreter that the environments are made from; default
 # python3, 3.11 or newer. Same command again: it goes on where it stopped.
@@ -65,8 +66,8 @@ if [[ $config == *domain=code* ]]; then
     run env "PYTHON=$base" third_party/evalplus/install.sh .venv-evalplus
 fi
 
-# What will be run, with its budgets and its disk. On a dry run that is all,
-# said by whatever Python has the package.
+# What will be run, with its budgets, devices, hours and disk. On a dry run
+# that is all, said by whatever Python has the package.
 if [[ $dry ]]; then
   run "${pipeline[@]}"
   python=$base

@@ -25,7 +25,7 @@ FLAGS = (
   cli.Flag(
     "dry_run",
     False,
-    "print commands, budgets and disk, run nothing",
+    "print commands, budgets, devices, hours and disk, run nothing",
     looks_only=True,
   ),
 )
