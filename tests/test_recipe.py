@@ -130,6 +130,12 @@ def test_what_no_row_has_is_refused(regime, arg, told):
   assert str(caught.value).count("choose from") <= 1
 
 
+def test_among_many_choices_of_which_none_is_near_there_is_no_hint():
+  many = tuple(f"method_{number}" for number in range(13))
+  with pytest.raises(UserError, match=r"x=zzz: choose from .*, method_12$"):
+    recipe._choose("x", "zzz", many)
+
+
 def test_the_rest_of_the_methods_and_problems_are_reached_by_variants():
   e = resolve("opsd", method="jsd", cot="with_cot", gpus=4)
   assert (e.method, e.data.subset) == ("jsd", "with_cot")

@@ -105,7 +105,7 @@ def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
   if value not in choices:
     told = f"choose from {', '.join(choices)}"
     hint = did_you_mean(value, choices)
-    told += f"; {hint}" if hint != told else ""
+    told += f"; {hint}" if hint not in ("", told) else ""
     raise UserError(f"{name}={value}: {told}")
 
 
