@@ -273,6 +273,33 @@ def test_too_little_free_disk_is_warned_of(tmp_path, monkeypatch):
   assert "WARNING" not in told(total, **cache, **{"train.cache_dir": "/big"})
 
 
+def test_what_finished_rounds_have_written_needs_no_room(tmp_path, monkeypatch):
+  one = planned(tmp_path)[0]
+  one["evaluate"] //= 2  # base and trained
+  _, e = planned(tmp_path, **{"pipeline.rounds": 3})
+  run_dir = RunDir(tmp_path)
+
+  def is_enough(free, *done):
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    names = [name for name, _, _ in pipeline.commands(e, run_dir)]
+    names += [f"round {n}, unless the student has collapsed" for n in (2, 3)]
+    steps = [(name, ["run"], name.startswith(done)) for name in names]
+    return "WARNING" not in dry_run.describe(e, run_dir, steps)
+
+  left = 3 * sum(one.values()) + one["evaluate"]
+  assert is_enough(left, "none")
+  assert not is_enough(left - 1, "none")
+  left -= one["evaluate"] + one["rollout"]
+  first = ("evaluate/base", "rollout")
+  assert is_enough(left, *first)
+  assert not is_enough(left - 1, *first)
+  left = sum(one.values())  # all but the third
+  whole = ("evaluate", "rollout", "refine", "train", "merge", "round 2")
+  assert is_enough(left, *whole)
+  assert not is_enough(left - 1, *whole)
+
+
 def test_planned_adapters_are_as_large_as_real_ones():
   for shape in dry_run.KNOWN_MODELS.values():
     made = jax.eval_shape(

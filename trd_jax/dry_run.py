@@ -201,8 +201,7 @@ def describe(
     shown = "not known here" if size is None else _shown(size)
     lines.append(f"  {name:<13}{shown:>14}  {what}")
     total += size or 0
-    if not _is_elsewhere_or_done(name, e, commands):
-      ahead += size or 0
+    ahead += _ahead(name, size or 0, e, commands)
   lines.append(f"  {'all':<13}{_shown(total):>14}")
   free = free_bytes(run_dir.root)
   lines.append(f"  {'free':<13}{_shown(free):>14}  where {run_dir.root} is")
@@ -225,20 +224,27 @@ def free_bytes(path: Path) -> int:
   return shutil.disk_usage(there).free
 
 
-def _is_elsewhere_or_done(
+def _ahead(
   stage: str,
+  size: int,
   experiment: Experiment,
   commands: Sequence[tuple[str, Sequence[str], bool]],
-) -> bool:
-  """Whether what a stage writes needs no room of the workdir's any more."""
+) -> int:
+  """What a stage will still write where the workdir is, of its bytes in all.
+
+  They are spread evenly over its commands and the further rounds, of which one
+  that is begun counts as if nothing of it were there yet.
+  """
   if stage == "teacher_cache":
     if experiment.train.cache_dir:
-      return True
+      return 0
     stage = "train"
   parts = [
-    done for name, _, done in commands if name.partition("/")[0] == stage
+    done
+    for name, _, done in commands
+    if name.partition("/")[0] == stage or name.startswith("round ")
   ]
-  return experiment.pipeline.rounds == 1 and bool(parts) and all(parts)
+  return size * parts.count(False) // len(parts) if parts else size
 
 
 def _devices(experiment: Experiment) -> Iterator[str]:
