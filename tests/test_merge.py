@@ -253,8 +253,8 @@ def test_conversions_that_make_no_sense_are_refused(
   [
     ("train", "peft", ["train/checkpoints"]),
     ("train/checkpoints/9", "peft", ["train/checkpoints"]),
-    ("merge", "peft", ["merge/model", "merge/adapter"]),
-    ("merge", "hf", ["merge/model", "merge/adapter"]),
+    ("merge", "orbax", ["merge/model", "merge/adapter"]),
+    ("", "orbax", ["merge/model", "merge/adapter"]),
     ("", "peft", ["train/checkpoints"]),
   ],
 )
@@ -267,6 +267,19 @@ def test_a_folder_around_or_in_the_weights_gets_a_suggestion(
     _run(convert, chosen, None, source=run_dir.root / source, target=out, to=to)
   told = " or ".join(str(run_dir.root / one) for one in meant)
   assert str(caught.value).endswith(f"; did you mean --source={told}?")
+
+
+@pytest.mark.parametrize("to", ["hf", "peft"])
+def test_where_nothing_fits_it_is_told_what_can_be_made(merged, tmp_path, to):
+  chosen, run_dir, _ = merged
+  source, out = run_dir.root / "merge", str(tmp_path / "out")
+  with pytest.raises(UserError, match=f"none there can become --to={to}") as it:
+    _run(convert, chosen, None, source=source, target=out, to=to)
+  assert "did you mean" not in str(it.value)
+  assert str(it.value).endswith(
+    f"; give --source={run_dir.merged} with --to=orbax or"
+    f" --source={run_dir.adapter} with --to=orbax"
+  )
 
 
 def test_checkpoints_are_scaled_by_the_config_of_their_run(

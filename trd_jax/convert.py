@@ -72,10 +72,19 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     ("checkpoints", "peft"): _checkpoints_to_peft,
   }
   if meant := _meant(source):
-    fit = [one for one in meant if (_kind(one), flags.to) in writers]
+    fit = [str(one) for one in meant if (_kind(one), flags.to) in writers]
+    told = f"--source={source} holds no weights itself"
+    if fit:
+      raise UserError(f"{told}; did you mean --source={' or '.join(fit)}?")
+    forms = [
+      f"--source={one} with --to={form}"
+      for one in meant
+      for kind, form in writers
+      if kind == _kind(one)
+    ]
     raise UserError(
-      f"--source={source} holds no weights itself; did you mean"
-      f" --source={' or '.join(map(str, fit or meant))}?"
+      f"{told}, and none there can become --to={flags.to}; give"
+      f" {' or '.join(forms)}"
     )
   kind = _kind(source)
   if (kind, flags.to) not in writers:
