@@ -89,6 +89,28 @@ def test_names_tell_the_keys_of_a_sweep_apart(tmp_path):
   assert found[1].values == {"data.seed": 1, "train.epochs": 2}
 
 
+def test_a_point_stays_where_a_sweep_with_fewer_keys_has_put_it(base, tmp_path):
+  def folder(number, *points):
+    found = sweep_points.checked(points, "s.py")
+    plans = sweep.plan(base, found, "s.py")
+    command = sweep._command(plans[number], RunDir(tmp_path), [])
+    return command[-1].rpartition("/")[2]
+
+  (mine,) = product({"data.seed": [1], "train.epochs": [2]})
+  (other,) = product({"evaluate.seed": [3]})
+  assert folder(0, mine) == "seed=1,epochs=2"
+  assert folder(0, mine, other) == "data.seed=1,epochs=2"
+  (tmp_path / "points" / "seed=1,epochs=2").mkdir(parents=True)
+  assert folder(0, mine, other) == "seed=1,epochs=2"
+  assert folder(1, mine, other) == "evaluate.seed=3"
+  # A name that another point has, or has had, says nothing.
+  (tmp_path / "points" / "seed=1").mkdir()
+  for twin in ("evaluate.seed", "seed"):
+    points = [product({key: [1]})[0] for key in ("data.seed", twin)]
+    assert folder(0, *points) == "data.seed=1"
+    assert folder(1, *points) == f"{twin}=1"
+
+
 @pytest.mark.parametrize(
   ("text", "told"),
   [

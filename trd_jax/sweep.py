@@ -157,7 +157,10 @@ def _is_unread(chosen: Experiment, name: str) -> bool:
 
 
 def _folder(run_dir: RunDir, one: Point) -> RunDir:
-  return RunDir(run_dir.stage("points") / one.name)
+  points = run_dir.stage("points")
+  if one.alone and (points / one.alone).is_dir():
+    return RunDir(points / one.alone)
+  return RunDir(points / one.name)
 
 
 def _claim(where: RunDir, one: Plan) -> None:

@@ -36,11 +36,15 @@ class Point:
     name: names its folder; unique in the sweep.
     values: what it sets, by dotted key.
     is_own: whether the name was given, not made of the values.
+    alone: the name that its values make alone, where the sweep's other keys
+      make it another one. A sweep that had fewer keys, or was begun when names
+      looked at no other point, has its folder under that.
   """
 
   name: str
   values: Mapping[str, Any]
   is_own: bool = True
+  alone: str | None = None
 
 
 def point(name: str, values: Mapping[str, Any] | None = None) -> Point:
@@ -109,10 +113,17 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
         " point, product and zipped of trd_jax.sweep_points"
       )
   keys = {key for one in found for key in one.values}
+  alone = [one.name for one in found]
   found = [
     one if one.is_own else _named(dict(one.values), keys) for one in found
   ]
   names = [one.name for one in found]
+  found = [
+    dataclasses.replace(one, alone=name)
+    if [*alone, *names].count(name) == 1  # no other point has or had it
+    else one
+    for one, name in zip(found, alone, strict=True)
+  ]
   for name in names:
     if names.count(name) > 1:
       raise UserError(
