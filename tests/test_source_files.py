@@ -153,3 +153,19 @@ def test_flags_of_special_judges_belong_to_the_source(tmp_path):
   flags.write_text(json.dumps({"idx": 0, "special_judge": True}))
   with pytest.raises(UserError, match=r"flags\.jsonl has changed"):
     store.load(made, run_dir)
+
+
+def test_rows_without_a_domain_may_be_meant_for_the_laboratory(tmp_path):
+  file = tmp_path / "mine.jsonl"
+  file.write_text(rows("x"))
+  made = dataclasses.replace(chosen("jsonl", file), domain="arithmetic")
+  with pytest.raises(UserError) as it:
+    store.load(made, RunDir(tmp_path / "run"))
+  assert str(it.value).endswith(
+    '; write "domain": "arithmetic" into the rows, or set --config.domain=math'
+  )
+  made = dataclasses.replace(chosen("jsonl", file), domain="code")
+  with pytest.raises(
+    UserError, match=r"domain=code; set --config\.domain=math"
+  ):
+    store.load(made, RunDir(tmp_path / "run"))

@@ -48,9 +48,12 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
     print(f"problems: {rows.count(found, rejected)}", flush=True)
     for problem in found:
       if problem.domain != experiment.domain:
+        own = experiment.data.source == "jsonl"
+        other = 'write "domain": "arithmetic" into the rows, or '
         raise UserError(
           f"data.source={experiment.data.source} holds {problem.domain}"
-          f" problems but domain={experiment.domain}; set"
+          f" problems but domain={experiment.domain};"
+          f" {other if own and experiment.domain == 'arithmetic' else ''}set"
           f" --config.domain={problem.domain}"
         )
     found, overlapping = _decontaminated(experiment, found)
