@@ -188,6 +188,23 @@ def test_code_rows_may_do_without_an_answer(tmp_path):
   assert [r.reason for r in rejected] == ["x.jsonl line 4: no answer"]
 
 
+def test_answers_that_the_laboratory_never_gives_are_set_aside(tmp_path):
+  kept = ["0", 19, "07", 3.0, "$14$", "4."]
+  aside = ["20", -1, "0.5", "nan", "inf", "\\frac{1}{2}", "six"]
+  data = [
+    row(i, answer=answer, domain="arithmetic")
+    for i, answer in enumerate([*kept, *aside])
+  ]
+  data.append(row(99))  # another domain has other answers
+  found, rejected = load("jsonl", write(tmp_path / "x.jsonl", data))
+  assert len(found) == len(kept) + 1
+  assert len(rejected) == len(aside)
+  assert rejected[0].reason == (
+    "x.jsonl line 7: answer 20 is none of the laboratory's arithmetic, which"
+    " is modulo 20; give an integer from 0 to 19"
+  )
+
+
 def nothing(folder):
   return folder / "gone.jsonl"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.errors import UserError
-from trd_jax.problems import rows, sources
+from trd_jax.problems import arithmetic, rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.sections import Data
 
@@ -19,7 +19,8 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   Columns: `problem` (or `question`), `answer`, and where there are such
   `solution` (the reference y*), `tests` (a text, or JSON that becomes one),
   `domain` (default `code` for a row with tests, else `math`). A row with tests
-  may do without an answer. Other scalar columns are kept in `meta`.
+  may do without an answer, one of the laboratory's `arithmetic` has one of its
+  numbers. Other scalar columns are kept in `meta`.
 
   Raises:
     UserError: no `data.root`, or it is missing, unreadable or empty.
@@ -55,10 +56,25 @@ def _problem(row: Mapping[str, Any]) -> Problem:
   tests = tests or None
   domain = row.get("domain") or ("code" if tests else "math")
   has_answer = row.get("answer") not in (None, "") or row.get("Answer")
-  return rows.to_problem(
+  problem = rows.to_problem(
     row,
     "jsonl",
     answer="" if tests and not has_answer else None,
     domain=domain,
     tests=tests,
   )
+  if domain == "arithmetic" and not _is_of_laboratory(problem.answer):
+    raise rows.BadRow(
+      f"answer {problem.answer[:40]} is none of the laboratory's arithmetic,"
+      f" which is modulo {arithmetic.MODULUS}; give an integer from 0 to"
+      f" {arithmetic.MODULUS - 1}"
+    )
+  return problem
+
+
+def _is_of_laboratory(answer: str) -> bool:
+  """Whether an answer is a number that the laboratory's chains end in."""
+  try:
+    return float(rows.comparable(answer)) in range(arithmetic.MODULUS)
+  except ValueError:
+    return False
