@@ -255,6 +255,13 @@ def no_files(folder):
   return folder
 
 
+@pytest.mark.parametrize("source", ["jsonl", "deepscaler", "taco", "gsm8k"])
+def test_only_what_can_be_downloaded_is_offered_to_be(tmp_path, source):
+  with pytest.raises(UserError, match="give the local copy's path") as caught:
+    load(source, nothing(tmp_path))
+  assert ("to download it" in str(caught.value)) == (source != "jsonl")
+
+
 @pytest.mark.parametrize(
   ("source", "make", "message"),
   [

@@ -45,7 +45,7 @@ def files(root: str) -> list[Path]:
   Raises:
     UserError: there is nothing at `root`.
   """
-  path = sources.local_root(root)
+  path = sources.local_root(root, downloads=False)
   return [path] if path.is_file() else sources.data_files(path)
 
 

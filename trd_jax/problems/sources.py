@@ -107,17 +107,22 @@ def sha256(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_root(root: str) -> Path:
+def local_root(root: str, downloads: bool = True) -> Path:
   """An existing file or folder.
+
+  Args:
+    root: its path.
+    downloads: whether the data can be had without it, too.
 
   Raises:
     UserError: there is nothing at `root`.
   """
   path = Path(root).expanduser()
   if not path.exists():
+    other = ", or leave data.root out to download it" if downloads else ""
     raise UserError(
-      f"data.root={root}: no such file or folder; give the local copy's path, "
-      "or leave data.root out to download it"
+      f"data.root={root}: no such file or folder; give the local copy's path"
+      f"{other}"
     )
   return path
 
