@@ -300,14 +300,18 @@ def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
 
 def test_a_workdir_that_cannot_be_one_is_told(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="cannot be written"):
+  with pytest.raises(UserError, match="is a file, not a folder; name another"):
     RunDir(tmp_path / "file", _config())
+  with pytest.raises(UserError, match="cannot be written"):
+    RunDir(tmp_path / "file" / "below", _config())
 
 
 def test_a_look_at_a_workdir_that_cannot_be_one_tells_it(tmp_path):
   (tmp_path / "file").write_text("")
   (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
-  for name in ("file", "file/below/it", "lost", "lost/below/it"):
+  with pytest.raises(UserError, match="is a file, not a folder; name another"):
+    RunDir(tmp_path / "file").check(_config())
+  for name in ("file/below/it", "lost", "lost/below/it"):
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
       RunDir(tmp_path / name).check(_config())
   RunDir(tmp_path / "not" / "yet").check(_config())

@@ -133,8 +133,7 @@ class RunDir:
       raise self._unwritable(os.strerror(errno.EACCES))
     if not self.config.exists():
       return
-    differences = list(_differences(self.config, experiment_json))
-    if differences:
+    if differences := list(_differences(self.config, experiment_json)):
       shown = ", ".join(differences[:_MOST_DIFFERENCES])
       if more := len(differences) - _MOST_DIFFERENCES:
         shown += f" and {more} more" if more > 0 else ""
@@ -144,6 +143,8 @@ class RunDir:
       )
 
   def _unwritable(self, why: str | None) -> UserError:
+    if os.path.isfile(self.root):
+      why = "it is a file, not a folder; name another"
     return UserError(f"--workdir={self.root} cannot be written: {why}")
 
   def abandon(self) -> None:
@@ -157,8 +158,7 @@ class RunDir:
     if self._others_at_work():
       return
     kept = {self.config, self.timings, self.root / "locks", self.problems_dir}
-    made = (path for path in self.root.iterdir() if path not in kept)
-    if not any(_has_files(path) for path in made):
+    if not any(_has_files(p) for p in self.root.iterdir() if p not in kept):
       shutil.rmtree(self.problems_dir, ignore_errors=True)
       self.config.unlink(missing_ok=True)
 
