@@ -248,6 +248,27 @@ def test_conversions_that_make_no_sense_are_refused(
   assert (tmp_path / "other" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize("to", ["hf", "orbax", "peft"])
+@pytest.mark.parametrize("source", ["rollout", "problems", "empty", "begun"])
+def test_a_folder_without_weights_is_told_to_be_one(
+  merged, tmp_path, source, to
+):
+  _, run_dir, _ = merged
+  folder = tmp_path / source
+  folder.mkdir()
+  if source == "begun":  # a run, before its training
+    (folder / "config.json").write_text("{}")
+  elif source == "problems":
+    (folder / "done.json").touch()
+  elif source == "rollout":
+    folder = run_dir.root / source
+  out = str(tmp_path / "out")
+  default = experiment.from_config({})
+  flags = {"source": folder, "to": to, "config_argv": []}
+  with pytest.raises(UserError, match="no checkpoint and no weights; name"):
+    _run(convert, default, None, target=out, **flags)
+
+
 @pytest.mark.parametrize(
   ("source", "to", "meant"),
   [

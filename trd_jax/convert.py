@@ -87,6 +87,16 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
       f" {' or '.join(forms)}"
     )
   kind = _kind(source)
+  empty = {
+    "checkpoints": not _holds_checkpoints(source),
+    "hf": not any(source.glob("*.safetensors")),
+  }
+  if empty.get(kind):
+    raise UserError(
+      f"--source={source} holds no checkpoint and no weights; name"
+      " RUN/train/checkpoints, RUN/merge/model, RUN/merge/adapter or a model's"
+      " folder"
+    )
   if (kind, flags.to) not in writers:
     raise UserError(
       f"--source={source} ({kind}) can't become --to={flags.to}; it can become"
@@ -137,6 +147,11 @@ def _holds_weights(folder: Path) -> bool:
   return any((folder / name).exists() for name in made) or not any(
     folder.iterdir()
   )
+
+
+def _holds_checkpoints(folder: Path) -> bool:
+  """Whether a folder has one of a step, as a training writes them."""
+  return any(one.name.isdecimal() and one.is_dir() for one in folder.iterdir())
 
 
 def _is_given(flags) -> bool:
