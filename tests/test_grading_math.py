@@ -271,7 +271,9 @@ def test_a_file_is_graded_by_the_command(tmp_path):
     ("", "no rows"),
     ('{"completion": "a", "gold": "1"}\n{"completion": "a"}', "line 2"),
     ("[1, 2]", "line 1"),
-    ("nonsense", "line 1"),
+    ("nonsense", "line 1: not JSON"),
+    ('{"completion": "a", "gold": "1"}\n\n{"gold": ', "line 3: not JSON"),
+    ('\n{"completion": "a"}', "line 2: no JSON object with"),
   ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path, text, told):

@@ -210,11 +210,17 @@ def grade_file(
   """
   _check(workers, timeout)
   rows, pairs = [], []
-  for number, line in enumerate(_lines(source), 1):
+  for number, line in _lines(source):
     try:
       row = json.loads(line)
+    except ValueError as error:
+      raise UserError(
+        f"{source}, line {number}: not JSON ({error}); give an object a line,"
+        f" with {completion!r} and {gold!r}"
+      ) from error
+    try:
       pairs.append((str(row[completion]), str(row[gold])))
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
       raise UserError(
         f"{source}, line {number}: no JSON object with {completion!r} and"
         f" {gold!r} ({type(error).__name__}); name the fields with"
@@ -251,7 +257,8 @@ def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
     yield file
 
 
-def _lines(source: Path) -> list[str]:
+def _lines(source: Path) -> list[tuple[int, str]]:
+  """The lines that aren't empty, each with its number in the file."""
   try:
     text = source.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
@@ -259,7 +266,8 @@ def _lines(source: Path) -> list[str]:
       f"{source}: can't be read ({error}); give a file of JSON lines"
     ) from error
   # Not splitlines: JSON may hold other line separators inside its strings.
-  lines = [line for line in text.split("\n") if line.strip()]
+  every = enumerate(text.split("\n"), 1)
+  lines = [(number, line) for number, line in every if line.strip()]
   if not lines:
     raise UserError(f"{source}: no rows; give a file of JSON lines")
   return lines
