@@ -169,3 +169,27 @@ def test_rows_without_a_domain_may_be_meant_for_the_laboratory(tmp_path):
     UserError, match=r"domain=code; set --config\.domain=math"
   ):
     store.load(made, RunDir(tmp_path / "run"))
+
+
+def test_a_dry_run_looks_whether_the_files_are_there(read, tmp_path):
+  made, run_dir, file = read
+  dry = types.SimpleNamespace(dry_run=True, config_argv=["--config=demo.py"])
+  before = file.read_text()
+  file.write_text(rows("z"))
+  with pytest.raises(UserError, match=r"mine\.jsonl has changed since"):
+    pipeline.run(made, run_dir, dry)
+  file.write_text(before)
+  fresh = RunDir(tmp_path / "fresh")
+  store.check_files(made, fresh)
+  file.unlink()
+  store.check_files(made, run_dir)  # which has its own copy
+  with pytest.raises(UserError, match="no such file or folder"):
+    pipeline.run(made, fresh, dry)
+  assert not fresh.root.exists()
+  none = dataclasses.replace(made.data, root=None)
+  made = dataclasses.replace(made, data=none)
+  if none.source == "jsonl":
+    with pytest.raises(UserError, match=r"set data\.root"):
+      store.check_files(made, fresh)
+  else:
+    store.check_files(made, fresh)  # it will be downloaded

@@ -25,7 +25,8 @@ FLAGS = (
   cli.Flag(
     "dry_run",
     False,
-    "print commands, budgets, devices, hours and disk, run nothing",
+    "see that local data is there, print commands, budgets, devices, hours and"
+    " disk, run nothing",
     looks_only=True,
   ),
 )
@@ -49,6 +50,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if flags.dry_run:
     from trd_jax import config_file, dry_run
 
+    store.check_files(experiment, run_dir)
     planned = [
       (
         account,

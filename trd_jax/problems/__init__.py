@@ -67,18 +67,16 @@ def local_files(data: Data) -> list[Path]:
   """The files under `data.root` that `read` reads; none without a root.
 
   Raises:
-    UserError: they aren't there.
+    UserError: they aren't there, or the source can't do without a root.
   """
   name = benchmarks.canonical(data.source)
+  if name == "jsonl":
+    return jsonl.files(data.root)
   if data.root is None:
     return []
   if name in benchmarks.BENCHMARKS:
     return [file.path for file in benchmarks.find(name, data.root)]
-  files = {
-    "deepscaler": deepscaler.files,
-    "jsonl": jsonl.files,
-    "taco": taco.files,
-  }
+  files = {"deepscaler": deepscaler.files, "taco": taco.files}
   return files[name](data.root) if name in files else []
 
 

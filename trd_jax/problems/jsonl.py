@@ -25,28 +25,30 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   Raises:
     UserError: no `data.root`, or it is missing, unreadable or empty.
   """
-  if data.root is None:
+  return rows.collect("jsonl", files(data.root), _problem)
+
+
+def files(root: str | None) -> list[Path]:
+  """The local files that the problems are read from.
+
+  Raises:
+    UserError: there is no `root`, nothing at it, or no data file in it.
+  """
+  if root is None:
     raise UserError(
       "data.source=jsonl: no file; set data.root to a .jsonl, .json or "
       ".parquet file with the columns problem and answer"
     )
-  found = files(data.root)
+  path = sources.local_root(root, downloads=False)
+  if path.is_file():
+    return [path]
+  found = sources.data_files(path)
   if not found:
     raise UserError(
-      f"data.root={data.root}: no data file in this folder; give one that "
+      f"data.root={root}: no data file in this folder; give one that "
       f"ends in {', '.join(sources.SUFFIXES)}"
     )
-  return rows.collect("jsonl", found, _problem)
-
-
-def files(root: str) -> list[Path]:
-  """The local files that the problems are read from.
-
-  Raises:
-    UserError: there is nothing at `root`.
-  """
-  path = sources.local_root(root, downloads=False)
-  return [path] if path.is_file() else sources.data_files(path)
+  return found
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:

@@ -81,6 +81,21 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
   return run_dir.read(STAGE, Problem)
 
 
+def check_files(experiment: Experiment, run_dir: RunDir) -> None:
+  """Sees that the problems' local files are there, without reading problems.
+
+  Raises:
+    UserError: one that will be read isn't there, or as `check_source`.
+  """
+  data = experiment.data
+  if run_dir.done(STAGE) is None:
+    try:
+      problems.local_files(data)
+    except OSError as error:
+      raise _unreadable(data, data.root, error) from error
+  check_source(experiment, run_dir)
+
+
 def check_source(experiment: Experiment, run_dir: RunDir) -> None:
   """Sees that the problems' local files are still those that were read.
 
@@ -138,11 +153,17 @@ def _digests(data: Data) -> dict[str, str]:
     for path in problems.local_files(data):
       digests[path.name] = sources.sha256(path)
   except OSError as error:
-    raise UserError(
-      f"data.root={data.root}: {path} can't be read ({error.strerror}); see to"
-      " its permissions, or give another copy"
-    ) from error
+    raise _unreadable(data, path, error) from error
   return digests
+
+
+def _unreadable(
+  data: Data, path: Path | str | None, error: OSError
+) -> UserError:
+  return UserError(
+    f"data.root={data.root}: {path} can't be read ({error.strerror}); see to"
+    " its permissions, or give another copy"
+  )
 
 
 def _decontaminated(
