@@ -372,10 +372,16 @@ def test_a_dry_run_and_mistakes_start_nothing(tmp_path):
   assert len(commands) == 4
   assert "--config.train.learning_rate=0.001" in commands[0]
   assert not (tmp_path / "dry" / "points").exists()
-  wrong = _run(tmp_path / "wrong", "--point=9")
-  assert wrong.returncode == 2
-  assert "--point=9" in wrong.stderr
-  assert len(wrong.stderr.strip().splitlines()) == 1
+  one = _run(tmp_path / "dry", "--dry_run", "--point=2")
+  assert one.returncode == 0, one.stderr
+  assert [s for s in one.stdout.splitlines() if "pipeline" in s] == commands[
+    2:3
+  ]
+  for looks in ([], ["--dry_run"], ["--slurm"]):
+    wrong = _run(tmp_path / "wrong", "--point=9", *looks)
+    assert wrong.returncode == 2
+    assert "--point=9" in wrong.stderr
+    assert len(wrong.stderr.strip().splitlines()) == 1
   none = _run(tmp_path / "none", points="none.py")
   assert none.returncode == 2
 

@@ -74,19 +74,23 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     raise UserError(
       "--sweep=FILE.py is missing: name the file of the sweep's points"
     )
+  if flags.slurm and flags.point is not None:
+    raise UserError(
+      f"--point={flags.point}: --slurm submits all points; leave one flag out"
+    )
   plans = plan(base, sweep_points.load(flags.sweep), flags.sweep)
   print(describe(plans), flush=True)
   again = ["-m", "trd_jax.sweep", *flags.config_argv, f"--sweep={flags.sweep}"]
   if flags.slurm:
     print(slurm(plans, [sys.executable, *again]))
     return
-  if flags.dry_run:
-    for one in plans:
-      print(shlex.join(_command(one, run_dir, flags.config_argv)))
-    return
   chosen = range(len(plans))
   if flags.point is not None:
     chosen = [_number(flags.point, plans)]
+  if flags.dry_run:
+    for number in chosen:
+      print(shlex.join(_command(plans[number], run_dir, flags.config_argv)))
+    return
   for number in chosen:
     one = plans[number]
     print(f"[{number + 1}/{len(plans)}] {one.point.name}", flush=True)
