@@ -1,9 +1,10 @@
-"""Every method of the paper on one config, rolled out once.
+"""The paper's trd and its four baselines on one config, rolled out once.
 
     python -m trd_jax.sweep --config=configs/demo.py \\
         --sweep=configs/sweeps/methods.py --workdir=runs/methods
 
-The four baselines train on the same y_o, and trd refines them.
+The baselines train on the same y_o, and trd refines them. The README has more
+methods, which are no rows of the paper's tables; a sweep may name them, too.
 """
 
 from trd_jax.recipe import METHODS
