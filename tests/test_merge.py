@@ -319,6 +319,9 @@ def test_checkpoints_are_scaled_by_the_config_of_their_run(
   del flags["config_argv"]  # another config is given
   with pytest.raises(UserError, match="was trained with"):
     _run(convert, default, None, target=str(tmp_path / "no"), **flags)
+  flags["config_argv"] = ["--config.lora.alpha=64"]  # of no config
+  with pytest.raises(UserError, match=r"^--config\.lora\.alpha=64 changes no"):
+    _run(convert, default, None, target=str(tmp_path / "no"), **flags)
   flags["config_argv"] = []
   config.unlink()
   with pytest.raises(UserError, match="or give --config"):

@@ -104,6 +104,11 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     )
   if kind == "checkpoints":
     given = run_dir is not None or _is_given(flags)
+    if flags.config_argv and not given:
+      raise UserError(
+        f"{flags.config_argv[0]} changes no config without --config; leave it"
+        f" out, or give the --config that --source={source} belongs to"
+      )
     experiment = _trained_by(source, experiment if given else None)
   try:
     writers[kind, flags.to](source, target, experiment, run_dir)
