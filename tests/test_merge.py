@@ -213,6 +213,22 @@ def test_an_adapter_survives_the_way_to_orbax_and_back(merged, tmp_path):
   _same(load_peft(back, CONFIG)[1], tree(adapted, nnx.LoRAParam))
 
 
+def test_a_model_of_the_laboratory_is_written_out(tmp_path):
+  default = experiment.from_config({})
+  shipped, out = hub.model_folder("lab:student"), str(tmp_path / "out")
+  _run(convert, default, None, source="lab:student", target=out, to="hf")
+  for path in shipped.iterdir():
+    assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+  there, back = str(tmp_path / "there"), str(tmp_path / "back")
+  _run(convert, default, None, source="lab:student", target=there, to="orbax")
+  _run(convert, default, None, source=there, target=back, to="hf")
+  assert hub.model_folder(back)
+  with pytest.raises(UserError, match='has no model "lab:nobody"'):
+    _run(convert, default, None, source="lab:nobody", target=back, to="hf")
+  with pytest.raises(UserError, match="it can become orbax, hf"):
+    _run(convert, default, None, source="lab:student", target=back, to="peft")
+
+
 @pytest.mark.parametrize(
   ("flags", "named"),
   [

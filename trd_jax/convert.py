@@ -8,6 +8,7 @@ a stage of the pipeline. With --source and --target it converts:
     checkpoints of a training  -> PEFT adapter   (--to=peft)
     PEFT adapter               -> orbax   (--to=orbax)
     such an orbax folder       -> PEFT adapter   (--to=peft)
+    a model of the laboratory  -> Hugging Face or orbax
 """
 
 from pathlib import Path
@@ -20,12 +21,15 @@ from trd_jax.sections import Model
 
 STAGE = "convert"
 FLAGS = (
-  cli.Flag("source", None, "folder to convert; absent: make random models"),
+  cli.Flag(
+    "source", None, "folder to convert, or lab:NAME; absent: make random models"
+  ),
   cli.Flag("target", None, "folder to write; one that is there is replaced"),
   cli.Flag("to", None, "form to write: hf, orbax or peft"),
 )
 
 _RANDOM = "random:"
+_LAB = "lab:"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ORBAX = "orbax"
 # Where weights are in a run, from the run's folder or one of its stages.
@@ -55,6 +59,11 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   if not all(own):
     raise UserError("--source, --target and --to belong together: give all")
   source, target = map(Path, own[:2])
+  is_shipped = str(source).startswith(_LAB)
+  if is_shipped:
+    from trd_jax import hub
+
+    source = hub.model_folder(str(source))
   if not source.is_dir():
     raise UserError(f"--source={source} is no folder; name one to convert")
   if target.resolve() in (source.resolve(), *source.resolve().parents):
@@ -71,6 +80,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     ("orbax adapter", "peft"): _orbax_to_peft,
     ("checkpoints", "peft"): _checkpoints_to_peft,
   }
+  if is_shipped:  # nobody knows its folder, so a copy is worth something
+    writers["hf", "hf"] = _copy
   if meant := _meant(source):
     fit = [str(one) for one in meant if (_kind(one), flags.to) in writers]
     told = f"--source={source} holds no weights itself"
@@ -242,6 +253,15 @@ def _hf_to_orbax(source: Path, target: Path, *_) -> None:
     copy_companions(source, out)
     shutil.copyfile(source / CONFIG, out / CONFIG)
     _save(out / _ORBAX, {"base": nnx.to_pure_dict(nnx.state(model))})
+
+
+def _copy(source: Path, target: Path, *_) -> None:
+  import shutil
+
+  from trd_jax.model_folder import atomic_folder
+
+  with atomic_folder(target) as out:
+    shutil.copytree(source, out, dirs_exist_ok=True)
 
 
 def _orbax_to_hf(source: Path, target: Path, *_) -> None:
