@@ -1,0 +1,134 @@
+"""What the embedded engine computes once; how its batches join and shrink."""
+
+import dataclasses
+
+import pytest
+from small_models import LORA, SMALL, model
+from test_jax_engine import (
+  GREEDY,
+  TIED,
+  WARM,
+  complete,
+  engine,
+  full_logits,
+  requests,
+  watched,
+)
+
+from trd_jax.engines import jax_batch, jax_engine, jax_prompts
+from trd_jax.engines.engine import Request
+
+
+@pytest.mark.parametrize(("slots", "devices"), [(8, 1), (12, 1), (16, 2)])
+def test_batches_take_turns_and_join(slots, devices, monkeypatch):
+  asked = requests(40, prompt=(1, 66), new=(1, 60))
+  together = complete(engine(), asked, WARM)
+  monkeypatch.setattr(jax_engine, "_SLOTS", {"cpu": 4})
+  seen = []
+
+  def saw(name, arguments):
+    # Sizes of what decodes, and of what moves from one batch to another.
+    if name == "decode":
+      seen.append(arguments[2].shape[1])
+    elif name == "insert" and arguments[1].values[0].shape[0] == 4 * devices:
+      seen.append("join")
+
+  made = watched(engine(slots=slots, devices=devices), saw)
+  sampling = dataclasses.replace(WARM, top_logprobs=3)
+  found = complete(made, asked, sampling)
+  plain = {k: dataclasses.replace(c, top=None) for k, c in found.items()}
+  assert plain == together
+  assert all(len(c.top.ids) == len(c.ids) for c in found.values())
+  assert set(seen) == {4 * devices, "join"}
+  # One batch after the other goes into the next until there is one.
+  assert 1 <= seen.count("join") < slots // (4 * devices)
+  assert seen.index("join") > len(seen) // 2
+
+
+def test_equal_prompts_are_computed_once():
+  computed = []
+
+  def saw(name, arguments):
+    if name == "prefill":
+      computed.extend(arguments[2][arguments[2] > 0])
+
+  asked = [
+    Request(f"{p}-{n}", list(range(p + 3)), n, 3)
+    for n in range(9)
+    for p in (0, 5)
+  ]
+  complete(watched(engine(), saw), asked, WARM)
+  assert sorted(computed) == [2, 7]
+
+
+@pytest.mark.parametrize(
+  ("config", "lora", "devices", "prompt"),
+  [
+    (SMALL, None, 1, (1, 20)),
+    (TIED, LORA, 2, (1, 90)),
+    (TIED, None, 3, (1, 3)),
+  ],
+)
+def test_what_all_prompts_begin_with_is_computed_once(
+  config, lora, devices, prompt, monkeypatch
+):
+  made = model(config, lora=lora)
+  instructions = list(range(5, 5 + 21))
+  asked = [
+    dataclasses.replace(r, prompt_ids=[*instructions, *r.prompt_ids])
+    for r in requests(40, prompt=prompt, new=(1, 30))
+  ]
+  seen = []
+
+  def saw(name, arguments):
+    if name == "prefill":
+      seen.append((arguments[1].shape, arguments[2].tolist()))
+
+  apart = complete(watched(engine(made, devices=devices), saw), asked, GREEDY)
+  assert sum(sum(lengths) for _, lengths in seen) > 20 * 40
+  seen.clear()
+  monkeypatch.setattr(jax_prompts, "_PREFILL_TOKENS", {"cpu": 60})
+  shared = complete(watched(engine(made, devices=devices), saw), asked, GREEDY)
+  # The last token of the shortest prompt is left to its row, and so is the one
+  # before; rounded down.
+  assert seen[0] == ((devices, 20), [20] * devices)
+  distinct = {tuple(r.prompt_ids) for r in asked}
+  assert sum(sum(lengths) for _, lengths in seen[1:]) == sum(
+    len(ids) - 1 - 20 for ids in distinct
+  )
+  assert shared == apart
+  for request, rows_TV in full_logits(made, asked, shared):
+    assert shared[request.key].ids == tuple(rows_TV.argmax(axis=-1).tolist())
+
+
+def test_prompts_without_a_common_beginning_share_nothing(monkeypatch):
+  monkeypatch.setattr(jax_prompts, "_PREFILL_TOKENS", {"cpu": 1})
+  seen = []
+  asked = [Request("a", [1, 2, 3, 4], 0, 2), Request("b", [1, 2], 0, 2)]
+  asked += [Request("c", [9], 0, 2), Request("d", [1, 2, 3, 5, 6], 0, 2)]
+
+  def saw(name, arguments):
+    if name == "prefill":
+      seen.append(arguments[3])
+
+  complete(watched(engine(), saw), asked, WARM)
+  assert set(seen) == {None}
+
+
+def test_what_is_left_goes_into_fewer_slots(monkeypatch):
+  asked = requests(60, prompt=(1, 66), new=(1, 60))
+  together = complete(engine(), asked, WARM)
+  monkeypatch.setattr(jax_batch, "_LEAST_SHARE", {"cpu": 4})
+  slots = []
+
+  def saw(name, arguments):
+    if name == "decode":
+      slots.append(arguments[2].shape[1])
+
+  assert (
+    complete(watched(engine(slots=64, devices=2), saw), asked, WARM) == together
+  )
+  assert slots[0] == 64
+  assert slots == sorted(slots, reverse=True)
+  # Never below the least share of a device.
+  assert slots[-1] == 8
