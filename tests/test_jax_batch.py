@@ -101,11 +101,19 @@ def test_what_all_prompts_begin_with_is_computed_once(
     assert shared[request.key].ids == tuple(rows_TV.argmax(axis=-1).tolist())
 
 
-def test_prompts_without_a_common_beginning_share_nothing(monkeypatch):
+@pytest.mark.parametrize(
+  "prompts",
+  [
+    # One begins otherwise; one is too short; there is but one.
+    [[1, 2, 3, 4], [1, 2, 3, 5, 6], [5, 2, 3, 4]],
+    [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2]],
+    [[1, 2, 3, 4]] * 3,
+  ],
+)
+def test_prompts_without_a_common_beginning_share_nothing(prompts, monkeypatch):
   monkeypatch.setattr(jax_prompts, "_PREFILL_TOKENS", {"cpu": 1})
   seen = []
-  asked = [Request("a", [1, 2, 3, 4], 0, 2), Request("b", [1, 2], 0, 2)]
-  asked += [Request("c", [9], 0, 2), Request("d", [1, 2, 3, 5, 6], 0, 2)]
+  asked = [Request(f"{n}", ids, n, 2) for n, ids in enumerate(prompts)]
 
   def saw(name, arguments):
     if name == "prefill":

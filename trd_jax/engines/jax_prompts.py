@@ -152,7 +152,7 @@ def _common(queue: Sequence[Waiting], worth: int) -> int:
   prompt is never among them, nor is the one before, so that no group is empty.
   """
   prompts = {waiting.prompt for waiting in queue}
-  if len(prompts) < 2:
+  if not prompts:
     return 0
   # Sorted, all share what the first and the last of them do.
   ends = [np.frombuffer(p, np.int32) for p in (min(prompts), max(prompts))]
