@@ -26,6 +26,7 @@ from trd_jax.problems import (
   store,
   taco,
 )
+from trd_jax.run_dir import RunDir
 from trd_jax.sections import Data
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -105,6 +106,23 @@ def test_a_benchmark_of_another_length_or_version_is_refused(tmp_path):
     store.benchmark(chosen(tmp_path / "hmmt25"), "hmmt25")
   taken = chosen(tmp_path, **{"evaluate.unchecked": True})
   assert store.benchmark(taken, "aime25").data["rows"] == 1
+
+
+@pytest.mark.parametrize(
+  ("folder", "said"),
+  [("", "lacks matharena_hmmt"), ("elsewhere", "evaluate.root=")],
+)
+def test_a_missing_local_copy_is_told_by_its_key(tmp_path, folder, said):
+  names = {"evaluate.benchmarks": ("arithmetic", "hmmt25")}
+  mine = chosen(tmp_path / folder, **names)
+  with pytest.raises(UserError, match=said) as read:
+    store.benchmark(mine, "hmmt25")
+  # A dry run looks at it too, and reads none.
+  with pytest.raises(UserError, match=said) as looked:
+    store.check_files(mine, RunDir(tmp_path / "run"))
+  for error in read, looked:
+    assert "leave evaluate.root out to download it" in str(error.value)
+    assert "data.root" not in str(error.value)
 
 
 def test_a_download_is_taken_for_its_hash_alone(tmp_path, monkeypatch):

@@ -253,16 +253,21 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   return rows.collect(name, paths, lambda row: build(row, name))
 
 
-def find(name: str, root: str | None) -> list[File]:
+def find(name: str, root: str | None, key: str = sources.ROOT) -> list[File]:
   """The files of a benchmark, from a local copy or downloaded.
+
+  Args:
+    name: a key of `BENCHMARKS`.
+    root: see `load`; None downloads them.
+    key: what gave the root, in an error.
 
   Raises:
     UserError: one is missing.
   """
   benchmark = BENCHMARKS[name]
   if root is None:
-    return _downloaded(name, benchmark)
-  path = sources.local_root(root)
+    return _downloaded(name, benchmark, key)
+  path = sources.local_root(root, key=key)
   if path.is_file():
     return [File(path)]
   found = {stem: sources.in_folder(path, stem) for stem in benchmark.stems}
@@ -274,19 +279,21 @@ def find(name: str, root: str | None) -> list[File]:
   missing = " and ".join(stem for stem, file in found.items() if not file)
   raise UserError(
     f"benchmark {name}: {path} lacks {missing} ({', '.join(sources.SUFFIXES)});"
-    " put it there, or leave data.root out to download it"
+    f" put it there, or leave {key} out to download it"
   )
 
 
-def _downloaded(name: str, benchmark: Benchmark) -> list[File]:
+def _downloaded(name: str, benchmark: Benchmark, key: str) -> list[File]:
   what = f"benchmark {name}"
   files = []
   for hub in benchmark.hub:
-    commit, paths = sources.fetch(hub.repo_id, hub.pattern, what, hub.revision)
+    commit, paths = sources.fetch(
+      hub.repo_id, hub.pattern, what, hub.revision, key
+    )
     files += [File(path, hub.repo_id, commit) for path in paths]
   for url in benchmark.urls:
     digest = benchmark.sha256[url.rpartition("/")[2]]
-    files.append(File(sources.download(url, digest, what), url))
+    files.append(File(sources.download(url, digest, what, key), url))
   return files
 
 

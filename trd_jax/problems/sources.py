@@ -12,12 +12,18 @@ from trd_jax.errors import UserError
 from trd_jax.shards import atomic_file
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
+# The key that names a local copy of what a run trains on.
+ROOT = "data.root"
 _BLOCK = 1 << 20
 _CONNECT_SECONDS = 60
 
 
 def fetch(
-  repo_id: str, pattern: str, name: str, revision: str | None = None
+  repo_id: str,
+  pattern: str,
+  name: str,
+  revision: str | None = None,
+  key: str = ROOT,
 ) -> tuple[str, list[Path]]:
   """Downloads a data set's files that match a glob pattern.
 
@@ -26,6 +32,7 @@ def fetch(
     pattern: of its files' paths; `*` stands for folders, too.
     name: what it is for, in an error.
     revision: a commit, tag or branch; None: the newest.
+    key: what names a local copy instead, in an error.
 
   Returns:
     The commit that it came to, and the files by name.
@@ -49,7 +56,7 @@ def fetch(
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(
       f"{name}: {repo_id}{at} can't be fetched from the Hugging Face hub "
-      f"({text[:160]}); give a local copy with data.root"
+      f"({text[:160]}); give a local copy with {key}"
     ) from error
   files = sorted(
     path
@@ -60,13 +67,15 @@ def fetch(
   if not files:
     raise UserError(
       f"{name}: {repo_id}{at} on the Hugging Face hub has no {pattern}; give a "
-      "local copy with data.root"
+      f"local copy with {key}"
     )
   return folder.name, files
 
 
-def download(url: str, digest: str, name: str) -> Path:
+def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
   """Downloads a file that is known by its SHA-256, once.
+
+  `name` is what it is for and `key` what names a local copy instead, in errors.
 
   Raises:
     UserError: it can't be had, or is another file than it should be.
@@ -87,12 +96,12 @@ def download(url: str, digest: str, name: str) -> Path:
       if found.hexdigest() != digest:
         raise UserError(
           f"{name}: {url} has SHA-256 {found.hexdigest()}, not {digest}: it is "
-          "another file now; give a local copy with data.root"
+          f"another file now; give a local copy with {key}"
         )
   except OSError as error:
     raise UserError(
       f"{name}: {url} can't be fetched ({error}); give a local copy with "
-      "data.root"
+      f"{key}"
     ) from error
   return path
 
@@ -107,21 +116,22 @@ def sha256(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def local_root(root: str, downloads: bool = True) -> Path:
+def local_root(root: str, downloads: bool = True, key: str = ROOT) -> Path:
   """An existing file or folder.
 
   Args:
     root: its path.
     downloads: whether the data can be had without it, too.
+    key: what gave it.
 
   Raises:
     UserError: there is nothing at `root`.
   """
   path = Path(root).expanduser()
   if not path.exists():
-    other = ", or leave data.root out to download it" if downloads else ""
+    other = f", or leave {key} out to download it" if downloads else ""
     raise UserError(
-      f"data.root={root}: no such file or folder; give the local copy's path"
+      f"{key}={root}: no such file or folder; give the local copy's path"
       f"{other}"
     )
   return path

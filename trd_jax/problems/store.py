@@ -82,11 +82,17 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
 
 
 def check_files(experiment: Experiment, run_dir: RunDir) -> None:
-  """Sees that the problems' local files are there, without reading problems.
+  """Sees that local files are there, without reading problems of them.
 
   Raises:
-    UserError: one that will be read isn't there, or as `check_source`.
+    UserError: one that will be read, for problems or benchmarks, isn't there,
+      or as `check_source`.
   """
+  section = experiment.evaluate
+  for name in section.benchmarks if section.root is not None else ():
+    if name not in _LABORATORY:
+      called = _called(experiment, name)
+      benchmarks.find(called, section.root, _BENCHMARK_ROOT)
   data = experiment.data
   if run_dir.done(STAGE) is None:
     try:
@@ -206,6 +212,8 @@ def _decontaminated(
   return [p for p in found if p.problem_id not in gone], rejected
 
 
+# What names the benchmarks' local copies.
+_BENCHMARK_ROOT = "evaluate.root"
 # What says which questions a benchmark has, as keys of the section evaluate.
 _OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
 # Held-out splits of the laboratory that serve as benchmarks.
@@ -285,7 +293,7 @@ def benchmark(experiment: Experiment, name: str) -> Questions:
     seed=section.seed,
     subset="all",
   )
-  files = benchmarks.find(called, section.root)
+  files = benchmarks.find(called, section.root, _BENCHMARK_ROOT)
   found, rejected = problems.load(data)
   if rejected:
     raise UserError(
