@@ -1,6 +1,7 @@
 """Sweeps: the points, what they share, and a real one of two by two."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -219,6 +220,17 @@ def test_array_jobs_wait_for_what_they_take_over(base):
   waits = [line.partition("--dependency=")[2].split(" ")[0] for line in lines]
   assert waits == ["", "afterok:$level_0", "afterok:$level_1"]
   assert all("--point=$SLURM_ARRAY_TASK_ID" in line for line in lines)
+  # The shell that submits them says how many GPUs, or takes the default.
+  for env, count in ({}, "8"), ({"GPUS": "4"}, "4"):
+    script = "sbatch() { echo \"$@\"; }\n" + lines[0] + "\necho $level_0"
+    out = subprocess.run(
+      ["bash", "-c", script],
+      env={"PATH": os.environ["PATH"], **env},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    assert f"--gpus-per-node={count} " in out.stdout
 
 
 def test_a_stage_is_adopted_whole_or_not_at_all(tmp_path):

@@ -31,7 +31,7 @@ FLAGS = (
     "dry_run", False, "print what each point does and shares", looks_only=True
   ),
   cli.Flag(
-    "slurm", False, "print the sbatch commands of array jobs", looks_only=True
+    "slurm", False, "print the sbatch commands of array jobs (GPUS=8 a node)", looks_only=True
   ),
 )
 
@@ -235,7 +235,8 @@ def describe(plans: Sequence[Plan]) -> str:
 def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
   """Shell commands that submit the sweep: an array job for each level.
 
-  A level waits for the one before, whose points make what it takes over.
+  A level waits for the one before, whose points make what it takes over. The
+  shell's variable GPUS says how many a node has, where they aren't 8.
   """
   lines = []
   for level in range(1 + max(one.level for one in plans)):
@@ -245,7 +246,7 @@ def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
     inner = f"{shlex.join(command)} --point=$SLURM_ARRAY_TASK_ID"
     lines.append(
       f"level_{level}=$(sbatch --parsable --array={array}{wait}"
-      f" --job-name=trd-sweep --gpus-per-node=8 --wrap={shlex.quote(inner)})"
+      f" --job-name=trd-sweep --gpus-per-node=${{GPUS:-8}} --wrap={shlex.quote(inner)})"
     )
   return "\n".join(lines)
 
