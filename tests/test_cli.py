@@ -331,3 +331,19 @@ def test_the_help_of_every_stage_imports_nothing_heavy(stage):
   )
   assert ended.returncode == 0, ended.stderr
   assert f"python -m trd_jax.{stage} --config=" in ended.stdout
+
+
+@pytest.mark.parametrize("module", ["math", "code"])
+@pytest.mark.parametrize("argv", [[], ["rows.jsonl", "--bogus"]])
+def test_a_grader_s_mistaken_flags_are_one_line(module, argv):
+  name = f"trd_jax.grading.{module}"
+  out = subprocess.run(
+    [sys.executable, "-m", name, *argv],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert out.returncode == 2
+  (line,) = out.stderr.splitlines()
+  assert line.startswith(f"python -m {name}: ")
+  assert ("--bogus" if argv else "file") in line

@@ -106,7 +106,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     raise UserError(
       f"--source={source} holds no checkpoint and no weights; name"
       " RUN/train/checkpoints, RUN/merge/model, RUN/merge/adapter or a model's"
-      " folder"
+      " folder with safetensors (pickled .bin files are never read)"
     )
   if (kind, flags.to) not in writers:
     raise UserError(

@@ -1,7 +1,9 @@
 """The one exception that a user's mistake becomes."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -10,6 +12,14 @@ class UserError(Exception):
   `trd_jax.cli` prints it to stderr and exits with code 2; raise it before
   anything is half-written.
   """
+
+
+class ArgumentParser(argparse.ArgumentParser):
+  """argparse's, whose errors are one line and exit code 2."""
+
+  def error(self, message: str) -> NoReturn:
+    """Says it without the usage, which `--help` has."""
+    self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:

@@ -25,7 +25,6 @@ Reasons of a verdict:
 grades rows with `completion` (or `code`) and `tests` and prints a verdict each.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import functools
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax import keys
-from trd_jax.errors import UserError
+from trd_jax.errors import ArgumentParser, UserError
 from trd_jax.grading import (
   code_compare,
   code_tests,
@@ -342,7 +341,7 @@ def _obeying(value: Any, name: str, flag: str) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
   """Grades the rows of a file; the exit code."""
-  parser = argparse.ArgumentParser(
+  parser = ArgumentParser(
     "python -m trd_jax.grading.code",
     description="Grades programs against tests, in the sandbox.",
   )

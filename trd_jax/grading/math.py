@@ -21,7 +21,6 @@ Reasons of a verdict:
                    None, and statistics have to say how many there were.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import IO
 
 from trd_jax import shards
-from trd_jax.errors import UserError
+from trd_jax.errors import ArgumentParser, UserError
 from trd_jax.grading import judge, pool
 from trd_jax.metrics import Progress
 from trd_jax.records import Verdict
@@ -280,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     SystemExit: 2 after a user's mistake, 130 after an interrupt, with one
       line on stderr.
   """
-  parser = argparse.ArgumentParser(
+  parser = ArgumentParser(
     prog="python -m trd_jax.grading.math",
     description="Grades the answers of a file of JSON lines: the last box or,"
     " without one, a last sentence that plainly states the answer.",
