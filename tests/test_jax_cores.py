@@ -72,6 +72,14 @@ def test_a_core_that_is_a_device_computes_its_products_alone(
   assert alone == ("multi_thread_eigen: false" in options.read_text())
 
 
+def test_cores_have_one_copy_of_the_weights_together():
+  made = JaxEngine(model(), devices=jax.devices()[:3])
+  for array in jax.tree.leaves((made.model, made.decoder)):
+    shards = array.addressable_shards
+    assert [shard.data.shape for shard in shards] == [array.shape] * 3
+    assert len({shard.data.unsafe_buffer_pointer() for shard in shards}) == 1
+
+
 @pytest.mark.parametrize("flags", ["--xla_cpu_enable_fast_math=false", None])
 def test_the_environment_stays_as_it_was(flags):
   check = "lambda: os.environ == before or os._exit(3)"

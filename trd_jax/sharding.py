@@ -179,6 +179,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """A tree of arrays, each whole on every device.
+
+  The devices of CPUs are threads of one process: they get one array together,
+  not a copy each, which would also push the others' out of the caches that
+  they share. What is in the host's memory already is taken where it lies.
+  """
+  if mesh.devices.flat[0].platform == "cpu":
+    tree = jax.tree.map(np.asarray, tree)
+    return jax.device_put(tree, replicated(mesh), may_alias=True)
+  return jax.device_put(tree, replicated(mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Leading axis (the groups G) over `data` and `fsdp`, the rest whole."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

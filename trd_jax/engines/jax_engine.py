@@ -51,13 +51,14 @@ from trd_jax.engines.jax_batch import Batch, joined
 from trd_jax.engines.jax_prompts import Prompts
 from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
+from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import Qwen3
-from trd_jax.sharding import make_mesh, replicated
+from trd_jax.sharding import make_mesh, replicate
 
 _LOG = logging.getLogger(__name__)
 
 # Up to here a model's products are too small to be worth splitting between
-# cores, and a copy of the weights a core is affordable.
+# cores.
 _SMALL_PARAMETERS = 1 << 25
 _MOST_CORES = 8
 
@@ -112,8 +113,8 @@ class JaxEngine:
     self.config: ModelConfig = model.config
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
     self.mesh = make_mesh(devices=devices)
-    self.model: Qwen3 = jax.device_put(model, replicated(self.mesh))
-    self.decoder = programs.lay_out(self.model, mesh=self.mesh)
+    self.model: Qwen3 = replicate(model, self.mesh)
+    self.decoder: Decoder = replicate(programs.lay_out(model), self.mesh)
     self._fixed = slots is not None
     self._share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
     if slots is None:

@@ -100,10 +100,10 @@ def empty(
   return _on_each(run, mesh, (), SLOTS)()
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def lay_out(model: Qwen3, *, mesh: Mesh) -> Decoder:
-  """The weights as `decode` wants them, whole on each device."""
-  return _on_each(Decoder.of, mesh, (WHOLE,), WHOLE)(model)
+@jax.jit
+def lay_out(model: Qwen3) -> Decoder:
+  """The weights as `decode` wants them."""
+  return Decoder.of(model)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
