@@ -31,7 +31,10 @@ FLAGS = (
     "dry_run", False, "print what each point does and shares", looks_only=True
   ),
   cli.Flag(
-    "slurm", False, "print the sbatch commands of array jobs (GPUS=8 a node)", looks_only=True
+    "slurm",
+    False,
+    "print the sbatch commands of array jobs (GPUS=8 a node)",
+    looks_only=True,
   ),
 )
 
@@ -246,7 +249,8 @@ def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
     inner = f"{shlex.join(command)} --point=$SLURM_ARRAY_TASK_ID"
     lines.append(
       f"level_{level}=$(sbatch --parsable --array={array}{wait}"
-      f" --job-name=trd-sweep --gpus-per-node=${{GPUS:-8}} --wrap={shlex.quote(inner)})"
+      f" --job-name=trd-sweep --gpus-per-node=${{GPUS:-8}}"
+      f" --wrap={shlex.quote(inner)})"
     )
   return "\n".join(lines)
 
