@@ -222,7 +222,7 @@ def test_array_jobs_wait_for_what_they_take_over(base):
   assert all("--point=$SLURM_ARRAY_TASK_ID" in line for line in lines)
   # The shell that submits them says how many GPUs, or takes the default.
   for env, count in ({}, "8"), ({"GPUS": "4"}, "4"):
-    script = "sbatch() { echo \"$@\"; }\n" + lines[0] + "\necho $level_0"
+    script = 'sbatch() { echo "$@"; }\n' + lines[0] + "\necho $level_0"
     out = subprocess.run(
       ["bash", "-c", script],
       env={"PATH": os.environ["PATH"], **env},

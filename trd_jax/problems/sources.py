@@ -100,8 +100,7 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
         )
   except OSError as error:
     raise UserError(
-      f"{name}: {url} can't be fetched ({error}); give a local copy with "
-      f"{key}"
+      f"{name}: {url} can't be fetched ({error}); give a local copy with {key}"
     ) from error
   return path
 
@@ -131,8 +130,7 @@ def local_root(root: str, downloads: bool = True, key: str = ROOT) -> Path:
   if not path.exists():
     other = f", or leave {key} out to download it" if downloads else ""
     raise UserError(
-      f"{key}={root}: no such file or folder; give the local copy's path"
-      f"{other}"
+      f"{key}={root}: no such file or folder; give the local copy's path{other}"
     )
   return path
 
