@@ -4,6 +4,7 @@ Shape key: B slots of a batch, C steps of a chunk, V vocabulary, K likeliest
 tokens that are asked for.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import Completion, Sampling, TopTokens
 from trd_jax.engines.jax_programs import Draw, Rows, bucket
-from trd_jax.engines.jax_prompts import Prompts, Runner, Waiting
+from trd_jax.engines.jax_prompts import Prompts, Runner, Staged
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.qwen3 import KVCache
 from trd_jax.sharding import replicated
@@ -96,10 +97,9 @@ class Batch:
     """Puts waiting requests into free slots."""
     free = self._free()
     while free and prompts:
-      taken = prompts.take(len(free))
-      assert prompts.staging is not None
-      self._place(dict(zip(free, taken, strict=False)), prompts.staging)
-      free = free[len(taken) :]
+      taken = prompts.take([self._device(slot) for slot in free])
+      self._place({free[n]: one for n, one in taken.items()}, prompts)
+      free = [slot for n, slot in enumerate(free) if n not in taken]
 
   def launch(self, then: Then) -> None:
     """Starts a chunk, see `programs.decode`, and returns before it has ended.
@@ -171,27 +171,55 @@ class Batch:
 
   def holds(self, other: "Batch") -> bool:
     """Whether what runs in another batch finds free slots here."""
-    busy = zip(self._busy(), other._busy(), strict=True)
-    return max(map(sum, busy)) <= self.slots // self._engine.mesh.size
+    return len(self.running) + len(other.running) <= self.slots
 
   def absorb(self, other: "Batch") -> None:
-    """Takes over what runs in a batch that it `holds`, between two chunks."""
-    devices = self._engine.mesh.size
-    share, theirs = self.slots // devices, other.slots // devices
-    # A device's own slots, as caches don't move between devices.
-    free = {
-      device: [s for s in self._free() if s // share == device]
-      for device in range(devices)
-    }
-    assert other._cache is not None
-    taken = {}
-    for source, answer in other.running.items():
-      slot = free[source // theirs].pop()
-      taken[slot] = source % theirs
-      self.running[slot] = answer
-      self._rows_6B[:, slot] = other._rows_6B[:, source]
+    """Takes over what runs in a batch that it `holds`, between two chunks.
+
+    What finds no free slot on its device goes to another device's.
+    """
+    engine, cache = self._engine, other._cache
+    assert cache is not None
+    devices = engine.mesh.size
+    free, share = self._free(), other.slots // devices
+    stays: dict[int, int] = {}
+    moves: list[list[int]] = [[] for _ in range(devices)]
+    for source in other.running:
+      device, row = divmod(source, share)
+      slot = next((s for s in free if self._device(s) == device), None)
+      if slot is None:
+        moves[device].append(row)
+      else:
+        free.remove(slot)
+        stays[slot] = row
+        self._take_over(slot, other, source)
+    if stays:
+      self._insert(stays, cache, split=True)
+    if most := max(map(len, moves)):
+      # Of few sizes, as each is a program.
+      count = 1 << (most - 1).bit_length()
+      row_P = np.zeros((devices, count), np.int32)
+      arrives: dict[int, int] = {}
+      for device, rows in enumerate(moves):
+        row_P[device, : len(rows)] = rows
+        for n, row in enumerate(rows):
+          slot = free.pop(0)
+          arrives[slot] = device * count + n
+          self._take_over(slot, other, device * share + row)
+      picked = engine.run(
+        programs.pick,
+        cache,
+        row_P.ravel(),
+        shape=(other.slots, other._length, row_P.size),
+      )
+      moved = programs.spread(picked, mesh=engine.mesh)
+      self._insert(arrives, moved, split=False)
     other.running.clear()
-    self._insert(taken, other._cache, split=True)
+
+  def _take_over(self, slot: int, other: "Batch", source: int) -> None:
+    """Makes a request of another batch's slot this slot's, but for the cache."""
+    self.running[slot] = other.running[source]
+    self._rows_6B[:, slot] = other._rows_6B[:, source]
 
   def compact(self) -> "Batch":
     """What runs, in half the slots or fewer where it fits, else the same."""
@@ -199,7 +227,7 @@ class Batch:
     devices, platform = mesh.size, mesh.devices.flat[0].platform
     whole = share = self.slots // devices
     least = _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
-    least = max(least, *self._busy())
+    least = max(least, -(-len(self.running) // devices))
     while share % 2 == 0 and share // 2 >= least:
       share //= 2
     if share == whole:
@@ -208,32 +236,27 @@ class Batch:
     smaller.absorb(self)
     return smaller
 
-  def _busy(self) -> list[int]:
-    """How many requests run on each device."""
-    devices = self._engine.mesh.size
-    counts = [0] * devices
-    for slot in self.running:
-      counts[slot * devices // self.slots] += 1
-    return counts
+  def _device(self, slot: int) -> int:
+    """The number of the device that has the slot."""
+    return slot * self._engine.mesh.size // self.slots
 
   def _free(self) -> list[int]:
     """Slots without a request, those of the least busy device first.
 
     Where fewer requests are left than slots, every device gets its share.
     """
-    busy = self._busy()
-    share = self.slots // len(busy)
+    busy = collections.Counter(map(self._device, self.running))
     rank = []
     for slot in range(self.slots):
       if slot not in self.running:
-        rank.append((busy[slot // share], slot))
-        busy[slot // share] += 1
+        device = self._device(slot)
+        rank.append((busy[device], slot))
+        busy[device] += 1
     return [slot for _, slot in sorted(rank)]
 
-  def _place(
-    self, taken: dict[int, tuple[Waiting, int]], staging: KVCache
-  ) -> None:
+  def _place(self, taken: dict[int, Staged], prompts: Prompts) -> None:
     """Moves requests into these free slots from rows of the staging area."""
+    assert prompts.staging is not None
     rows = self._rows
     for slot, (waiting, _) in taken.items():
       self.running[slot] = _Answer(waiting.request.key, [], [])
@@ -244,7 +267,7 @@ class Batch:
       words = seed_words([waiting.request.seed]).view(np.int32)
       rows.high[slot], rows.low[slot] = words[0]
     rows_of = {slot: row for slot, (_, row) in taken.items()}
-    self._insert(rows_of, staging, split=False)
+    self._insert(rows_of, prompts.staging, split=prompts.split)
 
   def _insert(
     self, taken: dict[int, int], source: KVCache, split: bool

@@ -1,4 +1,4 @@
-"""What the embedded engine runs on its devices: six programs.
+"""What the embedded engine runs on its devices: seven programs.
 
 Each works on a device's own share of the slots (`shard_map` over the mesh's
 `data` axis) and is compiled once for a shape.
@@ -21,7 +21,7 @@ from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.decoding import Decoder, logits
 from trd_jax.model.qwen3 import KVCache, Qwen3
-from trd_jax.sharding import replicated
+from trd_jax.sharding import replicate
 
 WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
@@ -134,8 +134,24 @@ def prefill(
   )
 
 
+@functools.partial(jax.jit, static_argnames="mesh")
+def pick(cache: KVCache, row_P: jax.Array, *, mesh: Mesh) -> KVCache:
+  """Rows of a cache: each device's share of them from its own slots.
+
+  Args:
+    cache: the slots.
+    row_P: int32, counted from each device's first slot.
+    mesh: the devices.
+  """
+
+  def run(cache, row_P):
+    return jax.tree.map(lambda x: x[row_P], cache)
+
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(cache, row_P)
+
+
 def spread(cache: KVCache, *, mesh: Mesh) -> KVCache:
-  """What `prefill` gives, whole on each device.
+  """What `prefill` or `pick` gives, whole on each device.
 
   CPU devices are threads of one process, and one that waits for another in a
   collective may hold what the other needs to get there: on a busy machine both
@@ -144,7 +160,7 @@ def spread(cache: KVCache, *, mesh: Mesh) -> KVCache:
   if mesh.size == 1:
     return cache
   if mesh.devices.flat[0].platform == "cpu":
-    return jax.device_put(jax.tree.map(np.asarray, cache), replicated(mesh))
+    return replicate(cache, mesh)
   return _gather(cache, mesh=mesh)
 
 

@@ -61,14 +61,26 @@ class Waiting(NamedTuple):
     return cls(request, prompt.tobytes(), prompt.size, limit)
 
 
+class Staged(NamedTuple):
+  """A request whose prompt is in a row of the staging area."""
+
+  waiting: Waiting
+  row: int
+
+
 class Prompts:
   """Requests that wait for a slot, and the caches of those that are next.
 
   What all prompts begin with, as the chat template and the instructions, is
-  computed once and stands before each group.
+  computed once and stands before each group. Each device computes its share of
+  a group. There the rows stay, for slots of the same device, where each is
+  asked for once; they are copied to all devices where one is asked for again,
+  or when free slots and the rows that are left are on different devices.
 
   Attributes:
     staging: keys and values of the group of prompts that was computed last.
+    split: whether each device has rows of its own in `staging`, and counts
+      them from its first, or has all of them.
     common: how many tokens all prompts begin with that are computed once.
   """
 
@@ -82,9 +94,10 @@ class Prompts:
         key=lambda w: (-w.length, w.prompt, w.request.key, w.request.seed),
       )
     )
-    # Requests of the group, and the row that each has in `staging`.
-    self._staged: collections.deque[tuple[Waiting, int]] = collections.deque()
+    # Those of each device where they are split, else of all in the first.
+    self._staged: list[collections.deque[Staged]] = []
     self.staging: KVCache | None = None
+    self.split = False
     self._tokens = _PREFILL_TOKENS.get(
       engine.mesh.devices.flat[0].platform, _PREFILL_TOKENS_ACCELERATOR
     )
@@ -94,14 +107,28 @@ class Prompts:
     self._short = longest <= _SHORT[-1]
 
   def __bool__(self) -> bool:
-    return bool(self._queue or self._staged)
+    return bool(self._queue or any(self._staged))
 
-  def take(self, most: int) -> list[tuple[Waiting, int]]:
-    """Up to so many requests whose prompts are in `staging`, with the rows."""
-    if not self._staged and self._queue:
+  def take(self, devices: Sequence[int]) -> dict[int, Staged]:
+    """Requests for free slots, one at least where any waits.
+
+    Args:
+      devices: the number of the device of each free slot, those to fill first
+        at the beginning.
+
+    Returns:
+      By place in `devices`, requests with their rows of `staging`.
+    """
+    if not any(self._staged) and self._queue:
       self._stage()
-    count = min(most, len(self._staged))
-    return [self._staged.popleft() for _ in range(count)]
+    if self.split and not any(self._staged[device] for device in devices):
+      self._spread()
+    taken = {}
+    for place, device in enumerate(devices):
+      staged = self._staged[device if self.split else 0]
+      if staged:
+        taken[place] = staged.popleft()
+    return taken
 
   def _stage(self) -> None:
     """Computes the keys and values of the next group of prompts."""
@@ -121,18 +148,46 @@ class Prompts:
     P = max(1, -(-most // devices)) * devices
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
-    row_of: dict[bytes, int] = {}
+    count_of: dict[bytes, int] = {}
+    staged: list[collections.deque[Staged]] = [
+      collections.deque() for _ in range(devices)
+    ]
     while queue:
-      row = row_of.setdefault(queue[0].prompt, len(row_of))
-      if row == P:
+      count = count_of.setdefault(queue[0].prompt, len(count_of))
+      if count == P:
         break
       waiting = queue.popleft()
+      # By turns, so that every device has about as many, and as long ones.
+      row, device = divmod(count, devices)
+      staged[device].append(Staged(waiting, row))
+      row += device * (P // devices)
       length_P[row] = waiting.length - 1 - common
       prompt = np.frombuffer(waiting.prompt, np.int32)
       tokens_PT[row, : length_P[row]] = prompt[common:-1]
-      self._staged.append((waiting, row))
-    made = self._prefill(tokens_PT, length_P)
-    self.staging = programs.spread(made, mesh=engine.mesh)
+    self.staging = self._prefill(tokens_PT, length_P)
+    self._staged, self.split = staged, True
+    if devices == 1 or sum(map(len, staged)) > len(count_of):
+      self._spread()
+
+  def _spread(self) -> None:
+    """Gives every device all rows of the staging area."""
+    assert self.staging is not None
+    devices, share = self._engine.mesh.size, len(self.staging.values[0])
+    share //= devices
+    everywhere = [
+      (waiting, row, device)
+      for device, staged in enumerate(self._staged)
+      for waiting, row in staged
+    ]
+    everywhere.sort(key=lambda one: one[1:])  # as they stood in the queue
+    self._staged = [
+      collections.deque(
+        Staged(waiting, device * share + row)
+        for waiting, row, device in everywhere
+      )
+    ]
+    self.staging = programs.spread(self.staging, mesh=self._engine.mesh)
+    self.split = False
 
   def _prefill(self, tokens_PT: np.ndarray, length_P: np.ndarray) -> KVCache:
     return self._engine.run(
