@@ -13,11 +13,11 @@ import numpy as np
 
 from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import Completion, Sampling, TopTokens
-from trd_jax.engines.jax_programs import Draw, Rows, bucket
+from trd_jax.engines.jax_programs import Draw, Ends, Rows, bucket
 from trd_jax.engines.jax_prompts import Prompts, Runner, Staged
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.qwen3 import KVCache
-from trd_jax.sharding import replicated
+from trd_jax.sharding import replicate
 
 # Slots of a device below which a step hardly costs less for being of fewer, and
 # not what it takes to compile it.
@@ -25,16 +25,7 @@ _LEAST_SHARE = {"cpu": 16}
 _LEAST_SHARE_ACCELERATOR = 64
 
 
-def _patience(share: int) -> int:
-  """Steps that slots idle, together, before a chunk ends for their sake.
-
-  To end one and begin the next takes about as long as half a step of all of a
-  device's slots; nothing beats waiting until idling has cost as much.
-  """
-  return max(1, share // 2)
-
-
-Then = Literal["refill", "join", "last"]
+Then = Literal["refill", "join", "shrink"]
 
 
 class _Answer(NamedTuple):
@@ -55,7 +46,6 @@ class Batch:
 
   def __init__(self, engine: Runner, sampling: Sampling, slots: int):
     B, V = slots, engine.config.vocab_size
-    steps = engine.decode_steps
     self.slots = slots
     self.running: dict[int, _Answer] = {}
     self._engine = engine
@@ -65,27 +55,24 @@ class Batch:
     self._vocab_size = min(sampling.vocab_size or V, V)
     self._plan = Plan.of(sampling.temperature, sampling.top_k, sampling.top_p)
     share = B // engine.mesh.size
-    shared = (
+    draw = Draw(
       np.array(sorted(self._stop_ids), np.int32),
       np.float32(sampling.temperature),
       np.float32(sampling.top_p),
     )
+    # To end a chunk and begin the next takes about as long as half a step of
+    # all of a device's slots; nothing beats waiting until idling has cost as
+    # much. Where slots aren't refilled, to end it gains less.
     ends = {
-      "last": (steps, steps * share),
-      "refill": (steps, _patience(share)),
-      "join": (max(1, steps // 2), steps * share),
+      "refill": Ends(np.int32(max(1, share // 2)), np.int32(0)),
+      "join": Ends(np.int32(2 * share), np.int32(0)),
+      "shrink": Ends(
+        np.int32(engine.decode_steps * share),
+        np.int32(self._half() // engine.mesh.size),
+      ),
     }
     # On the devices once and for all.
-    self._draws = {
-      what: (
-        jax.device_put(
-          Draw(*shared, np.int32(most), np.int32(patience)),
-          replicated(engine.mesh),
-        ),
-        most,
-      )
-      for what, (most, patience) in ends.items()
-    }
+    self._draw, self._ends = replicate((draw, ends), engine.mesh)
     self._rows_6B = np.zeros((len(Rows._fields), B), np.int32)
     self._rows = Rows(*self._rows_6B)
     self._length = 0
@@ -105,18 +92,20 @@ class Batch:
     """Starts a chunk, see `programs.decode`, and returns before it has ended.
 
     `harvest` waits for it. What comes `then` decides when it ends: with
-    `refill` soon after slots have become free, with `join` after half the
-    steps, as what is left may soon fit into another batch.
+    `refill` soon after slots have become free, with `join` a while after, as
+    what is left may fit into another batch, and with `shrink` when it fits into
+    half the slots.
     """
     engine = self._engine
-    draw, steps = self._draws[then]
+    ends, steps = self._ends[then], engine.decode_steps
     self._fit(1, steps)
     self._cache, *coming = engine.run(
       programs.decode,
       engine.decoder,
       self._cache,
       self._rows_6B,
-      draw,
+      self._draw,
+      ends,
       shape=(
         self.slots,
         self._length,
@@ -163,11 +152,6 @@ class Batch:
         top = joined(answer.top, self._count)
         ended.append(Completion(answer.key, tuple(ids), reason, top))
     return ended
-
-  @property
-  def thin(self) -> bool:
-    """Whether half of the slots, or more, have nothing to do."""
-    return 2 * len(self.running) <= self.slots
 
   def holds(self, other: "Batch") -> bool:
     """Whether what runs in another batch finds free slots here."""
@@ -223,18 +207,20 @@ class Batch:
 
   def compact(self) -> "Batch":
     """What runs, in half the slots or fewer where it fits, else the same."""
+    batch = self
+    while (slots := batch._half()) >= len(self.running) and slots:
+      batch = Batch(self._engine, self._sampling, slots)
+    if batch is not self:
+      batch.absorb(self)
+    return batch
+
+  def _half(self) -> int:
+    """Half the slots, 0 where fewer would cost hardly less."""
     mesh = self._engine.mesh
-    devices, platform = mesh.size, mesh.devices.flat[0].platform
-    whole = share = self.slots // devices
+    platform = mesh.devices.flat[0].platform
     least = _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
-    least = max(least, -(-len(self.running) // devices))
-    while share % 2 == 0 and share // 2 >= least:
-      share //= 2
-    if share == whole:
-      return self
-    smaller = Batch(self._engine, self._sampling, share * devices)
-    smaller.absorb(self)
-    return smaller
+    share, odd = divmod(self.slots // mesh.size, 2)
+    return 0 if odd or share < least else share * mesh.size
 
   def _device(self, slot: int) -> int:
     """The number of the device that has the slot."""

@@ -211,12 +211,11 @@ class JaxEngine:
       if not waiting:
         batch = running.popleft()
         ended += batch.harvest()
-        if running and batch.thin and not prompts:
+        if running and not prompts and running[0].holds(batch):
           other = running.popleft()
           ended += other.harvest()
+          other.absorb(batch)
           waiting.append(other)
-          if other.holds(batch):
-            other.absorb(batch)
         if batch.running or prompts:
           waiting.append(batch)
       while waiting:
@@ -226,7 +225,7 @@ class JaxEngine:
           alone = not (running or waiting)
           if alone and not prompts:
             batch = batch.compact()
-          batch.launch("refill" if prompts else "last" if alone else "join")
+          batch.launch("refill" if prompts else "shrink" if alone else "join")
           running.append(batch)
       # What the caller does with them, it does while the devices work.
       yield from ended

@@ -62,16 +62,23 @@ class Draw(NamedTuple):
     stop_ids: int32, the ids that end a completion.
     temperature: float32.
     top_p: float32.
-    most: int32; a chunk ends after so many steps.
-    patience: int32; it also ends when the slots of a device have been idle for
-      so many steps, counted together.
   """
 
   stop_ids: Any
   temperature: Any
   top_p: Any
-  most: Any
+
+
+class Ends(NamedTuple):
+  """When a device ends a chunk of decoding before its last step; int32 each.
+
+  Attributes:
+    patience: its slots have been idle for so many steps, counted together.
+    active: no more than so many are active, of more at the beginning.
+  """
+
   patience: Any
+  active: Any
 
 
 @functools.partial(
@@ -240,6 +247,7 @@ def decode(
   cache: KVCache,
   rows_6B: jax.Array,
   draw: Draw,
+  ends: Ends,
   *,
   config: ModelConfig,
   plan: Plan,
@@ -260,24 +268,28 @@ def decode(
       transfer; inactive slots are carried along and write nothing that is
       read.
     draw: what all slots share.
+    ends: when there is nothing to gain from going on.
     config: the model's.
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
-    steps: most tokens a slot (C), and no fewer than `draw.most`.
+    steps: most tokens a slot (C).
     top: how many of the likeliest tokens to give (K).
     mesh: the devices.
   """
 
-  def run(decoder, cache, rows_6B, draw):
+  def run(decoder, cache, rows_6B, draw, ends):
     head_VD = decoder.head_VD if top else decoder.head_VD[:vocab_size]
     rows = Rows(*rows_6B)
     words_B2 = jnp.stack([rows.high, rows.low], axis=1)
     seed_B2 = jax.lax.bitcast_convert_type(words_B2, jnp.uint32)
 
+    active = jnp.sum(rows.index < rows.limit)
+    least = jnp.where(active > ends.active, ends.active, 0)
+
     def going(carry):
       step, idle, rows, *_ = carry
-      active = jnp.any(rows.index < rows.limit)
-      return (step < draw.most) & active & (idle < draw.patience)
+      active = jnp.sum(rows.index < rows.limit)
+      return (step < steps) & (active > least) & (idle < ends.patience)
 
     def advance(carry):
       step, idle, rows, cache, out_CB, top_CBK = carry
@@ -323,9 +335,11 @@ def decode(
     return cache, out_CB, top_CBK
 
   of_slots = PartitionSpec(None, "data")
-  in_specs = (WHOLE, SLOTS, of_slots, WHOLE)
+  in_specs = (WHOLE, SLOTS, of_slots, WHOLE, WHOLE)
   out_specs = (SLOTS, of_slots, of_slots)
-  return _on_each(run, mesh, in_specs, out_specs)(decoder, cache, rows_6B, draw)
+  return _on_each(run, mesh, in_specs, out_specs)(
+    decoder, cache, rows_6B, draw, ends
+  )
 
 
 def _on_each(
