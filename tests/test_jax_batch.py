@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from small_models import LORA, SMALL, model
 from test_jax_engine import (
@@ -15,8 +16,12 @@ from test_jax_engine import (
   watched,
 )
 
-from trd_jax.engines import jax_batch, jax_engine, jax_prompts
+from trd_jax.engines import jax_batch, jax_engine, jax_programs, jax_prompts
 from trd_jax.engines.engine import Request
+from trd_jax.engines.jax_engine import JaxEngine
+
+# No completion ends before its limit.
+ENDLESS = dataclasses.replace(WARM, stop_ids=())
 
 
 @pytest.mark.parametrize(("slots", "devices"), [(8, 1), (12, 1), (16, 2)])
@@ -140,3 +145,95 @@ def test_what_is_left_goes_into_fewer_slots(monkeypatch):
   assert slots == sorted(slots, reverse=True)
   # Never below the least share of a device.
   assert slots[-1] == 8
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_prompt_asked_for_once_stays_on_its_device(
+  samples, devices, monkeypatch
+):
+  asked = [
+    Request(f"{p}-{n}", [p, *range(p % 7)], n, 3)
+    for p in range(4 * devices)
+    for n in range(samples)
+  ]
+  alone = complete(engine(), asked, WARM)
+  spread, split = [], []
+
+  def spreads(cache, *, mesh):
+    spread.append(mesh.size)
+    return kept(cache, mesh=mesh)
+
+  kept = jax_programs.spread
+  monkeypatch.setattr(jax_programs, "spread", spreads)
+  made = engine(slots=len(asked), devices=devices)
+
+  def run(program, *arguments, **rest):
+    if program is jax_programs.insert:
+      split.append(rest["split"])
+    return JaxEngine.run(made, program, *arguments, **rest)
+
+  made.run = run
+  assert complete(made, asked, WARM) == alone
+  # One group of prompts, and a free slot for each beside it.
+  expected = ([], [True]) if samples == 1 else ([devices], [False])
+  assert (spread, split) == expected
+
+
+def test_free_slots_take_prompts_that_another_device_computed():
+  # All on the second device end at once, and all that is left is to go there.
+  asked = [Request(f"{n}", [n + 1] * 9, n, 30 - 27 * (n % 2)) for n in range(8)]
+  asked += [Request(f"late {n}", [n + 1] * 5, n, 9) for n in range(4)]
+  alone = complete(engine(), asked, ENDLESS)
+  places = []
+
+  def saw(name, arguments):
+    if name == "insert":
+      places.append(np.flatnonzero(arguments[2] >= 0).tolist())
+
+  made = watched(engine(slots=8, devices=2), saw)
+  assert complete(made, asked, ENDLESS) == alone
+  late = [slot for some in places[1:] for slot in some]
+  assert sorted(late)[:4] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_what_is_left_changes_devices_where_that_saves_slots(
+  device, monkeypatch
+):
+  monkeypatch.setattr(jax_batch, "_LEAST_SHARE", {"cpu": 4})
+  # The long ones are all on one device.
+  asked = [
+    Request(f"{n}", [n + 1] * 9, n, 40 if n % 2 == device else 5)
+    for n in range(16)
+  ]
+  alone = complete(engine(), asked, ENDLESS)
+  seen = []
+
+  def saw(name, arguments):
+    if name in ("pick", "decode"):
+      rows = arguments[1] if name == "pick" else arguments[2][3]
+      seen.append((name, np.shape(rows)[0], np.count_nonzero(rows)))
+
+  made = watched(engine(slots=16, devices=2), saw)
+  assert complete(made, asked, ENDLESS) == alone
+  names = [name for name, *_ in seen]
+  moved = names.index("pick")
+  # Eight requests on a device that has four of the eight slots there are now.
+  assert seen[moved + 1] == ("decode", 8, 8)
+  assert names.count("pick") == 1
+
+
+def test_a_chunk_ends_when_half_of_the_slots_would_do(monkeypatch):
+  monkeypatch.setattr(jax_batch, "_LEAST_SHARE", {"cpu": 4})
+  asked = [Request(f"{n}", [n + 1] * 9, n, 3 + n // 4 * 9) for n in range(8)]
+  seen = []
+
+  def saw(name, arguments):
+    if name == "decode":
+      rows = jax_programs.Rows(*arguments[2])
+      seen.append((rows.index.size, rows.index.max()))
+
+  made = watched(engine(slots=8, decode_steps=64), saw)
+  assert {len(c.ids) for c in made.generate(asked, ENDLESS)} == {3, 12}
+  assert seen == [(8, 0), (4, 3)]

@@ -12,9 +12,9 @@ cache is no longer than it must be. Each turn does three things:
 3. harvest: the tokens come to the host, and ended requests are yielded.
 
 Many slots are several batches that take turns: while one decodes, another is
-harvested and refilled. When no request waits, a batch that is half empty goes
-into the free slots of another, where it fits, and the last one into half the
-slots or fewer: few long completions then cost no more than they must.
+harvested and refilled. When no request waits, what is left of two batches goes
+into one, where it fits, and of the last one into half the slots or fewer: few
+long completions then cost no more than they must.
 
 Prompts are computed up to their last token but one: decoding begins with the
 last, so that only one program draws tokens. What is compiled depends on the
