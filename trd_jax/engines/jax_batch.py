@@ -201,7 +201,7 @@ class Batch:
     other.running.clear()
 
   def _take_over(self, slot: int, other: "Batch", source: int) -> None:
-    """Makes a request of another batch's slot this slot's, but for the cache."""
+    """Makes this slot's a request of another batch, but for its cache."""
     self.running[slot] = other.running[source]
     self._rows_6B[:, slot] = other._rows_6B[:, source]
 
