@@ -24,7 +24,6 @@ from trd_jax.sharding import replicate
 _LEAST_SHARE = {"cpu": 16}
 _LEAST_SHARE_ACCELERATOR = 64
 
-
 Then = Literal["refill", "join", "shrink"]
 
 
@@ -68,7 +67,7 @@ class Batch:
       "join": Ends(np.int32(2 * share), np.int32(0)),
       "shrink": Ends(
         np.int32(engine.decode_steps * share),
-        np.int32(self._half() // engine.mesh.size),
+        np.int32(self._half(B) // engine.mesh.size),
       ),
     }
     # On the devices once and for all.
@@ -165,18 +164,20 @@ class Batch:
     engine, cache = self._engine, other._cache
     assert cache is not None
     devices = engine.mesh.size
-    free, share = self._free(), other.slots // devices
+    share = other.slots // devices
+    free: list[list[int]] = [[] for _ in range(devices)]
+    for slot in self._free():
+      free[self._device(slot)].append(slot)
     stays: dict[int, int] = {}
     moves: list[list[int]] = [[] for _ in range(devices)]
     for source in other.running:
       device, row = divmod(source, share)
-      slot = next((s for s in free if self._device(s) == device), None)
-      if slot is None:
-        moves[device].append(row)
-      else:
-        free.remove(slot)
+      if free[device]:
+        slot = free[device].pop()
         stays[slot] = row
         self._take_over(slot, other, source)
+      else:
+        moves[device].append(row)
     if stays:
       self._insert(stays, cache, split=True)
     if most := max(map(len, moves)):
@@ -187,7 +188,7 @@ class Batch:
       for device, rows in enumerate(moves):
         row_P[device, : len(rows)] = rows
         for n, row in enumerate(rows):
-          slot = free.pop(0)
+          slot = max(free, key=len).pop()
           arrives[slot] = device * count + n
           self._take_over(slot, other, device * share + row)
       picked = engine.run(
@@ -207,19 +208,21 @@ class Batch:
 
   def compact(self) -> "Batch":
     """What runs, in half the slots or fewer where it fits, else the same."""
-    batch = self
-    while (slots := batch._half()) >= len(self.running) and slots:
-      batch = Batch(self._engine, self._sampling, slots)
-    if batch is not self:
-      batch.absorb(self)
-    return batch
+    slots = self.slots
+    while (half := self._half(slots)) and len(self.running) <= half:
+      slots = half
+    if slots == self.slots:
+      return self
+    smaller = Batch(self._engine, self._sampling, slots)
+    smaller.absorb(self)
+    return smaller
 
-  def _half(self) -> int:
-    """Half the slots, 0 where fewer would cost hardly less."""
+  def _half(self, slots: int) -> int:
+    """Half of so many slots, 0 where fewer would cost hardly less."""
     mesh = self._engine.mesh
     platform = mesh.devices.flat[0].platform
     least = _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
-    share, odd = divmod(self.slots // mesh.size, 2)
+    share, odd = divmod(slots // mesh.size, 2)
     return 0 if odd or share < least else share * mesh.size
 
   def _device(self, slot: int) -> int:

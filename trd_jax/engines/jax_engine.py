@@ -211,7 +211,8 @@ class JaxEngine:
       if not waiting:
         batch = running.popleft()
         ended += batch.harvest()
-        if running and not prompts and running[0].holds(batch):
+        joins = running and not prompts and running[0].holds(batch)
+        if batch.running and joins:
           other = running.popleft()
           ended += other.harvest()
           other.absorb(batch)

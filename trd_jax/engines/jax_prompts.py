@@ -160,20 +160,20 @@ class Prompts:
       # By turns, so that every device has about as many, and as long ones.
       row, device = divmod(count, devices)
       staged[device].append(Staged(waiting, row))
-      row += device * (P // devices)
-      length_P[row] = waiting.length - 1 - common
+      of_all = device * (P // devices) + row
+      length_P[of_all] = waiting.length - 1 - common
       prompt = np.frombuffer(waiting.prompt, np.int32)
-      tokens_PT[row, : length_P[row]] = prompt[common:-1]
+      tokens_PT[of_all, : length_P[of_all]] = prompt[common:-1]
     self.staging = self._prefill(tokens_PT, length_P)
     self._staged, self.split = staged, True
-    if devices == 1 or sum(map(len, staged)) > len(count_of):
+    distinct = min(len(count_of), P)
+    if devices == 1 or sum(map(len, staged)) > distinct:
       self._spread()
 
   def _spread(self) -> None:
     """Gives every device all rows of the staging area."""
     assert self.staging is not None
-    devices, share = self._engine.mesh.size, len(self.staging.values[0])
-    share //= devices
+    share = len(self.staging.values[0]) // self._engine.mesh.size
     everywhere = [
       (waiting, row, device)
       for device, staged in enumerate(self._staged)
