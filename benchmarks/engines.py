@@ -220,7 +220,7 @@ def main() -> None:
         commands[variant] += [f"--task={path}"]
     cases = turns.take_turns(commands, args.repeats)
   if "vllm" in set(args.variants) - commands.keys():
-    cases["vllm"] = {"failed": "no --vllm-python"}
+    cases["vllm"] = {"failed": "there is no vLLM: run make vllm"}
   lengths = [len(ids) for ids in task["prompts"]]
   settings = {
     "model": args.model,

@@ -86,7 +86,12 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
   ((gpus == 0)) || submit+=(--gpus-per-node "$gpus")
   [[ -z $partition ]] || submit+=(--partition "$partition")
   [[ -z $account ]] || submit+=(--account "$account")
-  submit+=("${BASH_SOURCE[0]}" "${given[@]}")
+  submit+=("${BASH_SOURCE[0]}")
+  # The job runs what a dry run shows.
+  for word in "${given[@]:0:${#given[@]}-$#}"; do
+    [[ $word == --dry-run ]] || submit+=("$word")
+  done
+  submit+=("$@")
   # What Slurm runs is a copy of this file: it has to be told where it is from.
   export TRD_ROOT=$root
   if [[ -n $dry ]]; then

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -347,3 +348,34 @@ def test_a_grader_s_mistaken_flags_are_one_line(module, argv):
   (line,) = out.stderr.splitlines()
   assert line.startswith(f"python -m {name}: ")
   assert ("--bogus" if argv else "file") in line
+
+
+_HEAD = """
+from trd_jax import cli
+
+def run(experiment, run_dir, flags):
+  print("nobody reads that", flush=True)
+
+cli.main("rollout", run, "does it", argv={argv})
+"""
+
+
+@pytest.mark.parametrize("wants", ["--help", "--help_config", "a run"])
+def test_who_stops_reading_ends_it_without_a_word(wants, config, tmp_path):
+  where = tmp_path / "run"
+  argv = [f"--config={config}", f"--workdir={where}"]
+  reading, writing = os.pipe()
+  os.close(reading)
+  ended = subprocess.run(
+    [
+      *(sys.executable, "-c"),
+      _HEAD.format(argv=argv if wants == "a run" else [wants]),
+    ],
+    stdout=writing,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  os.close(writing)
+  assert (ended.returncode, ended.stderr) == (141, "")
+  assert not (where / "config.json").exists()

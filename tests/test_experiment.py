@@ -230,3 +230,10 @@ def test_servers_are_named_where_they_are_used_and_nowhere_else():
   assert chosen.engine.server.urls == urls["engine.server.urls"]
   # Budgets can be looked at before there is any server.
   experiment.from_config(served | {"preflight_only": True})
+
+
+def test_a_file_that_no_source_reads_is_refused():
+  with pytest.raises(UserError, match=r"data\.root=mine\.jsonl is read by"):
+    experiment.from_config({"data.root": "mine.jsonl"})
+  chosen = {"data.root": "mine.jsonl", "data.source": "jsonl"}
+  assert experiment.from_config(chosen).data.root == "mine.jsonl"

@@ -86,14 +86,18 @@ def test_a_dry_run_shows_what_each_host_would_run():
 
 
 def test_a_dry_run_shows_the_job_and_what_it_would_start(tmp_path):
-  own = ["--nodes", "2", "--gpus=4", "--partition", "p", "--dry-run"]
-  stage = ["--", "--workdir=/s/a b"]
+  own = ["--nodes", "2", "--dry-run", "--gpus=4", "--partition", "p"]
+  stage = ["--", "--workdir=/s/a b", "--dry-run"]
   told = launch(SLURM, *own, *stage)
   assert told.returncode == 0
   export, job = map(shlex.split, told.stdout.splitlines())
   assert export == ["export", f"TRD_ROOT={LAUNCH.parent}"]
   assert job[0] == "sbatch"
-  assert job[-len(own + stage) :] == own + stage
+  # Given as it stands, it is submitted and runs.
+  own.remove("--dry-run")
+  assert job[-len(own + stage) - 1 :] == [str(SLURM), *own, *stage]
+  own.append("--dry-run")
+  stage.pop()
   for option in ("--nodes 2", "--ntasks-per-node 1", "--gpus-per-node 4"):
     assert option in " ".join(job)
   # Within a job, which a cluster's own program tells the nodes of.

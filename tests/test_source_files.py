@@ -75,6 +75,19 @@ def test_a_file_that_has_changed_is_named_by_every_stage(read):
   assert len(store.load(made, run_dir)) == 2
 
 
+@pytest.mark.parametrize("only", [True, False])
+def test_reasons_are_told_where_no_file_keeps_them(only, tmp_path, capsys):
+  file = tmp_path / "mine.jsonl"
+  bad = [{"problem": "Find a."}, {"answer": "1"}]
+  file.write_text("\n".join([rows("x"), *map(json.dumps, bad)]))
+  made = dataclasses.replace(chosen("jsonl", file), preflight_only=only)
+  run_dir = RunDir(tmp_path / "run")
+  assert len(store.load(made, run_dir)) == 1
+  told = capsys.readouterr().out
+  assert told.count("set aside: ") == (2 if only else 1)
+  assert (str(run_dir.rejected("problems")) in told) != only
+
+
 @pytest.mark.parametrize("stage", [rollout, refine])
 def test_files_are_looked_at_once_a_stage(read, stage, monkeypatch):
   made, run_dir, file = read

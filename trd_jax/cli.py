@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import sys
 import textwrap
 import types
@@ -97,7 +98,7 @@ _SHARED = (
   Flag("help_config", False, "every --config.<key>, its meaning and default"),
 )
 
-_EXAMPLES = ("--config=configs/demo.py --workdir=runs/demo --config.seed=1",)
+_EXAMPLES = ("--config=configs/demo.py --workdir=runs/seed1 --config.seed=1",)
 
 Run = Callable[[Experiment, Any, types.SimpleNamespace], object]
 
@@ -131,7 +132,7 @@ def main(
 
   Raises:
     SystemExit: 2 after a user's mistake (one line on stderr), 130 after an
-      interrupt.
+      interrupt, 141 where nobody reads the output any more.
   """
   try:
     line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
@@ -142,6 +143,11 @@ def main(
     else:
       parent.end_with_pipeline()
       _run(stage_name, run, line, standalone, exclusive)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Who read the output, as `head`, has seen enough. Python flushes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
   except UserError as error:
     told = " ".join(str(error).split())
     print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
@@ -189,7 +195,7 @@ def _run(
   try:
     with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
       run(chosen, run_dir, own)
-  except (UserError, SystemExit):
+  except (UserError, SystemExit, BrokenPipeError):
     if is_new:
       run_dir.abandon()
     raise

@@ -185,8 +185,8 @@ def describe(
     most = -(-problems * e.rollout.samples // e.train.batch_size)
     most *= e.train.epochs
     updates = f", at most {min(most, e.train.max_steps or most):,} updates"
+    updates += f" of {e.train.batch_size}"
   count = "not known here" if problems is None else f"{problems:,}"
-  updates += f" of {e.train.batch_size}"
   rounds, told = e.pipeline.rounds, ""
   if rounds > 1:
     updates, told = f"{updates} a round", f"in all {rounds} rounds, "
@@ -197,12 +197,15 @@ def describe(
     lines.append(textwrap.indent(textwrap.fill(card, _WRAP), "  "))
   lines += ["", f"disk, at most ({told}rows before compression):"]
   total = ahead = 0
+  known = True
   for name, size, what in disk(e, run_dir):
     shown = "not known here" if size is None else _shown(size)
     lines.append(f"  {name:<13}{shown:>14}  {what}")
     total += size or 0
+    known &= size is not None
     ahead += _ahead(name, size or 0, e, commands)
-  lines.append(f"  {'all':<13}{_shown(total):>14}")
+  rest = "" if known else "  and what is not known here"
+  lines.append(f"  {'all':<13}{_shown(total):>14}{rest}")
   free = free_bytes(run_dir.root)
   lines.append(f"  {'free':<13}{_shown(free):>14}  where {run_dir.root} is")
   if free < ahead:

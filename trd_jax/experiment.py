@@ -282,6 +282,12 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
     yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
   yield from _teacher_contradictions(e)
+  if e.data.source == "arithmetic" and e.data.root is not None:
+    yield (
+      f"data.root={e.data.root} is read by no source, as"
+      " data.source=arithmetic makes its problems: set data.source=jsonl, or"
+      " leave the root out"
+    )
   served, urls = e.engine.name == "server", e.engine.server.urls
   if served and not urls and not e.preflight_only:
     yield "engine.name=server needs engine.server.urls: name the servers"

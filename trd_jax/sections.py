@@ -95,7 +95,11 @@ class Data:
   )
   limit: int | None = key(None, "use only so many problems", at_least(1))
   seed: int = key(0, "seed of the problems and their order", at_least(0))
-  subset: str = key("all", "a named part of the source", keys.filled())
+  subset: str = key(
+    "all",
+    "of the source: all, with_cot (with a worked solution) or answer_only",
+    keys.filled(),
+  )
   decontaminate: str = key(
     "none",
     "problems of the benchmarks of evaluate are taken out: none, exact (same"

@@ -15,6 +15,7 @@ from trd_jax.run_dir import RunDir
 from trd_jax.sections import Data
 
 STAGE = "problems"
+_SHOWN = 10  # reasons for rows set aside, where no file keeps them
 
 
 def made_by(experiment: Experiment) -> tuple[str, ...]:
@@ -72,7 +73,11 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
       f" {len(rejected):,} set aside",
       flush=True,
     )
-    if rejected:
+    if experiment.preflight_only:
+      # The workdir is given back, and with it the file that has them all.
+      for one in rejected[:_SHOWN]:
+        print(f"problems: set aside: {one.reason}", flush=True)
+    elif rejected:
       print(
         f"problems: the first one set aside: {rejected[0].reason}; all of them"
         f" with reasons in {run_dir.rejected(STAGE)}",
