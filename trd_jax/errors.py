@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake becomes."""
+"""A user's mistake: the one exception that it becomes, and its one line."""
 
 import argparse
 import difflib

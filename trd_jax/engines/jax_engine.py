@@ -79,8 +79,8 @@ class JaxEngine:
   """Completes prompts with a Qwen3 in this process (see the module).
 
   Args:
-    model: the model, with adapters or without. Its weights are put whole on
-      each device.
+    model: the model, with adapters or without. Each device has its weights
+      whole; those of CPUs have them together.
     slots: sequences decoded at once, over all devices together. None: 64 a
       device on CPUs, twice that for small models (33M parameters), 256 a device
       on accelerators, and no more than the power of two that holds a call's
