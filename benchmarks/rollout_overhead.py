@@ -6,10 +6,14 @@ The same problems with the same sampling and seeds go, alternately, through
 `vllm.LLM.generate`, as prompts that are ready, and through everything that
 `trd_jax.rollout` does with them: prompts, preflight, generation, decoding,
 grading, shards and summary. Each has one vLLM, loaded before the clock starts
-and used again; a run of either begins with an empty prefix cache, and the
+and used again; a run of any begins with an empty prefix cache, and the
 stage's with a workdir that holds the problems and nothing else. The sides take
 turns (`turns.py`). Run by an interpreter that has vLLM
 (third_party/vllm/install.sh).
+
+The stage sends the longest prompts first, which ends with fewer idle sequences.
+A third side shows what bare vLLM makes of that order: beside it the stage's own
+work stands alone.
 
 Beside the wall time stand the seconds before the engine gets its first request
 and after it has given its last completion, and the CPU-seconds of this side's
@@ -32,6 +36,8 @@ import turns
 
 CONFIG = results.ROOT / "configs" / "demo.py"
 BARE, STAGE = "vllm.LLM.generate", "trd_jax.rollout, whole"
+ORDERED = "vllm.LLM.generate, longest prompts first"
+SIDES = (BARE, ORDERED, STAGE)
 
 
 def experiment_of(args):
@@ -53,12 +59,17 @@ def experiment_of(args):
 
 def prepare(side: str, args):
   """A side's process: see `turns.serve`."""
-  work = {BARE: bare, STAGE: stage}[side](args)
+  makers = {
+    BARE: bare,
+    ORDERED: functools.partial(bare, longest_first=True),
+    STAGE: stage,
+  }
+  work = makers[side](args)
   work()
   return work, {}
 
 
-def bare(args):
+def bare(args, longest_first: bool = False):
   """`vllm.LLM.generate` on the prompts of the stage."""
   os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
   from vllm import LLM, SamplingParams
@@ -76,8 +87,11 @@ def bare(args):
   prompts = list(
     fit_initials(who.chat, problems, None, section.max_prompt_tokens)
   )
+  asked = list(zip(problems, prompts, strict=True))
+  if longest_first:
+    asked.sort(key=lambda pair: -len(pair[1]))
   requests, params = [], []
-  for problem, ids in zip(problems, prompts, strict=True):
+  for problem, ids in asked:
     _, seed = generation.identity(
       "rollout", who, section, ids, problem.problem_id, 0, e.seed
     )
@@ -183,7 +197,7 @@ def main() -> None:
   parser.add_argument("--compile", action="store_true", help="not eager")
   parser.add_argument("--quick", action="store_true", help="a smoke test")
   parser.add_argument("--json", type=Path, help="write the results here")
-  parser.add_argument("--side", choices=[BARE, STAGE], help=argparse.SUPPRESS)
+  parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   args = parser.parse_args()
   sys.path.insert(0, str(results.ROOT))
   if args.side:
@@ -195,9 +209,8 @@ def main() -> None:
   command = [sys.executable, __file__]
   command += [f"--requests={args.requests}", f"--dtype={args.dtype}"]
   command += ["--compile"] if args.compile else []
-  sides = (BARE, STAGE)
   cases = turns.take_turns(
-    {side: [*command, f"--side={side}"] for side in sides}, args.repeats
+    {side: [*command, f"--side={side}"] for side in SIDES}, args.repeats
   )
   names = ("requests", "repeats", "dtype", "compile")
   settings = {name: getattr(args, name) for name in names}

@@ -364,6 +364,13 @@ def test_it_needs_no_jax(driver):
   assert not {"jax", "jaxlib", "flax"} & set(driver.made["modules"])
 
 
+def test_its_process_works_on_unhindered(driver):
+  # Prompts are encoded on all cores, and what vLLM has loaded is no garbage.
+  assert "VLLM_LOGGING_LEVEL" in driver.made["environment"]
+  assert "TOKENIZERS_PARALLELISM" not in driver.made["environment"]
+  assert driver.made["frozen"] > 100_000
+
+
 def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
   greedy, tmp_path
 ):

@@ -7,15 +7,19 @@ It runs under an interpreter that has vLLM and need not have JAX. ASKED holds
 `max_model_tokens` and `jobs`: lists of jobs, each list generated at once by
 threads of their own. A job is a `name`, `requests`, `sampling`, and maybe
 `take`, the completions after which its iterator is closed. DONE gets, by name,
-the `completions` or the `error` of a user; then the line "done" is printed.
+the `completions` or the `error` of a user, and of the process the names of its
+`modules`, those in its `environment` once vLLM is loaded, and how many objects
+are `frozen` by then; then the line "done" is printed.
 With `then`, requests, these are generated on and on. Otherwise the engine is
 closed when stdin is.
 """
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -61,7 +65,8 @@ def main() -> None:
   engine = VllmEngine(
     Spec(**asked["spec"]), model, max_model_tokens=asked["max_model_tokens"]
   )
-  done: dict = {"modules": []}
+  done: dict = {"environment": sorted(os.environ)}
+  done["frozen"] = gc.get_freeze_count()
   for group in asked["jobs"]:
     threads = [
       threading.Thread(target=do, args=(engine, job, done)) for job in group

@@ -48,6 +48,10 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
   list[float]: pa.list_(pa.field("element", pa.float32(), nullable=False)),
 }
 
+_CANONICAL = json.JSONEncoder(
+  sort_keys=True, separators=(",", ":"), allow_nan=False
+)
+
 
 def content_key(*parts: Any) -> str:
   """A name for what went in: the same parts give the same key, anywhere.
@@ -62,10 +66,7 @@ def content_key(*parts: Any) -> str:
     TypeError: a part is not JSON-serialisable.
     ValueError: a part holds a NaN or an infinity.
   """
-  canonical = json.dumps(
-    parts, sort_keys=True, separators=(",", ":"), allow_nan=False
-  )
-  return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+  return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:32]
 
 
 class _Record:

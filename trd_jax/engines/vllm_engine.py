@@ -5,21 +5,21 @@ this one feeds them and hands on what they finish, while the caller grades and
 writes. Prompts go in as token ids and come out as token ids: vLLM neither
 tokenizes nor makes text.
 
-As many requests are in vLLM's hands as keep it busy, the rest wait here: what
-40,000 prompts take is then no matter of vLLM's queue. They also wait for a
-caller who is slower than vLLM.
+As many requests are in vLLM's hands as keep it busy, the rest wait here
+(`feeder`): what 40,000 prompts take is then no matter of vLLM's queue. They
+also wait for a caller who is slower than vLLM.
 """
 
 import asyncio
 import atexit
 import contextlib
+import gc
 import importlib
 import os
-import queue
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,17 +34,12 @@ from trd_jax.engines.engine import (
   check_request,
   missing,
 )
+from trd_jax.engines.feeder import Feeder
 from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model_folder import CONFIG, read_json
 
-# Requests in vLLM's hands for each sequence that it decodes at once: the next
-# one is there when one ends.
-_AHEAD = 2
-# Requests begun and not yet taken by the caller, for each in vLLM's hands: a
-# slow reader isn't buried under what it hasn't read.
-_BEGUN = 2
 _END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
@@ -93,7 +88,10 @@ class VllmEngine:
     start = time.monotonic()
     _say(f"loading {model.name} ({model.dtype})")
     try:
-      self._llm = self._wait(_start(vllm, arguments))
+      # vLLM forks processes, which tokenizers warns of where it has threads;
+      # this one goes on using them.
+      with _default_environment({"TOKENIZERS_PARALLELISM": "false"}):
+        self._llm = self._wait(_start(vllm, arguments))
     except Exception as error:
       self.close()
       told = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -102,7 +100,11 @@ class VllmEngine:
         " tells more"
       ) from error
     sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
-    self._in_flight = _AHEAD * sequences * spec.data_parallel
+    self._sequences = sequences * spec.data_parallel
+    # What is loaded by now stays. To look through it is nearly all that a full
+    # collection does, and nothing else runs here meanwhile.
+    gc.collect()
+    gc.freeze()
     # vLLM's own tidying up fails once modules are being taken down.
     atexit.register(self.close)
     _say(f"ready after {time.monotonic() - start:.0f} s")
@@ -131,6 +133,7 @@ class VllmEngine:
     if self._llm is not None:
       self._llm.shutdown()
       self._llm = None
+      gc.unfreeze()
     if self._loop.is_running():
       self._loop.call_soon_threadsafe(self._loop.stop)
       self._thread.join()
@@ -139,17 +142,19 @@ class VllmEngine:
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
     """Completions as the event loop's thread finds them."""
-    found: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
-    room = asyncio.Semaphore(_BEGUN * self._in_flight)
-    work = self._wait(_begin(self._complete(requests, sampling, found, room)))
+    feeder = Feeder(
+      requests, lambda request: self._one(request, sampling), self._sequences
+    )
+    work = self._wait(_begin(feeder.run()))
     self._work.add(work)
     try:
-      for _ in requests:
-        item = found.get()
-        if isinstance(item, Exception):
-          raise item
-        self._loop.call_soon_threadsafe(room.release)
-        yield item
+      yield from feeder.read()
+    except Exception as error:
+      told = str(error).strip().partition("\n")[0] or type(error).__name__
+      raise UserError(
+        f"vLLM stopped while it generated ({told}); what is finished is kept,"
+        " and the same command goes on from there"
+      ) from error
     finally:
       # Until its requests are off vLLM's hands, a next call would share them
       # with it. Whose work is not there any more has been ended by `close`.
@@ -165,44 +170,6 @@ class VllmEngine:
     ended = asyncio.run_coroutine_threadsafe(_cancel(work), self._loop)
     with contextlib.suppress(TimeoutError):
       ended.result(_END_SECONDS)
-
-  async def _complete(
-    self,
-    requests: Sequence[Request],
-    sampling: Sampling,
-    found: queue.SimpleQueue[Completion | Exception],
-    room: asyncio.Semaphore,
-  ) -> None:
-    """Keeps as many requests in flight as vLLM can use.
-
-    Room is waited for before a request is begun and never with a completion
-    in hand, and an error always finds its way out.
-    """
-    waiting = iter(requests)
-
-    async def work_off():
-      while await room.acquire():
-        if (request := next(waiting, None)) is None:
-          room.release()  # for the next one to see that nothing is left
-          return
-        found.put(await self._one(request, sampling))
-
-    tasks = [
-      asyncio.ensure_future(work_off())
-      for _ in range(min(self._in_flight, len(requests)))
-    ]
-    try:
-      await asyncio.gather(*tasks)
-    except asyncio.CancelledError:
-      found.put(_stopped("it was closed"))  # to a reader in another thread
-      raise
-    except Exception as error:
-      told = str(error).strip().partition("\n")[0] or type(error).__name__
-      found.put(_stopped(told))
-    finally:
-      for task in tasks:
-        task.cancel()
-      await asyncio.gather(*tasks, return_exceptions=True)
 
   async def _one(self, request: Request, sampling: Sampling) -> Completion:
     """Completes one request."""
@@ -254,13 +221,6 @@ class VllmEngine:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-def _stopped(why: str) -> UserError:
-  return UserError(
-    f"vLLM stopped while it generated ({why}); what is finished is kept, and"
-    " the same command goes on from there"
-  )
-
-
 async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
   """A coroutine that runs on this thread's event loop from now on."""
   return asyncio.ensure_future(work)
@@ -282,12 +242,23 @@ async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
   )
 
 
+@contextlib.contextmanager
+def _default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+  """Variables, where they aren't set, for processes that start meanwhile."""
+  mine = {k: v for k, v in defaults.items() if k not in os.environ}
+  os.environ.update(mine)
+  try:
+    yield
+  finally:
+    for name in mine:
+      os.environ.pop(name, None)
+
+
 def _import() -> Any:
   """The package, told to be quiet and to stay off the network."""
   defaults = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore::FutureWarning",
   }
   for name, value in defaults.items():
