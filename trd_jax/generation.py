@@ -254,8 +254,9 @@ def fill(
   """Gives a stage the rows of all prompts that aren't on disk yet.
 
   A row is written as its sample is judged, so that a process that is killed
-  loses one unfinished shard and what is still being judged (`samples.graded`
-  bounds that), and the next one draws only what is missing.
+  loses one unfinished shard, what is still being judged (`samples.graded`
+  bounds that) and what an engine hasn't handed over yet (`engines.feeder`), and
+  the next one draws only what is missing.
 
   Args:
     experiment: chooses the engine.
