@@ -52,7 +52,8 @@ def failing(tmp_path, monkeypatch):
   size = {"vocab_size": 8, "max_position_embeddings": 64}
   (tmp_path / "config.json").write_text(json.dumps(size))
 
-  def generate(error):
+  def generate(error, requests=None, batch=256):
+    requests = requests or [Request("key", [1], 0, 4)]
     ray = mock.MagicMock(exceptions=EXCEPTIONS)
     ray.cluster_resources.return_value = {"CPU": 8}
     mapped = ray.data.from_arrow.return_value.map_batches.return_value
@@ -60,11 +61,11 @@ def failing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.data", ray.data)
     made = ray_engine.RayEngine(
-      Engine(ray=Ray(actors=1)),
+      Engine(ray=Ray(actors=1, batch=batch)),
       ModelFiles("model", tmp_path, "revision", "float32"),
       max_model_tokens=32,
     )
-    return list(made.generate([Request("key", [1], 0, 4)], Sampling()))
+    return list(made.generate(requests, Sampling()))
 
   return generate
 
@@ -96,3 +97,12 @@ def test_what_code_raises_keeps_its_traceback(failing, error):
   with pytest.raises(type(error)) as raised:
     failing(error)
   assert raised.value is error
+
+
+def test_actors_get_the_longest_prompts_first(failing):
+  asked = [Request(f"{n}", n * [1], 0, 4) for n in (2, 5, 1, 4, 3)]
+  with pytest.raises(UserError):
+    failing(ActorDiedError("gone"), asked, batch=2)
+  ((blocks,), _) = sys.modules["ray.data"].from_arrow.call_args
+  keys = [block["key"].to_pylist() for block in blocks]
+  assert keys == [["5", "4"], ["3", "2"], ["1"]]

@@ -171,6 +171,15 @@ def check_request(
     )
 
 
+def longest_first(requests: Sequence[Request]) -> list[Request]:
+  """Requests by falling length of their prompts, equal ones as they stood.
+
+  Long prompts tend to take longest, and one that is begun last keeps a machine
+  for itself.
+  """
+  return sorted(requests, key=lambda request: -len(request.prompt_ids))
+
+
 class Engine(Protocol):
   """Completes prompts."""
 

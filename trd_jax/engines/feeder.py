@@ -13,7 +13,7 @@ import queue
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
-from trd_jax.engines.engine import Completion, Request
+from trd_jax.engines.engine import Completion, Request, longest_first
 
 # For each sequence that the engine decodes at once: requests in its hands at
 # most, at which number of them more are begun (the next sequence is there when
@@ -27,7 +27,7 @@ class Feeder:
   """One pass of requests through an engine; a reader takes what they become.
 
   Args:
-    requests: what to complete.
+    requests: what to complete; those with the longest prompts are begun first.
     complete: completes one request.
     sequences: how many the engine decodes at once.
   """
@@ -38,9 +38,7 @@ class Feeder:
     complete: Callable[[Request], Coroutine[Any, Any, Completion]],
     sequences: int,
   ):
-    # The longest first: they take longest, and none is left for the end.
-    # Equal prompts stay together.
-    self._waiting = iter(sorted(requests, key=lambda r: -len(r.prompt_ids)))
+    self._waiting = iter(longest_first(requests))
     self._count = len(requests)
     self._left = self._count  # not finished
     self._complete = complete

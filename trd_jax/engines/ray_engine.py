@@ -29,6 +29,7 @@ from trd_jax.engines.engine import (
   Sampling,
   TopTokens,
   check_request,
+  longest_first,
   missing,
 )
 from trd_jax.errors import UserError
@@ -105,9 +106,10 @@ class RayEngine:
     if not requests:
       return
     ray = self._spec.ray
+    ordered = longest_first(requests)
     blocks = [
-      _to_table(requests[start : start + ray.batch])
-      for start in range(0, len(requests), ray.batch)
+      _to_table(ordered[start : start + ray.batch])
+      for start in range(0, len(ordered), ray.batch)
     ]
     at_once = 1 if self._spec.name == "jax" else ray.batches
     completed = self._data.from_arrow(blocks).map_batches(

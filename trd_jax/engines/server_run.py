@@ -15,7 +15,7 @@ import random
 import time
 
 from trd_jax.engine_sections import ServerEngine as Spec
-from trd_jax.engines.engine import Request, Sampling
+from trd_jax.engines.engine import Request, Sampling, longest_first
 from trd_jax.engines.server_client import Server, Wanted
 from trd_jax.engines.server_protocol import Failed
 from trd_jax.errors import UserError
@@ -60,10 +60,7 @@ class Run:
     self._spec = spec
     self._wanted = wanted
     self._sampling = sampling
-    # The longest first: they take longest, and none is left for the end.
-    # Equal prompts stay together.
-    ordered = sorted(requests, key=lambda r: -len(r.prompt_ids))
-    self._todo = collections.deque(_Job(request) for request in ordered)
+    self._todo = collections.deque(map(_Job, longest_first(requests)))
     # Jobs to be tried again: when, a number against ties, which.
     self._later: list[tuple[float, int, _Job]] = []
     self._unfinished = len(requests)
