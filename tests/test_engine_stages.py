@@ -191,6 +191,43 @@ def test_a_rollout_on_vllm_that_is_killed_goes_on(finished, python, tmp_path):
   assert rows == run_dir.read("rollout", Trajectory)
 
 
+def test_a_terminal_s_interrupt_ends_vllm_in_order(finished, python, tmp_path):
+  whole, _ = finished
+  # One at a time: it is at work for a while.
+  made = Rollout(
+    tmp_path, python, *SMALL, "--config.engine.vllm.max_num_seqs=1"
+  )
+  with made.log.open("wb") as log:
+    # A child would inherit that it is ignored, as it is in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+      made.command, stdout=log, stderr=log, start_new_session=True
+    )
+    signal.signal(signal.SIGINT, before)
+  with process:
+    try:
+      made.wait_for(process, 8)
+      started = below(process.pid)
+      assert any("EngineCore" in title(pid) for pid in started)
+      os.killpg(process.pid, signal.SIGINT)
+      assert process.wait(60) == 130
+    finally:
+      process.kill()
+  assert not still_there(started, seconds=15)
+  said = made.log.read_text()
+  assert "interrupted; the same command goes on" in said.splitlines()[-1]
+  assert not re.search("Traceback|ERROR", said), said[-3000:]
+  kept = made.keys_on_disk()
+  assert 8 <= len(kept) < PROBLEMS
+  # What goes on has nothing to complain of either.
+  with made.start() as process:
+    assert process.wait(200) == 0
+  said = made.log.read_text()
+  assert not re.search("Traceback|ERROR", said), said[-3000:]
+  assert set(kept) <= set(keys(whole, "rollout"))
+  assert keys(made.run_dir, "rollout") == keys(whole, "rollout")
+
+
 def an_actor_at_work(log: Path, stage: subprocess.Popen) -> int:
   """The process of a stage's first actor whose engine is ready."""
   deadline = time.monotonic() + 300

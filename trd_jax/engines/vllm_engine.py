@@ -16,10 +16,12 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -78,7 +80,7 @@ class VllmEngine:
     arguments = _arguments(spec, model, self._longest)
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
-      target=self._loop.run_forever, name="vllm", daemon=True
+      target=_run, args=(self._loop,), name="vllm", daemon=True
     )
     self._thread.start()
     # What generates for iterators that have not come to their end.
@@ -131,9 +133,17 @@ class VllmEngine:
     while self._work:
       self._end(self._work.pop())
     if self._llm is not None:
-      self._llm.shutdown()
-      self._llm = None
-      gc.unfreeze()
+      llm, self._llm = self._llm, None
+      try:
+        # Or else it takes the end of its processes for a failure, and says so.
+        handler = getattr(llm, "output_handler", None)
+        if handler is not None:
+          self._end(handler)
+        llm.shutdown()
+      finally:
+        # As it is deleted it would do so again, when modules may be gone.
+        llm.shutdown = lambda: None
+        gc.unfreeze()
     if self._loop.is_running():
       self._loop.call_soon_threadsafe(self._loop.stop)
       self._thread.join()
@@ -162,7 +172,7 @@ class VllmEngine:
         self._work.discard(work)
         self._end(work)
 
-  def _end(self, work: asyncio.Task[None]) -> None:
+  def _end(self, work: asyncio.Task[Any]) -> None:
     """Cancels it, and returns once it has tidied up or takes too long."""
     if threading.current_thread() is self._thread:
       work.cancel()  # of an iterator that was garbage; it can't wait for itself
@@ -221,12 +231,23 @@ class VllmEngine:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+  """Runs an event loop in a thread whose processes are spared a Ctrl-C.
+
+  A terminal sends it to all of them. This process hears it and ends them in
+  order; vLLM's, which inherit the mask, would break off with tracebacks.
+  """
+  resource_tracker.ensure_running()  # would undo it as the first of them starts
+  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  loop.run_forever()
+
+
 async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
   """A coroutine that runs on this thread's event loop from now on."""
   return asyncio.ensure_future(work)
 
 
-async def _cancel(work: asyncio.Task[None]) -> None:
+async def _cancel(work: asyncio.Task[Any]) -> None:
   work.cancel()
   await asyncio.wait([work])
 
