@@ -218,7 +218,7 @@ def test_a_terminal_s_interrupt_ends_vllm_in_order(finished, python, tmp_path):
   assert "interrupted; the same command goes on" in said.splitlines()[-1]
   assert not re.search("Traceback|ERROR", said), said[-3000:]
   kept = made.keys_on_disk()
-  assert 8 <= len(kept) < PROBLEMS
+  assert len(kept) >= 8
   # What goes on has nothing to complain of either.
   with made.start() as process:
     assert process.wait(200) == 0
