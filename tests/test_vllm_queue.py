@@ -164,6 +164,14 @@ class Held:
     requests = [Request(f"{n}", p, 0, 1) for n, p in enumerate(prompts)]
     self.feeder = Feeder(requests, self.complete, sequences)
 
+  @classmethod
+  async def start(cls, prompts: list[list[int]], sequences: int) -> "Held":
+    """One that runs, with all begun that can be."""
+    held = cls(prompts, sequences)
+    held.run = asyncio.create_task(held.feeder.run())
+    await settled()
+    return held
+
   async def complete(self, request: Request) -> Completion:
     self.begun.append(request.key)
     self.answers[request.key] = asyncio.get_running_loop().create_future()
@@ -186,39 +194,33 @@ def test_longer_prompts_go_first_and_equal_ones_stay_together():
   lengths = [2, 5, 3, 5, 2, 3]
 
   async def go():
-    held = Held([[1] * n for n in lengths], sequences=2)
-    run = asyncio.create_task(held.feeder.run())
-    await settled()
+    held = await Held.start([[1] * n for n in lengths], sequences=2)
     assert held.begun == ["1", "3", "2", "5", "0", "4"]
     await held.answer(*"012345")
-    await run
+    await held.run
 
   asyncio.run(go())
 
 
 def test_requests_go_some_at_a_time_before_any_sequence_is_idle():
   async def go():
-    held = Held([[1]] * 30, sequences=3)
-    run = asyncio.create_task(held.feeder.run())
-    await settled()
+    held = await Held.start([[1]] * 30, sequences=3)
     numbers = []
     for n in range(9):
       numbers.append(len(held.begun))
       await held.answer(f"{n}")
     # Never fewer than 6 unanswered: a sequence for each of 3, and as many more.
     assert numbers == [9, 9, 9, 12, 12, 12, 12, 12, 12]
-    run.cancel()
+    held.run.cancel()
     with pytest.raises(asyncio.CancelledError):
-      await run
+      await held.run
 
   asyncio.run(go())
 
 
 def test_a_completion_waits_for_others_and_not_long(patient, monkeypatch):
   async def go():
-    held = Held([[1]] * 5, sequences=2)
-    run = asyncio.create_task(held.feeder.run())
-    await settled()
+    held = await Held.start([[1]] * 5, sequences=2)
     await held.answer("3")
     await asyncio.sleep(0.2)
     assert held.feeder._found.empty()
@@ -227,28 +229,24 @@ def test_a_completion_waits_for_others_and_not_long(patient, monkeypatch):
     await held.answer("1", "2", "4")
     read = held.feeder.read()
     assert [made.key for made in read] == ["3", "0", "1", "2", "4"]
-    await run
+    await held.run
     monkeypatch.setattr(feeder, "_HAND_SECONDS", 0.05)
-    held = Held([[1]] * 5, sequences=2)
-    run = asyncio.create_task(held.feeder.run())
-    await settled()
+    held = await Held.start([[1]] * 5, sequences=2)
     await held.answer("3")
     first = await asyncio.to_thread(next, read := held.feeder.read())
     assert first.key == "3"
     await held.answer("0", "1", "2", "4")
     assert [made.key for made in read] == ["0", "1", "2", "4"]
-    await run
+    await held.run
 
   asyncio.run(go())
 
 
 def test_a_request_that_is_cancelled_ends_all():
   async def go():
-    held = Held([[1]] * 5, sequences=2)
-    run = asyncio.create_task(held.feeder.run())
-    await settled()
+    held = await Held.start([[1]] * 5, sequences=2)
     held.answers["2"].cancel()
-    await run
+    await held.run
     with pytest.raises(RuntimeError, match="a request was cancelled"):
       next(held.feeder.read())
     assert all(answer.done() for answer in held.answers.values())

@@ -28,11 +28,10 @@ import tokenizers
 from trd_jax.chat_files import (
   compile_template,
   find_template,
-  one_line,
   read_json,
   special_tokens,
 )
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 
 _ONSETS = (
   "Wait Actually However Alternatively Oops Wrong Error Incorrect Correction "

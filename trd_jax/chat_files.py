@@ -12,7 +12,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from trd_jax import json_text
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 
 
 def compile_template(
@@ -109,9 +109,3 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise UserError(f"{path}: not a JSON object; fetch the file again")
   return value
-
-
-def one_line(error: BaseException) -> str:
-  """The first line of an exception's text, cut at 200 characters."""
-  text = str(error).strip()
-  return text.splitlines()[0][:200] if text else type(error).__name__

@@ -22,6 +22,12 @@ class ArgumentParser(argparse.ArgumentParser):
     self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
+def one_line(error: BaseException) -> str:
+  """The first line of an exception's text, cut at 200 characters."""
+  text = str(error).strip()
+  return text.splitlines()[0][:200] if text else type(error).__name__
+
+
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
   """The nearest of `names` as a clause to end an error with.
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 from trd_jax.run_dir import RunDir
 
 _LAB = "lab:"
@@ -157,7 +157,7 @@ def _download(path: str, revision: str | None, files: Sequence[str]) -> Path:
     )
   except Exception as error:  # whatever happens between here and the hub
     at = f" at {revision}" if revision else ""
-    why = str(error).strip().partition("\n")[0] or type(error).__name__
+    why = one_line(error)
     raise UserError(
       f'"{path}" is no folder here and cannot be had from the hub{at}: {why}'
     ) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 from trd_jax.records import content_key
 from trd_jax.shards import atomic_file
 
@@ -188,7 +188,7 @@ class _Wandb:
         config=dict(config),
       )
     except Exception as error:
-      told = str(error).strip().partition("\n")[0] or type(error).__name__
+      told = one_line(error)
       raise UserError(
         f"metrics.wandb: Weights & Biases refuses the run ({told}); set"
         " WANDB_API_KEY or call wandb login, set WANDB_MODE=offline, or set"

@@ -32,7 +32,7 @@ from trd_jax.engines.engine import (
   longest_first,
   missing,
 )
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model_folder import read_json
 
@@ -217,10 +217,9 @@ def _connect(ray: Any, spec: Ray) -> None:
       logging_level=logging.WARNING,
     )
   except Exception as error:
-    told = str(error).strip().partition("\n")[0] or type(error).__name__
     raise UserError(
-      f"engine.ray.address={spec.address}: {told}; give the address of a"
-      " running cluster, or None for this machine"
+      f"engine.ray.address={spec.address}: {one_line(error)}; give the"
+      " address of a running cluster, or None for this machine"
     ) from error
 
 

@@ -38,7 +38,7 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.engines.feeder import Feeder
 from trd_jax.engines.server_protocol import MINUS_ONE
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model_folder import CONFIG, read_json
 
@@ -96,10 +96,9 @@ class VllmEngine:
         self._llm = self._wait(_start(vllm, arguments))
     except Exception as error:
       self.close()
-      told = str(error).strip().partition("\n")[0] or type(error).__name__
       raise UserError(
-        f"vLLM can't start with {model.folder}: {told}; what it says above"
-        " tells more"
+        f"vLLM can't start with {model.folder}: {one_line(error)}; what it says"
+        " above tells more"
       ) from error
     sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
     self._sequences = sequences * spec.data_parallel
@@ -136,9 +135,8 @@ class VllmEngine:
       llm, self._llm = self._llm, None
       try:
         # Or else it takes the end of its processes for a failure, and says so.
-        handler = getattr(llm, "output_handler", None)
-        if handler is not None:
-          self._end(handler)
+        if llm.output_handler is not None:
+          self._end(llm.output_handler)
         llm.shutdown()
       finally:
         # As it is deleted it would do so again, when modules may be gone.
@@ -160,10 +158,9 @@ class VllmEngine:
     try:
       yield from feeder.read()
     except Exception as error:
-      told = str(error).strip().partition("\n")[0] or type(error).__name__
       raise UserError(
-        f"vLLM stopped while it generated ({told}); what is finished is kept,"
-        " and the same command goes on from there"
+        f"vLLM stopped while it generated ({one_line(error)}); what is finished"
+        " is kept, and the same command goes on from there"
       ) from error
     finally:
       # Until its requests are off vLLM's hands, a next call would share them
