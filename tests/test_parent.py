@@ -1,5 +1,6 @@
 """What was started does not outlive what started it."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -51,21 +52,25 @@ try:
 except KeyboardInterrupt:
   print("interrupted too")
 """
-# An owner, with or without a process between it and its worker.
+# An owner under a guard, what it starts, and what that starts; each says its
+# role and id. One that is "brief" ends before the owner does.
 OWNER = """
 import os, subprocess, sys, time
 from trd_jax import parent
 role, *below = sys.argv[1].split(",")
-owner = sys.argv[2] if len(sys.argv) > 2 else str(os.getpid())
-if below:
-  subprocess.Popen([sys.executable, sys.argv[0], ",".join(below), owner])
-else:
-  if role == "late":  # the owner is gone before the worker watches it
-    print(role, os.getpid(), flush=True)
-    while os.getppid() == int(owner):
-      time.sleep(0.01)
-  parent.end_with_owner(int(owner))
+if role == "owner":
+  guard = parent.Guard()
+  print("guard", guard._process.pid, flush=True)
 print(role, os.getpid(), flush=True)
+if below:
+  child = subprocess.Popen([sys.executable, sys.argv[0], ",".join(below)])
+if role == "brief":
+  time.sleep(2)
+  sys.exit()
+if role == "owner":
+  for line in sys.stdin:
+    guard.close()
+    print("closed", os.getpid(), flush=True)
 time.sleep(60)
 """
 # Takes up what its descendants leave behind, as a user's or a job's manager.
@@ -178,51 +183,50 @@ def test_a_process_that_is_long_gone_counts_as_gone():
 
 
 @pytest.mark.parametrize(
-  "family", ["owner,worker", "owner,between,worker", "owner,late"]
+  "family", ["owner,worker", "owner,between,worker", "owner,brief,worker"]
 )
-def test_a_worker_ends_with_its_owner_and_takes_no_stranger_along(
-  family, tmp_path
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_guard_ends_what_was_started_and_no_stranger(
+  family, closed, tmp_path
 ):
   script = tmp_path / "owner.py"
   script.write_text(OWNER)
+  # Whose parent has ended goes to the reaper, as any stranger's children do.
   reaper = subprocess.Popen(
     [sys.executable, "-c", SUBREAPER, script, family],
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
   )
+  assert reaper.stdin is not None
   assert reaper.stdout is not None
-  roles = family.split(",")
+  roles = ["guard", *family.split(",")]
   pids = {}
   try:
     while len(pids) < len(roles):
       role, pid = reaper.stdout.readline().split()
       pids[role] = int(pid)
+    time.sleep(1.0)  # the guard has looked, twice
+    if "brief" in pids:
+      assert gone(pids["brief"])
+      assert not gone(pids["worker"], 0.5)
+    if closed:
+      reaper.stdin.write("close\n")
+      reaper.stdin.flush()
+      assert reaper.stdout.readline().startswith("closed")
+      assert gone(pids["guard"])
     os.kill(pids["owner"], signal.SIGKILL)
-    assert [role for role, pid in pids.items() if not gone(pid)] == []
+    if closed:
+      assert not gone(pids["worker"], 2.0)
+    else:
+      assert [role for role, pid in pids.items() if not gone(pid)] == []
     assert reaper.poll() is None
   finally:
     for pid in pids.values():
-      if not gone(pid, 0):
+      with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     reaper.kill()
     reaper.communicate()
-
-
-def test_a_worker_ends_though_the_process_above_it_may_not_be_ended(
-  monkeypatch,
-):
-  owner, asked = os.getppid(), []
-
-  def kill(pid, number):
-    asked.append(pid)
-    if pid != os.getpid():
-      raise PermissionError
-
-  monkeypatch.setattr(parent, "when_gone", lambda pid, do: do())
-  monkeypatch.setattr(parent, "_ancestors", lambda pid: iter([owner]))
-  monkeypatch.setattr(os, "kill", kill)
-  parent.end_with_owner(owner)
-  assert asked == [os.getppid(), os.getpid()]
 
 
 def interrupted(stage, *, group=False, times=1, tidy_seconds=30.0):

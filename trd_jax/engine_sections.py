@@ -40,10 +40,15 @@ class VllmEngine:
     None, "longest prompt with its response; None: what is asked", at_least(2)
   )
   memory_share: float = key(
-    0.9, "share of a GPU's memory that vLLM may take", within(0.01, 1)
+    0.9,
+    "share of a GPU's memory that vLLM may take; more than 0.95 leaves no room"
+    " for the sampling of large batches",
+    within(0.01, 1),
   )
   kv_cache_gib: float | None = key(
-    None, "KV cache of a copy; None: what memory_share leaves", above(0)
+    None,
+    "KV cache of a copy, whatever memory_share says; None: what that leaves",
+    above(0),
   )
   prefix_caching: bool = key(True, "keep the KV cache of shared prefixes")
   chunked_prefill: bool = key(
@@ -51,6 +56,31 @@ class VllmEngine:
   )
   eager: bool | None = key(
     None, "neither compile nor capture, to start sooner; None: on CPUs"
+  )
+  batch_invariant: bool = key(
+    False,
+    "kernels whose results don't follow the batch, for runs on GPUs that can be"
+    " repeated; slower",
+  )
+
+
+# Between these vLLM draws as it is told; below it takes 0.01 without a word
+# that we would hear, above it refuses. And 0 is greedy.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.01, 2.0
+# Ranks of adapters that vLLM 0.32 has room for.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def vllm_refuses(temperature: float) -> str | None:
+  """Returns why vLLM, and so a server, can't draw at a temperature, or None."""
+  if temperature == 0:
+    return None
+  if _LOWEST_TEMPERATURE <= temperature <= _HIGHEST_TEMPERATURE:
+    return None
+  return (
+    f"temperature={temperature:g} is none that vLLM draws at: give 0 (greedy),"
+    f" or {_LOWEST_TEMPERATURE:g} to {_HIGHEST_TEMPERATURE:g}, or use"
+    " engine.name=jax"
   )
 
 

@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from trd_jax import json_text, keys
 from trd_jax.devices import Distributed, Mesh
-from trd_jax.engine_sections import Engine
+from trd_jax.engine_sections import LORA_RANKS, Engine, vllm_refuses
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.keys import at_least, key, one_of
 from trd_jax.run_sections import Evaluate, Python
@@ -295,6 +295,16 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     yield (
       f"engine.server.urls is for engine.name=server, not {e.engine.name}: set "
       "engine.name=server, or leave the urls out"
+    )
+  if e.engine.name in ("vllm", "server"):
+    for stage in ("rollout", "refine", "evaluate"):
+      if problem := vllm_refuses(getattr(e, stage).temperature):
+        yield f"{stage}.{problem}"
+  unmerged = e.engine.name == "vllm" and e.engine.weights == "adapter"
+  if unmerged and e.lora.rank > LORA_RANKS[-1]:
+    yield (
+      f"lora.rank={e.lora.rank}: vLLM applies adapters of a rank up to"
+      f" {LORA_RANKS[-1]}: lower it, or set engine.weights=merged"
     )
   if e.engine.name == "server" and e.engine.ray.actors:
     yield (

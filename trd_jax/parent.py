@@ -1,7 +1,10 @@
 """Ends what a process has started when the process itself is gone.
 
-A killed process can't tidy up. What must not outlive it watches it instead: a
-stage its pipeline, and vLLM's workers, which hold a GPU's memory, their stage.
+A killed process can't tidy up. A stage that must not outlive its pipeline
+watches it. What a stage starts may be others' programs, as vLLM's processes,
+which hold a GPU's memory: a `Guard` watches the stage and ends them.
+
+Run as a script, with a process's id, this file is such a guard.
 """
 
 import contextlib
@@ -9,9 +12,10 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +24,7 @@ VARIABLE = "TRD_JAX_PIPELINE"
 machine, that a stage belongs to."""
 
 _LOOK_SECONDS = 1.0
+_GLANCE_SECONDS = 0.5  # between two notes of who has started whom
 _TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
 _SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
 
@@ -53,25 +58,68 @@ def end_with_pipeline() -> None:
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
-def end_with_owner(owner: int) -> None:
-  """Kills this process, and the one it was started by, when the owner is gone.
+class Guard:
+  """Kills what this process has started, once this process is gone.
 
-  Args:
-    owner: a process above this one. One that stands between the two, as vLLM's
-      engine between a stage and its workers, is ended too.
+  A process of its own, so that it outlives a SIGKILL. It needs nothing of the
+  programs that it ends, and nothing happens where there is no /proc.
   """
-  # Looked up now: a process whose parent has ended is given to another one, to
-  # init or to whatever serves this machine's users or jobs.
-  above = os.getppid()
-  between = owner in _ancestors(above)
 
-  def end() -> None:
-    if between and os.getppid() == above:
-      with contextlib.suppress(OSError):
-        os.kill(above, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+  def __init__(self) -> None:
+    self._process = subprocess.Popen(
+      # Isolated, without site-packages: it is there at once.
+      [sys.executable, "-IS", __file__, str(os.getpid())],
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      start_new_session=True,  # a terminal's interrupts are not for it
+    )
 
-  when_gone(owner, end)
+  def close(self) -> None:
+    """Ends the watch, and no other process."""
+    self._process.kill()
+    self._process.wait()
+
+
+def _guard(owner: int) -> None:
+  """Waits for the end of a process and kills what it has left behind.
+
+  Who was started by whom can't be told any more by then: processes whose parent
+  has ended are given to another. So it is noted while the owner lives.
+  """
+  gone = threading.Event()
+  when_gone(owner, gone.set)
+  known: dict[int, int] = {}  # ids, and times of birth
+  ended = False
+  while not ended:
+    ended = gone.wait(_GLANCE_SECONDS)
+    families = _families()
+    # Of those that have ended the id may be another's by now.
+    known = {
+      pid: born
+      for pid, born in known.items()
+      if families.get(pid, (0, 0))[1] == born
+    }
+    above = [*known] if ended else [owner, *known]
+    for pid in above:
+      for child, (parent, born) in families.items():
+        if parent == pid and child not in known:
+          known[child] = born
+          above.append(child)
+  for pid in known.keys() - {os.getpid()}:
+    with contextlib.suppress(OSError):
+      os.kill(pid, signal.SIGKILL)
+
+
+def _families() -> dict[int, tuple[int, int]]:
+  """Returns every process's parent and time of birth, as far as Linux tells."""
+  found = {}
+  for stat in Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):
+      # Behind the name, which may hold anything: the state, then numbers.
+      told = stat.read_bytes().rpartition(b")")[2].split()
+      found[int(stat.parent.name)] = int(told[1]), int(told[19])
+  return found
 
 
 def run(command: Sequence[str]) -> int:
@@ -117,16 +165,6 @@ def _take_interrupts_once() -> None:
   signal.signal(signal.SIGINT, interrupt)
 
 
-def _ancestors(pid: int) -> Iterator[int]:
-  """The processes above one, as far as Linux tells."""
-  with contextlib.suppress(OSError):
-    while pid > 1:
-      # Behind the name, which may hold anything: the state, then the parent.
-      told = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
-      pid = int(told.split()[1])
-      yield pid
-
-
 def _by_descriptor(pid: int) -> None:
   """Waits for the kernel's word, which an unreaped process gives too."""
   try:
@@ -152,3 +190,7 @@ def _by_looking(pid: int) -> None:
     except PermissionError:
       pass  # another user's, and there
     time.sleep(_LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+  _guard(int(sys.argv[1]))

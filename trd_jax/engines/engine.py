@@ -42,7 +42,9 @@ class Request:
   Attributes:
     key: the caller's name for it; comes back with the completion.
     prompt_ids: token ids, at least one.
-    seed: any int64; with the prompt and the sampling it determines the tokens.
+    seed: any int64. With the prompt and the sampling it determines what is
+      drawn from the model's distributions, and so the tokens, as far as these
+      are the same: see docs/generation.md for what holds on GPUs.
     max_new_tokens: most tokens to generate, the stop id included.
   """
 
@@ -168,6 +170,23 @@ def check_request(
     raise UserError(
       f"request {request.key}: max_new_tokens={request.max_new_tokens} is"
       " negative; give 0 or more"
+    )
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
+  """Refuses what no engine can be asked for.
+
+  Args:
+    sampling: how requests are to be completed.
+    vocab_size: rows of the model's head.
+
+  Raises:
+    UserError: more likeliest tokens are asked for than the head has rows.
+  """
+  if sampling.top_logprobs > vocab_size:
+    raise UserError(
+      f"top_logprobs={sampling.top_logprobs} is more than the {vocab_size}"
+      " tokens of the model's head; lower it (refine.teacher_top_k)"
     )
 
 

@@ -46,6 +46,7 @@ from trd_jax.engines.engine import (
   Request,
   Sampling,
   check_request,
+  check_sampling,
 )
 from trd_jax.engines.jax_batch import Batch, joined
 from trd_jax.engines.jax_prompts import Prompts
@@ -176,11 +177,7 @@ class JaxEngine:
         negative limit, or more likeliest tokens than the head has rows.
     """
     requests = list(requests)
-    if sampling.top_logprobs > self.config.vocab_size:
-      raise UserError(
-        f"top_logprobs={sampling.top_logprobs} is more than the"
-        f" {self.config.vocab_size} tokens of the model's head; lower it"
-      )
+    check_sampling(sampling, self.config.vocab_size)
     for request in requests:
       check_request(
         request,

@@ -4,8 +4,10 @@ The requests become a data set whose blocks are batches; an actor pool maps
 them, each actor holding an engine of its own. Ray Data hands batches to actors
 that are free, starts actors that died again, and gives their batches to others.
 
-A batch comes back whole and in the order of its requests: Ray runs a lost one
-again and takes up its output where it was, so that it has to come the same.
+A batch comes back whole and in the order of its requests. Ray runs a lost one
+again and takes up its output where it was, so it comes back with the same keys
+in the same order. Its tokens may be others where the engine's are not the same
+in every run (vLLM on GPUs); rows that were taken before stay as they were.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from trd_jax.engines.engine import (
   Sampling,
   TopTokens,
   check_request,
+  check_sampling,
   longest_first,
   missing,
 )
@@ -87,6 +90,7 @@ class RayEngine:
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
     """See `Engine.generate`; completions come a batch at a time."""
+    check_sampling(sampling, self._vocab_size)
     for request in requests:
       check_request(
         request,

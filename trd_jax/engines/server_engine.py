@@ -34,7 +34,7 @@ from trd_jax.engines.engine import (
 )
 from trd_jax.engines.event_loop import in_thread
 from trd_jax.engines.server_client import Server, Wanted
-from trd_jax.engines.server_protocol import Failed, check_sampling
+from trd_jax.engines.server_protocol import Failed, check_servable
 from trd_jax.engines.server_run import TELL_SECONDS, Run
 from trd_jax.errors import UserError
 from trd_jax.model_folder import CONFIG, read_json
@@ -91,7 +91,7 @@ class ServerEngine:
         vocab_size=self._wanted.head_rows,
         max_positions=self._wanted.context,
       )
-    check_sampling(sampling, self._wanted.head_rows)
+    check_servable(sampling, self._wanted.head_rows)
     return self._stream(requests, sampling)
 
   def close(self) -> None:

@@ -2,15 +2,21 @@
 
 Tokens go in and come out as ids. Everything that bears on the sampling is
 sent with each request: a server takes what is missing from the model's
-generation_config.json, and ends at stop ids of its own. vLLM takes a
-temperature between 0 and 0.01 for 0.01 and refuses one over 2.
+generation_config.json, and ends at stop ids of its own.
 """
 
 from typing import Any
 
 import numpy as np
 
-from trd_jax.engines.engine import Completion, Request, Sampling, TopTokens
+from trd_jax.engine_sections import vllm_refuses
+from trd_jax.engines.engine import (
+  Completion,
+  Request,
+  Sampling,
+  TopTokens,
+  check_sampling,
+)
 from trd_jax.errors import UserError
 
 # vLLM reads seed -1 as "no seed"; this one stands for it.
@@ -46,7 +52,7 @@ class Failed(Exception):
     self.forgot = forgot
 
 
-def check_sampling(sampling: Sampling, head_rows: int) -> None:
+def check_servable(sampling: Sampling, head_rows: int) -> None:
   """Refuses what no server can be asked for.
 
   Args:
@@ -55,8 +61,11 @@ def check_sampling(sampling: Sampling, head_rows: int) -> None:
 
   Raises:
     UserError: there are more stop ids, or more rows that aren't tokens, than
-      a server takes.
+      a server takes, or the temperature is none that vLLM draws at.
   """
+  check_sampling(sampling, head_rows)
+  if problem := vllm_refuses(sampling.temperature):
+    raise UserError(problem)
   surplus = head_rows - min(sampling.vocab_size or head_rows, head_rows)
   if surplus > _MOST_BIASES:
     raise UserError(
@@ -83,7 +92,7 @@ def body(
 
   Args:
     request: its prompt is shorter than `context`.
-    sampling: see `check_sampling`.
+    sampling: see `check_servable`.
     model: the name that the server knows the model by.
     head_rows: rows of the model's head.
     context: longest prompt with its response.

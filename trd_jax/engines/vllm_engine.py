@@ -8,6 +8,8 @@ tokenizes nor makes text.
 As many requests are in vLLM's hands as keep it busy, the rest wait here
 (`feeder`): what 40,000 prompts take is then no matter of vLLM's queue. They
 also wait for a caller who is slower than vLLM.
+
+What each argument meets in vLLM, on GPUs too, is told in docs/generation.md.
 """
 
 import asyncio
@@ -16,16 +18,21 @@ import contextlib
 import gc
 import importlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trd_jax import parent
+from trd_jax.engine_sections import LORA_RANKS, vllm_refuses
 from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import (
   Completion,
@@ -34,6 +41,7 @@ from trd_jax.engines.engine import (
   Sampling,
   TopTokens,
   check_request,
+  check_sampling,
   missing,
 )
 from trd_jax.engines.feeder import Feeder
@@ -45,7 +53,9 @@ from trd_jax.model_folder import CONFIG, read_json
 _END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
-_SURPLUS = "trd_jax.engines.vllm_worker:SurplusRows"
+_WORKER = "trd_jax.engines.vllm_worker"
+_LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
+_NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
 
 
 class VllmEngine:
@@ -65,7 +75,8 @@ class VllmEngine:
     config = read_json(model.folder / CONFIG)
     self._rows = read_size(config, "vocab_size")
     self._longest = _longest(spec, read_positions(config), max_model_tokens)
-    vllm = _import()
+    self._model = model
+    vllm = _import(spec)
     self._lora = None
     if model.adapter is not None:
       request = importlib.import_module("vllm.lora.request").LoRARequest
@@ -76,8 +87,14 @@ class VllmEngine:
     ).RequestOutputKind.FINAL_ONLY
     self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
     self._llm: Any = None
-    os.environ["TRD_JAX_VLLM_OWNER"] = str(os.getpid())
     arguments = _arguments(spec, model, self._longest)
+    self._worker: Any = importlib.import_module(_WORKER)
+    self._folder = Path(tempfile.mkdtemp(prefix="trd-jax-vllm-"))
+    self._failure = self._folder / "failure"
+    os.environ[self._worker.FAILURE] = str(self._failure)
+    # vLLM's processes outlive a killed one, and with them its hold on the
+    # GPU's memory.
+    self._guard = parent.Guard()
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
       target=_run, args=(self._loop,), name="vllm", daemon=True
@@ -95,10 +112,11 @@ class VllmEngine:
       with _default_environment({"TOKENIZERS_PARALLELISM": "false"}):
         self._llm = self._wait(_start(vllm, arguments))
     except Exception as error:
+      reason = self._reason(error)
       self.close()
       raise UserError(
-        f"vLLM can't start with {model.folder}: {one_line(error)}; what it says"
-        " above tells more"
+        f"vLLM can't start with {model.folder}: {reason}; what it says above"
+        " tells more"
       ) from error
     sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
     self._sequences = sequences * spec.data_parallel
@@ -113,7 +131,14 @@ class VllmEngine:
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    """See `Engine.generate`."""
+    """See `Engine.generate`.
+
+    Raises:
+      UserError: besides, for a temperature that vLLM doesn't draw at.
+    """
+    check_sampling(sampling, self._rows)
+    if problem := vllm_refuses(sampling.temperature):
+      raise UserError(problem)
     for request in requests:
       check_request(
         request,
@@ -145,6 +170,8 @@ class VllmEngine:
     if self._loop.is_running():
       self._loop.call_soon_threadsafe(self._loop.stop)
       self._thread.join()
+    self._guard.close()
+    shutil.rmtree(self._folder, ignore_errors=True)
 
   def _stream(
     self, requests: Sequence[Request], sampling: Sampling
@@ -158,16 +185,32 @@ class VllmEngine:
     try:
       yield from feeder.read()
     except Exception as error:
-      raise UserError(
-        f"vLLM stopped while it generated ({one_line(error)}); what is finished"
-        " is kept, and the same command goes on from there"
-      ) from error
+      raise UserError(self._told(self._reason(error))) from error
     finally:
       # Until its requests are off vLLM's hands, a next call would share them
       # with it. Whose work is not there any more has been ended by `close`.
       if work in self._work:
         self._work.discard(work)
         self._end(work)
+
+  def _reason(self, error: Exception) -> str:
+    """Returns why vLLM failed: what its process said first, or the error."""
+    with contextlib.suppress(OSError):
+      return one_line(Exception(self._failure.read_text("utf-8")))
+    return one_line(error)
+
+  def _told(self, reason: str) -> str:
+    """Returns what a user is told when vLLM ends while it generates."""
+    if _NOT_NUMBERS in reason:
+      return (
+        f"{self._model.name}: its logits in {self._model.dtype} are no numbers"
+        f" ({reason}); look for damaged weights in {self._model.folder}, or for"
+        " values that this dtype can't hold"
+      )
+    return (
+      f"vLLM stopped while it generated ({reason}); what is finished is kept,"
+      " and the same command goes on from there"
+    )
 
   def _end(self, work: asyncio.Task[Any]) -> None:
     """Cancels it, and returns once it has tidied up or takes too long."""
@@ -192,7 +235,8 @@ class VllmEngine:
       top_k=sampling.top_k,
       seed=MINUS_ONE if request.seed == -1 else request.seed,
       max_tokens=min(request.max_new_tokens, room),
-      stop_token_ids=list(sampling.stop_ids),
+      # Others end no completion, and vLLM refuses them.
+      stop_token_ids=[i for i in sampling.stop_ids if 0 <= i < self._rows],
       # Of a model's own stop ids only those that the caller asked for.
       ignore_eos=True,
       detokenize=False,
@@ -222,7 +266,7 @@ class VllmEngine:
     rows = sampling.vocab_size
     if rows is None or rows >= self._rows:
       return None
-    return {"trd_jax_vocab_size": rows}  # `vllm_worker.KEY`
+    return {self._worker.KEY: rows}
 
   def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -272,15 +316,22 @@ def _default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
       os.environ.pop(name, None)
 
 
-def _import() -> Any:
-  """The package, told to be quiet and to stay off the network."""
+def _import(spec: Spec) -> Any:
+  """Returns the package, told to be quiet and to stay off the network."""
   defaults = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",
+    # vLLM would have it compiled at its start, for which there has to be a CUDA
+    # toolkit, and then not use it: it samples without seeds.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # A token is drawn from NaNs, too, and nobody would be told.
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",
   }
   for name, value in defaults.items():
     os.environ.setdefault(name, value)
+  if spec.batch_invariant:
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
   try:
     return importlib.import_module("vllm")
   except ImportError as error:
@@ -305,7 +356,12 @@ def _longest(spec: Spec, positions: int, asked: int) -> int:
 
 
 def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
-  """The keys in vLLM's words; what is left to vLLM is left out."""
+  """Returns the keys in vLLM's words; what is left to vLLM is left out.
+
+  Raises:
+    UserError: the adapter is none that vLLM can apply.
+  """
+  copies = spec.tensor_parallel * spec.data_parallel
   arguments: dict[str, Any] = {
     "model": str(model.folder),
     "dtype": model.dtype,
@@ -316,18 +372,23 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     "max_model_len": longest,
     "tensor_parallel_size": spec.tensor_parallel,
     "data_parallel_size": spec.data_parallel,
+    # Within a placement group of Ray vLLM would take Ray for it.
+    "distributed_executor_backend": "mp" if copies > 1 else "uni",
     "gpu_memory_utilization": spec.memory_share,
     "enable_prefix_caching": spec.prefix_caching,
     "enable_chunked_prefill": spec.chunked_prefill,
     "enforce_eager": bool(spec.eager),
     "max_logprobs": _MOST_TOP_LOGPROBS,
-    "logits_processors": [_SURPLUS],
+    # The model's own distribution, before temperature and masks.
+    "logprobs_mode": "raw_logprobs",
+    "logits_processors": [f"{_WORKER}:SurplusRows"],
     "disable_log_stats": True,
     "use_tqdm_on_load": False,
     "max_num_seqs": spec.max_num_seqs,
     "max_num_batched_tokens": spec.max_batched_tokens,
   }
-  if importlib.import_module("vllm.platforms").current_platform.is_cpu():
+  on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+  if on_cpu:
     # vLLM would take most of a computer that has other things to do.
     arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     # It draws a token for a part of a prompt too and then takes the seeded
@@ -337,15 +398,34 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     arguments["enforce_eager"] = spec.eager is not False
   if spec.kv_cache_gib is not None:
     arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
+    if not on_cpu:
+      # Of this share vLLM wants to find all free, though it takes what the
+      # cache needs.
+      arguments["gpu_memory_utilization"] = _LEAST_SHARE
   if model.adapter is not None:
+    if model.dtype == "float32" and not on_cpu:
+      raise UserError(
+        "engine.weights=adapter: vLLM applies adapters on GPUs in bfloat16"
+        " alone; set student.dtype=bfloat16, or engine.weights=merged"
+      )
     rank = read_json(model.adapter / "adapter_config.json")["r"]
     arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
   return arguments
 
 
 def _lora_rank(rank: int) -> int:
-  """The smallest rank that vLLM reserves room for and that holds `rank`."""
-  return max(8, 1 << (rank - 1).bit_length())
+  """Returns the smallest rank that vLLM has room for and that holds `rank`.
+
+  Raises:
+    UserError: there is none.
+  """
+  for room in LORA_RANKS:
+    if room >= max(8, rank):
+      return room
+  raise UserError(
+    f"engine.weights=adapter: the adapter has rank {rank}, and vLLM applies"
+    f" adapters up to rank {LORA_RANKS[-1]}; set engine.weights=merged"
+  )
 
 
 def _top(flat: Any, tokens: int, k: int) -> TopTokens:
