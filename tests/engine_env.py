@@ -3,6 +3,7 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -28,6 +29,22 @@ def vllm_python() -> Path:
       problem = f"{path} has no vllm"
   if problem is None:
     return path
+  missing(problem)
+
+
+def triton_folder() -> Path:
+  """Triton for the interpreter of `vllm_python`, which has none of its own.
+
+  Skips the test, or fails it, as `vllm_python` does.
+  """
+  folder = vllm_python().parent.parent / "triton"
+  if not (folder / "triton").is_dir():
+    missing(f"{folder} is not there (make vllm VLLM=triton)")
+  return folder
+
+
+def missing(problem: str) -> NoReturn:
+  """Skips the test, or fails it where TRD_REQUIRE_VLLM=1 is set."""
   if os.environ.get("TRD_REQUIRE_VLLM") == "1":
     pytest.fail(problem)
   pytest.skip(problem)

@@ -15,16 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from small_models import tree
+from small_models import forward, packed, tree
 
 from trd_jax import adapters, hub, weights
 from trd_jax.chat import Chat
 from trd_jax.engines.engine import ModelFiles, Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
 from trd_jax.model.lora import LoraConfig
-from trd_jax.model.qwen3 import Qwen3
+from trd_jax.model.qwen3 import Qwen3, logits
 from trd_jax.problems import arithmetic
 from trd_jax.prompts import fit_initial
 
@@ -326,3 +327,16 @@ class _Handler(BaseHTTPRequestHandler):
     request = Request("", body["prompt"], body["seed"], body["max_tokens"])
     (done,) = embedded(adapter).generate([request], how)
     return done
+
+
+def scores(ids) -> np.ndarray:
+  """JAX's log-probabilities behind each of a sequence's tokens, [T, V]."""
+  model = weights.load(STUDENT, dtype="float32")
+  position, segment = packed([len(ids)], 256)  # one width: compiled once
+  padded = np.zeros_like(position)
+  padded[: len(ids)] = ids
+  hidden = forward(
+    model, *(jnp.asarray(a)[None] for a in (padded, position, segment))
+  )
+  rows_TV = jax.nn.log_softmax(logits(hidden, model.head_VD)[0])
+  return np.asarray(rows_TV)[: len(ids)]

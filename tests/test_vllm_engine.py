@@ -7,32 +7,26 @@ made is compared here.
 import collections
 import dataclasses
 import importlib.util
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import serving
-from engine_env import ROOT, vllm_python
+from engine_env import ROOT
 from processes import below, still_there
 from scipy import stats
-from serving import by_key
-from small_models import forward, packed
+from serving import by_key, scores
+from vllm_jobs import Driver, job
 
-from trd_jax import weights
 from trd_jax.engine_sections import VllmEngine as Spec
-from trd_jax.engines.engine import Completion, Request, TopTokens
+from trd_jax.engines.engine import Completion, Request
 from trd_jax.engines.vllm_engine import VllmEngine
 from trd_jax.errors import UserError
-from trd_jax.model.qwen3 import logits
 
-DRIVER = ROOT / "tests" / "vllm_driver.py"
 GREEDY = serving.sampling()
 WARM = serving.sampling(1.0, top_p=0.95, top_k=20)
 HOT = dataclasses.replace(WARM, temperature=2.0, top_p=1.0, top_k=-1)
@@ -41,13 +35,6 @@ PAPER = serving.sampling(0.6, top_p=0.95, top_k=20)
 FEW = serving.sampling(0.0, vocab_size=20, stop_ids=())
 NEVER = dataclasses.replace(GREEDY, stop_ids=())
 DRAWS, TOP = 4000, 12
-# What vLLM tries out and reserves at its start is larger than needed here.
-SPEC = {
-  "eager": True,
-  "kv_cache_gib": 0.5,
-  "max_num_seqs": 64,
-  "max_batched_tokens": serving.POSITIONS,
-}
 ODD_SEEDS = (-1, -(2**63), 2**63 - 1)
 
 
@@ -88,77 +75,6 @@ def bad(asked) -> dict[str, Request]:
     "token id -1 is outside": dataclasses.replace(one, prompt_ids=[-1]),
     "is negative": dataclasses.replace(one, max_new_tokens=-1),
   }
-
-
-def job(name, requests, sampling, **fields) -> dict:
-  return {
-    "name": name,
-    "requests": [dataclasses.asdict(request) for request in requests],
-    "sampling": dataclasses.asdict(sampling),
-  } | fields
-
-
-class Driver:
-  """A driver at work, and what it made."""
-
-  def __init__(self, folder: Path, jobs, adapter: Path | None = None, **more):
-    model = dataclasses.asdict(serving.files(adapter))
-    for field in ("folder", "adapter"):
-      model[field] = model[field] and str(model[field])
-    asked, done = folder / "asked.json", folder / "done.json"
-    asked.write_text(
-      json.dumps(
-        {
-          "spec": SPEC,
-          "model": model,
-          "max_model_tokens": serving.POSITIONS,
-          "jobs": jobs,
-        }
-        | more
-      )
-    )
-    # These are for the JAX of the tests.
-    foreign = ("XLA_FLAGS", "JAX_PLATFORMS")
-    with (folder / "stderr").open("wb") as stderr:
-      self.process = subprocess.Popen(
-        [vllm_python(), DRIVER, asked, done],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        env={k: v for k, v in os.environ.items() if k not in foreign},
-      )
-    assert self.process.stdout is not None
-    said = self.process.stdout.readline()
-    assert said == "done\n", (folder / "stderr").read_text()[-3000:]
-    self.made = json.loads(done.read_text())
-
-  def __getitem__(self, name: str) -> dict[str, Completion]:
-    return by_key(self.list(name))
-
-  def list(self, name: str) -> list[Completion]:
-    """The completions of a job, as they came."""
-    assert "error" not in self.made[name], self.made[name]
-    return [completion(f) for f in self.made[name]["completions"]]
-
-  def end(self) -> None:
-    """Ends it and what it started."""
-    started = below(self.process.pid)
-    self.process.kill()
-    self.process.wait()
-    for pipe in (self.process.stdin, self.process.stdout):
-      assert pipe is not None
-      pipe.close()
-    for pid in still_there(started, seconds=30):
-      os.kill(pid, signal.SIGKILL)
-
-
-def completion(fields: dict) -> Completion:
-  top = fields["top"]
-  if top is not None:
-    top = TopTokens(*(np.array(each["values"], each["dtype"]) for each in top))
-    assert (top.ids.dtype, top.logprobs.dtype) == (np.int32, np.float32)
-  return Completion(**fields | {"ids": tuple(fields["ids"]), "top": top})
 
 
 @pytest.fixture(scope="module")
@@ -258,19 +174,6 @@ def test_the_share_of_first_tokens_sees_a_wrong_sampling():
   shares = np.array([wrong["temperature"][token] for token in exact])
   wanted = [DRAWS * p for p in exact.values()]
   assert stats.chisquare(DRAWS * shares / shares.sum(), wanted).pvalue < 1e-3
-
-
-def scores(ids) -> np.ndarray:
-  """JAX's log-probabilities behind each of a sequence's tokens, [T, V]."""
-  model = weights.load(serving.STUDENT, dtype="float32")
-  position, segment = packed([len(ids)], 256)  # one width: compiled once
-  padded = np.zeros_like(position)
-  padded[: len(ids)] = ids
-  hidden = forward(
-    model, *(jnp.asarray(a)[None] for a in (padded, position, segment))
-  )
-  rows_TV = jax.nn.log_softmax(logits(hidden, model.head_VD)[0])
-  return np.asarray(rows_TV)[: len(ids)]
 
 
 def expected(prompt, temperature=0.6, top_k=20, top_p=0.95) -> dict:

@@ -2,11 +2,14 @@
 
 import asyncio
 import itertools
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from trd_jax import parent
 from trd_jax.engines import feeder
 from trd_jax.engines.engine import Completion, Request, Sampling
 from trd_jax.engines.feeder import Feeder
@@ -31,6 +34,9 @@ class Swift:
     self.may_answer.set()
     self.engine = VllmEngine.__new__(VllmEngine)
     self.engine._llm = None
+    self.engine._folder = Path(tempfile.mkdtemp())
+    self.engine._failure = self.engine._folder / "failure"
+    self.engine._guard = parent.Guard()
     self.engine._sequences = sequences
     self.engine._work = set()
     self.engine._loop = asyncio.new_event_loop()

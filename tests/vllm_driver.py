@@ -8,8 +8,8 @@ It runs under an interpreter that has vLLM and need not have JAX. ASKED holds
 threads of their own. A job is a `name`, `requests`, `sampling`, and maybe
 `take`, the completions after which its iterator is closed. DONE gets, by name,
 the `completions` or the `error` of a user, and of the process the names of its
-`modules`, those in its `environment` once vLLM is loaded, and how many objects
-are `frozen` by then; then the line "done" is printed.
+`modules`, those in its `environment` once vLLM is loaded, how many objects are
+`frozen` by then, and vLLM's model `runner`; then the line "done" is printed.
 With `then`, requests, these are generated on and on. Otherwise the engine is
 closed when stdin is.
 """
@@ -67,6 +67,8 @@ def main() -> None:
   )
   done: dict = {"environment": sorted(os.environ)}
   done["frozen"] = gc.get_freeze_count()
+  v2 = engine._llm.vllm_config.use_v2_model_runner
+  done["runner"] = "V2" if v2 else "V1"
   for group in asked["jobs"]:
     threads = [
       threading.Thread(target=do, args=(engine, job, done)) for job in group

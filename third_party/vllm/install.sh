@@ -5,10 +5,12 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: third_party/vllm/install.sh cpu|cuda [VENV]
+usage: third_party/vllm/install.sh cpu|cuda|triton [VENV]
 
   cpu    vLLM's CPU build, for laptops and tests
   cuda   vLLM for NVIDIA GPUs
+  triton beside the CPU build, in VENV/triton: Triton, whose interpreter runs
+         vLLM's model runner for GPUs without one (tests alone; 1 GB)
   VENV   the environment to make or mend [.venv-vllm in the project's root]
 
 PYTHON names the interpreter that makes it [python3]; Python 3.11 or newer.
@@ -26,7 +28,7 @@ root=$(cd "$here/../.." && pwd)
 kind=${1:-}
 venv=${2:-$root/.venv-vllm}
 case "$kind" in
-  cpu | cuda) ;;
+  cpu | cuda | triton) ;;
   -h | --help)
     usage
     exit 0
@@ -44,6 +46,15 @@ python=${PYTHON:-python3}
 if [ "$kind" = cuda ]; then
   command -v nvidia-smi > /dev/null ||
     echo "install.sh: no nvidia-smi here: vLLM will find no GPU" >&2
+fi
+
+if [ "$kind" = triton ]; then
+  [ -e "$venv/installed" ] || fail "$venv has no vLLM: $0 cpu $venv comes first"
+  echo "installing Triton into $venv/triton (once)"
+  rm -rf "$venv/triton"
+  "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
+    --no-deps --target "$venv/triton" "$(grep ^triton== "$here/cpu.txt")"
+  exit
 fi
 
 echo "installing vLLM ($kind) into $venv (once; a few minutes)"
