@@ -11,8 +11,8 @@
 #   --port P             of the first, the others follow; default 8000
 #   --host H             address to listen on; default 127.0.0.1
 #   --tensor-parallel N  GPUs that share each layer; default 1
-#   --lora RANK          take adapters of up to this rank at run time, for
-#                        engine.weights=adapter
+#   --lora RANK          take adapters of up to this rank (512 at most) at run
+#                        time, for engine.weights=adapter; on GPUs in bfloat16
 #   --dry-run            print the commands and start nothing
 #
 # Once all are ready it prints the flag that a stage is to be given, and stays
@@ -20,6 +20,10 @@
 # VLLM_API_KEY in the environment of both, servers want that key and the engine
 # sends it. TRD_VLLM_PYTHON is the interpreter that has vllm; default
 # .venv-vllm/bin/python.
+#
+# The model is served in the dtype that its config.json names, or in that of
+# -- --dtype DTYPE: give the one of the experiment's student.dtype or
+# teacher.dtype, which a stage can't see.
 #
 # example: launch/serve.sh lab:student --servers 2 -- --dtype float32
 set -euo pipefail
@@ -127,6 +131,29 @@ case $host in
   *) near=$host shown=$host ;;
 esac
 
+# Left to itself, vLLM serves a float32 model in bfloat16.
+dtype=''
+for ((i = 0; i < ${#further[@]}; i++)); do
+  case ${further[i]} in
+    --dtype) dtype=${further[i + 1]:-} ;;
+    --dtype=*) dtype=${further[i]#*=} ;;
+  esac
+done
+given=$dtype
+[[ -n $dtype ]] || dtype=$("$python" - "$model/config.json" <<'END'
+import json
+import sys
+
+with open(sys.argv[1]) as file:
+  config = json.load(file)
+print(config.get("dtype") or config.get("torch_dtype") or "auto")
+END
+) || refuse "$model/config.json is not JSON"
+if [[ -n $rank && $dtype == float32 ]] && ((${#gpus[@]})); then
+  refuse "vLLM applies adapters on GPUs in bfloat16 alone, and the model is in" \
+    "float32: add -- --dtype bfloat16, or serve merged weights without --lora"
+fi
+
 for ((i = 0; i < servers && ! ${#dry}; i++)); do
   "$python" - "$host" $((port + i)) <<'END' || refuse "$host:$((port + i)) is" \
     "taken or no address of this machine; choose another --port or --host"
@@ -149,16 +176,27 @@ arguments=(
   # How to sample is the experiment's to say, not the model's folder's.
   --generation-config vllm
   --max-logprobs 1024
+  # The model's own distribution, before temperature and masks.
+  --logprobs-mode raw_logprobs
   --disable-uvicorn-access-log
 )
+[[ -n $given ]] || arguments+=(--dtype "$dtype")
 if [[ -n $rank ]]; then
-  room=8
-  while ((room < rank)); do room=$((2 * room)); done
+  room=''
+  for each in 8 16 32 64 128 256 320 512; do
+    [[ -n $room ]] || ((each < rank)) || room=$each
+  done
+  [[ -n $room ]] ||
+    refuse "--lora $rank: vLLM applies adapters up to rank 512; serve merged" \
+      "weights instead (engine.weights=merged)"
   arguments+=(--enable-lora --max-lora-rank "$room")
   export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
 fi
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-WARNING}
 export VLLM_NO_USAGE_STATS=${VLLM_NO_USAGE_STATS:-1}
+# As engine.name=vllm has them, and for the same reasons.
+export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
+export VLLM_RAISE_ON_LOGIT_NANS=${VLLM_RAISE_ON_LOGIT_NANS:-1}
 
 # The cores of each server on a CPU, as vLLM wants them: a list a rank.
 cores=()
@@ -278,7 +316,7 @@ for ((i = 0; i < servers; i++)); do
   done
   urls+=${urls:+,}http://$shown:$((port + i))
 done
-say "ready after $((SECONDS - start)) s: $model"
+say "ready after $((SECONDS - start)) s: $model ($dtype)"
 echo "--config.engine.name=server --config.engine.server.urls=$urls"
 
 # A server that ends leaves the others at work.

@@ -215,6 +215,51 @@ def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
     assert run_dir.done("train") is None
 
 
+def serve_dry(*arguments, gpus=None):
+  """What `serve.sh --dry-run` prints, or its refusal."""
+  environment = {**os.environ, "TRD_VLLM_PYTHON": sys.executable}
+  environment.pop("CUDA_VISIBLE_DEVICES", None)
+  if gpus:
+    environment["CUDA_VISIBLE_DEVICES"] = gpus
+  return subprocess.run(
+    [LAUNCH / "serve.sh", "lab:student", "--dry-run", *arguments],
+    capture_output=True,
+    text=True,
+    env=environment,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(("rank", "room"), [(8, 8), (9, 16), (300, 320)])
+def test_servers_reserve_room_that_vllm_has_for_adapters(rank, room):
+  done = serve_dry(f"--lora={rank}")
+  words = done.stdout.split()
+  assert words[words.index("--max-lora-rank") + 1] == str(room)
+
+
+def test_servers_take_the_dtype_of_the_folder_unless_another_is_given():
+  words = serve_dry().stdout.split()
+  assert words[words.index("--dtype") + 1] == "bfloat16"
+  words = serve_dry("--", "--dtype=float32").stdout.split()
+  assert "--dtype" not in words
+  assert "--dtype=float32" in words
+
+
+@pytest.mark.parametrize(
+  ("arguments", "gpus", "says"),
+  [
+    (["--lora=513"], None, "up to rank 512"),
+    (["--lora=8", "--", "--dtype", "float32"], "0,1", "add -- --dtype bfloat1"),
+    (["--lora=8", "--", "--dtype=float32"], "0", "add -- --dtype bfloat16"),
+  ],
+)
+def test_servers_that_vllm_would_not_start_are_refused(arguments, gpus, says):
+  done = serve_dry(*arguments, gpus=gpus)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert says in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
 def test_servers_are_shown_and_not_started():
   told = launch(
     *(LAUNCH / "serve.sh", "lab:student", "--servers=2", "--port=8100"),

@@ -8,21 +8,23 @@ import collections
 import dataclasses
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import serving
 from engine_env import ROOT
-from processes import below, still_there
+from processes import below, still_there, title
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from serving import by_key, scores
-from vllm_jobs import Driver, job
+from vllm_jobs import SPEC, Driver, job
 
 from trd_jax.engine_sections import VllmEngine as Spec
+from trd_jax.engines import vllm_engine
 from trd_jax.engines.engine import Completion, Request
 from trd_jax.engines.vllm_engine import VllmEngine
 from trd_jax.errors import UserError
@@ -293,6 +295,7 @@ def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
     tmp_path,
     [[job("adapted", asked, GREEDY)]],
     adapter,
+    spec=SPEC | {"data_parallel": 2},
     then=job("on and on", many, NEVER),
   )
   try:
@@ -303,8 +306,10 @@ def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
 
     # It is generating now. Killed, it can't tidy up, and nothing stays.
     started = below(made.process.pid)
-    names = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started]
-    assert any(b"EngineCore" in name for name in names), names
+    names = " ".join(title(pid) for pid in started)
+    # The copies' coordinator would go on for ever: nobody ends it.
+    for name in ("EngineCore_DP0", "EngineCore_DP1", "DPCoordinator"):
+      assert name in names
     os.kill(made.process.pid, signal.SIGKILL)
     left = still_there(started, seconds=15)
     for pid in left:
@@ -312,6 +317,57 @@ def test_an_adapter_is_applied_unmerged_and_a_kill_leaves_nothing(
     assert not left
   finally:
     made.end()
+
+
+def test_logits_that_are_no_numbers_end_it_in_one_line(tmp_path, asked):
+  # Finite weights, whose products no float32 holds.
+  folder = tmp_path / "model"
+  shutil.copytree(serving.STUDENT, folder)
+  (file,) = folder.glob("*.safetensors")
+  tensors = load_file(file)
+  tensors["model.norm.weight"] = tensors["model.norm.weight"] * 0 + 3e38
+  save_file(tensors, file, {"format": "pt"})
+  model = {
+    "name": "the-model",
+    "folder": str(folder),
+    "revision": "0",
+    "dtype": "float32",
+    "adapter": None,
+  }
+  made = Driver(tmp_path, [[job("it", asked[:4], WARM)]], model=model)
+  try:
+    told = made.made["it"]["error"]
+    assert "the-model: its logits in float32 are no numbers" in told
+    assert "NaNs detected in logits" in told
+    assert str(folder) in told
+    assert "\n" not in told
+  finally:
+    made.end()
+
+
+@pytest.mark.parametrize(
+  ("sampling", "says"),
+  [
+    (dataclasses.replace(WARM, temperature=0.001), "temperature=0.001 is none"),
+    (dataclasses.replace(WARM, temperature=2.5), "temperature=2.5 is none"),
+    (dataclasses.replace(WARM, top_logprobs=417), "417 is more than the 416"),
+  ],
+)
+def test_what_vllm_would_not_do_as_asked_is_refused(sampling, says):
+  engine = VllmEngine.__new__(VllmEngine)
+  engine._rows = serving.HEAD_ROWS
+  with pytest.raises(UserError, match=says):
+    engine.generate([], sampling)
+
+
+@pytest.mark.parametrize(("rank", "room"), [(1, 8), (9, 16), (257, 320)])
+def test_adapters_get_room_that_vllm_has(rank, room):
+  assert vllm_engine._lora_rank(rank) == room
+
+
+def test_adapters_that_vllm_has_no_room_for_are_refused():
+  with pytest.raises(UserError, match=r"rank 513.*up to rank 512"):
+    vllm_engine._lora_rank(513)
 
 
 def test_less_room_than_is_asked_for_is_refused_before_anything_loads():
