@@ -28,6 +28,8 @@ Tree = Mapping[str, Any]
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+FILES = (_WEIGHTS, _CONFIG)
+"""What `save_peft` writes."""
 # The adapted linear layers: name in the checkpoint, path in the tree.
 _LINEAR = tuple(
   (name, ("layers", *path[:-1]))
