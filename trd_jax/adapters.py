@@ -92,7 +92,7 @@ def save_peft(
     "init_lora_weights": True,
     **dict(_VARIANTS),
   }
-  with atomic_folder(folder) as out:
+  with atomic_folder(folder, compared_later=FILES) as out:
     save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
     write_json(out / _CONFIG, fields)
 

@@ -29,7 +29,9 @@ _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path | str) -> Iterator[Path]:
+def atomic_folder(
+  folder: Path | str, compared_later: Collection[str] = ()
+) -> Iterator[Path]:
   """A folder to fill that becomes `folder` at the end of the block.
 
   Readers see what was there before, the whole new folder, or, for the moment
@@ -38,15 +40,20 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
   what was there before is put back first. A link to a folder stays one, and
   the folder that it leads to is replaced.
 
+  Args:
+    folder: need not be there.
+    compared_later: names of files in it that pass before the block, and after
+      it only if the block has made the same.
+
   Raises:
     UserError: before the block as `check_replaceable`, or another process
       writes the folder; after it, where something foreign has come into it.
   """
-  folder = check_replaceable(folder)
+  folder = check_replaceable(folder, compared_later=compared_later)
   unfinished = folder.with_name(f".{folder.name}.trd-jax.tmp")
   former = folder.with_name(f".{folder.name}.trd-jax.old")
   marker = _begun(folder, unfinished)
-  is_there = True
+  is_there, ours = True, None
   try:
     _settle(folder, former)
     yield unfinished
@@ -59,7 +66,6 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
       if path.name != ownership.MARKER:  # to close it is to unlock it
         _flush(path)
     ownership.finish(marker, unfinished)
-    ours: set[str] | None = None
     if folder.exists() and any(folder.iterdir()):
       ours = ownership.ours_in(folder, unfinished)
       folder.rename(former)
@@ -71,7 +77,7 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
       with contextlib.suppress(OSError):
         ownership.remove(former, ours)
   finally:
-    if former.exists() and not folder.exists():
+    if is_there and ours is not None and not folder.exists():
       former.rename(folder)
     if is_there:
       _clear(unfinished)
@@ -104,7 +110,7 @@ def check_replaceable(
   called = called or str(folder)
   folder = paths.behind_links(folder)
   there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-  if not there.is_dir():
+  if not os.path.isdir(there):
     raise UserError(f"{called}: {there} is no folder; name another")
   for path in {there, folder.parent if there == folder else there}:
     if not os.access(path, os.W_OK | os.X_OK):
@@ -134,14 +140,11 @@ def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
   while True:
     try:
       unfinished.mkdir(parents=True, exist_ok=True)
-      strange = [p for p in unfinished.iterdir() if p.name != ownership.MARKER]
-      if strange and not ownership.is_marked(unfinished):
-        if os.path.lexists(strange[0]):
-          raise UserError(
-            f"{folder} is written by way of {unfinished}, which holds"
-            f" {strange[0].name} and is not ours; move it away"
-          )
-        continue  # it was another process's, which has ended
+      there = sorted(path.name for path in unfinished.iterdir())
+      if there and ownership.MARKER not in there:
+        if unfinished.exists() and sorted(os.listdir(unfinished)) == there:
+          raise _in_the_way(folder, unfinished, there[0])
+        continue  # another process's, which is just ending
       marker = file_locks.acquire(unfinished / ownership.MARKER)
     except FileNotFoundError:
       continue  # the same
@@ -154,9 +157,20 @@ def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
         f"another process is at work on {folder}: wait for it, or name another"
         " folder"
       )
+    marker.seek(0)
+    if ownership.listed(marker.read()) is None:
+      marker.close()
+      raise _in_the_way(folder, unfinished, ownership.MARKER)
     _clear(unfinished)
     ownership.begin(marker)
     return marker
+
+
+def _in_the_way(folder: Path, unfinished: Path, name: str) -> UserError:
+  return UserError(
+    f"{folder} is written by way of {unfinished}, which holds {name} and is not"
+    " ours; move it away"
+  )
 
 
 def _settle(folder: Path, former: Path) -> None:

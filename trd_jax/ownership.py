@@ -53,19 +53,14 @@ def _write(marker: IO[bytes], files: Mapping[str, str] | None) -> None:
   os.fsync(marker.fileno())
 
 
-def is_marked(folder: Path) -> bool:
-  """Whether a folder carries our `MARKER`, finished or not."""
-  return _listed(folder) is not None
-
-
-def _listed(folder: Path) -> dict[str, str] | None:
-  """What a folder's `MARKER` lists; None where it has none of ours."""
-  path = folder / MARKER
-  if path.is_symlink() or not path.is_file():
-    return None
-  if not path.stat().st_size:  # killed before its first word
+def listed(marker: bytes) -> dict[str, str] | None:
+  """Returns what a `MARKER` lists; None where it is none of ours."""
+  if not marker:  # killed before its first word
     return {}
-  fields = _json(path)
+  try:
+    fields = json_text.loads(marker)
+  except ValueError:
+    return None
   if not isinstance(fields, dict) or fields.get("made_by") != _MADE_BY:
     return None
   files = fields.get("files") or {}
@@ -95,17 +90,21 @@ def ours_in(
     UserError: something there was not written by this program, or has been
       changed since.
   """
-  listed = _listed(folder)
-  files = listed or {}
+  marker = folder / MARKER
+  is_file = marker.is_file() and not marker.is_symlink()
+  files = listed(marker.read_bytes()) if is_file else None
   found = set(_leaves(folder))
-  for name in found - set(compared_later):
+  if files is None:
+    files, why = {}, f"no {MARKER} there says that trd-jax wrote it"
+    if os.path.lexists(marker):
+      found.add(MARKER)
+  else:
+    why = "trd-jax did not write it, or not as it is now"
+  for name in sorted(found - set(compared_later)):
     content = _content(folder / name)
     emptied = content == _EMPTY and any(f.startswith(f"{name}/") for f in files)
     same = new is not None and _same_bytes(folder / name, new / name)
     if files.get(name) != content and not emptied and not same:
-      why = "trd-jax did not write it, or not as it is now"
-      if listed is None:
-        why = f"no {MARKER} there says that trd-jax wrote it"
       raise UserError(
         f"{called or folder} holds {name}, which would be lost ({why}); name"
         " another folder, or move it away"
@@ -266,7 +265,9 @@ def foreign(root: Path) -> Iterator[Path]:
         yield path
   for path in sorted((root / "rounds").glob("[0-9]*")):
     config = path / "config.json"
-    if os.path.lexists(config):
+    if not path.is_dir():
+      yield path
+    elif os.path.lexists(config):
       if not is_config(config):
         yield config
     else:

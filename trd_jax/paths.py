@@ -78,12 +78,13 @@ def behind_links(path: Path | str) -> Path:
   What is written there leaves the link as it is.
 
   Raises:
-    UserError: it is a link that leads nowhere.
+    UserError: it, or a folder on the way to it, is a link that leads nowhere.
   """
   path = Path(path)
-  if path.is_symlink() and not path.exists():
-    raise UserError(
-      f"{path} is a link that leads nowhere ({os.readlink(path)}); remove it,"
-      " or name another path"
-    )
+  for link in (path, *path.absolute().parents):
+    if os.path.islink(link) and not os.path.exists(link):
+      raise UserError(
+        f"{path}: {link} is a link that leads nowhere ({os.readlink(link)});"
+        " remove it, or name another path"
+      )
   return Path(os.path.realpath(path))

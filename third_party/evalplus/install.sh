@@ -35,7 +35,7 @@ esac
 venv=${1:-$root/.venv-evalplus}
 
 case $venv in
-  "~" | "~/"*) venv=$HOME${venv#"~"} ;;
+  \~ | \~/*) venv=$HOME${venv#\~} ;;
 esac
 [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
   fail "$venv is there and no environment; name another, or move it away"

@@ -39,7 +39,7 @@ esac
 [ $# -le 2 ] || fail "one environment at a time, not: ${*:2}"
 
 case $venv in
-  "~" | "~/"*) venv=$HOME${venv#"~"} ;;
+  \~ | \~/*) venv=$HOME${venv#\~} ;;
 esac
 [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
   fail "$venv is there and no environment; name another, or move it away"
