@@ -229,6 +229,8 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
   if run_dir is None:
     raise UserError("--workdir=DIR is missing: random models live in it")
   from trd_jax import hub
+  from trd_jax.model_folder import check_replaceable
+
   from trd_jax.random_model import random_folder
 
   made = {}
@@ -241,6 +243,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
     size = section.path.removeprefix(_RANDOM)
     folder = run_dir.model_folder_for_random(size)
     if not (folder / "config.json").exists():
+      check_replaceable(folder)
       random_folder(
         size,
         folder,

@@ -435,7 +435,12 @@ class RunDir:
     theirs = donor.stage(stage)
     if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
       return False
-    shards.copy_folder(theirs, mine)
+    try:
+      shards.copy_folder(theirs, mine)
+    except OSError:
+      if not mine.is_dir() or not any(mine.iterdir()):
+        raise
+      return False  # another process has begun it meanwhile
     return True
 
   @staticmethod
