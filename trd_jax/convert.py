@@ -230,7 +230,6 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
     raise UserError("--workdir=DIR is missing: random models live in it")
   from trd_jax import hub
   from trd_jax.model_folder import check_replaceable
-
   from trd_jax.random_model import random_folder
 
   made = {}

@@ -150,7 +150,7 @@ class Key:
       value = tuple(value)
     if not self._types(value) or (self.rule and not self.rule.holds(value)):
       raise ValueError(f"{self.must_be()}, not {value!r}")
-    if self.is_path:
+    if self.is_path and isinstance(value, str):
       try:
         return paths.expanded(value)
       except ValueError as error:

@@ -145,13 +145,13 @@ class RunDir:
         strange = next(iter([*named, *ownership.foreign(self.root)]), None)
       except OSError as error:
         raise self._unwritable(error.strerror) from error
-      if strange is not None:
+      if not ownership.is_config(self.config):  # nor claimed meanwhile
+        if strange is None:
+          return
         raise UserError(
           f"--workdir={self.root} is no run's of trd-jax, and {strange} is"
-          " there, where a run would write; name another --workdir, or move"
-          " that away"
+          " there, where a run would write; name another, or move that away"
         )
-      return
     if differences := experiment.differences(
       read_json(self.config), json.loads(experiment_json)
     ):
