@@ -88,7 +88,7 @@ $(EVALPLUS_VENV)/.evalplus: $(wildcard third_party/evalplus/*)
 
 $(BENCH_VENV)/.peers: setup.py $(wildcard third_party/bench/*)
 	@PYTHON=$(PYTHON) third_party/bench/install.sh $(BENCH_VENV) $(TUNIX_VENV)
-	@touch $@
+	@touch $@ $(TUNIX_VENV)/.peers
 
 $(VENV)/.test: $(VENV)/.runtime
 	@echo "installing what the tests need into $(VENV) (once)"
@@ -101,6 +101,17 @@ $(VENV)/.dev: $(VENV)/.test
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+# Of an environment only one in this folder with the stamp of what made it.
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) $(TUNIX_VENV) \
-	  build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@for venv in $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) \
+	  $(TUNIX_VENV); do \
+	  case "$$venv" in \
+	    /* | *..* | "") ;; \
+	    *) for stamp in .runtime .cpu .cuda .evalplus .peers installed; do \
+	      [ ! -e "$$venv/$$stamp" ] || rm -rf "./$$venv"; \
+	    done ;; \
+	  esac; \
+	  [ ! -e "$$venv" ] || echo "$$venv stays: make did not make it" >&2; \
+	done
+	rm -rf build/lib build/bdist.* build/bench trd_jax.egg-info .pytest_cache \
+	  .ruff_cache .hypothesis

@@ -197,7 +197,9 @@ def main() -> None:
   )
   parser.add_argument("--vllm-memory", type=float, default=0.3)
   parser.add_argument("--quick", action="store_true", help="a smoke test")
-  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument(
+    "--json", type=results.output, help="write the results here"
+  )
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
   args = parser.parse_args()

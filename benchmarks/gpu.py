@@ -37,6 +37,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import results
+
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds of nine minutes that each section is kept, whatever those before it
 # take; what they leave goes to those after.
@@ -220,7 +222,9 @@ def main() -> None:
   )
   parser.add_argument("--peer-python", default=sys.executable)
   parser.add_argument(
-    "--out", type=Path, help="JSON; default gpu.json in $OUT where that is set"
+    "--out",
+    type=results.output,
+    help="JSON; default gpu.json in $OUT where that is set",
   )
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)

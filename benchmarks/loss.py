@@ -263,7 +263,9 @@ def main() -> None:
     help="0: float32, 1: float32 of twice the tokens, 2: bfloat16",
   )
   parser.add_argument("--quick", action="store_true", help="a smoke test")
-  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument(
+    "--json", type=results.output, help="write the results here"
+  )
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
   parser.add_argument("--dtype", help=argparse.SUPPRESS)

@@ -200,7 +200,9 @@ def main() -> None:
   parser.add_argument("--scale", type=int, default=16)
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--quick", action="store_true", help="a smoke test")
-  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument(
+    "--json", type=results.output, help="write the results here"
+  )
   parser.add_argument("--work", help=argparse.SUPPRESS)
   parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
   args = parser.parse_args()

@@ -5,6 +5,7 @@ A document has groups, a group has settings and cases, a case is what
 from documents by pure functions, so a table can be made again without a run.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -47,6 +48,38 @@ class Table:
     return f"{self.text}\n\n{table}" if self.text else table
 
 
+# One of these is near the beginning of whatever a benchmark writes.
+_MARKS = ('"part"', '"scale"', "Written by", "matplotlib")
+_WRITTEN = ("*.json", "BENCHMARKS.md", "scaling.md", "scaling-*.svg")
+
+
+def output(text: str) -> Path:
+  """Reads a file or folder to write from a command line.
+
+  Raises:
+    argparse.ArgumentTypeError: it is empty, or what is there and would be
+      replaced is no benchmark's.
+  """
+  if not text.strip():
+    raise argparse.ArgumentTypeError("the path is empty")
+  path = Path(text).expanduser()
+  there = [path]
+  if path.is_dir():
+    there = [file for like in _WRITTEN for file in path.glob(like)]
+  for file in there:
+    if not file.exists():
+      continue
+    beginning = (
+      file.read_text(errors="replace")[:4000] if file.is_file() else ""
+    )
+    if not any(mark in beginning for mark in _MARKS):
+      raise argparse.ArgumentTypeError(
+        f"{file} was not written by a benchmark and would be lost; name another"
+        " place"
+      )
+  return path
+
+
 class Document:
   """Collects the groups of a part and is written whole, after each of them.
 
@@ -82,7 +115,7 @@ class Document:
     self.fields["seconds"] = time.monotonic() - self._start
     if self._path is not None:
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      partial = self._path.with_suffix(".partial")
+      partial = self._path.with_suffix(f".{os.getpid()}.partial")
       partial.write_text(json.dumps(self.fields, indent=1) + "\n")
       partial.replace(self._path)
 

@@ -196,7 +196,9 @@ def main() -> None:
   parser.add_argument("--dtype", default="float32")
   parser.add_argument("--compile", action="store_true", help="not eager")
   parser.add_argument("--quick", action="store_true", help="a smoke test")
-  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument(
+    "--json", type=results.output, help="write the results here"
+  )
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   args = parser.parse_args()
   sys.path.insert(0, str(results.ROOT))

@@ -54,7 +54,9 @@ def main() -> int:
   parser.add_argument("--quick", action="store_true", help="a smoke test")
   parser.add_argument("--report", action="store_true", help="measure nothing")
   parser.add_argument(
-    "--out", type=Path, help="a folder for results, report and pictures"
+    "--out",
+    type=results.output,
+    help="a folder for results, report and pictures",
   )
   parser.add_argument(
     "--vllm-python",

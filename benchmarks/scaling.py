@@ -327,9 +327,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--docs", type=Path, help="where pictures and page go")
+  parser.add_argument("--docs", type=results.output, help="where pictures go")
   parser.add_argument("--quick", action="store_true", help="a smoke test")
-  parser.add_argument("--json", type=Path, help="write the results here")
+  parser.add_argument(
+    "--json", type=results.output, help="write the results here"
+  )
   args = parser.parse_args()
   document = results.Document("scaling", args.json, args.quick)
   measure(args, document)

@@ -98,8 +98,14 @@ quoted() {
 command_for() {
   local process=$1 word
   shift
+  # A home is the host's, which its shell puts in the place of a bare tilde.
+  local folder=$dir home=''
+  if [[ $dir =~ ^(~[A-Za-z0-9_.-]*)(/(.*))?$ ]]; then
+    home=${BASH_REMATCH[1]}/ folder=${BASH_REMATCH[3]}
+  fi
   # shellcheck disable=SC2016  # expanded on the host
-  printf 'cd %s && exec env TRD_JAX_PIPELINE=$PPID' "$(quoted "$dir")"
+  printf 'cd %s%s && exec env TRD_JAX_PIPELINE=$PPID' "$home" \
+    "$(quoted "$folder")"
   for word in "TRD_COORDINATOR=$first:$port" "TRD_PROCESSES=${#names[@]}" \
     "TRD_PROCESS=$process" "${settings[@]}" "$python" -m trd_jax.train "$@"; do
     printf ' %s' "$(quoted "$word")"

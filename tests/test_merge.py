@@ -105,6 +105,25 @@ def test_an_unfinished_training_is_not_merged(trained):
   assert not run_dir.merged.exists()
 
 
+@pytest.mark.parametrize("name", ["merged", "adapter"])
+def test_what_lies_where_it_would_write_is_refused_and_stays(
+  trained, tmp_path, name
+):
+  chosen, run_dir, _ = trained
+  other = RunDir(tmp_path)
+  shutil.copytree(run_dir.checkpoints, other.checkpoints)
+  other.mark_done("train", {})
+  mine = getattr(other, name) / "thesis.tex"
+  mine.parent.mkdir(parents=True)
+  mine.write_text("mine")
+  with pytest.raises(
+    UserError, match=r"holds thesis\.tex, which would be lost"
+  ):
+    _run(merge, chosen, other)
+  assert [path for path in other.stage("merge").rglob("*.*")] == [mine]
+  assert mine.read_text() == "mine"
+
+
 @pytest.fixture(scope="module")
 def merged(trained):
   chosen, run_dir, adapted = trained
@@ -196,6 +215,8 @@ def test_weights_survive_the_way_to_orbax_and_back(merged, tmp_path):
   _run(convert, chosen, None, source=there, target=back, to="hf")
   for path in run_dir.merged.iterdir():
     assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
+  # To read it has changed nothing, so that it is still known as ours.
+  _run(convert, chosen, None, source=source, target=there, to="orbax")
 
 
 def test_an_adapter_survives_the_way_to_orbax_and_back(merged, tmp_path):

@@ -366,8 +366,8 @@ def test_no_engine_and_no_jax_for_a_preflight(tmp_path):
   assert "raise rollout.max_prompt_tokens" in refused.stderr.splitlines()[-1]
   assert not (tmp_path / "config.json").exists()
   # Where something has been made, the place is kept, for a run and no look.
-  (tmp_path / "models").mkdir()
-  (tmp_path / "models/weights").touch()
+  (tmp_path / "models/random-nano").mkdir(parents=True)
+  (tmp_path / "models/random-nano/weights").touch()
   assert start("rollout", tmp_path, ONLY).returncode == 0
   assert read_json(run_dir.config)["preflight_only"] is False
 

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from trd_jax import hub, pretrain
+from trd_jax import hub, ownership, pretrain
 from trd_jax.chat import Chat
 from trd_jax.errors import UserError
 from trd_jax.problems import corpus
@@ -72,6 +72,7 @@ def test_an_unknown_model_is_refused():
 @pytest.mark.parametrize("name", ["student", "teacher"])
 def test_the_shipped_models_have_the_declared_shape(name):
   folder = hub.model_folder(f"lab:{name}")
+  assert ownership.ours_in(folder), "they could not be made again"
   config = read_config(folder)
   chat = Chat.load(folder)
   assert dataclasses.replace(config, vocab_size=0) == pretrain.SIZES[name]

@@ -28,6 +28,8 @@ Tree = Mapping[str, Any]
 
 _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
+FILES = (_WEIGHTS, _CONFIG)
+"""What `save_peft` writes."""
 # The adapted linear layers: name in the checkpoint, path in the tree.
 _LINEAR = tuple(
   (name, ("layers", *path[:-1]))
@@ -90,7 +92,7 @@ def save_peft(
     "init_lora_weights": True,
     **dict(_VARIANTS),
   }
-  with atomic_folder(folder) as out:
+  with atomic_folder(folder, compared_later=FILES) as out:
     save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
     write_json(out / _CONFIG, fields)
 

@@ -18,7 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trd_jax.errors import UserError
 
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
+_ARRAYS = "arrays"
 
 
 class Checkpoints:
@@ -60,12 +61,13 @@ class Checkpoints:
         raise ValueError(f"{name} is a {type(leaf).__name__}, not an array")
     if not self._cleared and jax.process_index() == 0:
       for left_over in self.directory.glob(_UNFINISHED):
-        shutil.rmtree(left_over)
+        if left_over.is_dir() and not left_over.is_symlink():
+          shutil.rmtree(left_over)
     self._cleared = True
     manager = self._manager()
     if step not in manager.all_steps():
       items = {
-        "arrays": ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
+        _ARRAYS: ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
         "plain": ocp.args.JsonSave(plain),
       }
       manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -139,11 +141,16 @@ class Checkpoints:
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
+      # Orbax takes each folder with a number for a checkpoint, and in time
+      # removes all but the newest.
+      for path in sorted(self.directory.glob("*")):
+        if path.name.isdecimal() and not (path / _ARRAYS).is_dir():
+          raise UserError(f"{path} is no checkpoint of trd-jax; move it away")
       self._open = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(max_to_keep=self.keep),
         item_handlers={
-          "arrays": ocp.PyTreeCheckpointHandler(),
+          _ARRAYS: ocp.PyTreeCheckpointHandler(),
           "plain": ocp.JsonCheckpointHandler(),
         },
       )

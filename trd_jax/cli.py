@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from trd_jax import config_file, experiment, parent
+from trd_jax import config_file, experiment, parent, paths
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.experiment import KEYS, Experiment
 from trd_jax.keys import Key
@@ -73,27 +73,43 @@ class Flag:
     doc: one line.
     looks_only: whether with it nothing is made, not even the workdir, and
       nobody who is at work there is waited for.
+    is_path: whether it is a path, or may be one: its `~` is expanded.
   """
 
   name: str
   default: bool | int | float | str | tuple[str, ...] | None
   doc: str
   looks_only: bool = False
+  is_path: bool = False
 
   @property
   def key(self) -> Key:
     """The flag as a key, which knows how to read its value."""
     kind = str if self.default is None else type(self.default)
     return Key(
-      self.name, kind, self.default is None, self.default, self.doc, None
+      self.name,
+      kind,
+      self.default is None,
+      self.default,
+      self.doc,
+      None,
+      self.is_path,
     )
 
 
 _SHARED = (
   Flag(
-    "config", None, "FILE.py[:ARG] or a config.json; default: the workdir's"
+    "config",
+    None,
+    "FILE.py[:ARG] or a config.json; default: the workdir's",
+    is_path=True,
   ),
-  Flag("workdir", None, "the run's directory; made if it is not there"),
+  Flag(
+    "workdir",
+    None,
+    "the run's directory; made if it is not there",
+    is_path=True,
+  ),
   Flag("help", False, "this text"),
   Flag("help_config", False, "every --config.<key>, its meaning and default"),
 )
@@ -212,8 +228,7 @@ def _keep_compilations() -> None:
   may not run on another, and a home may be shared: each kind of CPU has a
   folder of its own.
   """
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  folder = Path(home) / "trd-jax" / "xla" / _cpu()
+  folder = paths.cache() / "xla" / _cpu()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 

@@ -11,6 +11,7 @@ a stage of the pipeline. With --source and --target it converts:
     a model of the laboratory  -> Hugging Face or orbax
 """
 
+import os
 from pathlib import Path
 
 from trd_jax import cli
@@ -22,9 +23,17 @@ from trd_jax.sections import Model
 STAGE = "convert"
 FLAGS = (
   cli.Flag(
-    "source", None, "folder to convert, or lab:NAME; absent: make random models"
+    "source",
+    None,
+    "folder to convert, or lab:NAME; absent: make random models",
+    is_path=True,
   ),
-  cli.Flag("target", None, "folder to write; one that is there is replaced"),
+  cli.Flag(
+    "target",
+    None,
+    "folder to write; one that trd-jax has written is replaced",
+    is_path=True,
+  ),
   cli.Flag("to", None, "form to write: hf, orbax or peft"),
 )
 
@@ -49,8 +58,9 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   """Converts, or makes the random models that the config names.
 
   Raises:
-    UserError: flags that don't belong together, or a source that is missing,
-      damaged or of another kind than can be written in that form.
+    UserError: flags that don't belong together, a source that is missing,
+      damaged or of another kind than can be written in that form, or a target
+      that can't be written or holds what would be lost.
   """
   own = (flags.source, flags.target, flags.to)
   if not any(own):
@@ -66,13 +76,18 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     source = hub.model_folder(str(source))
   if not source.is_dir():
     raise UserError(f"--source={source} is no folder; name one to convert")
-  if target.resolve() in (source.resolve(), *source.resolve().parents):
-    raise UserError(f"--target={target} would replace --source={source}")
-  if target.exists() and not _holds_weights(target):
+  from trd_jax.model_folder import check_replaceable
+
+  here, there = source.resolve(), Path(os.path.realpath(target))
+  if there in (here, *here.parents):
     raise UserError(
-      f"--target={target} is there and holds something else than weights,"
-      " which would be lost; name another folder"
+      f"--target={target} would replace --source={source}; name another folder"
     )
+  if here in there.parents:
+    raise UserError(
+      f"--target={target} lies in --source={source}; name another folder"
+    )
+  check_replaceable(target, f"--target={target}")
   writers = {
     ("hf", "orbax"): _hf_to_orbax,
     ("orbax model", "hf"): _orbax_to_hf,
@@ -156,8 +171,6 @@ def _meant(source: Path) -> list[Path]:
 
 def _holds_weights(folder: Path) -> bool:
   """Whether a folder is empty or one that a conversion writes."""
-  if not folder.is_dir():
-    return False
   made = (_ORBAX, _ADAPTER_CONFIG, "model.safetensors")
   made += ("model.safetensors.index.json",)
   return any((folder / name).exists() for name in made) or not any(
@@ -216,6 +229,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
   if run_dir is None:
     raise UserError("--workdir=DIR is missing: random models live in it")
   from trd_jax import hub
+  from trd_jax.model_folder import check_replaceable
   from trd_jax.random_model import random_folder
 
   made = {}
@@ -228,6 +242,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
     size = section.path.removeprefix(_RANDOM)
     folder = run_dir.model_folder_for_random(size)
     if not (folder / "config.json").exists():
+      check_replaceable(folder)
       random_folder(
         size,
         folder,
@@ -258,10 +273,12 @@ def _hf_to_orbax(source: Path, target: Path, *_) -> None:
 def _copy(source: Path, target: Path, *_) -> None:
   import shutil
 
+  from trd_jax import ownership
   from trd_jax.model_folder import atomic_folder
 
   with atomic_folder(target) as out:
-    shutil.copytree(source, out, dirs_exist_ok=True)
+    others = shutil.ignore_patterns(ownership.MARKER)
+    shutil.copytree(source, out, dirs_exist_ok=True, ignore=others)
 
 
 def _orbax_to_hf(source: Path, target: Path, *_) -> None:

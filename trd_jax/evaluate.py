@@ -21,7 +21,12 @@ STAGE = "evaluate"
 FLAGS = (
   cli.Flag("model", "trained", "whose samples: base or trained (merged)"),
   cli.Flag("regrade", False, "judge samples again; nothing is sampled"),
-  cli.Flag("compare", None, "another workdir, to set these samples beside"),
+  cli.Flag(
+    "compare",
+    None,
+    "another workdir, to set these samples beside",
+    is_path=True,
+  ),
   cli.Flag("compare_model", None, "whose samples there; default: --model"),
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax import json_text, keys
+from trd_jax import json_text, keys, paths
 from trd_jax.devices import Distributed, Mesh
 from trd_jax.engine_sections import LORA_RANKS, Engine, vllm_refuses
 from trd_jax.errors import UserError, did_you_mean
@@ -207,10 +207,15 @@ def flat(experiment: Experiment) -> dict[str, Any]:
 
 
 def to_json(experiment: Experiment) -> str:
-  """Canonical JSON: equal experiments give equal text."""
-  return (
-    json.dumps(dataclasses.asdict(experiment), sort_keys=True, indent=2) + "\n"
+  """Canonical JSON: equal experiments give equal text.
+
+  Paths stand there as they were written, with their `~`.
+  """
+  tree = dataclasses.asdict(
+    experiment,
+    dict_factory=lambda items: {k: paths.as_given(v) for k, v in items},
   )
+  return json.dumps(tree, sort_keys=True, indent=2) + "\n"
 
 
 def from_json(text: str, source: str) -> Experiment:
@@ -222,6 +227,40 @@ def from_json(text: str, source: str) -> Experiment:
   if not isinstance(config, dict):
     raise UserError(f"{source} holds no JSON object: it is not a config")
   return from_config(config, source)
+
+
+def differences(there: Any, here: Mapping[str, Any]) -> list[str]:
+  """Returns each key that tells two experiments apart, with both values.
+
+  Keys of `RUNTIME_KEYS` may differ. A key that one of them doesn't have,
+  because a version of this program in between introduced or dropped it,
+  counts as being at its default. A path is the same with its `~` or without.
+
+  Args:
+    there: what `to_json` wrote, read again.
+    here: the same of the other one.
+  """
+  one, other = keys.flatten(there), keys.flatten(here)
+  found = []
+  for name in sorted(one.keys() | other.keys()):
+    default = KEYS[name].default if name in KEYS else None
+    values = [flat.get(name, default) for flat in (one, other)]
+    was, now = map(json.dumps, values)
+    if name in KEYS and KEYS[name].is_path:
+      values = [_expanded(value) for value in values]
+    if json.dumps(values[0]) == json.dumps(values[1]) or was == now:
+      continue
+    if not name.startswith(RUNTIME_KEYS):
+      found.append(f"{name} is {was} there and {now} here")
+  return found
+
+
+def _expanded(value: Any) -> Any:
+  """A path with its `~` expanded; whatever is none, as it is."""
+  try:
+    return paths.expanded(value) if isinstance(value, str) else value
+  except ValueError:
+    return value
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import config_dict
 
+from trd_jax import paths
+
 SectionT = TypeVar("SectionT")
 
 
@@ -65,15 +67,24 @@ def filled() -> Rule:
   return Rule("non-empty", bool)
 
 
-def key(default: Any, doc: str, rule: Rule | None = None) -> Any:
+def key(
+  default: Any, doc: str, rule: Rule | None = None, *, is_path: bool = False
+) -> Any:
   """A config key, as the default of a dataclass field.
 
   Args:
     default: the value where a config says nothing.
     doc: one line.
     rule: what a value must be; a None that the type allows always passes.
+    is_path: whether it is a path, or may be one: its `~` is expanded.
   """
-  return dataclasses.field(default=default, metadata={"doc": doc, "rule": rule})
+  metadata = {"doc": doc, "rule": rule, "is_path": is_path}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def path(default: str | None, doc: str) -> Any:
+  """A config key that is a path, or may be one, as `key`."""
+  return key(default, doc, is_path=True)
 
 
 _TYPE_NAMES = {
@@ -98,6 +109,7 @@ class Key:
     default: the declared default.
     doc: the declared documentation.
     rule: the declared rule.
+    is_path: whether it is a path, or may be one.
   """
 
   name: str
@@ -106,6 +118,7 @@ class Key:
   default: Any
   doc: str
   rule: Rule | None
+  is_path: bool = False
 
   def parse(self, text: str) -> Any:
     """The value that a person typed on the command line.
@@ -124,6 +137,8 @@ class Key:
   def check(self, value: Any) -> Any:
     """The value in the key's exact type (int → float, list → tuple).
 
+    A path's `~` is expanded.
+
     Raises:
       ValueError: it is not of the key's type, or breaks its rule.
     """
@@ -135,6 +150,11 @@ class Key:
       value = tuple(value)
     if not self._types(value) or (self.rule and not self.rule.holds(value)):
       raise ValueError(f"{self.must_be()}, not {value!r}")
+    if self.is_path and isinstance(value, str):
+      try:
+        return paths.expanded(value)
+      except ValueError as error:
+        raise ValueError(f"{self.name} {error}") from None
     return value
 
   def must_be(self) -> str:
@@ -152,6 +172,8 @@ class Key:
       return False
     if type(value) is tuple and not all(type(item) is str for item in value):
       return False
+    if self.type is str:
+      return isinstance(value, str)
     return type(value) is self.type
 
   def _convert(self, text: str) -> Any:
@@ -189,6 +211,7 @@ def keys_of(cls: type, prefix: str = "") -> Mapping[str, Key]:
       default=field.default,
       doc=field.metadata["doc"],
       rule=field.metadata["rule"],
+      is_path=field.metadata["is_path"],
     )
   return types.MappingProxyType(found)
 

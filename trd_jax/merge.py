@@ -21,8 +21,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Merges the newest checkpoint of a finished training run.
 
   Raises:
-    UserError: the training isn't finished, or the student or the checkpoint
-      can't be read or don't fit.
+    UserError: the training isn't finished, the student or the checkpoint
+      can't be read or don't fit, or something foreign is where the adapter or
+      the weights will be written.
   """
   del flags
   import numpy as np
@@ -32,7 +33,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.checkpoint import Checkpoints
   from trd_jax.errors import UserError
   from trd_jax.model.lora import LoraConfig
-  from trd_jax.model_folder import token_ids
+  from trd_jax.model_folder import check_replaceable, token_ids
 
   if outcomes.skip_if_done(run_dir, STAGE, describe):
     return
@@ -42,6 +43,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       f"{run_dir.root}: the training is not finished; run trd_jax.train with"
       " the same --config and --workdir first"
     )
+
+  # What lies where they will be written may be somebody's.
+  check_replaceable(run_dir.adapter, compared_later=adapters.FILES)
+  if experiment.engine.weights == "merged":
+    check_replaceable(run_dir.merged)
 
   # 1. The student's weights, and the adapter as it is after training.
   student = generation.speaker(experiment.student, run_dir)

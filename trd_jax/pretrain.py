@@ -45,7 +45,13 @@ SIZES = {
 
 FLAGS = (
   cli.Flag("model", "student", "which model to make: student or teacher"),
-  cli.Flag("out", None, "the folder to write; absent: lab/<model> beside you"),
+  cli.Flag(
+    "out",
+    None,
+    "the folder to write; one that trd-jax has written is replaced; absent:"
+    " lab/<model> beside you",
+    is_path=True,
+  ),
   cli.Flag("steps", 1000, "optimizer steps of about 4,000 tokens"),
   cli.Flag("peak", 0.02, "peak learning rate of Muon"),
   cli.Flag("seed", 0, "seed of the initial weights and the documents"),
@@ -105,13 +111,22 @@ def packed_rows(encode, recipe, seed: int) -> Iterator[tuple]:
 
 
 def run(experiment, run_dir, flags) -> None:
-  """Trains one model and writes its Hugging Face folder."""
+  """Trains one model and writes its Hugging Face folder.
+
+  Raises:
+    UserError: an unknown model, or a folder that can't be written or holds
+      what would be lost.
+  """
   del experiment, run_dir
   if flags.model not in SIZES:
     raise UserError(
       f"--model={flags.model} is neither student nor teacher;"
       f" {did_you_mean(flags.model, SIZES)}"
     )
+  from trd_jax.model_folder import check_replaceable
+
+  out = Path(flags.out or Path("lab") / flags.model)
+  check_replaceable(out, f"--out={out}")
   import functools
   import json
   import tempfile
@@ -205,7 +220,6 @@ def run(experiment, run_dir, flags) -> None:
         print(f"step {step + 1}: cross-entropy {mean:.4f} nats", flush=True)
 
   # 5. The folder that every other stage reads.
-  out = Path(flags.out or Path("lab") / flags.model)
   weights.save_hf(config, params, out, tokenizer_from=files, dtype="bfloat16")
   print(f"written: {out}")
 

@@ -18,12 +18,9 @@ flushed to the disk, and renamed.
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
-import shutil
-import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -31,15 +28,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_jax import json_text, keys, records, shards
+from trd_jax import (
+  experiment,
+  file_locks,
+  json_text,
+  ownership,
+  records,
+  shards,
+)
 from trd_jax.errors import UserError
-from trd_jax.experiment import KEYS, RUNTIME_KEYS
 from trd_jax.records import RecordT, Rejected
 from trd_jax.shards import ShardWriter
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 _MOST_DIFFERENCES = 6
-_PREFLIGHT = "preflight.json"
 
 # Locks of this process, so that taking one again is no conflict: POSIX locks
 # know processes only. With the process's id, for a fork inherits the table
@@ -83,6 +85,7 @@ class RunDir:
 
   def __init__(self, root: Path | str, config_json: str | None = None):
     self.root = Path(root)
+    self._made: list[Path] = []  # folders that the claim has made, inner first
     if config_json is not None:
       self.claim(config_json)
 
@@ -102,9 +105,14 @@ class RunDir:
 
     Raises:
       UserError: it belongs to another experiment (the differing keys are
-        named with both values), or cannot be written.
+        named with both values), cannot be written, or holds, where it is no
+        run's yet, something foreign under a name of ours.
     """
+    self.check(experiment_json)
     is_new = not self.config.exists()
+    root = self.root.absolute()
+    mine = (self.problems_dir, self.root / "locks", root, *root.parents)
+    self._made = [path for path in mine if not os.path.lexists(path)]
     try:
       if is_new:
         mine = self.root / f"config.json.{uuid.uuid4().hex}"
@@ -131,9 +139,22 @@ class RunDir:
       raise self._unwritable(os.strerror(errno.ENOTDIR))
     if not os.access(there, os.W_OK | os.X_OK):
       raise self._unwritable(os.strerror(errno.EACCES))
-    if not self.config.exists():
-      return
-    if differences := list(_differences(self.config, experiment_json)):
+    if not ownership.is_config(self.config):
+      try:
+        named = [self.config] if os.path.lexists(self.config) else []
+        strange = next(iter([*named, *ownership.foreign(self.root)]), None)
+      except OSError as error:
+        raise self._unwritable(error.strerror) from error
+      if not ownership.is_config(self.config):  # nor claimed meanwhile
+        if strange is None:
+          return
+        raise UserError(
+          f"--workdir={self.root} is no run's of trd-jax, and {strange} is"
+          " there, where a run would write; name another, or move that away"
+        )
+    if differences := experiment.differences(
+      read_json(self.config), json.loads(experiment_json)
+    ):
       shown = ", ".join(differences[:_MOST_DIFFERENCES])
       if more := len(differences) - _MOST_DIFFERENCES:
         shown += f" and {more} more" if more > 0 else ""
@@ -152,15 +173,19 @@ class RunDir:
 
     For a config that turned out to be unusable, or was only looked at:
     mending it must not count as another config in the same place. Problems
-    that were read are forgotten, reports of a preflight stay. Nothing happens
-    while another process is at work here.
+    that were read are forgotten, reports of a preflight stay, and of all
+    others what is not this program's. Nothing happens while another process
+    is at work here.
     """
-    if self._others_at_work():
-      return
-    kept = {self.config, self.timings, self.root / "locks", self.problems_dir}
-    if not any(_has_files(p) for p in self.root.iterdir() if p not in kept):
-      shutil.rmtree(self.problems_dir, ignore_errors=True)
-      self.config.unlink(missing_ok=True)
+    with self._alone() as locks:
+      if locks is None or ownership.has_results(self.root):
+        return
+      problems = ownership.problems_in(self.problems_dir)
+      for path in (*problems, self.config, self.timings, *locks):
+        path.unlink(missing_ok=True)
+    for folder in self._made:
+      with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
 
   @contextlib.contextmanager
   def lock(self, name: str) -> Iterator[None]:
@@ -177,37 +202,43 @@ class RunDir:
     if token in _held:
       yield
       return
+    if path.exists() and not file_locks.is_signature(path):
+      raise UserError(f"{path} is no lock of trd-jax; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-      try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except (BlockingIOError, PermissionError):
-        file.seek(0)
-        holder = file.read().decode().strip() or "another process"
-        raise UserError(
-          f"{holder} is at work on {name} in {self.root}: wait for it, or "
-          "stop it"
-        ) from None
-      file.truncate(0)
-      file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-      file.flush()
+    file = file_locks.acquire(path)
+    if file is None:
+      raise UserError(
+        f"{file_locks.holder(path)} is at work on {name} in {self.root}: wait"
+        " for it, or stop it"
+      )
+    with file:
+      file_locks.sign(file)
       _held.add(token)
       try:
         yield
       finally:
         _held.discard(token)
 
-  def _others_at_work(self) -> bool:
-    """Whether another process holds a stage."""
-    for path in (self.root / "locks").glob("*.lock"):
-      if (os.getpid(), path.absolute()) in _held:
-        continue  # opening and closing it would let go of it
-      with path.open("r+b") as file:
-        try:
-          fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-          return True
-    return False
+  @contextlib.contextmanager
+  def _alone(self) -> Iterator[list[Path] | None]:
+    """Holds every stage; the files that do it, or None where others hold one.
+
+    A stage that this process holds anyhow is not among them.
+    """
+    with contextlib.ExitStack() as stack:
+      files = []
+      for path in sorted((self.root / "locks").glob("*.lock")):
+        if (os.getpid(), path.absolute()) in _held:
+          continue  # opening and closing it would let go of it
+        if not file_locks.is_signature(path):
+          continue
+        file = file_locks.acquire(path)
+        if file is None:
+          yield None
+          return
+        stack.enter_context(file)
+        files.append(path)
+      yield files
 
   # -- paths ---------------------------------------------------------------
 
@@ -282,7 +313,7 @@ class RunDir:
 
   def preflight(self, stage: str) -> Path:
     """JSON of what a stage is about to do (see `preflight.Report`)."""
-    return self.stage(stage) / _PREFLIGHT
+    return self.stage(stage) / "preflight.json"
 
   def stage_summary(self, stage: str) -> Path:
     """JSON of what an evaluation found (see `scores`)."""
@@ -400,16 +431,16 @@ class RunDir:
       Whether it did: not where the donor hasn't finished the stage, or this
       directory has begun it.
     """
-    mine, theirs = self.stage(stage), donor.stage(stage)
+    mine = Path(os.path.realpath(self.stage(stage)))
+    theirs = donor.stage(stage)
     if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
       return False
-    unfinished = mine.with_name(f"{mine.name}.{os.getpid()}.adopted")
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(theirs, unfinished, copy_function=_link_or_copy)
-    if mine.exists():
-      mine.rmdir()
-    unfinished.rename(mine)
+    try:
+      shards.copy_folder(theirs, mine)
+    except OSError:
+      if not mine.is_dir() or not any(mine.iterdir()):
+        raise
+      return False  # another process has begun it meanwhile
     return True
 
   @staticmethod
@@ -417,34 +448,3 @@ class RunDir:
     if not _STAGE_NAME.fullmatch(name):
       raise ValueError(f"{name!r} is no name of a stage")
     return name.replace("/", slash)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-  try:
-    os.link(source, target)
-  except OSError:  # another file system, or one without links
-    shutil.copy2(source, target)
-
-
-def _has_files(path: Path) -> bool:
-  """Whether a path is or holds a file that isn't a mere report."""
-  return any(
-    p.is_file() and p.name != _PREFLIGHT for p in (path, *path.rglob("*"))
-  )
-
-
-def _differences(config: Path, experiment_json: str) -> Iterator[str]:
-  """Each key that tells two experiments apart, with both values.
-
-  A key that one of them doesn't have, because a version of this program in
-  between introduced or dropped it, counts as being at its default.
-  """
-  there = keys.flatten(read_json(config))
-  here = keys.flatten(json.loads(experiment_json))
-  for name in sorted(there.keys() | here.keys()):
-    default = KEYS[name].default if name in KEYS else None
-    was, now = (
-      json.dumps(values.get(name, default)) for values in (there, here)
-    )
-    if was != now and not name.startswith(RUNTIME_KEYS):
-      yield f"{name} is {was} there and {now} here"

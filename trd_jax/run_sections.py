@@ -14,7 +14,7 @@ class Evaluate(Generation):
   benchmarks: tuple[str, ...] = key(
     ("arithmetic",), "their names, separated by commas", keys.filled()
   )
-  root: str | None = key(
+  root: str | None = keys.path(
     None, "folder with local copies of the benchmarks; None: download them"
   )
   k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1))
@@ -37,7 +37,7 @@ class Evaluate(Generation):
     "EvalPlus's shortest time limit of an input; published results have 1",
     above(0),
   )
-  buckets_from: str | None = key(
+  buckets_from: str | None = keys.path(
     None,
     "workdir whose base samples sort the questions by difficulty; None: this"
     " one",
@@ -50,19 +50,19 @@ class Evaluate(Generation):
 class Python:
   """The interpreter that `trd_jax.pipeline` starts each stage with."""
 
-  generation: str | None = key(
+  generation: str | None = keys.path(
     None, "for rollout, refine and evaluate; None: the pipeline's own"
   )
-  rollout: str | None = key(None, "None: python.generation")
-  refine: str | None = key(None, "None: python.generation")
-  evaluate: str | None = key(None, "None: python.generation")
-  train: str | None = key(None, "None: the pipeline's own")
-  merge: str | None = key(None, "None: the pipeline's own")
-  convert: str | None = key(None, "None: the pipeline's own")
-  evalplus: str | None = key(
+  rollout: str | None = keys.path(None, "None: python.generation")
+  refine: str | None = keys.path(None, "None: python.generation")
+  evaluate: str | None = keys.path(None, "None: python.generation")
+  train: str | None = keys.path(None, "None: the pipeline's own")
+  merge: str | None = keys.path(None, "None: the pipeline's own")
+  convert: str | None = keys.path(None, "None: the pipeline's own")
+  evalplus: str | None = keys.path(
     None, "EvalPlus's, for HumanEval+ and MBPP+; None: .venv-evalplus's"
   )
-  lcb_runner: str | None = key(
+  lcb_runner: str | None = keys.path(
     None, "lcb_runner's, for LiveCodeBench; None: .venv-lcb's if it is there"
   )
 

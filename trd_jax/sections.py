@@ -17,17 +17,16 @@ from trd_jax.keys import above, at_least, key, one_of, within
 class Model:
   """A language model and how it is spoken to."""
 
-  path: str = key(
+  path: str = keys.path(
     "lab:student",
     "lab:student, lab:teacher, a Hugging Face folder, a hub id, or "
     "random:<size>",
-    keys.filled(),
   )
   revision: str | None = key(None, "the hub id's commit, tag or branch")
-  tokenizer: str | None = key(
+  tokenizer: str | None = keys.path(
     None, "folder or hub id of the tokenizer; None: the model itself"
   )
-  chat_template: str | None = key(
+  chat_template: str | None = keys.path(
     None, "file of a Jinja chat template; None: the tokenizer's own"
   )
   thinking: bool | None = key(
@@ -47,7 +46,7 @@ class Model:
 class Student(Model):
   """The student, as it is before training."""
 
-  adapter: str | None = key(
+  adapter: str | None = keys.path(
     None,
     "PEFT folder of an adapter that it wears from the start and that training"
     " goes on with; None: a new one",
@@ -58,9 +57,7 @@ class Student(Model):
 class Teacher(Model):
   """The teacher; of these OPSD reads `thinking` only (see `Experiment`)."""
 
-  path: str = key(
-    "lab:teacher", "as student.path; read in OPD only", keys.filled()
-  )
+  path: str = keys.path("lab:teacher", "as student.path; read in OPD only")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Data:
     "arithmetic, deepscaler, taco, jsonl, or a benchmark",
     keys.filled(),
   )
-  root: str | None = key(
+  root: str | None = keys.path(
     None, "local file or folder of the source; None: download it"
   )
   limit: int | None = key(None, "use only so many problems", at_least(1))
@@ -212,7 +209,7 @@ class Train:
     "(approximate, no teacher at all)",
     one_of("recompute", "hidden_cache", "topk_from_rollout"),
   )
-  cache_dir: str | None = key(
+  cache_dir: str | None = keys.path(
     None, "of hidden_cache, to share between runs; None: in the workdir"
   )
   cache_dtype: str | None = key(
@@ -301,7 +298,7 @@ class Sandbox:
   workers: int | None = key(
     None, "programs at a time; None: one a core", at_least(1)
   )
-  python: str | None = key(
+  python: str | None = keys.path(
     None, "the interpreter that they are run with; None: the stage's own"
   )
   test_seconds: int = key(

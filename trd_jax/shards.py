@@ -8,6 +8,7 @@ shard and nothing else; a row that was written twice is read once.
 import contextlib
 import itertools
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from typing import IO, Generic, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_jax import records
+from trd_jax import ownership, paths, records
 from trd_jax.errors import UserError
 from trd_jax.records import RecordT
 
@@ -33,8 +34,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
   """A binary file that becomes `path` at the end of the block.
 
   Readers see what was there before or the whole new file. Where the block
-  raises, nothing changes.
+  raises, nothing changes. A link to a file stays one, and the file that it
+  leads to is replaced.
+
+  Raises:
+    UserError: it is a link that leads nowhere.
   """
+  path = paths.behind_links(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Not the process's id: processes of two machines, or containers, share those.
   token = uuid.uuid4().hex
@@ -54,6 +60,32 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     os.fsync(folder)
   finally:
     os.close(folder)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+  """Copies a finished folder, whole or not at all; where it can, by links.
+
+  Args:
+    source: the folder.
+    target: is not there, or empty.
+  """
+  unfinished = target.with_name(
+    f"{target.name}.{uuid.uuid4().hex}{_UNFINISHED}"
+  )
+  target.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    shutil.copytree(source, unfinished, copy_function=_link_or_copy)
+    unfinished.rename(target)
+  except BaseException:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+
+
+def _link_or_copy(source: str, target: str) -> None:
+  try:
+    os.link(source, target)
+  except OSError:  # another file system, or one without links
+    shutil.copy2(source, target)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -98,8 +130,9 @@ class ShardWriter(Generic[RecordT]):
 
   def __enter__(self) -> Self:
     self._folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in self._folder.glob(_SHARDS + ".*" + _UNFINISHED):
-      unfinished.unlink()
+    for path in self._folder.glob(_SHARDS + ".*"):
+      if ownership.is_unfinished(path):
+        path.unlink()
     self._clock.start()
     return self
 
@@ -212,12 +245,17 @@ def replace_rows(
 
   A reader sees the old rows or the new ones. A process that is killed midway
   leaves the old ones, or the new ones beside shards that they hide.
+
+  Raises:
+    UserError: a shard is damaged, or holds another record kind or version.
   """
   path = folder / _REPLACED
+  former = [old for old in folder.glob(_SHARDS) if old != path]
+  for old in former:
+    read_table(old, record_cls, [])  # or a refusal, before anything is lost
   write_table(path, records.to_table(rows, record_cls))
-  for old in folder.glob(_SHARDS):
-    if old != path:
-      old.unlink()
+  for old in former:
+    old.unlink()
 
 
 def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:

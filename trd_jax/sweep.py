@@ -25,7 +25,7 @@ from trd_jax.shards import atomic_file
 from trd_jax.sweep_points import Point
 
 FLAGS = (
-  cli.Flag("sweep", None, "file of the sweep's points, required"),
+  cli.Flag("sweep", None, "file of the sweep's points, required", is_path=True),
   cli.Flag("point", None, "run this one alone, by name or number from 0"),
   cli.Flag(
     "dry_run", False, "print what each point does and shares", looks_only=True
@@ -70,7 +70,8 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
   """Runs the points that aren't done and sums them up.
 
   Raises:
-    UserError: the sweep file or one of its points can't be used.
+    UserError: the sweep file or one of its points can't be used, or a point's
+      folder belongs to another sweep with a point of its name.
     SystemExit: a point failed; with its exit code.
   """
   if flags.sweep is None:
@@ -90,6 +91,9 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
   chosen = range(len(plans))
   if flags.point is not None:
     chosen = [_number(flags.point, plans)]
+  for number in chosen:  # what one is refused for, before any starts
+    one = plans[number]
+    _folder(run_dir, one.point).check(experiment.to_json(one.experiment))
   if flags.dry_run:
     for number in chosen:
       print(shlex.join(_command(plans[number], run_dir, flags.config_argv)))
@@ -98,10 +102,12 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     one = plans[number]
     print(f"[{number + 1}/{len(plans)}] {one.point.name}", flush=True)
     where = _folder(run_dir, one.point)
-    _claim(where, one)
+    is_new = where.claim(experiment.to_json(one.experiment))
     for stage, donor in one.donors.items():
       _take_over(where, _folder(run_dir, plans[donor].point), stage)
     code = parent.run(_command(one, run_dir, flags.config_argv))
+    if code == 2 and is_new:
+      where.abandon()
     if code:
       print(
         f"trd-jax sweep: point {one.point.name} ended with exit code {code};"
@@ -168,15 +174,6 @@ def _folder(run_dir: RunDir, one: Point) -> RunDir:
   if one.alone and (points / one.alone).is_dir():
     return RunDir(points / one.alone)
   return RunDir(points / one.name)
-
-
-def _claim(where: RunDir, one: Plan) -> None:
-  """Makes the point's folder its config's, or sees that it is.
-
-  Raises:
-    UserError: it was made by another sweep with a point of this name.
-  """
-  where.claim(experiment.to_json(one.experiment))
 
 
 def _take_over(where: RunDir, donor: RunDir, stage: str) -> None:

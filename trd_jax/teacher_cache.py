@@ -21,9 +21,8 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import os
+import re
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from trd_jax import file_locks, ownership
 from trd_jax.errors import UserError
 from trd_jax.layout import Sample
 from trd_jax.run_dir import read_json, write_json_atomic
@@ -44,6 +44,7 @@ SHARD_BYTES = 128 * 2**20
 
 _INDEX = "index.json"
 _SHARD = "hidden-{:06d}.safetensors"
+_SHARD_NAME = re.compile(r"hidden-\d{6,}\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TeacherCache:
 
   def __init__(self, root: Path | str, identity: Identity):
     self.identity = identity
-    self.folder = Path(root).expanduser() / identity.folder
+    self.folder = Path(root) / identity.folder
     self._checked: set[str] = set()
     self._shards: dict[str, dict[str, Any]] = {}
     self._place: dict[str, str] = {}
@@ -164,7 +165,10 @@ class TeacherCache:
     """
     try:
       self.folder.mkdir(parents=True, exist_ok=True)
-      lock = (self.folder / "lock").open("a+b")
+      path = self.folder / "lock"
+      if path.exists() and not file_locks.is_signature(path):
+        raise UserError(f"{path} is no lock of trd-jax; move it away")
+      lock = path.open("a+b")
     except OSError as error:
       raise UserError(
         f"{self.folder} cannot be written ({error.strerror}); name another"
@@ -174,21 +178,19 @@ class TeacherCache:
       try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except (BlockingIOError, PermissionError):
-        lock.seek(0)
-        holder = lock.read().decode().strip() or "another process"
+        holder = file_locks.holder(path)
         print(
           f"train: {self.folder}: waiting for {holder}, which fills it",
           flush=True,
         )
         fcntl.lockf(lock, fcntl.LOCK_EX)
-      lock.truncate(0)
-      lock.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-      lock.flush()
+      file_locks.sign(lock)
       self.reload()
-      # What a killed process had not listed yet.
-      for path in self.folder.glob("*.*"):
-        if path.name not in {_INDEX, *self._shards}:
-          path.unlink()
+      # What a killed process had not listed yet; all else is somebody's.
+      for left in self.folder.glob("*.*"):
+        mine = _SHARD_NAME.fullmatch(left.name) or ownership.is_unfinished(left)
+        if mine and left.is_file() and left.name not in self._shards:
+          left.unlink()
       filler = Filler(self)
       yield filler
       filler.flush()

@@ -32,6 +32,11 @@ esac
 venv=${1:-$root/.venv-bench}
 tunix_venv=${2:-$root/.venv-tunix}
 
+for one in "$venv" "$tunix_venv"; do
+  [ ! -e "$one" ] || [ -e "$one/pyvenv.cfg" ] || [ -z "$(ls -A "$one")" ] ||
+    fail "$one is there and no environment; name another, or move it away"
+done
+
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "$python is older than Python 3.11: PYTHON=python3.11 $0"

@@ -40,6 +40,12 @@ esac
 venv=${1:-$root/.venv-lcb}
 repository=${LCB_SOURCE:-https://github.com/LiveCodeBench/LiveCodeBench}
 
+case $venv in
+  \~ | \~/*) venv=$HOME${venv#\~} ;;
+esac
+[ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
+  fail "$venv is there and no environment; name another, or move it away"
+
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "$python is older than Python 3.11: PYTHON=python3.11 $0"
@@ -63,9 +69,12 @@ git -C "$fetched" checkout --quiet FETCH_HEAD
   fail "pip failed; give the same command again once that is mended"
 site=$("$venv/bin/python" -c \
   'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+# What was not copied by this script is somebody's.
+[ ! -e "$site/lcb_runner" ] || [ -e "$venv/lcb_runner.txt" ] ||
+  fail "$site/lcb_runner is there already; name another VENV, or move it away"
+git -C "$fetched" rev-parse HEAD > "$venv/lcb_runner.txt"
 rm -rf "$site/lcb_runner"
 cp -r "$fetched/lcb_runner" "$site/lcb_runner"
-git -C "$fetched" rev-parse HEAD > "$venv/lcb_runner.txt"
 
 "$venv/bin/python" - <<'CHECK'
 import lcb_runner.evaluation.compute_code_generation_metrics  # noqa: F401

@@ -40,6 +40,12 @@ case "$kind" in
 esac
 [ $# -le 2 ] || fail "one environment at a time, not: ${*:2}"
 
+case $venv in
+  \~ | \~/*) venv=$HOME${venv#\~} ;;
+esac
+[ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
+  fail "$venv is there and no environment; name another, or move it away"
+
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "$python is older than Python 3.11: PYTHON=python3.11 $0 $kind"

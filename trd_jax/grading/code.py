@@ -36,7 +36,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax import keys
+from trd_jax import keys, paths
 from trd_jax.errors import ArgumentParser, UserError
 from trd_jax.grading import (
   code_compare,
@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument(
     "file",
-    type=Path,
+    type=paths.argument,
     help="JSON lines with completion (text with a code block) or code (a"
     " program), and tests",
   )

@@ -66,7 +66,7 @@ def check(python: str | None, unsafe: bool = False) -> None:
 
 
 def _python(python: str | None) -> str:
-  path = os.path.abspath(os.path.expanduser(python or PYTHON))
+  path = os.path.abspath(python or PYTHON)
   if not os.access(path, os.X_OK):
     raise UserError(
       f"HumanEval+ and MBPP+ are graded by EvalPlus, and {path} is not there:"

@@ -39,7 +39,7 @@ def wanted(python: str | None) -> bool:
 
 
 def _path(python: str | None) -> str:
-  return os.path.abspath(os.path.expanduser(python or PYTHON))
+  return os.path.abspath(python or PYTHON)
 
 
 def _python(python: str | None) -> str:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from trd_jax import shards
+from trd_jax import paths, shards
 from trd_jax.errors import ArgumentParser, UserError
 from trd_jax.grading import judge, pool
 from trd_jax.metrics import Progress
@@ -205,9 +205,12 @@ def grade_file(
 
   Raises:
     UserError: the file can't be read, a line is no object with both fields,
-      `target` can't be written, or see `verify_batch`.
+      `target` can't be written or holds something else than verdicts, or see
+      `verify_batch`.
   """
   _check(workers, timeout)
+  if target is not None:
+    _check_target(source, target)
   rows, pairs = [], []
   for number, line in _lines(source):
     try:
@@ -236,6 +239,30 @@ def grade_file(
         graded = row | dataclasses.asdict(verdict)
         file.write((json.dumps(graded, ensure_ascii=False) + "\n").encode())
   return collections.Counter(verdict.reason for verdict in verdicts)
+
+
+def _check_target(source: Path, target: Path) -> None:
+  """Sees that nothing is lost by writing a file.
+
+  Raises:
+    UserError: it is the source, or holds something else than verdicts.
+  """
+  if not os.path.lexists(target) or target.is_dir():  # that is told later
+    return
+  if target.exists() and source.exists() and target.samefile(source):
+    raise UserError(
+      f"--out={target} is what is graded; name another file for the verdicts"
+    )
+  try:
+    rows = [json.loads(line) for _, line in _lines(target)]
+    ours = all({"correct", "reason", "extracted"} <= row.keys() for row in rows)
+  except (AttributeError, ValueError, UserError):
+    ours = target.is_file() and not target.stat().st_size
+  if not ours:
+    raise UserError(
+      f"--out={target} is there and holds something else than verdicts, which"
+      " would be lost; name another file"
+    )
 
 
 @contextlib.contextmanager
@@ -285,8 +312,10 @@ def main(argv: list[str] | None = None) -> None:
     " without one, a last sentence that plainly states the answer.",
   )
   add = parser.add_argument
-  add("file", type=Path, help="JSON lines, an answer each")
-  add("--out", type=Path, help="where to write them with their verdicts")
+  add("file", type=paths.argument, help="JSON lines, an answer each")
+  add(
+    "--out", type=paths.argument, help="where to write them with their verdicts"
+  )
   add("--completion", default="completion", help="field of the model's output")
   add("--gold", default="gold", help="field of the right answer")
   add("--workers", type=int, help="processes for algebra (default: cores, ≤ 4)")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import urllib.request
 from pathlib import Path
 
+from trd_jax import paths
 from trd_jax.errors import UserError
 from trd_jax.shards import atomic_file
 
@@ -80,8 +80,7 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
   Raises:
     UserError: it can't be had, or is another file than it should be.
   """
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  path = Path(home) / "trd-jax" / "data" / digest[:16] / url.rpartition("/")[2]
+  path = paths.cache() / "data" / digest[:16] / url.rpartition("/")[2]
   if path.is_file() and sha256(path) == digest:
     return path
   try:
@@ -126,7 +125,7 @@ def local_root(root: str, downloads: bool = True, key: str = ROOT) -> Path:
   Raises:
     UserError: there is nothing at `root`.
   """
-  path = Path(root).expanduser()
+  path = Path(root)
   if not path.exists():
     other = f", or leave {key} out to download it" if downloads else ""
     raise UserError(

@@ -145,7 +145,7 @@ def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
     try:
       return problems.local_files(data)
     except UserError:
-      root = Path(data.root or "").expanduser()
+      root = Path(data.root or "")
       if all((root / name).is_file() for name in read):
         return sources.data_files(root)
   except OSError:

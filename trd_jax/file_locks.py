@@ -1,0 +1,64 @@
+"""Files that processes lock, so that one of them at a time is at work."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+
+def acquire(path: Path) -> IO[bytes] | None:
+  """Opens a file and locks it for this process until the file is closed.
+
+  The kernel lets go for a process that ends. POSIX locks, so that they hold
+  on a shared disk, too: whoever opens and closes the same file once more in
+  this process lets go of it.
+
+  Args:
+    path: made where it isn't there; its folder has to be.
+
+  Returns:
+    The file, for reading and writing; None where another process holds it.
+
+  Raises:
+    OSError: it can't be opened.
+  """
+  while True:
+    file = path.open("a+b")
+    try:
+      fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+      file.close()
+      return None
+    # Who held it may have removed or moved it before letting go: then this is
+    # no longer the file that others find under that name.
+    try:
+      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    except FileNotFoundError:
+      pass
+    file.close()
+
+
+def sign(file: IO[bytes]) -> None:
+  """Writes into a locked file who holds it."""
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+  file.flush()
+
+
+def holder(path: Path) -> str:
+  """Returns who has signed a file last, for a message."""
+  text = path.read_bytes().decode(errors="replace").strip()
+  return text if is_signature(path) and text else "another process"
+
+
+def is_signature(path: Path) -> bool:
+  """Whether a file holds what `sign` writes, or nothing yet."""
+  try:
+    if not path.is_file():
+      return False
+    with path.open("rb") as file:
+      return file.read(8) in (b"", b"process ")
+  except OSError:
+    return False
