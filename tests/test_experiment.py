@@ -1,6 +1,6 @@
 import pytest
 
-from trd_jax import experiment
+from trd_jax import experiment, scopes
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, Experiment, from_config
 from trd_jax.sections import Model
@@ -183,7 +183,7 @@ def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
 
 
 def test_runtime_keys_exist():
-  for name in experiment.RUNTIME_KEYS:
+  for name in scopes.RUNTIME_KEYS:
     assert any(key.startswith(name) for key in KEYS)
 
 

@@ -12,6 +12,7 @@ MAX_LINES = 450
 # allowed, and from rooms below; `text` and `device` don't know each other.
 NOUNS = {
   "",
+  "claim",
   "cli",
   "config_file",
   "devices",
@@ -19,6 +20,7 @@ NOUNS = {
   "errors",
   "experiment",
   "hub",
+  "json_files",
   "json_text",
   "keys",
   "metrics",
@@ -27,6 +29,7 @@ NOUNS = {
   "records",
   "run_dir",
   "run_sections",
+  "scopes",
   "sections",
   "shards",
   "sweep_points",
@@ -50,6 +53,7 @@ LEARNING = {
   "distill_step",
   "distiller",
   "divergence",
+  "door",
   "dry_run",
   "engines",
   "generation",

@@ -17,60 +17,33 @@ flushed to the disk, and renamed.
 """
 
 import contextlib
-import errno
 import fcntl
-import json
 import os
 import re
 import shutil
 import socket
-import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from trd_jax import json_text, keys, records, shards
+from trd_jax import records, scopes, shards
+from trd_jax.claim import Claim
 from trd_jax.errors import UserError
-from trd_jax.experiment import KEYS, RUNTIME_KEYS
+from trd_jax.json_files import read_json, write_json_atomic
 from trd_jax.records import RecordT, Rejected
 from trd_jax.shards import ShardWriter
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
-_MOST_DIFFERENCES = 6
 _PREFLIGHT = "preflight.json"
+# What a stage has made; all else that it leaves is a report, written anew.
+_ARTIFACTS = ("done.json", "shard-*.parquet", "*.safetensors")
 
 # Locks of this process, so that taking one again is no conflict: POSIX locks
 # know processes only. With the process's id, for a fork inherits the table
 # and not the locks.
 _held: set[tuple[int, Path]] = set()
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new, whole.
-
-  Raises:
-    TypeError: the value is not JSON-serialisable.
-    ValueError: it holds a NaN or an infinity.
-  """
-  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-  with shards.atomic_file(path) as file:
-    file.write((text + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-  """Reads JSON that `write_json_atomic` wrote.
-
-  Raises:
-    UserError: it is absent or damaged.
-  """
-  try:
-    return json_text.loads(path.read_bytes())
-  except FileNotFoundError:
-    raise UserError(f"{path} is not there: run its stage first") from None
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}): remove it") from None
 
 
 class RunDir:
@@ -83,6 +56,13 @@ class RunDir:
 
   def __init__(self, root: Path | str, config_json: str | None = None):
     self.root = Path(root)
+    self._claim = Claim(
+      self.root,
+      self.config,
+      self.root / "locks" / "config",
+      self._made,
+      self._others_at_work,
+    )
     if config_json is not None:
       self.claim(config_json)
 
@@ -92,60 +72,27 @@ class RunDir:
   # -- whose it is ---------------------------------------------------------
 
   def claim(self, experiment_json: str) -> bool:
-    """Makes the directory this experiment's, or sees that it is.
-
-    Keys that say only how a run is carried out may differ (see
-    `experiment.RUNTIME_KEYS`); the file keeps what it was first made with.
+    """Makes the directory this experiment's, or sees that it is (see `Claim`).
 
     Returns:
       Whether this call made it this experiment's.
 
     Raises:
-      UserError: it belongs to another experiment (the differing keys are
-        named with both values), or cannot be written.
+      UserError: what is there was made by another experiment, somebody is at
+        work there under another config, or it cannot be written.
     """
-    is_new = not self.config.exists()
-    try:
-      if is_new:
-        mine = self.root / f"config.json.{uuid.uuid4().hex}"
-        with shards.atomic_file(mine) as file:
-          file.write(experiment_json.encode())
-        # A rename would replace what another process has claimed meanwhile.
-        with contextlib.suppress(FileExistsError):
-          self.config.hardlink_to(mine)
-        mine.unlink()
-    except OSError as error:
-      raise self._unwritable(error.strerror) from error
-    self.check(experiment_json)
-    return is_new
+    return self._claim.make(experiment_json)
 
-  def check(self, experiment_json: str) -> None:
+  def check(self, experiment_json: str) -> bool:
     """Sees that the directory is this experiment's or could be, as it is.
 
-    Raises:
-      UserError: it belongs to another, or cannot be written (see `claim`).
-    """
-    root = self.root.absolute()
-    there = next(p for p in (root, *root.parents) if os.path.lexists(p))
-    if not os.path.isdir(there):  # which is False where it can't be seen
-      raise self._unwritable(os.strerror(errno.ENOTDIR))
-    if not os.access(there, os.W_OK | os.X_OK):
-      raise self._unwritable(os.strerror(errno.EACCES))
-    if not self.config.exists():
-      return
-    if differences := list(_differences(self.config, experiment_json)):
-      shown = ", ".join(differences[:_MOST_DIFFERENCES])
-      if more := len(differences) - _MOST_DIFFERENCES:
-        shown += f" and {more} more" if more > 0 else ""
-      raise UserError(
-        f"--workdir={self.root} was made by another config: {shown}; name "
-        "another --workdir, or go back to that config"
-      )
+    Returns:
+      Whether it has another config, which `claim` would replace.
 
-  def _unwritable(self, why: str | None) -> UserError:
-    if os.path.isfile(self.root):
-      why = "it is a file, not a folder; name another"
-    return UserError(f"--workdir={self.root} cannot be written: {why}")
+    Raises:
+      UserError: what is there was made by another, or it cannot be written.
+    """
+    return self._claim.check(experiment_json)
 
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
@@ -156,6 +103,8 @@ class RunDir:
     while another process is at work here.
     """
     if self._others_at_work():
+      return
+    if self._claim.give_back():
       return
     kept = {self.config, self.timings, self.root / "locks", self.problems_dir}
     if not any(_has_files(p) for p in self.root.iterdir() if p not in kept):
@@ -191,11 +140,16 @@ class RunDir:
       file.truncate(0)
       file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
       file.flush()
+      self._claim.hold()
       _held.add(token)
       try:
         yield
       finally:
         _held.discard(token)
+
+  def _made(self) -> list[str]:
+    """The stages that have left what depends on their keys."""
+    return [name for name in scopes.STAGES if _has_artifacts(self.stage(name))]
 
   def _others_at_work(self) -> bool:
     """Whether another process holds a stage."""
@@ -426,25 +380,16 @@ def _link_or_copy(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
+def _has_artifacts(folder: Path) -> bool:
+  """Whether a stage's folder holds more than reports."""
+  steps = (folder / "checkpoints").glob("*")
+  return any(step.name.isdecimal() for step in steps) or any(
+    next(folder.rglob(pattern), None) for pattern in _ARTIFACTS
+  )
+
+
 def _has_files(path: Path) -> bool:
   """Whether a path is or holds a file that isn't a mere report."""
   return any(
     p.is_file() and p.name != _PREFLIGHT for p in (path, *path.rglob("*"))
   )
-
-
-def _differences(config: Path, experiment_json: str) -> Iterator[str]:
-  """Each key that tells two experiments apart, with both values.
-
-  A key that one of them doesn't have, because a version of this program in
-  between introduced or dropped it, counts as being at its default.
-  """
-  there = keys.flatten(read_json(config))
-  here = keys.flatten(json.loads(experiment_json))
-  for name in sorted(there.keys() | here.keys()):
-    default = KEYS[name].default if name in KEYS else None
-    was, now = (
-      json.dumps(values.get(name, default)) for values in (there, here)
-    )
-    if was != now and not name.startswith(RUNTIME_KEYS):
-      yield f"{name} is {was} there and {now} here"

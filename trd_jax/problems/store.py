@@ -8,7 +8,7 @@ from typing import Any
 
 from trd_jax import problems
 from trd_jax.errors import UserError, did_you_mean
-from trd_jax.experiment import Experiment
+from trd_jax.experiment import LABORATORY, Experiment
 from trd_jax.problems import arithmetic, benchmarks, overlap, rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.run_dir import RunDir
@@ -16,18 +16,6 @@ from trd_jax.sections import Data
 
 STAGE = "problems"
 _SHOWN = 10  # reasons for rows set aside, where no file keeps them
-
-
-def made_by(experiment: Experiment) -> tuple[str, ...]:
-  """The keys that decide which problems there are, as beginnings of names."""
-  keys = ("data.", "domain")
-  if experiment.data.decontaminate == "none":
-    return keys
-  section = experiment.evaluate
-  keys += tuple(f"evaluate.{name}" for name in _OF_A_BENCHMARK)
-  if not _LABORATORY.keys().isdisjoint(section.benchmarks):
-    keys += ("evaluate.seed",)  # it makes their questions
-  return keys
 
 
 def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
@@ -95,7 +83,7 @@ def check_files(experiment: Experiment, run_dir: RunDir) -> None:
   """
   section = experiment.evaluate
   for name in section.benchmarks if section.root is not None else ():
-    if name not in _LABORATORY:
+    if name not in LABORATORY:
       called = _called(experiment, name)
       benchmarks.find(called, section.root, _BENCHMARK_ROOT)
   data = experiment.data
@@ -219,10 +207,6 @@ def _decontaminated(
 
 # What names the benchmarks' local copies.
 _BENCHMARK_ROOT = "evaluate.root"
-# What says which questions a benchmark has, as keys of the section evaluate.
-_OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
-# Held-out splits of the laboratory that serve as benchmarks.
-_LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
 _LABORATORY_PROBLEMS = 64
 
 
@@ -249,7 +233,7 @@ def benchmark_size(experiment: Experiment, name: str) -> int:
     UserError: an unknown name.
   """
   limit = experiment.evaluate.num_problems
-  if name in _LABORATORY:
+  if name in LABORATORY:
     return limit or _LABORATORY_PROBLEMS
   rows = benchmarks.BENCHMARKS[_called(experiment, name)].rows
   return min(rows, limit or rows)
@@ -263,7 +247,7 @@ def _called(experiment: Experiment, name: str) -> str:
   """
   called = benchmarks.canonical(name)
   if called not in benchmarks.BENCHMARKS:
-    known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+    known = (*LABORATORY, *benchmarks.BENCHMARKS)
     raise UserError(
       f"evaluate.benchmarks: there is no benchmark {name};"
       f" {did_you_mean(name, known)}"
@@ -285,9 +269,9 @@ def benchmark(experiment: Experiment, name: str) -> Questions:
       what the benchmark's are.
   """
   section = experiment.evaluate
-  if name in _LABORATORY:
+  if name in LABORATORY:
     count = section.num_problems or _LABORATORY_PROBLEMS
-    made = arithmetic.generate(_LABORATORY[name], count, section.seed)
+    made = arithmetic.generate(LABORATORY[name], count, section.seed)
     return Questions(made, {"rows": count, "files": []})
   called = _called(experiment, name)
   data = dataclasses.replace(
