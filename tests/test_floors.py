@@ -19,7 +19,10 @@ NOUNS = {
   "engine_sections",
   "errors",
   "experiment",
+  "findings",
   "hub",
+  "hub_look",
+  "interpreters",
   "json_files",
   "json_text",
   "keys",
@@ -45,6 +48,7 @@ TEXT = {
   "problems",
   "prompts",
   "scores",
+  "vocabulary",
 }
 DEVICE = {"model", "processes", "sharding"}
 LEARNING = {
@@ -54,6 +58,8 @@ LEARNING = {
   "distiller",
   "divergence",
   "door",
+  "door_data",
+  "door_models",
   "dry_run",
   "engines",
   "generation",

@@ -75,17 +75,11 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
 
 
 def check_files(experiment: Experiment, run_dir: RunDir) -> None:
-  """Sees that local files are there, without reading problems of them.
+  """Sees that the problems' local files are there, without reading any.
 
   Raises:
-    UserError: one that will be read, for problems or benchmarks, isn't there,
-      or as `check_source`.
+    UserError: one that will be read isn't there, or as `check_source`.
   """
-  section = experiment.evaluate
-  for name in section.benchmarks if section.root is not None else ():
-    if name not in LABORATORY:
-      called = _called(experiment, name)
-      benchmarks.find(called, section.root, _BENCHMARK_ROOT)
   data = experiment.data
   if run_dir.done(STAGE) is None:
     try:
@@ -206,7 +200,7 @@ def _decontaminated(
 
 
 # What names the benchmarks' local copies.
-_BENCHMARK_ROOT = "evaluate.root"
+BENCHMARK_ROOT = "evaluate.root"
 _LABORATORY_PROBLEMS = 64
 
 
@@ -235,26 +229,26 @@ def benchmark_size(experiment: Experiment, name: str) -> int:
   limit = experiment.evaluate.num_problems
   if name in LABORATORY:
     return limit or _LABORATORY_PROBLEMS
-  rows = benchmarks.BENCHMARKS[_called(experiment, name)].rows
+  rows = benchmarks.BENCHMARKS[called(experiment, name)].rows
   return min(rows, limit or rows)
 
 
-def _called(experiment: Experiment, name: str) -> str:
+def called(experiment: Experiment, name: str) -> str:
   """A benchmark's name in `benchmarks.BENCHMARKS`.
 
   Raises:
     UserError: there is none.
   """
-  called = benchmarks.canonical(name)
-  if called not in benchmarks.BENCHMARKS:
+  known_as = benchmarks.canonical(name)
+  if known_as not in benchmarks.BENCHMARKS:
     known = (*LABORATORY, *benchmarks.BENCHMARKS)
     raise UserError(
       f"evaluate.benchmarks: there is no benchmark {name};"
       f" {did_you_mean(name, known)}"
     )
-  if called == "livecodebench" and experiment.evaluate.livecodebench == "v6":
+  if known_as == "livecodebench" and experiment.evaluate.livecodebench == "v6":
     return "livecodebenchv6"
-  return called
+  return known_as
 
 
 def benchmark(experiment: Experiment, name: str) -> Questions:
@@ -273,22 +267,22 @@ def benchmark(experiment: Experiment, name: str) -> Questions:
     count = section.num_problems or _LABORATORY_PROBLEMS
     made = arithmetic.generate(LABORATORY[name], count, section.seed)
     return Questions(made, {"rows": count, "files": []})
-  called = _called(experiment, name)
+  source = called(experiment, name)
   data = dataclasses.replace(
     experiment.data,
-    source=called,
+    source=source,
     root=section.root,
     limit=None,
     seed=section.seed,
     subset="all",
   )
-  files = benchmarks.find(called, section.root, _BENCHMARK_ROOT)
+  files = benchmarks.find(source, section.root, BENCHMARK_ROOT)
   found, rejected = problems.load(data)
   if rejected:
     raise UserError(
       f"{name}: {len(rejected)} rows can't be used, the first because:"
       f" {rejected[0].reason}; a benchmark has to be whole"
     )
-  record = benchmarks.record(called, files, len(found), section.unchecked)
+  record = benchmarks.record(source, files, len(found), section.unchecked)
   asked = problems.choose(found, section.num_problems, section.seed)
   return Questions(asked, record, tuple(file.path for file in files))
