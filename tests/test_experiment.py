@@ -187,6 +187,14 @@ def test_runtime_keys_exist():
     assert any(key.startswith(name) for key in KEYS)
 
 
+def test_every_key_is_a_stages_or_says_how_a_run_is_carried_out():
+  read = {name for one in scopes.STAGES.values() for name in one.reads}
+  for name in read:
+    assert any(key.startswith(name) for key in KEYS)
+  known = (*read, *scopes.RUNTIME_KEYS)
+  assert [key for key in KEYS if not key.startswith(known)] == []
+
+
 def test_variants_take_the_types_of_their_defaults():
   variant = experiment.parse_arg(
     "model=8b,rank=4,quick", model="nano", rank=8, quick=False, seed=0

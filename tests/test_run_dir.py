@@ -291,6 +291,7 @@ _OTHER = {
   "student.thinking": True,
   "rollout.temperature": 1.0,
   "teacher.path": "lab:student",
+  "teacher.thinking": False,
   "refine.top_p": 0.5,
   "method": "jsd",
   "train.learning_rate": 1.0,
@@ -309,8 +310,8 @@ _OTHER = {
     (["models"], {*_OTHER} - {"seed"}),
     (
       ["problems", "rollout"],
-      {"teacher.path", "refine.top_p", "method", "train.learning_rate"}
-      | {"loss.beta", "evaluate.root", "evaluate.k"},
+      {"teacher.path", "teacher.thinking", "refine.top_p", "method"}
+      | {"train.learning_rate", "loss.beta", "evaluate.root", "evaluate.k"},
     ),
     (
       ["evaluate/base"],
@@ -318,7 +319,7 @@ _OTHER = {
     ),
     (
       ["problems", "rollout", "refine"],
-      {"method", "train.learning_rate", "loss.beta"}
+      {"teacher.thinking", "method", "train.learning_rate", "loss.beta"}
       | {"evaluate.root", "evaluate.k"},
     ),
     (["train"], {"evaluate.root", "evaluate.k"}),

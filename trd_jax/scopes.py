@@ -4,11 +4,13 @@ What a sweep's points may share and what may still be changed in a workdir both
 follow from the one table here: a key that no artifact depends on is free.
 """
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trd_jax.experiment import KEYS, LABORATORY
+from trd_jax.sections import Model
 
 # Keys that say how a run is carried out, not what it computes: they may
 # differ between the runs that share a workdir. (Rounding follows the devices
@@ -43,6 +45,12 @@ class Scope(NamedTuple):
   after: tuple[str, ...] = ()
 
 
+# The teacher as it refines, in a mode that is the refinement's own.
+_SPEAKS = tuple(
+  f"teacher.{field.name}"
+  for field in dataclasses.fields(Model)
+  if field.name != "thinking"
+)
 _RANDOM = Scope(("seed",))  # and more, see `_reads`
 # By the folder of a stage, in the pipeline's order. (A cache of the teacher's
 # hidden states isn't here: it is named after its content.)
@@ -52,8 +60,10 @@ STAGES = {
   "convert": _RANDOM,
   "evaluate/base": Scope(("student.", "evaluate.", "sandbox.", "seed")),
   "rollout": Scope(("student.", "rollout.", "sandbox.", "seed"), ("problems",)),
-  "refine": Scope(("teacher.", "regime", "refine."), ("rollout",)),
-  "train": Scope(("method", "train.", "loss.", "lora."), ("refine",)),
+  "refine": Scope((*_SPEAKS, "regime", "refine."), ("rollout",)),
+  "train": Scope(
+    ("method", "teacher.", "train.", "loss.", "lora."), ("refine",)
+  ),
   "merge": Scope((), ("train",)),
   "evaluate/trained": Scope((), ("merge", "evaluate/base")),
 }
