@@ -14,6 +14,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class _Handler(http.server.BaseHTTPRequestHandler):
   """Answers for `server.root`, a folder of owner/name folders."""
 
+  server: "Hub"
+
   def do_GET(self) -> None:
     self.server.asked.append(f"{self.command} {self.path}")
     parts = self.path.partition("?")[0].strip("/").split("/")

@@ -371,8 +371,11 @@ def content(run_dir):
   }
 
 
-WAYS = {"dry": ("--dry_run",), "look": ("--config.preflight_only=True",)}
-WAYS["run"] = ()
+WAYS: dict[str, tuple[str, ...]] = {
+  "dry": ("--dry_run",),
+  "look": ("--config.preflight_only=True",),
+  "run": (),
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
