@@ -272,16 +272,11 @@ def test_an_interrupted_installation_is_taken_up_again(tmp_path):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-  """A clone in which nothing has been made."""
+  """What a clone has of the project; nothing has been made there."""
   root = tmp_path_factory.mktemp("bare") / "clone"
-  listed = ["git", "ls-files", "-z", "launch", "configs", "trd_jax"]
-  listed += ["third_party", "setup.py", "README.md"]
-  files = subprocess.run(listed, cwd=LAUNCH.parent, capture_output=True)
-  if files.returncode:
-    pytest.skip("this is no clone of a repository")
-  for name in files.stdout.decode().rstrip("\0").split("\0"):
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(LAUNCH.parent / name, root / name)
+  made = shutil.ignore_patterns("__pycache__")
+  for name in ("launch", "configs", "trd_jax", "third_party"):
+    shutil.copytree(LAUNCH.parent / name, root / name, ignore=made)
   return root
 
 
