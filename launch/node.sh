@@ -5,8 +5,8 @@
 #
 #   CONFIG     a config with its variants, as configs/opsd.py:model=8b
 #   WORKDIR    the run's directory
-#   --dry-run  print the commands, budgets, devices, hours and disk, and
-#              start nothing
+#   --dry-run  print the commands, look at models and data, print budgets,
+#              devices, hours and disk; start and install nothing
 #
 # TRD_PYTHON is the interpreter that the environments are made from; default
 # python3, 3.11 or newer. Same command again: it goes on where it stopped.
@@ -46,12 +46,41 @@ config=${positional[0]/#\~\//$HOME/} workdir=${positional[1]}
 cd "$root"
 [[ -f ${config%%:*} ]] || refuse "there is no file ${config%%:*}"
 
+# What a Python lacks of some modules, in words; nothing where it is fit.
+lacks() {
+  command -v "$1" >/dev/null || {
+    printf 'there is no %s here' "$1"
+    return
+  }
+  "$1" - "$@" <<'END' 2>/dev/null || printf '%s is no Python' "$1"
+import sys
+
+name, version = sys.argv[1], "Python %d.%d" % sys.version_info[:2]
+if sys.version_info < (3, 11):
+  sys.stdout.write("%s is %s" % (name, version))
+else:
+  from importlib.util import find_spec
+
+  missing = [one for one in sys.argv[2:] if find_spec(one) is None]
+  if missing:
+    told = ", ".join(missing)
+    sys.stdout.write("%s (%s) has no %s" % (name, version, told))
+END
+}
+
 run() {
   printf '+ %s\n' "$(printf '%q ' "$@")"
   [[ $dry ]] || "$@"
 }
 pipeline=(.venv/bin/python -m trd_jax.pipeline "--config=$config"
   "--workdir=$workdir" "$@")
+
+if [[ ! $dry ]] && ! { .venv/bin/python -m pip --version &&
+  [[ -e .venv-vllm/installed ]]; } &>/dev/null; then
+  why=$(lacks "$base" venv ensurepip)
+  [[ -z $why ]] || refuse "$why, and environments are made with it: name a" \
+    "Python 3.11 or newer that has venv in TRD_PYTHON"
+fi
 
 # Two environments that never meet: JAX's, which trains, and vLLM's, which
 # generates; on GPUs they want different NVIDIA packages. What an interrupted
@@ -68,11 +97,17 @@ if [[ $config == *domain=code* ]]; then
 fi
 
 # What will be run, with its budgets, devices, hours and disk. On a dry run
-# that is all, said by whatever Python has the package.
+# that is all, said by whatever Python has the packages; none is installed.
 if [[ $dry ]]; then
   run "${pipeline[@]}"
   python=$base
   [[ -x .venv/bin/python ]] && python=.venv/bin/python
+  why=$(lacks "$python" absl ml_collections numpy pyarrow \
+    tokenizers jinja2)
+  [[ -z $why ]] || refuse "$why: for the rest of the plan (models, data," \
+    "budgets, devices, hours, disk) make .venv as shown above and give this" \
+    "command again, or name a Python 3.11 or newer that has trd-jax's" \
+    "packages in TRD_PYTHON"
   exec "$python" "${pipeline[@]:1}" --dry_run
 fi
 run "${pipeline[@]}" --dry_run

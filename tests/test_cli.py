@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from trd_jax import cli, convert, pretrain, sweep
+from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS
+from trd_jax.run_dir import RunDir
 
 _PACKAGE = Path(cli.__file__).parent
 _STAGES = sorted(
@@ -218,10 +220,29 @@ def test_another_config_is_refused_and_the_workdir_stays(
 ):
   argv = [f"--config={config}", f"--workdir={tmp_path / 'run'}"]
   _main(*argv)
+  RunDir(tmp_path / "run").mark_done("train", {})
   before = (tmp_path / "run" / "config.json").read_bytes()
   line = _complaint(capsys, *argv, "--config.method=jsd")
-  assert 'method is "trd" there and "jsd" here' in line
+  assert 'method is "trd" there and "jsd" here; train there' in line
   assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_key_that_nothing_was_made_with_changes_once_it_is_accepted(
+  config, tmp_path, capsys
+):
+  def refuse(experiment, run_dir, flags):
+    raise UserError("not like this")
+
+  run_dir = RunDir(tmp_path / "run")
+  argv = [f"--config={config}", f"--workdir={run_dir.root}"]
+  _main(*argv)
+  run_dir.mark_done("rollout", {})
+  before = run_dir.config.read_bytes()
+  _complaint(capsys, *argv, "--config.method=jsd", run=refuse)
+  _main(*argv, "--config.method=jsd", "--config.preflight_only=True")
+  assert run_dir.config.read_bytes() == before
+  _main(*argv, "--config.method=jsd")
+  assert json.loads(run_dir.config.read_text())["method"] == "jsd"
 
 
 def test_a_look_at_a_workdir_that_cannot_be_one_is_refused(

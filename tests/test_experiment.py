@@ -1,6 +1,6 @@
 import pytest
 
-from trd_jax import experiment
+from trd_jax import experiment, scopes
 from trd_jax.errors import UserError
 from trd_jax.experiment import KEYS, Experiment, from_config
 from trd_jax.sections import Model
@@ -183,8 +183,16 @@ def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
 
 
 def test_runtime_keys_exist():
-  for name in experiment.RUNTIME_KEYS:
+  for name in scopes.RUNTIME_KEYS:
     assert any(key.startswith(name) for key in KEYS)
+
+
+def test_every_key_is_a_stages_or_says_how_a_run_is_carried_out():
+  read = {name for one in scopes.STAGES.values() for name in one.reads}
+  for name in read:
+    assert any(key.startswith(name) for key in KEYS)
+  known = (*read, *scopes.RUNTIME_KEYS)
+  assert [key for key in KEYS if not key.startswith(known)] == []
 
 
 def test_variants_take_the_types_of_their_defaults():

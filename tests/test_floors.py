@@ -12,6 +12,7 @@ MAX_LINES = 450
 # allowed, and from rooms below; `text` and `device` don't know each other.
 NOUNS = {
   "",
+  "claim",
   "cli",
   "config_file",
   "devices",
@@ -19,7 +20,11 @@ NOUNS = {
   "errors",
   "experiment",
   "file_locks",
+  "findings",
   "hub",
+  "hub_look",
+  "interpreters",
+  "json_files",
   "json_text",
   "keys",
   "metrics",
@@ -30,6 +35,7 @@ NOUNS = {
   "records",
   "run_dir",
   "run_sections",
+  "scopes",
   "sections",
   "shards",
   "sweep_points",
@@ -45,6 +51,7 @@ TEXT = {
   "problems",
   "prompts",
   "scores",
+  "vocabulary",
 }
 DEVICE = {"model", "processes", "sharding"}
 LEARNING = {
@@ -53,6 +60,9 @@ LEARNING = {
   "distill_step",
   "distiller",
   "divergence",
+  "door",
+  "door_data",
+  "door_models",
   "dry_run",
   "engines",
   "generation",
@@ -63,6 +73,7 @@ LEARNING = {
   "optimizer",
   "outcomes",
   "packing",
+  "peft_files",
   "preflight",
   "programs",
   "random_model",
@@ -74,6 +85,7 @@ LEARNING = {
   "teacher_cache",
   "teacher_source",
   "tensor_files",
+  "tensor_table",
   "top_tokens",
   "training_set",
   "weights",

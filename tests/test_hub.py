@@ -42,6 +42,17 @@ def test_what_is_no_model_is_told(path):
     hub.model_folder(path)
 
 
+def test_a_misspelt_folder_is_told_with_the_one_that_is_there(tmp_path):
+  there = _model(tmp_path / "models" / "Qwen3-8B")
+  near = f'did you mean "{there}"'
+  for wrong in ("models/Qwen3-8b", "model/Qwen3-8B", "modles/Qwen-8B"):
+    with pytest.raises(UserError) as error:
+      hub.model_folder(str(tmp_path / wrong))
+    assert near in str(error.value)
+  with pytest.raises(UserError, match="it is a file; name the folder"):
+    hub.model_folder(str(there / "config.json"))
+
+
 def test_a_folder_without_a_config_is_told(tmp_path):
   with pytest.raises(UserError, match=r"has no config\.json"):
     hub.model_folder(str(tmp_path))

@@ -313,3 +313,103 @@ def test_an_interrupted_installation_is_taken_up_again(tmp_path):
   # All is there: only trd-jax itself is looked at again.
   (line,) = node()
   assert line.endswith("-e .[cuda12]")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+  """What a clone has of the project; nothing has been made there."""
+  root = tmp_path_factory.mktemp("bare") / "clone"
+  made = shutil.ignore_patterns("__pycache__")
+  for name in ("launch", "configs", "trd_jax", "third_party"):
+    shutil.copytree(LAUNCH.parent / name, root / name, ignore=made)
+  return root
+
+
+def bare(clone, *command, **variables):
+  """Runs a command as a shell without any settings would."""
+  return subprocess.run(
+    command,
+    cwd=clone,
+    env={"PATH": "/usr/bin:/bin", **variables},
+    capture_output=True,
+    text=True,
+  )
+
+
+PLAN = ("launch/node.sh", "configs/opsd.py:model=8b", "runs/x", "--dry-run")
+
+
+@pytest.mark.parametrize(
+  ("python", "says"),
+  [
+    ("none", "there is no {} here"),
+    ("#!/bin/sh\nexit 1\n", "{} is no Python"),
+    ("#!/bin/sh\necho '{} is Python 3.9'\n", "{} is Python 3.9"),
+    (None, "python3"),
+  ],
+)
+def test_a_plan_in_a_bare_clone_says_what_it_needs(
+  clone, tmp_path, python, says
+):
+  variables, path = {}, tmp_path / "python"
+  if python is not None:
+    variables = {"TRD_PYTHON": str(path)}
+  if python not in (None, "none"):
+    path.write_text(python.format(path))
+    path.chmod(0o755)
+  found = bare(clone, *PLAN, **variables)
+  if python is None and found.returncode == 0:
+    pytest.skip("the system's Python has all packages")
+  assert found.returncode == 2
+  (line,) = found.stderr.splitlines()
+  assert line.startswith(f"node.sh: {says.format(path)}")
+  assert "TRD_PYTHON" in line
+  assert ".venv/bin/python -m trd_jax.pipeline" in found.stdout
+  assert not {"runs", ".venv", ".venv-vllm"} & {p.name for p in clone.iterdir()}
+
+
+def test_a_plan_in_a_bare_clone_is_told_by_a_python_with_the_packages(clone):
+  found = bare(clone, *PLAN, TRD_PYTHON=sys.executable, HF_HUB_OFFLINE="1")
+  assert found.returncode == 0, found.stderr
+  assert "third_party/vllm/install.sh makes it" in found.stdout
+  assert "disk, at most" in found.stdout
+  assert not {"runs", ".venv", ".venv-vllm"} & {p.name for p in clone.iterdir()}
+
+
+def test_what_makes_environments_is_seen_to_be_fit(clone):
+  found = bare(clone, *PLAN[:-1], TRD_PYTHON="/no/such/python")
+  assert found.returncode == 2
+  (line,) = found.stderr.splitlines()
+  assert line.startswith("node.sh: there is no /no/such/python here")
+  assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("stage", ["pipeline", "sweep", "rollout"])
+def test_a_stage_under_a_bare_python_says_what_it_needs(clone, stage):
+  # As the system's Python: without the packages of this environment.
+  command = (sys.executable, "-S", "-m", f"trd_jax.{stage}", "--dry_run")
+  found = bare(clone, *command)
+  assert found.returncode == 2
+  (line,) = found.stderr.splitlines()
+  assert line.startswith(f"trd-jax: {sys.executable} is Python 3.")
+  assert "without absl, ml_collections" in line
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    ("launch/train_ssh.sh", "a,b", "--dry-run", "--", "--workdir=x"),
+    ("launch/train_slurm.sh", "--nodes=2", "--dry-run", "--", "--workdir=x"),
+  ],
+)
+def test_other_plans_need_nothing(clone, command):
+  found = bare(clone, *command)
+  assert found.returncode == 0, found.stderr
+  assert "--workdir=x" in found.stdout
+
+
+def test_a_plan_of_servers_in_a_bare_clone_says_what_it_needs(clone):
+  found = bare(clone, "launch/serve.sh", "lab:student", "--dry-run")
+  assert found.returncode == 2
+  (line,) = found.stderr.splitlines()
+  assert "TRD_VLLM_PYTHON" in line

@@ -76,6 +76,7 @@ def test_a_workdir_keeps_paths_as_they_were_written(
   run_dir = RunDir(tmp_path / "run")
   written = experiment.to_json(of("student.path", "~/m")[1])
   run_dir.claim(written)
+  run_dir.mark_done("rollout", {})  # which depends on the student
   fields = json.loads(run_dir.config.read_text())
   assert fields["student"]["path"] == "~/m"
   # The same place, told otherwise; and the same words, in another home.

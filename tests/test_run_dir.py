@@ -264,14 +264,171 @@ def test_a_claim_holds_against_another_config_and_names_the_keys(tmp_path):
   run_dir = RunDir(tmp_path / "run")
   run_dir.claim(_config(method="trd"))
   run_dir.claim(_config(method="trd"))
+  run_dir.mark_done("train", {})
   with pytest.raises(UserError) as error:
     run_dir.claim(_config(method="jsd", train={"epochs": 3}))
   told = str(error.value)
   assert 'method is "trd" there and "jsd" here' in told
-  assert "train.epochs is 1 there and 3 here" in told
+  assert "train.epochs is 1 there and 3 here; train there depends on" in told
   assert str(run_dir.root) in told
   assert "\n" not in told
   assert json.loads(run_dir.config.read_text())["method"] == "trd"
+
+
+# What a stage leaves, and a key of each kind with another value.
+_LEFT = {
+  "problems": "done.json",
+  "models": "random-nano/model.safetensors",
+  "evaluate/base": "shard-1.parquet",
+  "rollout": "shard-1.parquet",
+  "refine": "shard-1.parquet",
+  "train": "checkpoints/50/_CHECKPOINT_METADATA",
+  "merge": "adapter/adapter_model.safetensors",
+  "evaluate/trained": "done.json",
+}
+_OTHER = {
+  "data.limit": 7,
+  "student.thinking": True,
+  "rollout.temperature": 1.0,
+  "teacher.path": "lab:student",
+  "teacher.thinking": False,
+  "refine.top_p": 0.5,
+  "method": "jsd",
+  "train.learning_rate": 1.0,
+  "loss.beta": 0.3,
+  "evaluate.root": "elsewhere",
+  "evaluate.k": 3,
+  "seed": 5,
+}
+
+
+@pytest.mark.parametrize(
+  ("made", "free"),
+  [
+    ([], {*_OTHER}),
+    (["problems"], {*_OTHER} - {"data.limit"}),
+    (["models"], {*_OTHER} - {"seed"}),
+    (
+      ["problems", "rollout"],
+      {"teacher.path", "teacher.thinking", "refine.top_p", "method"}
+      | {"train.learning_rate", "loss.beta", "evaluate.root", "evaluate.k"},
+    ),
+    (
+      ["evaluate/base"],
+      {*_OTHER} - {"student.thinking", "evaluate.root", "evaluate.k", "seed"},
+    ),
+    (
+      ["problems", "rollout", "refine"],
+      {"teacher.thinking", "method", "train.learning_rate", "loss.beta"}
+      | {"evaluate.root", "evaluate.k"},
+    ),
+    (["train"], {"evaluate.root", "evaluate.k"}),
+    (["merge"], {"evaluate.root", "evaluate.k"}),
+    (["evaluate/trained"], set()),
+  ],
+)
+def test_a_key_is_free_until_something_was_made_with_it(tmp_path, made, free):
+  for name, value in _OTHER.items():
+    run_dir = RunDir(tmp_path / name)
+    run_dir.claim(_config(regime="opd"))
+    for stage in made:
+      path = run_dir.stage(stage) / _LEFT[stage]
+      path.parent.mkdir(parents=True)
+      path.touch()
+    before = run_dir.config.read_bytes()
+    other = experiment.from_config({"regime": "opd", name: value})
+    other = experiment.to_json(other)
+    if name in free:
+      assert run_dir.check(other)
+      assert run_dir.config.read_bytes() == before
+      assert run_dir.claim(other)
+      assert run_dir.config.read_text() == other
+      continue
+    with pytest.raises(UserError, match=rf"{name} is .* there and") as error:
+      run_dir.claim(other)
+    assert any(f"{stage} there" in str(error.value) for stage in made)
+    assert run_dir.config.read_bytes() == before
+
+
+def test_reports_hold_no_key(tmp_path):
+  run_dir = RunDir(tmp_path)
+  run_dir.claim(_config())
+  run_dir.write_rejected("train", [Rejected("p", "s", "train", "too long")])
+  write_json_atomic(run_dir.preflight("rollout"), {})
+  run_dir.metrics_file("train").write_text("{}\n")
+  assert run_dir.claim(_config(train={"epochs": 3}, rollout={"top_k": 1}))
+
+
+def test_problems_are_held_by_the_benchmarks_that_they_must_not_hold(tmp_path):
+  for how, is_free in (("none", True), ("exact", False)):
+    run_dir = RunDir(tmp_path / how)
+    run_dir.claim(_config(data={"decontaminate": how}))
+    run_dir.mark_done("problems", {})
+    other = _config(data={"decontaminate": how}, evaluate={"root": "here"})
+    if is_free:
+      assert run_dir.claim(other)
+      continue
+    with pytest.raises(UserError, match=r"evaluate\.root .* problems there"):
+      run_dir.claim(other)
+
+
+def test_a_random_model_is_held_by_what_it_was_made_of(tmp_path):
+  def config(student="random:nano", teacher="random:nano", tokenizer="t"):
+    sides = {
+      "student": {"path": student, "tokenizer": tokenizer},
+      "teacher": {"path": teacher},
+    }
+    return _config(regime="opd", **sides)
+
+  run_dir = RunDir(tmp_path, config(teacher="nowhere"))
+  run_dir.mark_done("convert", {})
+  assert run_dir.claim(config(teacher="elsewhere"))
+  for other in (config(), config(student="mine"), config(tokenizer="u")):
+    with pytest.raises(UserError, match="convert there depends"):
+      run_dir.claim(other)
+
+
+def test_an_unknown_key_holds_whatever_was_made(tmp_path):
+  run_dir = RunDir(tmp_path, _config())
+  newer = json.loads(run_dir.config.read_text()) | {"novel": {"key": 3}}
+  run_dir.config.write_text(json.dumps(newer))
+  assert run_dir.check(_config())
+  run_dir.mark_done("evaluate/base", {})
+  with pytest.raises(UserError, match=r"novel\.key is 3 there and null here"):
+    run_dir.claim(_config())
+
+
+def test_a_config_that_was_given_up_is_the_former_one_again(tmp_path):
+  former = _config(train={"epochs": 2})
+  RunDir(tmp_path, former).mark_done("rollout", {})
+  run_dir = RunDir(tmp_path, _config(train={"epochs": 3}))
+  run_dir.abandon()
+  assert run_dir.config.read_text() == former
+  run_dir = RunDir(tmp_path, _config(train={"epochs": 3}))
+  run_dir.mark_done("train", {})
+  run_dir.abandon()
+  assert run_dir.config.read_text() == _config(train={"epochs": 3})
+
+
+def test_nobodys_config_is_changed_while_he_is_at_work(tmp_path):
+  RunDir(tmp_path, _config())
+  command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+  pipe = subprocess.PIPE
+  other = _config(train={"epochs": 3})
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=r"at work in .* train\.epochs is 1"):
+      RunDir(tmp_path, other)
+    RunDir(tmp_path, _config(mesh={"fsdp": 2}))
+    holder.kill()
+  # Who claimed it first and comes to a lock last finds another's config there.
+  late = RunDir(tmp_path, _config())
+  RunDir(tmp_path, other)
+  with pytest.raises(UserError, match="by another config meanwhile"):
+    late.lock("rollout").__enter__()
+  with RunDir(tmp_path, other).lock("rollout"):
+    pass
 
 
 def test_keys_that_compute_nothing_may_differ(tmp_path):
@@ -294,6 +451,7 @@ def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
   del older["evaluate"]["root"]
   run_dir.config.write_text(json.dumps(older))
   run_dir.claim(_config())
+  run_dir.mark_done("evaluate/base", {})
   with pytest.raises(UserError, match=r"evaluate\.root is null there"):
     run_dir.claim(_config(evaluate={"root": "elsewhere"}))
 
@@ -412,8 +570,9 @@ def test_a_claim_under_which_nothing_was_made_can_be_given_up(tmp_path):
   with run_dir.lock("rollout"):
     run_dir.abandon()
   assert run_dir.done("problems") is None
-  assert run_dir.claim(_config(method="jsd"))
-  assert not run_dir.claim(_config(method="jsd"))
+  other = _config(rollout={"top_k": 1})
+  assert run_dir.claim(other)
+  assert not run_dir.claim(other)
   run_dir.mark_done("rollout", {})
   run_dir.abandon()
   with pytest.raises(UserError, match="made by another config"):

@@ -372,6 +372,7 @@ def test_what_only_looks_leaves_nothing_and_knows_whose_a_workdir_is(tmp_path):
   assert not workdir.exists()
   other = experiment.from_config({"seed": 2})
   RunDir(workdir).claim(experiment.to_json(other))
+  RunDir(workdir).mark_done("rollout", {})
   refused = _run(workdir, "--dry_run")
   assert refused.returncode == 2
   assert "was made by another config" in refused.stderr

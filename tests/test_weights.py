@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 from small_models import LORA, SMALL, model, tree
 
-from trd_jax import sharding, weights
+from trd_jax import sharding, tensor_table, weights
 from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import Qwen3
 from trd_jax.model_folder import atomic_folder
@@ -43,7 +43,7 @@ def _equal(one, other):
 
 @pytest.mark.parametrize("config", [SMALL, TIED])
 def test_the_table_covers_the_tree_and_each_tensor_once(config):
-  table = weights.entries(config)
+  table = tensor_table.entries(config)
   names = [entry.name for entry in table]
   places = [(entry.path, entry.layer) for entry in table]
   assert len(set(names)) == len(names) == len(set(places))

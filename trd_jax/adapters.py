@@ -16,40 +16,26 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import Qwen3, logits
-from trd_jax.model_folder import atomic_folder, read_json, write_json
-from trd_jax.tensor_files import TensorFiles
-from trd_jax.weights import BLOCK
+from trd_jax.model_folder import atomic_folder, write_json
+from trd_jax.peft_files import (
+  CONFIG,
+  LINEAR,
+  VARIANTS,
+  WEIGHTS,
+  check_size,
+  open_adapter,
+  tensor_name,
+)
 
 Tree = Mapping[str, Any]
 
-_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
-FILES = (_WEIGHTS, _CONFIG)
+FILES = (WEIGHTS, CONFIG)
 """What `save_peft` writes."""
 # The adapted linear layers: name in the checkpoint, path in the tree.
-_LINEAR = tuple(
-  (name, ("layers", *path[:-1]))
-  for name, path, _ in BLOCK
-  if path[-1] == "kernel"
-)
-# PEFT's variants of LoRA that compute something else, with their off value.
-_VARIANTS = (
-  ("use_rslora", False),
-  ("use_dora", False),
-  ("fan_in_fan_out", False),
-  ("bias", "none"),
-  ("rank_pattern", {}),
-  ("alpha_pattern", {}),
-  ("modules_to_save", None),
-  ("layers_to_transform", None),
-)
-# Ways to begin an adapter that take its first value off the base's weights, so
-# that it is right beside those alone.
-_CHANGES_THE_BASE = ("pissa", "olora", "corda")
+_LINEAR = tuple((name, ("layers", *path)) for name, path in LINEAR)
 # Positions whose logits of two models are in memory at a time.
 _POSITIONS = 128
 
@@ -79,7 +65,7 @@ def save_peft(
       if lora.rank != value.shape[2 if leaf == "lora_a" else 1]:
         raise ValueError(f"{name} {leaf} {value.shape}: rank {lora.rank}?")
       for layer, matrix in enumerate(value):
-        tensors[_key(layer, name, part)] = np.ascontiguousarray(matrix.T)
+        tensors[tensor_name(layer, name, part)] = np.ascontiguousarray(matrix.T)
   fields = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -90,11 +76,11 @@ def save_peft(
     "target_modules": [name.split(".")[-1] for name, _ in _LINEAR],
     "inference_mode": True,
     "init_lora_weights": True,
-    **dict(_VARIANTS),
+    **dict(VARIANTS),
   }
   with atomic_folder(folder, compared_later=FILES) as out:
-    save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
-    write_json(out / _CONFIG, fields)
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    write_json(out / CONFIG, fields)
 
 
 def load_peft(
@@ -113,31 +99,15 @@ def load_peft(
     UserError: a file is missing or damaged, a tensor is unknown, missing or
       of another shape, or the adapter is of a variety that this model lacks.
   """
-  folder = Path(folder)
-  lora, _ = read_peft_config(folder)
-  files = TensorFiles(folder, _WEIGHTS)
-  sizes = _sizes(config)
+  lora, files = open_adapter(folder, config)
   tree: dict[tuple[str, ...], np.ndarray] = {}
-  known = set()
   for name, path in _LINEAR:
-    ins, outs = sizes[path[-1]]
-    for part, leaf, shape in (
-      ("lora_A", "lora_a", (lora.rank, ins)),
-      ("lora_B", "lora_b", (outs, lora.rank)),
-    ):
-      layers = []
-      for layer in range(config.num_layers):
-        key = _key(layer, name, part)
-        known.add(key)
-        files.expect(key, shape, _CONFIG)
-        layers.append(files.read(key).astype(np.float32).T)
+    for part, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+      layers = [
+        files.read(tensor_name(layer, name, part)).astype(np.float32).T
+        for layer in range(config.num_layers)
+      ]
       tree[*path, leaf] = np.stack(layers)
-  if more := sorted(set(files) - known):
-    raise UserError(
-      f"{files.file(more[0])}: tensor {more[0]} {files.shape(more[0])} is not"
-      f" part of an adapter on {config.num_layers} layers of"
-      f" {config.architecture}; use the model that it was trained on"
-    )
   return lora, unflatten_dict(tree)
 
 
@@ -156,75 +126,8 @@ def begin_with(
     UserError: as `load_peft`; or its rank or alpha is not the one trained.
   """
   found, tree = load_peft(folder, config)
-  for name in ("rank", "alpha"):
-    theirs, ours = getattr(found, name), getattr(lora, name)
-    if theirs != ours:
-      raise UserError(
-        f"student.adapter={folder} has {name} {theirs:g}, and lora.{name} is"
-        f" {ours:g}; set lora.{name}={theirs:g} to train it further"
-      )
+  check_size(folder, found, lora)
   return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
-
-
-def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
-  """An adapter's size and the name of its base model.
-
-  Raises:
-    UserError: `adapter_config.json` is missing, damaged, or describes an
-      adapter of a variety that this model lacks.
-  """
-  path = Path(folder) / _CONFIG
-  fields = read_json(path)
-  if fields.get("peft_type") != "LORA":
-    raise UserError(
-      f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA"
-      " adapters are read"
-    )
-  for name, off in _VARIANTS:
-    if fields.get(name, off) not in (off, None):
-      raise UserError(
-        f"{path}: {name}={fields[name]!r} is not supported; use a"
-        " plain LoRA adapter"
-      )
-  init = fields.get("init_lora_weights")
-  if str(init).lower().startswith(_CHANGES_THE_BASE):
-    raise UserError(
-      f"{path}: init_lora_weights={init!r} belongs to a base that was changed"
-      " with it; have PEFT save it as a plain LoRA adapter"
-      " (path_initial_model_for_weight_conversion)"
-    )
-  try:
-    lora = LoraConfig(
-      rank=int(fields["r"]),
-      alpha=float(fields["lora_alpha"]),
-      dropout=float(fields.get("lora_dropout", 0.0)),
-    )
-  except (KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f"{path}: r or lora_alpha is missing or no number ({error});"
-      " fetch the file again"
-    ) from error
-  return lora, str(fields.get("base_model_name_or_path"))
-
-
-def _key(layer: int, name: str, part: str) -> str:
-  return f"base_model.model.model.layers.{layer}.{name}.{part}.weight"
-
-
-def _sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-  """Channels in and out of each adapted layer."""
-  width, inner = config.hidden_size, config.intermediate_size
-  queries = config.num_heads * config.head_dim
-  keys = config.num_kv_heads * config.head_dim
-  return {
-    "q": (width, queries),
-    "k": (width, keys),
-    "v": (width, keys),
-    "o": (queries, width),
-    "gate": (width, inner),
-    "up": (width, inner),
-    "down": (inner, width),
-  }
 
 
 def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:

@@ -314,9 +314,9 @@ def _orbax_to_peft(
   source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
 ) -> None:
   del experiment, run_dir
-  from trd_jax import adapters
+  from trd_jax import adapters, peft_files
 
-  lora, base = adapters.read_peft_config(source)
+  lora, base = peft_files.read_peft_config(source)
   tree = _restore(source / _ORBAX, "lora")
   adapters.save_peft(tree, lora, target, base=base)
 

@@ -1,7 +1,7 @@
 """The sections of an experiment about devices and processes.
 
 They say how a training is carried out, not what it computes: their keys may
-differ between the runs that share a workdir (see `experiment.RUNTIME_KEYS`).
+differ between the runs that share a workdir (see `scopes.RUNTIME_KEYS`).
 """
 
 import dataclasses

@@ -12,33 +12,15 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trd_jax import hub, random_model, weights
+from trd_jax import hub
 from trd_jax.experiment import Experiment
 from trd_jax.model.config import ModelConfig
+from trd_jax.model.known import KNOWN_MODELS, SIZES
+from trd_jax.model_folder import read_config
 from trd_jax.problems import store
 from trd_jax.run_dir import RunDir
 from trd_jax.sections import Generation, Model
 
-
-def _qwen3(hidden, inner, layers, heads, tied) -> ModelConfig:
-  return ModelConfig(
-    vocab_size=151_936,
-    hidden_size=hidden,
-    intermediate_size=inner,
-    num_layers=layers,
-    num_heads=heads,
-    num_kv_heads=8,
-    head_dim=128,
-    tie_embeddings=tied,
-  )
-
-
-# Shapes of the checkpoints that the paper trains and asks.
-KNOWN_MODELS = {
-  "Qwen/Qwen3-1.7B": _qwen3(2048, 6144, 28, 16, True),
-  "Qwen/Qwen3-4B-Instruct-2507": _qwen3(2560, 9728, 36, 32, True),
-  "Qwen/Qwen3-8B": _qwen3(4096, 12288, 36, 32, False),
-}
 # Rows of the public data sets.
 _KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
 
@@ -54,10 +36,10 @@ def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
   if model.path in KNOWN_MODELS:
     return KNOWN_MODELS[model.path]
   size = model.path.removeprefix("random:")
-  if size in random_model.SIZES:
-    return random_model.SIZES[size]
+  if size in SIZES:
+    return SIZES[size]
   if model.path.startswith("lab:") or Path(model.path).is_dir():
-    return weights.read_config(hub.model_folder(model.path, run_dir))
+    return read_config(hub.model_folder(model.path, run_dir))
   return None
 
 

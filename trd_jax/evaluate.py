@@ -238,8 +238,8 @@ def _finish(
     UserError: samples are missing, or a grader is.
   """
   from trd_jax import benchmark_grading, scores
+  from trd_jax.json_files import write_json_atomic
   from trd_jax.records import GradedSample
-  from trd_jax.run_dir import write_json_atomic
 
   every = run_dir.read(stage, GradedSample)
   mine = [row for row in every if row.key in keys]
@@ -278,7 +278,7 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
     UserError: one isn't finished, or they weren't asked the same.
   """
   from trd_jax import scores
-  from trd_jax.run_dir import write_json_atomic
+  from trd_jax.json_files import write_json_atomic
 
   whose = flags.compare_model or flags.model
   sides = {

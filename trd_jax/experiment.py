@@ -50,25 +50,8 @@ REGIMES = ("opd", "opsd")
 # What `forward_kl_clip` cuts a token's divergence at, in nats.
 _CLIP = {"opd": 0.1, "opsd": 0.06}
 
-# Keys that say how a run is carried out, not what it computes: they may
-# differ between the runs that share a workdir. (Rounding follows the devices
-# and the packs, and so do the masks of the adapters' dropout.)
-RUNTIME_KEYS = (
-  "engine.",
-  "metrics.",
-  "pipeline.",
-  "python.",
-  "mesh.",
-  "distributed.",
-  "sandbox.unsafe",
-  "sandbox.workers",
-  "preflight_only",
-  "train.attention",
-  "train.log_every",
-  "train.packing",
-  "evaluate.buckets_from",
-  "train.cache_dir",
-)
+# Held-out splits of the laboratory that serve as benchmarks, by their names.
+LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,40 +212,6 @@ def from_json(text: str, source: str) -> Experiment:
   return from_config(config, source)
 
 
-def differences(there: Any, here: Mapping[str, Any]) -> list[str]:
-  """Returns each key that tells two experiments apart, with both values.
-
-  Keys of `RUNTIME_KEYS` may differ. A key that one of them doesn't have,
-  because a version of this program in between introduced or dropped it,
-  counts as being at its default. A path is the same with its `~` or without.
-
-  Args:
-    there: what `to_json` wrote, read again.
-    here: the same of the other one.
-  """
-  one, other = keys.flatten(there), keys.flatten(here)
-  found = []
-  for name in sorted(one.keys() | other.keys()):
-    default = KEYS[name].default if name in KEYS else None
-    values = [flat.get(name, default) for flat in (one, other)]
-    was, now = map(json.dumps, values)
-    if name in KEYS and KEYS[name].is_path:
-      values = [_expanded(value) for value in values]
-    if json.dumps(values[0]) == json.dumps(values[1]) or was == now:
-      continue
-    if not name.startswith(RUNTIME_KEYS):
-      found.append(f"{name} is {was} there and {now} here")
-  return found
-
-
-def _expanded(value: Any) -> Any:
-  """A path with its `~` expanded; whatever is none, as it is."""
-  try:
-    return paths.expanded(value) if isinstance(value, str) else value
-  except ValueError:
-    return value
-
-
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
   """Reads the `key=value,…` after the colon of --config=FILE.py:key=value,….
 
@@ -300,10 +249,11 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   e = experiment
   if e.method == "reverse_kl_topk" and not e.loss.top_k:
     yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
-  benchmark = {"heldout": "arithmetic", "hard": "arithmetic_hard"}.get(
-    e.data.arithmetic.split
-  )
-  if e.data.source == "arithmetic" and benchmark in e.evaluate.benchmarks:
+  for benchmark, split in LABORATORY.items():
+    if e.data.source != "arithmetic" or split != e.data.arithmetic.split:
+      continue
+    if benchmark not in e.evaluate.benchmarks:
+      continue
     yield (
       f"data.arithmetic.split={e.data.arithmetic.split} is what the benchmark "
       f"{benchmark} asks: train on train or train_hard"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax import hub, samples, top_tokens
+from trd_jax import hub, samples, top_tokens, vocabulary
 from trd_jax.chat import Chat
 from trd_jax.engines import engine as engines
 from trd_jax.engines.engine import (
@@ -85,11 +85,7 @@ def speaker(
   chat = Chat.load(tokenizer, model.chat_template)
   found = folder or base
   rows = read_size(read_json(found / CONFIG), "vocab_size")
-  if chat.vocab_size > rows:
-    raise UserError(
-      f"{tokenizer}: the tokenizer has ids up to {chat.vocab_size - 1} but"
-      f" {found} has a head of {rows} rows; use the model's own tokenizer"
-    )
+  vocabulary.check_head(chat, rows, tokenizer, found)
   name = model.path if folder is None else str(folder)
   revision = hub.model_revision(found)
   if adapter is not None:

@@ -1,9 +1,10 @@
 """Model paths: from what a config says to a folder on this machine."""
 
+import difflib
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trd_jax.errors import UserError, one_line
@@ -12,8 +13,9 @@ from trd_jax.run_dir import RunDir
 _LAB = "lab:"
 _RANDOM = "random:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_HUB_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What of a model is small: its config and its tokenizer."""
+_HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 # A revision reads small files whole and of large ones so many blocks, evenly
 # spread: enough to tell two fine-tunes of one model apart, and quick.
@@ -49,12 +51,53 @@ def model_folder(
     if not (folder / "config.json").is_file():
       raise UserError(f"{path} has no config.json: it is no model folder")
     return folder
-  if _HUB_ID.fullmatch(path) and not path.startswith("."):
+  if is_hub_id(path):
     return _download(path, revision, files)
+  if folder.exists():
+    raise UserError(
+      f'there is no model "{path}": it is a file; name the folder that holds'
+      " config.json, tokenizer and safetensors"
+    )
+  if near := near_folder(path):
+    raise UserError(f'there is no model "{path}"; did you mean "{near}"?')
   raise UserError(
     f'there is no model "{path}": name a folder, a hub id (Qwen/Qwen3-8B), '
     "lab:student, lab:teacher, or random:<size>"
   )
+
+
+def is_hub_id(path: str) -> bool:
+  """Whether a path can only be a hub id: nothing here is called so."""
+  return (
+    _HUB_ID.fullmatch(path) is not None
+    and not path.startswith(".")
+    and not Path(path).exists()
+  )
+
+
+def near_folder(path: str) -> str | None:
+  """Returns a folder that is spelt nearly as `path`, which isn't there."""
+  here, absent = Path(path).expanduser(), []
+  while not here.is_dir() and here != here.parent:
+    absent.append(here.name)
+    here = here.parent
+  for name in reversed(absent):
+    try:
+      there = [one.name for one in here.iterdir() if one.is_dir()]
+    except OSError:
+      return None
+    near = name if name in there else nearest(name, there)
+    if near is None:
+      return None
+    here /= near
+  return str(here) if absent else None
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+  """Returns the one of `names` that is spelt most like `name`, if any is."""
+  by_lower = {each.lower(): each for each in names}
+  near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.75)
+  return by_lower[near[0]] if near else None
 
 
 def tokenizer_folder(
@@ -69,7 +112,7 @@ def tokenizer_folder(
   """
   folder = Path(path).expanduser()
   if not folder.is_dir():
-    folder = model_folder(path, run_dir, revision, _TOKENIZER_FILES)
+    folder = model_folder(path, run_dir, revision, TOKENIZER_FILES)
   if not (folder / "tokenizer.json").is_file():
     raise UserError(f"{folder} has no tokenizer.json: it holds no tokenizer")
   return folder

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from trd_jax import file_locks, json_text, ownership, paths
 from trd_jax.errors import UserError
+from trd_jax.model.config import ModelConfig
 
 CONFIG = "config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -224,6 +225,20 @@ def token_ids(source: Path | str) -> dict[str, Any]:
   path = Path(source) / CONFIG
   fields = read_json(path) if path.exists() else {}
   return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+  """The shape of the model in a folder.
+
+  Raises:
+    UserError: `config.json` is missing, no JSON, or of an unknown
+      architecture.
+  """
+  fields = read_json(Path(folder) / CONFIG)
+  try:
+    return ModelConfig.from_hf(fields)
+  except UserError as error:
+    raise UserError(f"{folder}/{error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,13 +10,11 @@ earlier one was stopped. What comes out stands in `summary.json`. With
 as these can be made, and nothing else is done.
 """
 
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from trd_jax import cli, parent
-from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
@@ -25,8 +23,8 @@ FLAGS = (
   cli.Flag(
     "dry_run",
     False,
-    "see that local data is there, print commands, budgets, devices, hours and"
-    " disk, run nothing",
+    "look at models, data and interpreters, print commands, budgets, devices,"
+    " hours and disk, run nothing",
     looks_only=True,
   ),
 )
@@ -36,21 +34,23 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Runs what isn't done yet and sums up.
 
   Raises:
-    UserError: the problems, a benchmark or the run that
-      `evaluate.buckets_from` names can't be used, or the problems' file has
-      changed since they were read.
+    UserError: a model, the problems, a benchmark, an interpreter or the run
+      that `evaluate.buckets_from` names can't be used (see `door`), or the
+      problems' file has changed since they were read.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
-  from trd_jax import scores
+  from trd_jax import door, scores
   from trd_jax.metrics import timed
   from trd_jax.problems import store
 
   steps = list(commands(experiment, run_dir))
   if flags.dry_run:
-    from trd_jax import config_file, dry_run
+    from trd_jax import config_file, dry_run, findings
 
-    store.check_files(experiment, run_dir)
+    found = door.look(experiment, run_dir)
+    print(f"looked at:\n{findings.table(found)}\n" if found else "", end="")
+    findings.refuse(found, "wrong")
     planned = [
       (
         account,
@@ -72,7 +72,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(dry_run.describe(experiment, run_dir, planned, card))
     return
 
-  # What the data can be refused for is seen before a stage spends anything.
+  # What a run can be refused for is seen before a stage spends anything.
+  door.enter(experiment, run_dir)
   sides = ("evaluate/base", "evaluate/trained")
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
     section = experiment.evaluate
@@ -85,7 +86,6 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   else:
     store.check_source(experiment, run_dir)
 
-  _check_interpreters(steps, experiment)
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
     return
@@ -105,7 +105,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         sys.exit(code)
 
   summary = summarise(experiment, run_dir)
-  from trd_jax.run_dir import write_json_atomic
+  from trd_jax.json_files import write_json_atomic
 
   write_json_atomic(run_dir.summary, summary)
   print(table(summary))
@@ -121,8 +121,8 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a round failed; with its exit code.
   """
   from trd_jax import rounds
+  from trd_jax.json_files import write_json_atomic
   from trd_jax.metrics import timed
-  from trd_jax.run_dir import write_json_atomic
 
   section = experiment.pipeline
   stopped = None
@@ -162,24 +162,6 @@ def _round(
     *rounds.overrides(experiment, run_dir.round(number - 1)),
     f"--workdir={run_dir.round(number).root}",
   ]
-
-
-def _check_interpreters(steps, experiment: Experiment) -> None:
-  """Sees that every stage's interpreter is there before any stage starts.
-
-  Raises:
-    UserError: one is not.
-  """
-  for _, module, _ in steps:
-    python = experiment.python.of(module)
-    if python is not None and shutil.which(python) is None:
-      own = getattr(experiment.python, module) is not None
-      key = f"python.{module if own else 'generation'}"
-      raise UserError(
-        f"{key}={python} is not there; make it (for vLLM:"
-        " third_party/vllm/install.sh), or name another interpreter with"
-        f" --config.{key}"
-      )
 
 
 def _command(
@@ -283,7 +265,6 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
       pair[side] |= {key: row[key] for key in kept if key in row}
     pair["data"] = trained[name].get("data")
     figures[name] = pair
-  stages = ("rollout", "refine", "train", "merge")
   return {
     "version": __version__,
     "regime": experiment.regime,
@@ -291,7 +272,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     "student": experiment.student.path,
     "teacher": experiment.teacher_model.path,
     "benchmarks": figures,
-    "stages": {s: d for s in stages if (d := run_dir.done(s)) is not None},
+    "stages": {s: run_dir.done(s) for s in experiment.stages},
     "seconds": seconds_by_stage(run_dir.timings),
   }
 

@@ -19,13 +19,14 @@ from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.forecasts import Forecast, Lengths
 from trd_jax.generation import Prompt, Speaker
+from trd_jax.json_files import write_json_atomic
 from trd_jax.leaks import mentions_reference
 from trd_jax.metrics import Progress
 from trd_jax.model.config import read_positions
 from trd_jax.model_folder import CONFIG, read_json
 from trd_jax.prompts import reference, shown_draft
 from trd_jax.records import Problem, Rejected, Trajectory
-from trd_jax.run_dir import RunDir, write_json_atomic
+from trd_jax.run_dir import RunDir
 from trd_jax.sections import Generation, Model
 
 STOPPED = "preflight only: nothing was generated"

@@ -11,25 +11,9 @@ from flax import nnx
 
 from trd_jax.chat import Chat
 from trd_jax.errors import UserError, did_you_mean
-from trd_jax.model.config import ModelConfig
+from trd_jax.model.known import QWEN3_VOCABULARY, SIZES
 from trd_jax.model.qwen3 import Qwen3
 from trd_jax.weights import save_hf
-
-# Rows of Qwen3's embedding: its tokenizer's ids and some left over.
-QWEN3_VOCABULARY = 151_936
-
-SIZES = {
-  "nano": ModelConfig(
-    vocab_size=QWEN3_VOCABULARY,
-    hidden_size=64,
-    intermediate_size=192,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    tie_embeddings=True,
-  ),
-}
 
 
 def random_folder(

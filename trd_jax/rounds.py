@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir, read_json
+from trd_jax.json_files import read_json
+from trd_jax.run_dir import RunDir
 from trd_jax.sections import Pipeline
 
 

@@ -17,62 +17,29 @@ flushed to the disk, and renamed.
 """
 
 import contextlib
-import errno
-import json
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from trd_jax import (
-  experiment,
-  file_locks,
-  json_text,
-  ownership,
-  records,
-  shards,
-)
+from trd_jax import file_locks, ownership, records, scopes, shards
+from trd_jax.claim import Claim
 from trd_jax.errors import UserError
+from trd_jax.json_files import read_json, write_json_atomic
 from trd_jax.records import RecordT, Rejected
 from trd_jax.shards import ShardWriter
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
-_MOST_DIFFERENCES = 6
+# What a stage has made; all else that it leaves is a report, written anew.
+_ARTIFACTS = ("done.json", "shard-*.parquet", "*.safetensors")
 
 # Locks of this process, so that taking one again is no conflict: POSIX locks
 # know processes only. With the process's id, for a fork inherits the table
 # and not the locks.
 _held: set[tuple[int, Path]] = set()
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-  """Writes JSON so that a reader sees the old file or the new, whole.
-
-  Raises:
-    TypeError: the value is not JSON-serialisable.
-    ValueError: it holds a NaN or an infinity.
-  """
-  text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-  with shards.atomic_file(path) as file:
-    file.write((text + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-  """Reads JSON that `write_json_atomic` wrote.
-
-  Raises:
-    UserError: it is absent or damaged.
-  """
-  try:
-    return json_text.loads(path.read_bytes())
-  except FileNotFoundError:
-    raise UserError(f"{path} is not there: run its stage first") from None
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}): remove it") from None
 
 
 class RunDir:
@@ -85,7 +52,15 @@ class RunDir:
 
   def __init__(self, root: Path | str, config_json: str | None = None):
     self.root = Path(root)
-    self._made: list[Path] = []  # folders that the claim has made, inner first
+    self._claim = Claim(
+      self.root,
+      self.config,
+      self.root / "locks" / "config",
+      self._made,
+      self._others_at_work,
+    )
+    # Folders that the claim has made, inner ones first.
+    self._new_folders: list[Path] = []
     if config_json is not None:
       self.claim(config_json)
 
@@ -95,78 +70,33 @@ class RunDir:
   # -- whose it is ---------------------------------------------------------
 
   def claim(self, experiment_json: str) -> bool:
-    """Makes the directory this experiment's, or sees that it is.
-
-    Keys that say only how a run is carried out may differ (see
-    `experiment.RUNTIME_KEYS`); the file keeps what it was first made with.
+    """Makes the directory this experiment's, or sees that it is (see `Claim`).
 
     Returns:
       Whether this call made it this experiment's.
 
     Raises:
-      UserError: it belongs to another experiment (the differing keys are
-        named with both values), cannot be written, or holds, where it is no
-        run's yet, something foreign under a name of ours.
+      UserError: what is there was made by another experiment, somebody is at
+        work there under another config, it cannot be written, or it holds,
+        where it is no run's yet, something foreign under a name of ours.
     """
-    self.check(experiment_json)
-    is_new = not self.config.exists()
     root = self.root.absolute()
     mine = (self.problems_dir, self.root / "locks", root, *root.parents)
-    self._made = [path for path in mine if not os.path.lexists(path)]
-    try:
-      if is_new:
-        mine = self.root / f"config.json.{uuid.uuid4().hex}"
-        with shards.atomic_file(mine) as file:
-          file.write(experiment_json.encode())
-        # A rename would replace what another process has claimed meanwhile.
-        with contextlib.suppress(FileExistsError):
-          self.config.hardlink_to(mine)
-        mine.unlink()
-    except OSError as error:
-      raise self._unwritable(error.strerror) from error
-    self.check(experiment_json)
+    new = [path for path in mine if not os.path.lexists(path)]
+    is_new = self._claim.make(experiment_json)
+    self._new_folders = new
     return is_new
 
-  def check(self, experiment_json: str) -> None:
+  def check(self, experiment_json: str) -> bool:
     """Sees that the directory is this experiment's or could be, as it is.
 
-    Raises:
-      UserError: it belongs to another, or cannot be written (see `claim`).
-    """
-    root = self.root.absolute()
-    there = next(p for p in (root, *root.parents) if os.path.lexists(p))
-    if not os.path.isdir(there):  # which is False where it can't be seen
-      raise self._unwritable(os.strerror(errno.ENOTDIR))
-    if not os.access(there, os.W_OK | os.X_OK):
-      raise self._unwritable(os.strerror(errno.EACCES))
-    if not ownership.is_config(self.config):
-      try:
-        named = [self.config] if os.path.lexists(self.config) else []
-        strange = next(iter([*named, *ownership.foreign(self.root)]), None)
-      except OSError as error:
-        raise self._unwritable(error.strerror) from error
-      if not ownership.is_config(self.config):  # nor claimed meanwhile
-        if strange is None:
-          return
-        raise UserError(
-          f"--workdir={self.root} is no run's of trd-jax, and {strange} is"
-          " there, where a run would write; name another, or move that away"
-        )
-    if differences := experiment.differences(
-      read_json(self.config), json.loads(experiment_json)
-    ):
-      shown = ", ".join(differences[:_MOST_DIFFERENCES])
-      if more := len(differences) - _MOST_DIFFERENCES:
-        shown += f" and {more} more" if more > 0 else ""
-      raise UserError(
-        f"--workdir={self.root} was made by another config: {shown}; name "
-        "another --workdir, or go back to that config"
-      )
+    Returns:
+      Whether it has another config, which `claim` would replace.
 
-  def _unwritable(self, why: str | None) -> UserError:
-    if os.path.isfile(self.root):
-      why = "it is a file, not a folder; name another"
-    return UserError(f"--workdir={self.root} cannot be written: {why}")
+    Raises:
+      UserError: see `claim`.
+    """
+    return self._claim.check(experiment_json)
 
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
@@ -178,12 +108,15 @@ class RunDir:
     is at work here.
     """
     with self._alone() as locks:
-      if locks is None or ownership.has_results(self.root):
+      if locks is None or self._claim.give_back():
+        return
+      if ownership.has_results(self.root):
         return
       problems = ownership.problems_in(self.problems_dir)
       for path in (*problems, self.config, self.timings, *locks):
         path.unlink(missing_ok=True)
-    for folder in self._made:
+      self._claim.remove_lock()
+    for folder in self._new_folders:
       with contextlib.suppress(OSError):  # not empty, or not there
         folder.rmdir()
 
@@ -213,6 +146,7 @@ class RunDir:
       )
     with file:
       file_locks.sign(file)
+      self._claim.hold()
       _held.add(token)
       try:
         yield
@@ -239,6 +173,15 @@ class RunDir:
         stack.enter_context(file)
         files.append(path)
       yield files
+
+  def _others_at_work(self) -> bool:
+    """Whether another process holds a stage."""
+    with self._alone() as locks:
+      return locks is None
+
+  def _made(self) -> list[str]:
+    """The stages that have left what depends on their keys."""
+    return [name for name in scopes.STAGES if _has_artifacts(self.stage(name))]
 
   # -- paths ---------------------------------------------------------------
 
@@ -448,3 +391,11 @@ class RunDir:
     if not _STAGE_NAME.fullmatch(name):
       raise ValueError(f"{name!r} is no name of a stage")
     return name.replace("/", slash)
+
+
+def _has_artifacts(folder: Path) -> bool:
+  """Whether a stage's folder holds more than reports."""
+  steps = (folder / "checkpoints").glob("*")
+  return any(step.name.isdecimal() for step in steps) or any(
+    next(folder.rglob(pattern), None) for pattern in _ARTIFACTS
+  )

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trd_jax import cli, experiment, parent, scores, sweep_points
+from trd_jax import cli, experiment, parent, scopes, scores, sweep_points
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
-from trd_jax.problems import store
-from trd_jax.run_dir import RunDir, read_json, write_json_atomic
+from trd_jax.json_files import read_json, write_json_atomic
+from trd_jax.run_dir import RunDir
 from trd_jax.shards import atomic_file
 from trd_jax.sweep_points import Point
 
@@ -38,14 +38,8 @@ FLAGS = (
   ),
 )
 
-# The keys that decide a stage's rows, as the beginnings of their names; those
-# of the problems come from `store.made_by`.
-_MADE_BY = {
-  "rollout": ("student.", "rollout.", "sandbox.", "seed"),
-  "refine": ("teacher.", "regime", "refine."),
-  "evaluate/base": ("student.", "evaluate.", "sandbox.", "seed"),
-}
-_MADE_BY["refine"] += _MADE_BY["rollout"]
+# Stages that points may share, in the pipeline's order: y_r is made of its y_o.
+_SHARED = ("rollout", "refine", "evaluate/base")
 _SIDES = ("base", "trained", "paired_difference")
 
 
@@ -104,7 +98,7 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     where = _folder(run_dir, one.point)
     is_new = where.claim(experiment.to_json(one.experiment))
     for stage, donor in one.donors.items():
-      _take_over(where, _folder(run_dir, plans[donor].point), stage)
+      _take_over(where, _whose(run_dir, plans[donor]), stage)
     code = parent.run(_command(one, run_dir, flags.config_argv))
     if code == 2 and is_new:
       where.abandon()
@@ -136,11 +130,12 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
   for number, one in enumerate(points):
     where = f"{source}, point {one.name}"
     chosen = experiment.from_config({**flat, **one.values}, where)
-    stages = {"evaluate/base", *chosen.stages} & _MADE_BY.keys()
+    stages = {"evaluate/base", *chosen.stages}
     donors = {}
-    # Stage by stage in the pipeline's order: y_r is made of its y_o.
-    for stage in [stage for stage in _MADE_BY if stage in stages]:
-      donor = makers.setdefault((stage, _identity(chosen, stage)), number)
+    values = experiment.flat(chosen)
+    for stage in [stage for stage in _SHARED if stage in stages]:
+      made_by = json.dumps(scopes.identity(values, stage), sort_keys=True)
+      donor = makers.setdefault((stage, made_by), number)
       if donor != number:
         donors[stage] = donor
     level = max(
@@ -150,30 +145,22 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
   return plans
 
 
-def _identity(chosen: Experiment, stage: str) -> str:
-  """The keys that decide a stage's rows, with their values."""
-  names = (*_MADE_BY[stage], *store.made_by(chosen))
-  return json.dumps(
-    {
-      name: value
-      for name, value in experiment.flat(chosen).items()
-      if name.startswith(names)
-      and not (name.startswith("teacher.") and _is_unread(chosen, name))
-    },
-    sort_keys=True,
-  )
-
-
-def _is_unread(chosen: Experiment, name: str) -> bool:
-  """Whether a key of the teacher is none of this run's (see `Experiment`)."""
-  return chosen.regime == "opsd" and name != "teacher.thinking"
-
-
 def _folder(run_dir: RunDir, one: Point) -> RunDir:
   points = run_dir.stage("points")
   if one.alone and (points / one.alone).is_dir():
     return RunDir(points / one.alone)
   return RunDir(points / one.name)
+
+
+def _whose(run_dir: RunDir, donor: Plan) -> RunDir:
+  """The folder of a point, seen to be its config's.
+
+  Raises:
+    UserError: what is there was made by another sweep.
+  """
+  where = _folder(run_dir, donor.point)
+  where.check(experiment.to_json(donor.experiment))
+  return where
 
 
 def _take_over(where: RunDir, donor: RunDir, stage: str) -> None:

@@ -34,8 +34,8 @@ from safetensors.numpy import save
 
 from trd_jax import file_locks, ownership
 from trd_jax.errors import UserError
+from trd_jax.json_files import read_json, write_json_atomic
 from trd_jax.layout import Sample
-from trd_jax.run_dir import read_json, write_json_atomic
 from trd_jax.shards import atomic_file
 
 VERSION = 1

@@ -12,7 +12,7 @@ from trd_jax import json_text
 from trd_jax.errors import UserError
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 # Rows that a comparison of two tensors holds in memory.
 _ROWS = 8192
 
@@ -53,7 +53,7 @@ class TensorFiles:
     for name, file in index.items():
       if name not in self._file or self._file[name].name != file:
         raise UserError(
-          f"{self.folder / file}: tensor {name} is missing, though {_INDEX}"
+          f"{self.folder / file}: tensor {name} is missing, though {INDEX}"
           " places it there; fetch the checkpoint again"
         )
 
@@ -61,8 +61,8 @@ class TensorFiles:
     """The files, and the index that they must agree with."""
     if (self.folder / self._single).exists():
       return [self.folder / self._single], {}
-    if (self.folder / _INDEX).exists():
-      path = self.folder / _INDEX
+    if (self.folder / INDEX).exists():
+      path = self.folder / INDEX
       try:
         index = dict(json_text.loads(path.read_text("utf-8"))["weight_map"])
         names = sorted(set(index.values()))

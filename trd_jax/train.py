@@ -59,6 +59,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     tail_divergence,
     teacher_source,
     training_set,
+    vocabulary,
     weights,
     work,
   )
@@ -93,7 +94,11 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   student = generation.speaker(experiment.student, run_dir)
   teacher = generation.speaker(teacher_model, run_dir)
   configs = [weights.read_config(s.folder) for s in (student, teacher)]
-  _check_vocabularies(student, teacher, [c.vocab_size for c in configs])
+  vocabulary.check_same(
+    [experiment.student.path, teacher_model.path],
+    [student.chat, teacher.chat],
+    [config.vocab_size for config in configs],
+  )
   for warning in thinking_warnings(
     method=experiment.method,
     regime=experiment.regime,
@@ -342,24 +347,6 @@ def _base_graph(model_class, model):
       lambda: model_class(model.config, dtype=dtype, rngs=nnx.Rngs(0))
     )
   )
-
-
-def _check_vocabularies(student, teacher, rows) -> None:
-  """Both sides must give every id the same token and a row of the head."""
-  from trd_jax.errors import UserError
-
-  if not student.chat.same_ids(teacher.chat):
-    raise UserError(
-      f"teacher.path={teacher.name}: its tokenizer gives other ids than"
-      f" student.path={student.name}'s, and a full-vocabulary divergence"
-      " compares id by id; choose a teacher of the same family"
-    )
-  if rows[0] != rows[1]:
-    raise UserError(
-      f"teacher.path={teacher.name} has a head of {rows[1]} rows and"
-      f" student.path={student.name} one of {rows[0]}; choose a teacher with"
-      " the student's vocabulary"
-    )
 
 
 def _facts(batch, packs, work) -> dict[str, float]:

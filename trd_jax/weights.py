@@ -1,8 +1,8 @@
 """Hugging Face's checkpoints, read into the model's tree and written.
 
-One table, `entries`, says where each tensor of a checkpoint stands in the
-tree. It is total: both directions go through it, and a tensor that it doesn't
-know, or knows and doesn't find, is an error.
+One table, `tensor_table.entries`, says where each tensor of a checkpoint stands
+in the tree. It is total: both directions go through it, and a tensor that it
+doesn't know, or knows and doesn't find, is an error.
 
 Trees here are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers,
 V vocabulary, D residual width.
@@ -11,7 +11,7 @@ V vocabulary, D residual width.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +30,15 @@ from trd_jax.model_folder import (
   CONFIG,
   atomic_folder,
   copy_companions,
-  read_json,
+  read_config,
   token_ids,
   write_json,
 )
 from trd_jax.sharding import shardings
 from trd_jax.tensor_files import TensorFiles
+from trd_jax.tensor_table import EMBEDDING, HEAD, Entry, Keys, entries
 
 Tree = Mapping[str, Any]
-Keys = tuple[str, ...]
 
 # Bytes of a file of weights; Hugging Face's own habit is 4 to 5 GB.
 _SHARD_BYTES = 4 * 10**9
@@ -46,75 +46,8 @@ _SHARD_BYTES = 4 * 10**9
 # Parameters of a model that is there at once.
 _SMALL_MODEL = 10**8
 
-# Where the weights of a linear layer or a norm stand within a block: name in
-# the checkpoint, path in the tree, and whether the checkpoint has it [out, in].
-# Not every architecture has every one; see `entries`.
-BLOCK = (
-  ("self_attn.q_proj", ("attention", "q", "kernel"), True),
-  ("self_attn.k_proj", ("attention", "k", "kernel"), True),
-  ("self_attn.v_proj", ("attention", "v", "kernel"), True),
-  ("self_attn.o_proj", ("attention", "o", "kernel"), True),
-  ("self_attn.q_norm", ("attention", "q_norm", "scale"), False),
-  ("self_attn.k_norm", ("attention", "k_norm", "scale"), False),
-  ("mlp.gate_proj", ("mlp", "gate", "kernel"), True),
-  ("mlp.up_proj", ("mlp", "up", "kernel"), True),
-  ("mlp.down_proj", ("mlp", "down", "kernel"), True),
-  ("input_layernorm", ("input_norm", "scale"), False),
-  ("post_attention_layernorm", ("post_norm", "scale"), False),
-)
-
-_HEAD = "lm_head.weight"
-_EMBEDDING = "model.embed_tokens.weight"
 # A buffer that old exports carry; it follows from config.json.
 _IGNORED = "rotary_emb.inv_freq"
-
-
-class Entry(NamedTuple):
-  """One tensor of a checkpoint.
-
-  Attributes:
-    name: its name there.
-    path: where its parameter stands in the tree.
-    layer: which layer of the stacked parameter it is, None for all of it.
-    transposed: whether the checkpoint has it `[out, in]`.
-  """
-
-  name: str
-  path: Keys
-  layer: int | None
-  transposed: bool
-
-
-def entries(config: ModelConfig) -> list[Entry]:
-  """The total table: every tensor of a checkpoint of this shape, once."""
-  table = [Entry(_EMBEDDING, ("embed", "embedding"), None, False)]
-  for layer in range(config.num_layers):
-    for name, path, transposed in BLOCK:
-      if path[-2] in ("q_norm", "k_norm") and not config.family.qk_norm:
-        continue
-      name, path = f"model.layers.{layer}.{name}", ("layers", *path)
-      table.append(Entry(f"{name}.weight", path, layer, transposed))
-      if path[-2] in ("q", "k", "v") and config.family.qkv_bias:
-        path = (*path[:-1], "bias")
-        table.append(Entry(f"{name}.bias", path, layer, False))
-  table.append(Entry("model.norm.weight", ("norm", "scale"), None, False))
-  if not config.tie_embeddings:
-    table.append(Entry(_HEAD, ("head", "weight"), None, False))
-  return table
-
-
-def read_config(folder: Path | str) -> ModelConfig:
-  """The shape of the model in a folder.
-
-  Raises:
-    UserError: `config.json` is missing, no JSON, or of an unknown
-      architecture.
-  """
-  fields = read_json(Path(folder) / CONFIG)
-  try:
-    return ModelConfig.from_hf(fields)
-  except UserError as error:
-    raise UserError(f"{folder}/{error}") from error
 
 
 def stored_dtype(folder: Path | str) -> str:
@@ -194,7 +127,7 @@ def load_head(
   made = jax.eval_shape(lambda: Head(config, dtype, nnx.Rngs(0)))
   graph, state = nnx.split(made)
   files = TensorFiles(folder)
-  name = _EMBEDDING if config.tie_embeddings else _HEAD
+  name = EMBEDDING if config.tie_embeddings else HEAD
   files.expect(name, made.weight.shape)
   parts: dict[int | None, Entry] = {None: Entry(name, ("weight",), None, False)}
   ((path, variable),) = _parameters(state)
@@ -232,11 +165,11 @@ def _check(files: TensorFiles, config: ModelConfig, base: nnx.State) -> None:
   for name in files:
     if name in table or name.endswith(_IGNORED):
       continue
-    if name == _HEAD and config.tie_embeddings:
-      if not files.equal(_HEAD, _EMBEDDING):
+    if name == HEAD and config.tie_embeddings:
+      if not files.equal(HEAD, EMBEDDING):
         raise UserError(
           f"{files.file(name)}: tensor {name} {files.shape(name)} differs from"
-          f" {_EMBEDDING} {files.shape(_EMBEDDING)}, to which config.json ties"
+          f" {EMBEDDING} {files.shape(EMBEDDING)}, to which config.json ties"
           " it; set tie_word_embeddings to false to use it"
         )
       continue

@@ -80,7 +80,7 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
   Raises:
     UserError: it can't be had, or is another file than it should be.
   """
-  path = paths.cache() / "data" / digest[:16] / url.rpartition("/")[2]
+  path = cached(url, digest)
   if path.is_file() and sha256(path) == digest:
     return path
   try:
@@ -102,6 +102,11 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
       f"{name}: {url} can't be fetched ({error}); give a local copy with {key}"
     ) from error
   return path
+
+
+def cached(url: str, digest: str) -> Path:
+  """Where `download` keeps a file of this SHA-256."""
+  return paths.cache() / "data" / digest[:16] / url.rpartition("/")[2]
 
 
 def sha256(path: Path) -> str:

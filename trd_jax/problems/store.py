@@ -8,7 +8,7 @@ from typing import Any
 
 from trd_jax import problems
 from trd_jax.errors import UserError, did_you_mean
-from trd_jax.experiment import Experiment
+from trd_jax.experiment import LABORATORY, Experiment
 from trd_jax.problems import arithmetic, benchmarks, overlap, rows, sources
 from trd_jax.records import Problem, Rejected
 from trd_jax.run_dir import RunDir
@@ -16,18 +16,6 @@ from trd_jax.sections import Data
 
 STAGE = "problems"
 _SHOWN = 10  # reasons for rows set aside, where no file keeps them
-
-
-def made_by(experiment: Experiment) -> tuple[str, ...]:
-  """The keys that decide which problems there are, as beginnings of names."""
-  keys = ("data.", "domain")
-  if experiment.data.decontaminate == "none":
-    return keys
-  section = experiment.evaluate
-  keys += tuple(f"evaluate.{name}" for name in _OF_A_BENCHMARK)
-  if not _LABORATORY.keys().isdisjoint(section.benchmarks):
-    keys += ("evaluate.seed",)  # it makes their questions
-  return keys
 
 
 def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
@@ -87,17 +75,11 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
 
 
 def check_files(experiment: Experiment, run_dir: RunDir) -> None:
-  """Sees that local files are there, without reading problems of them.
+  """Sees that the problems' local files are there, without reading any.
 
   Raises:
-    UserError: one that will be read, for problems or benchmarks, isn't there,
-      or as `check_source`.
+    UserError: one that will be read isn't there, or as `check_source`.
   """
-  section = experiment.evaluate
-  for name in section.benchmarks if section.root is not None else ():
-    if name not in _LABORATORY:
-      called = _called(experiment, name)
-      benchmarks.find(called, section.root, _BENCHMARK_ROOT)
   data = experiment.data
   if run_dir.done(STAGE) is None:
     try:
@@ -218,11 +200,7 @@ def _decontaminated(
 
 
 # What names the benchmarks' local copies.
-_BENCHMARK_ROOT = "evaluate.root"
-# What says which questions a benchmark has, as keys of the section evaluate.
-_OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
-# Held-out splits of the laboratory that serve as benchmarks.
-_LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
+BENCHMARK_ROOT = "evaluate.root"
 _LABORATORY_PROBLEMS = 64
 
 
@@ -249,28 +227,28 @@ def benchmark_size(experiment: Experiment, name: str) -> int:
     UserError: an unknown name.
   """
   limit = experiment.evaluate.num_problems
-  if name in _LABORATORY:
+  if name in LABORATORY:
     return limit or _LABORATORY_PROBLEMS
-  rows = benchmarks.BENCHMARKS[_called(experiment, name)].rows
+  rows = benchmarks.BENCHMARKS[called(experiment, name)].rows
   return min(rows, limit or rows)
 
 
-def _called(experiment: Experiment, name: str) -> str:
+def called(experiment: Experiment, name: str) -> str:
   """A benchmark's name in `benchmarks.BENCHMARKS`.
 
   Raises:
     UserError: there is none.
   """
-  called = benchmarks.canonical(name)
-  if called not in benchmarks.BENCHMARKS:
-    known = (*_LABORATORY, *benchmarks.BENCHMARKS)
+  known_as = benchmarks.canonical(name)
+  if known_as not in benchmarks.BENCHMARKS:
+    known = (*LABORATORY, *benchmarks.BENCHMARKS)
     raise UserError(
       f"evaluate.benchmarks: there is no benchmark {name};"
       f" {did_you_mean(name, known)}"
     )
-  if called == "livecodebench" and experiment.evaluate.livecodebench == "v6":
+  if known_as == "livecodebench" and experiment.evaluate.livecodebench == "v6":
     return "livecodebenchv6"
-  return called
+  return known_as
 
 
 def benchmark(experiment: Experiment, name: str) -> Questions:
@@ -285,26 +263,26 @@ def benchmark(experiment: Experiment, name: str) -> Questions:
       what the benchmark's are.
   """
   section = experiment.evaluate
-  if name in _LABORATORY:
+  if name in LABORATORY:
     count = section.num_problems or _LABORATORY_PROBLEMS
-    made = arithmetic.generate(_LABORATORY[name], count, section.seed)
+    made = arithmetic.generate(LABORATORY[name], count, section.seed)
     return Questions(made, {"rows": count, "files": []})
-  called = _called(experiment, name)
+  source = called(experiment, name)
   data = dataclasses.replace(
     experiment.data,
-    source=called,
+    source=source,
     root=section.root,
     limit=None,
     seed=section.seed,
     subset="all",
   )
-  files = benchmarks.find(called, section.root, _BENCHMARK_ROOT)
+  files = benchmarks.find(source, section.root, BENCHMARK_ROOT)
   found, rejected = problems.load(data)
   if rejected:
     raise UserError(
       f"{name}: {len(rejected)} rows can't be used, the first because:"
       f" {rejected[0].reason}; a benchmark has to be whole"
     )
-  record = benchmarks.record(called, files, len(found), section.unchecked)
+  record = benchmarks.record(source, files, len(found), section.unchecked)
   asked = problems.choose(found, section.num_problems, section.seed)
   return Questions(asked, record, tuple(file.path for file in files))

@@ -1,0 +1,23 @@
+"""The size of adapters, for who reads it without JAX."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Size of the adapters, as in SPEC's training table.
+
+  Attributes:
+    rank: inner width r.
+    alpha: the adapter's output is scaled by `alpha / rank`.
+    dropout: probability of dropping a channel of the adapter's input.
+  """
+
+  rank: int = 64
+  alpha: float = 128.0
+  dropout: float = 0.05
+
+  @property
+  def scale(self) -> float:
+    """The factor on `x A B`."""
+    return self.alpha / self.rank
