@@ -296,7 +296,7 @@ def trajectory(
   thinking: bool | None,
   prompt_version: str,
 ) -> Trajectory:
-  """The row that a rollout or refinement becomes."""
+  """The row of a rollout or refinement; `thinking` is the prompt's switch."""
   prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
   return Trajectory(
     key=prompt.key,
@@ -308,7 +308,7 @@ def trajectory(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=thinking,
+    thinking=who.chat.thinks(thinking),
     sampling=sampling_json(section),
     model=who.name,
     model_revision=who.revision,
@@ -331,7 +331,7 @@ def graded_sample(
   section: Generation,
   thinking: bool | None,
 ) -> GradedSample:
-  """The row that a benchmark sample becomes."""
+  """The row of a benchmark sample; `thinking` is the prompt's switch."""
   prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
   ids = np.asarray(prompt.ids, "<i4").tobytes()
   return GradedSample(
@@ -346,7 +346,7 @@ def graded_sample(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=thinking,
+    thinking=who.chat.thinks(thinking),
     sampling=sampling_json(section),
     model=who.name,
     model_revision=who.revision,

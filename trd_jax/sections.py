@@ -31,7 +31,9 @@ class Model:
     None, "file of a Jinja chat template; None: the tokenizer's own"
   )
   thinking: bool | None = key(
-    None, "the template's thinking switch; None: it has none, or its default"
+    None,
+    "the template's thinking switch in its rollouts; None: the template's"
+    " default, or it has none",
   )
   dtype: str = key(
     "float32", "type of the frozen weights", one_of("float32", "bfloat16")
@@ -60,6 +62,11 @@ class Teacher(Model):
 
   path: str = key(
     "lab:teacher", "as student.path; read in OPD only", keys.filled()
+  )
+  thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which it scores y_o; None: as y_o"
+    " was written. trd's is the refinement prompt as it stands",
   )
 
 
@@ -143,7 +150,9 @@ class Refine(Generation):
     18432, "a longer prompt overflows: see refine.overflow", at_least(1)
   )
   thinking: bool | None = key(
-    False, "the template's thinking switch while refining"
+    False,
+    "the template's thinking switch while refining; None: its default, or it"
+    " has none",
   )
   overflow: str = key(
     "trim_middle",
@@ -152,8 +161,9 @@ class Refine(Generation):
   )
   draft_think: str = key(
     "keep_text",
-    "the draft's thinking marks: kept as plain text, or left out",
-    one_of("keep_text", "strip"),
+    "the draft's thoughts: kept, marks and all, as plain text; kept without"
+    " the marks (strip); or left out (answer), unless nothing follows them",
+    one_of("keep_text", "strip", "answer"),
   )
   teacher_top_k: int = key(
     0,
@@ -227,6 +237,11 @@ class Train:
   )
   truncated: str = key(
     "drop", "trajectories that a budget ended", one_of("drop", "keep")
+  )
+  student_thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which the student learns; None: as"
+    " the trajectory was written",
   )
   subset: str = key(
     "all",

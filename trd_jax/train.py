@@ -63,7 +63,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     work,
   )
   from trd_jax.checkpoint import Checkpoints
-  from trd_jax.contexts import thinking_warnings
   from trd_jax.distill_step import Setup
   from trd_jax.distiller import Distiller
   from trd_jax.metrics import MetricWriter, Progress, open_sinks, read_metrics
@@ -94,17 +93,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   teacher = generation.speaker(teacher_model, run_dir)
   configs = [weights.read_config(s.folder) for s in (student, teacher)]
   _check_vocabularies(student, teacher, [c.vocab_size for c in configs])
-  for warning in thinking_warnings(
-    method=experiment.method,
-    regime=experiment.regime,
-    student_chat=student.chat,
-    teacher_chat=teacher.chat,
-    student=experiment.student.thinking,
-    teacher=teacher_model.thinking,
-    refine=experiment.refine.thinking,
-  ):
-    print(f"train: note: {warning}", flush=True)
-
   if attention.implementation != "xla":
     for config in dict.fromkeys(configs):
       error = choice.check(
@@ -122,8 +110,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   if writes:
     run_dir.write_rejected(STAGE, data.rejected)
   processes.check_same(len(data.samples), "how many trajectories they find")
-  dropped = "".join(f", {n} {why}" for why, n in data.dropped.items())
-  print(f"train: {len(data.samples):,} trajectories{dropped}", flush=True)
+  for line in data.describe():
+    print(f"train: {line}", flush=True)
 
   # 3. The order: shuffled anew each epoch, cut into batches. The last batch
   #    is what is left; its loss is the mean over the trajectories it has.
@@ -310,6 +298,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "updates": num_steps,
     "trajectories": len(data.samples),
     "dropped": dict(data.dropped),
+    "truncated": data.truncated,
+    "thinking": data.thinking,
     "first_loss": logged[0]["loss"],
     "last_loss": logged[-1]["loss"],
     "seconds": round(seconds, 3),
