@@ -26,6 +26,27 @@ compiled for H100s (docs/memory.md): 27.1 GB for 1.7b, 35.6 for 4b.
 Programs are graded in a sandbox, HumanEval+ and MBPP+ by EvalPlus
 (third_party/evalplus/install.sh).
 
+Thinking. The paper doesn't say in which mode its models write; configs/opsd.py
+has what speaks for which, and the command of a first look at 200 problems.
+
+    thinking=default  1.7b thinks in rollouts and on mathematics, not on
+                      HumanEval+, MBPP+, LiveCodeBench; the teacher refines
+                      without thinking
+    thinking=on       both, everywhere; y_r then has thoughts
+    thinking=off      nowhere
+
+The 4b can't think, so its teacher, which could, writes and scores without: for
+it `off` is the default, and `on` is refused. Of programs the paper says as
+little: its authors' code begins the answer for the model on HumanEval+ and
+MBPP+, which leaves no room for thoughts, and lets it think on LiveCodeBench,
+which here takes a run with --config.evaluate.benchmarks=livecodebench
+--config.evaluate.thinking=True.
+Whatever the variant, y_o and y_r are scored in the mode in which they were
+written, on both sides.
+
+Trajectories that a budget ended are trained on, as the paper's counts leave
+none out (--config.train.truncated=drop leaves them out).
+
 Problems that a benchmark holds, too, are taken out and counted
 (--config.data.decontaminate=none keeps them).
 

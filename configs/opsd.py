@@ -24,6 +24,36 @@ the base on every benchmark, and on 8b Pass@16 rises by half on AMOBench.
 Memory of a GPU while training at the longest lengths, weights replicated, as
 compiled for H100s (docs/memory.md): 34.1 GB for 8b, 20.5 for 4b.
 
+Thinking. The paper doesn't say in which mode its models write. Its y_r have a
+median of 0.88K tokens on the 8b, which thinks unless it is told not to, and of
+0.85K on the 4b, which can't: that speaks for refinement without thinking. The
+authors' published code passes no switch anywhere, and scores raw text without a
+chat template, so it settles nothing for contexts in the template. Hence
+
+    thinking=default  8b thinks in rollouts and on mathematics, and neither in
+                      refinement nor on HumanEval+, MBPP+, LiveCodeBench
+    thinking=on       everywhere; y_r then has thoughts, which the refine stage
+                      searches for mentions of the draft and the reference
+    thinking=off      nowhere
+
+For the 4b `off` is the default, and `on` is refused. Whatever the variant, y_o
+and y_r are scored in the mode in which they were written, on both sides. Which
+of the three was the paper's is not known; a first look at 200 problems is
+
+    for thinking in default on off; do
+      python -m trd_jax.pipeline \
+          --config=configs/opsd.py:model=8b,thinking=$thinking \
+          --config.data.limit=200 --config.evaluate.benchmarks=aime24 \
+          --config.evaluate.k=4 --workdir=runs/look-$thinking
+    done
+
+whose stages print median lengths, to be held against 7.7K and 0.88K, and how
+many y_r speak of the draft; D_first_5 in train/metrics.jsonl is the divergence
+at the first five tokens.
+
+Trajectories that a budget ended are trained on, as the paper's counts leave
+none out (--config.train.truncated=drop leaves them out).
+
 Problems that a benchmark holds, too, are taken out and counted
 (--config.data.decontaminate=none keeps them).
 

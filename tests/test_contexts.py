@@ -14,7 +14,7 @@ from chat_folders import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trd_jax import contexts, prompts
+from trd_jax import contexts, experiment, prompts
 from trd_jax.chat import Chat
 from trd_jax.errors import UserError
 from trd_jax.records import Problem
@@ -122,62 +122,109 @@ def test_trd_without_its_refinement_prompt(chat):
   assert found is not ids
 
 
-# method, student, teacher, refine, keys of the warning
-HYBRID_CASES = [
-  ("trd", None, None, False, ("refine.thinking", "student.thinking")),
-  ("trd", True, False, False, ("refine.thinking", "student.thinking")),
-  ("trd", False, True, False, ()),
-  ("trd", None, None, True, ()),
-  ("trd", True, None, None, ()),
-  ("forward_kl", None, False, False, ("student.thinking", "teacher.thinking")),
-  ("forward_kl", False, None, False, ("student.thinking", "teacher.thinking")),
-  ("forward_kl", None, True, False, ()),
-  ("reverse_kl", False, False, True, ()),
+def chosen(method="trd", **changes):
+  config = experiment.default_config()
+  config.method = method
+  config.update_from_flattened_dict(changes)
+  return experiment.from_config(config)
+
+
+# method, what the artifact recorded, the keys; written, student, teacher.
+FOLLOWED = [
+  ("trd", False, {}, (False, False, False)),
+  ("trd", True, {}, (True, True, True)),
+  ("trd", None, {}, (True, True, True)),  # the template's default
+  ("forward_kl", False, {}, (False, False, False)),
+  ("forward_kl", None, {}, (True, True, True)),
+  # What is recorded counts, whatever the config says of writing today.
+  ("trd", True, {"refine.thinking": False}, (True, True, True)),
+  ("jsd", False, {"student.thinking": True}, (False, False, False)),
+  # A key overrides it; trd's teacher has its stored prompt.
+  ("trd", False, {"train.student_thinking": True}, (False, True, False)),
+  ("trd", False, {"teacher.thinking": True}, (False, False, False)),
+  ("jsd", True, {"teacher.thinking": False}, (True, True, False)),
+  ("jsd", True, {"train.student_thinking": False}, (True, False, True)),
 ]
 
 
-@pytest.mark.parametrize(
-  ("method", "student", "teacher", "refine", "keys"), HYBRID_CASES
-)
-def test_thinking_warnings(chat, method, student, teacher, refine, keys):
-  warnings = contexts.thinking_warnings(
-    method=method,
-    regime="opsd",
-    student_chat=chat,
-    teacher_chat=chat,
-    student=student,
-    teacher=teacher,
-    refine=refine,
-  )
-  assert len(warnings) == bool(keys)
-  for line in warnings:
-    assert all(key in line for key in keys)
-    named = [k for k in ("student", "teacher", "refine") if f"{k}.th" in line]
-    assert len(named) == 2
+@pytest.mark.parametrize(("method", "recorded", "keys", "found"), FOLLOWED)
+def test_contexts_follow_what_was_written(chat, method, recorded, keys, found):
+  e = chosen(method, **keys)
+  modes = contexts.scoring_modes(e, chat, chat, recorded)
+  assert modes == found
+  written, *sides = found
+  scoring = sides[:1] if method == "trd" else sides
+  warnings = contexts.mode_warnings(e, chat, chat, modes)
+  mixed = [line for line in warnings if line.startswith("mixed thinking modes")]
+  assert len(mixed) == sum(side != written for side in scoring)
+  ours = {"teacher.thinking", "train.student_thinking"}
+  assert len(warnings) == len(keys.keys() & ours)
+  assert all(key in "".join(warnings) for key in keys.keys() & ours)
 
 
-def test_thinking_warnings_between_two_models(chat, instruct):
+def test_what_is_planned_is_what_the_stages_will_record(chat):
+  for method, key in (("trd", "refine"), ("jsd", "student")):
+    for switch in (None, True, False):
+      e = chosen(method, **{f"{key}.thinking": switch})
+      planned = contexts.planned_modes(e, chat, chat)
+      recorded = chat.thinks(switch)
+      assert planned == contexts.scoring_modes(e, chat, chat, recorded)
+
+
+def test_a_model_without_the_mode_scores_in_its_own(chat, instruct):
   """A student without thinking under a hybrid teacher."""
 
-  def warn(method, teacher, refine):
-    return contexts.thinking_warnings(
-      method=method,
-      regime="opd",
-      student_chat=instruct,
-      teacher_chat=chat,
-      student=None,
-      teacher=teacher,
-      refine=refine,
-    )
+  def look(method, recorded):
+    e = chosen(method, regime="opd")
+    modes = contexts.scoring_modes(e, instruct, chat, recorded)
+    told = contexts.describe_modes(instruct, chat, modes)
+    assert told.endswith("(the student can't do otherwise)")
+    return modes, contexts.mode_warnings(e, instruct, chat, modes)
 
-  assert warn("forward_kl", None, False)
-  assert not warn("forward_kl", False, True)
-  assert warn("trd", False, True)
-  assert not warn("trd", None, False)
+  assert look("forward_kl", False) == ((False, False, False), [])
+  assert look("trd", False) == ((False, False, False), [])
+  modes, (warning,) = look("trd", True)
+  assert modes == (True, None, True)
+  assert "y_r is written with thinking on" in warning
+  assert "can't do otherwise" in warning
+  for key in ("train.student_thinking", "student.thinking"):
+    e = chosen("jsd", regime="opd", **{key: True})
+    with pytest.raises(UserError, match="no enable_thinking and never thinks"):
+      contexts.planned_modes(e, instruct, chat)
+
+
+def test_a_template_that_opens_the_block_itself_is_told_of(chat, tmp_path):
+  template = TEMPLATE.split("{% if enable")[0] + "<think>\n{% endif %}"
+  always = Chat.load(write_folder(tmp_path, template=template))
+  assert always.opens_thoughts(None)
+  assert not chat.opens_thoughts(True)
+  e = chosen("forward_kl", regime="opd")
+  modes = contexts.scoring_modes(e, always, chat, None)
+  assert modes == (True, True, True)
+  (warning,) = contexts.mode_warnings(e, always, chat, modes)
+  assert "opens the thinking block in the prompt" in warning
+  modes = contexts.scoring_modes(e, always, always, None)
+  assert not contexts.mode_warnings(e, always, always, modes)
+  # It has no other mode, which the teacher's has.
+  e = chosen("trd", regime="opd", **{"refine.thinking": False})
+  modes = contexts.planned_modes(e, always, chat)
+  assert modes == (False, None, False)
+  assert "on (" in contexts.mode_warnings(e, always, chat, modes)[0]
+
+
+def test_the_outlook_is_of_the_templates_at_hand(chat, instruct):
+  e = chosen("trd", regime="opd", **{"evaluate.thinking": False})
+  whole = contexts.outlook(e, chat, instruct)
+  assert whole.stages == {"rollout": True, "refine": False, "evaluate": False}
+  assert whole.without("refine") == {"rollout": True, "evaluate": False}
+  assert whole.scoring.startswith("y_r: written and scored with thinking off")
+  assert contexts.outlook(e, None, instruct) == ({"refine": False}, None, [])
+  of_student = contexts.outlook(e, chat, None)
+  assert of_student == ({"rollout": True, "evaluate": False}, None, [])
 
 
 @needs_qwen
-def test_the_warning_is_right_about_the_real_templates():
+def test_the_modes_are_those_of_the_real_templates():
   hybrid, instruct = Chat.load(QWEN, HYBRID), Chat.load(QWEN, INSTRUCT)
   ends = {
     "on": hybrid.render("x", None)[-3:],

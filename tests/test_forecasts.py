@@ -48,8 +48,10 @@ def brute_force(which, chat, problems):
       counts["dropped"] += 1
       continue
     counts["trimmed"] += fitted.elided_tokens > 0
+    # The student learns y_r in the mode in which it was refined.
+    learnt = chat.render(prompts.initial(problem), which.refine.thinking)
     counts["over_student"] += (
-      initial + response > which.train.max_student_tokens
+      len(learnt) + response > which.train.max_student_tokens
     )
     counts["over_teacher"] += (
       len(fitted.ids) + response > which.train.max_teacher_tokens
@@ -64,7 +66,7 @@ def check_forecast(which, chat, problems):
     if (n := len(chat.render(prompts.initial(p), which.student.thinking)))
     <= which.rollout.max_prompt_tokens
   }
-  found = forecasts.of_rollouts(which, chat, problems, lengths)
+  found = forecasts.of_rollouts(which, chat, chat, problems, lengths)
   wanted = brute_force(which, chat, problems)
   assert {name: getattr(found, name) for name in wanted} == wanted
   assert found.problems == len(lengths)
@@ -157,7 +159,7 @@ def test_raw_rollouts_are_forecast_against_the_privileged_prompt(chat):
     method="forward_kl",
     **{"train.max_student_tokens": 259, "train.max_teacher_tokens": 320},
   )
-  found = forecasts.of_rollouts(which, chat, problems, lengths)
+  found = forecasts.of_rollouts(which, chat, chat, problems, lengths)
   longer = [len(chat.render(prompts.privileged(p), None)) for p in problems]
   assert found.over_teacher == sum(n + 160 > 320 for n in longer) > 0
   assert found.over_teacher < 8

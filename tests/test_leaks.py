@@ -35,6 +35,16 @@ LEAKS = [
   "I was asked to rewrite the text.",
   "# Draft\n3 + 4 = 8",
   "Start at 3.\nReference:\n3 + 4 = 7",
+  # As thoughts speak.
+  "Okay, let me look at this draft.",
+  "Let's see the draft. It begins with a sum.",
+  "I need to rewrite the draft into a clean solution.",
+  "I have to rewrite this attempt so that it stands alone.",
+  "Let me check the draft step by step.",
+  "The draft starts with the substitution u = x + 1.",
+  "I shouldn't mention the draft.",
+  "I should not refer to the reference.",
+  "The reference gets 7, so that step must be wrong.",
 ]
 
 STAND_ALONE = [
@@ -53,6 +63,8 @@ STAND_ALONE = [
   "The given equation has a known solution, the original one.",
   "My preference answers the question. A model answers by statute.",
   "for reference only",
+  "He looked at the draft lottery and saw the draft of the ship.",
+  "Rewrite the expression; check the attempt at a proof.",
   "",
 ]
 
@@ -71,6 +83,22 @@ def test_a_leak_is_found_wherever_it_stands(text):
 @pytest.mark.parametrize("text", STAND_ALONE)
 def test_mathematics_has_references_and_drafts_of_its_own(text):
   assert mentions_reference(text) is None
+
+
+def test_thoughts_are_searched_and_counted_apart():
+  said, quiet = "The draft says 8.", "So it is 7."
+  found = leaks.count_leaks(
+    [
+      quiet,
+      f"<think>{said}</think>{quiet}",
+      f"<think>{said}</think>{said}",
+      f"<think>{quiet}</think>{said}",
+      f"<think>{said}",
+      f"{said}</think>{quiet}",
+      said,
+    ]
+  )
+  assert found == leaks.Leaks(anywhere=6, in_thoughts=4)
 
 
 def test_looking_near_keywords_only_finds_what_looking_everywhere_does():

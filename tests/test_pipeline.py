@@ -166,6 +166,10 @@ def test_sixteen_real_problems_go_through_every_stage(tmp_path):
   assert process.returncode == 0, process.stderr[-3000:]
   rows = run_dir.read("refine", Trajectory)
   assert len(rows) == 16
+  # A hybrid's modes: thoughts in rollouts, none while refining.
+  assert {row.thinking for row in rows} == {False}
+  drafts = run_dir.read("rollout", Trajectory)
+  assert {row.thinking for row in drafts} == {True}
   # The real template's control tokens, around the real vocabulary.
   assert all(151_644 in row.prompt_ids for row in rows)
   assert max(max(row.response_ids) for row in rows) < 151_669

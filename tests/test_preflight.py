@@ -108,6 +108,21 @@ def test_the_counts_are_those_of_the_rows_that_came_of_it(looked_at):
   assert seen["refine"][1].applies == "refine.thinking"
 
 
+def test_the_modes_of_each_stage_and_of_scoring_are_told(looked_at):
+  reports = {name: report for name, (_, report) in looked_at[1].items()}
+  for stage, other in (("rollout", "refine"), ("refine", "rollout")):
+    report = reports[stage]
+    assert (report.thinks, report.can_choose) == (False, False)
+    assert report.elsewhere == {other: False, "evaluate": False}
+    lines = preflight.table(report).splitlines()
+    (first,) = [line for line in lines if line.startswith("  thinking ")]
+    assert f"; {other} off" in first
+    assert "as the template has no switch" in first
+    (second,) = [line for line in lines if line.startswith("  scoring ")]
+    assert "y_r: written and scored with thinking off" in second
+    assert not report.warnings
+
+
 @pytest.mark.parametrize("stage", [train, merge])
 def test_a_stage_without_prompts_refuses_it(looked_at, stage):
   run_dir, _ = looked_at
@@ -212,15 +227,20 @@ def test_drafts_are_searched_as_the_prompt_shows_them(looked_at, tmp_path):
   whole, _ = looked_at
   rows = whole.read("rollout", Trajectory)
   marks = "<think>Wait.</think> The reference says 3. <|im_end|>"
+  cut = "<think>The reference says 3. <|im_end|>"
   for draft_think, wanted in (
     ("keep_text", {"<think>": 4, "</think>": 4, "<|im_end|>": 4}),
     ("strip", {"<|im_end|>": 4}),
+    ("answer", {"<think>": 1, "<|im_end|>": 4}),
   ):
     run_dir = RunDir(tmp_path / draft_think)
     which = chosen(preflight_only=True, **{"refine.draft_think": draft_think})
     with run_dir.shard_writer("rollout", Trajectory) as writer:
       for i, row in enumerate(rows):
-        writer.add(dataclasses.replace(row, text=marks) if i < 4 else row)
+        text = [row.text, marks, cut][
+          (i < 4) + (i < 1 and draft_think == "answer")
+        ]
+        writer.add(dataclasses.replace(row, text=text))
     run_dir.mark_done("rollout", {})
     go(refine, which, run_dir)
     report = report_of(run_dir, "refine")
@@ -232,6 +252,10 @@ def test_drafts_are_searched_as_the_prompt_shows_them(looked_at, tmp_path):
       "drafts": {mark: n for mark, n in wanted.items() if mark in known}
     }
     assert report.leaks == {"drafts": 4}
+    # Nothing follows the thoughts of one.
+    assert report.all_thoughts == (draft_think == "answer")
+    told = preflight.table(report)
+    assert ("1 drafts: nothing follows" in told) == report.all_thoughts
 
 
 def test_budgets_that_contradict_every_problem_are_named(tmp_path):
@@ -319,13 +343,16 @@ def test_leaks_of_refined_texts_stand_in_the_summary(looked_at, tmp_path):
   with run_dir.shard_writer("refine", Trajectory) as writer:
     for i, row in enumerate(rows):
       text = said + row.text if i < 5 else row.text
+      text = f"<think>{said}</think>{row.text}" if i < 2 else text
       writer.add(dataclasses.replace(row, text=text))
   go(refine, chosen(), run_dir)
   done = run_dir.done("refine")
   assert done["leaks"] == 5
+  assert done["leaks_in_thoughts"] == 2
   from trd_jax import outcomes
 
-  assert "5 speak of a draft or a reference" in outcomes.describe(done)
+  told = "5 speak of a draft or a reference (2 of them in their thoughts)"
+  assert told in outcomes.describe(done)
   assert "speak of" not in outcomes.describe(whole.done("refine"))
 
 

@@ -334,6 +334,29 @@ def test_draft_think_strip_leaves_the_marks_out_and_the_thoughts_in(chat):
   assert "Hmm, 3 + 4 = 8. \\boxed{8}" in chat.decode(stripped.ids)
 
 
+@pytest.mark.parametrize(
+  ("text", "shown"),
+  [
+    ("<think>Hmm, 8.</think>\n\nIt is \\boxed{7}.\n", "It is \\boxed{7}."),
+    ("Hmm, 8.</think>It is 7.", "It is 7."),  # opened by the prompt
+    ("It is 7.", "It is 7."),
+    ("<think>a</think>b<think>c</think>It is 7.", "It is 7."),
+    # Nothing follows: a budget ended it, or the model did.
+    ("<think>Hmm, 8", None),
+    ("<think>a</think>b<think>c", None),
+    ("<think>Hmm, 8.</think>\n\n", None),
+  ],
+)
+def test_draft_think_answer_shows_what_follows_the_thoughts(text, shown):
+  assert prompts.shown_draft(text, "answer") == (shown or text)
+  assert prompts.is_all_thoughts(text) == (shown is None)
+
+
+def test_an_empty_draft_has_no_thoughts():
+  assert not prompts.is_all_thoughts("")
+  assert prompts.shown_draft(" ", "answer") == ""
+
+
 def test_a_problem_without_reference_is_set_aside_in_opsd_only(chat):
   bare = problem(solution=None, answer="")
   fit = prompts.fit_refinement

@@ -56,12 +56,12 @@ def test_a_row_has_the_papers_values(row):
   assert e.student.path == path[model]
   assert e.teacher_model.path == path["8b" if opd else model]
   assert e.student.dtype == e.teacher_model.dtype == "bfloat16"
-  # Hybrid models think in rollout and evaluation, never while refining.
-  hybrid = {"1.7b", "8b"}
-  assert e.student.thinking == (True if model in hybrid else None)
-  teacher = "8b" if opd else model
-  assert e.teacher_model.thinking == (True if teacher in hybrid else None)
+  # Hybrid models think in rollout and in mathematics, never while refining.
+  hybrid = model in {"1.7b", "8b"}
+  assert e.student.thinking == (True if hybrid else None)
+  assert e.evaluate.thinking == (math if hybrid else None)
   assert e.refine.thinking is False
+  assert e.teacher.thinking is e.train.student_thinking is None
 
   # Table 13: trajectory, divergence, clip, support, longest lengths.
   assert e.stages == (
@@ -83,7 +83,7 @@ def test_a_row_has_the_papers_values(row):
   assert (train.learning_rate, train.final_lr_ratio) == (5e-6, 0.1)
   assert (train.warmup_ratio, train.weight_decay) == (0.1, 0.005)
   assert (train.grad_clip, train.epochs, train.batch_size) == (1.0, 1, 128)
-  assert (train.truncated, train.remat) == ("drop", "full")
+  assert (train.truncated, train.remat) == ("keep", "full")
   assert (e.loss.temperature, e.loss.chunk_tokens) == (1.0, 512)
   assert (e.lora.rank, e.lora.alpha, e.lora.dropout) == (64, 128.0, 0.05)
   assert e.loss.diagnostics  # Figure 3

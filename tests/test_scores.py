@@ -181,6 +181,28 @@ def test_runs_that_were_not_asked_the_same_are_not_compared(other, message):
     scores.compare(run_of([1, 1, 1], 2), other, SECTION)
 
 
+def test_two_thinking_modes_are_not_compared_without_a_word():
+  on, off = (run_of([1, 2], 2, thinking=mode) for mode in (True, False))
+  old = run_of([1, 2], 2)
+  assert on["b"]["thinking"] is True
+  assert old["b"]["thinking"] is None
+  for one, two in ((on, off), (off, on)):
+    with pytest.raises(UserError, match=r"thinking (on|off) in one run and"):
+      scores.compare(one, two, SECTION)
+  both = scores.compare(on, off, SECTION, across_modes=True)["b"]
+  assert both["mine"]["thinking"] is True
+  assert both["other"]["thinking"] is False
+  # An earlier version doesn't say: that is told.
+  scores.compare(on, old, SECTION)
+  assert scores.describe_modes(old) == "thinking not recorded"
+  assert scores.describe_modes(off) == "thinking off"
+  assert "thinking" in scores.table(on)
+  # Part of the rows are an earlier version's.
+  rows = rows_of([1], 2)
+  rows += rows_of([2], 2, thinking=False, problem_id="q")
+  assert scores.figures(rows, SECTION, DATA)["thinking"] is False
+
+
 def test_the_table_has_every_figure():
   base = {"p0": [False] * 4, "p1": [True] * 4}
   found = scores.figures(rows_of([0, 2], 4), SECTION, DATA, base)

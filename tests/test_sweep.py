@@ -267,6 +267,19 @@ def test_points_share_one_cache_of_the_teacher(base, tmp_path):
   assert flags == [shared, shared, ["--config.train.cache_dir=mine"], []]
 
 
+def test_modes_are_shared_by_the_stages_that_they_say_nothing_to(base):
+  def donors(**values):
+    points = [point("first"), point("second", values)]
+    return set(sweep.plan(base, points, "s.py")[1].donors)
+
+  every = {"rollout", "refine", "evaluate/base"}
+  assert donors(**{"teacher.thinking": False}) == every
+  assert donors(**{"train.student_thinking": False}) == every
+  assert donors(**{"evaluate.thinking": False}) == every - {"evaluate/base"}
+  assert donors(**{"refine.thinking": None}) == every - {"refine"}
+  assert donors(**{"student.thinking": False}) == set()
+
+
 # --- what came out -----------------------------------------------------------
 
 
@@ -278,9 +291,9 @@ def _figures(avg, k=2):
   return {"k": k, "n": 4, **metrics["avg_at_k"], **metrics["pass_at_k"]}
 
 
-def _summarised(where, avg):
+def _summarised(where, avg, **more):
   sides = {"base": 0.2, "trained": avg, "paired_difference": avg - 0.2}
-  pair = {side: _figures(share) for side, share in sides.items()}
+  pair = {side: _figures(share) for side, share in sides.items()} | more
   write_json_atomic(where.summary, {"benchmarks": {"arithmetic": pair}})
 
 
@@ -313,6 +326,28 @@ def test_a_point_shows_its_best_round_once_all_are_done(three):
     "* rounds=2 (round 2 of 2)   50.0 [40.0, 60.0]   50.0 [40.0, 60.0]",
     "  (base)                    20.0 [10.0, 30.0]   20.0 [10.0, 30.0]",
   ]
+
+
+def test_two_thinking_modes_stand_apart(base, tmp_path):
+  run_dir = RunDir(tmp_path / "sweep")
+  points = product({"evaluate.thinking": [True, False, None], "seed": [0, 1]})
+  for one, avg in zip(points, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), strict=True):
+    where = sweep._folder(run_dir, one)
+    mode = one.values["evaluate.thinking"]
+    _summarised(where, avg, **({} if mode is None else {"thinking": mode}))
+  rows = sweep.collect(sweep.plan(base, points, "s.py"), run_dir)
+  blocks = sweep.table(rows).split("\n\n")[1:]
+  assert [block.split("  ")[0].strip() for block in blocks] == [
+    "arithmetic (n=4), thinking on",
+    "arithmetic (n=4), thinking off",
+    "arithmetic (n=4)",
+  ]
+  for block in blocks:
+    assert block.count("*") == block.count("(base)") == 1
+    assert block.count("seed=") == 2
+  path = tmp_path / "sweep.svg"
+  sweep.plot(rows, path)
+  assert "thinking on, Avg@2" in path.read_text()
 
 
 def test_a_figure_is_whole_at_any_moment(three, tmp_path, monkeypatch):

@@ -127,6 +127,61 @@ def test_a_truncated_trajectory_can_be_kept_as_it_is(tmp_path, chat):
   data = build(tmp_path, chat, refine={0: cut}, train={"truncated": "keep"})
   assert data.samples[0].response.tolist() == [7, 8]
   assert data.samples[0].truncated
+  # Counted and told either way.
+  assert data.truncated == 1
+  first, *_ = data.describe()
+  assert first == "6 trajectories, 1 of them truncated"
+  data = build(tmp_path / "drop", chat, refine={0: cut})
+  assert data.truncated == 0
+  first, *_ = data.describe()
+  assert first == ("5 trajectories, 0 of them truncated; left out: 1 truncated")
+
+
+def test_contexts_follow_the_rows_and_not_the_config(tmp_path, chat):
+  """Two rows written without thinking among others that were with it."""
+  off = {"thinking": False}
+  made = {}
+  for n in (1, 4):
+    message = prompts.refinement(training_runs.problem(n), "d", "opsd")
+    made[n] = off | {"prompt_ids": chat.render(message, False)}
+  data = build(tmp_path, chat, refine=made)
+  block = chat.render("x", False)[len(chat.render("x", True)) :]
+  for n, s in enumerate(data.samples):
+    on = n not in made
+    assert (s.student_prompt.tolist()[-len(block) :] == block) != on
+    assert (s.teacher_prompt.tolist()[-len(block) :] == block) != on
+    initial = prompts.initial(training_runs.problem(n))
+    assert s.student_prompt.tolist() == chat.render(initial, on)
+  assert data.thinking == [
+    dict.fromkeys(("written", "student", "teacher"), on)
+    | {"trajectories": count}
+    for on, count in ((True, 4), (False, 2))
+  ]
+  assert [note.split(",")[0] for note in data.notes] == [
+    "4 written and scored with thinking on",
+    "2 written and scored with thinking off",
+  ]
+
+
+def test_a_key_overrides_the_mode_and_is_warned_of(tmp_path, chat):
+  data = build(
+    tmp_path,
+    chat,
+    method="forward_kl",
+    train={"student_thinking": False},
+    teacher={"thinking": False},
+  )
+  problem = training_runs.problem(0)
+  for ids, message in (
+    (data.samples[0].student_prompt, prompts.initial),
+    (data.samples[0].teacher_prompt, prompts.privileged),
+  ):
+    assert ids.tolist() == chat.render(message(problem), False)
+  (told, *warnings) = data.notes
+  assert told.startswith("6 written with thinking on, scored by the student")
+  assert ["mixed thinking modes" in line for line in warnings] == [True, True]
+  assert "train.student_thinking=False" in warnings[0]
+  assert "teacher.thinking=False" in warnings[1]
 
 
 def test_stages_that_are_missing_or_do_not_fit_are_named(tmp_path, chat):

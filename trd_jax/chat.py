@@ -126,6 +126,7 @@ class Chat:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
     self._template, variables = compile_template(template, name)
     self._frames: dict[bool | None, tuple[_Piece, str, str, _Piece]] = {}
+    self._tails: dict[bool | None, str] = {}
     self.supports_thinking = "enable_thinking" in variables
     self._check()
 
@@ -377,11 +378,16 @@ class Chat:
     Raises:
       UserError: the template has no such mode.
     """
-    tail = self._around("", "", thinking)[1]
-    opened, closed = tail.count("<think>"), tail.count("</think>")
-    if opened != closed:
-      return opened > closed
-    return self.supports_thinking and not opened
+    if self.opens_thoughts(thinking):
+      return True
+    return self.supports_thinking and "<think>" not in self._tails[thinking]
+
+  def opens_thoughts(self, thinking: bool | None) -> bool:
+    """Whether the prompt itself opens the block, so no response does."""
+    if thinking not in self._tails:
+      self._tails[thinking] = self._around("", "", thinking)[1]
+    tail = self._tails[thinking]
+    return tail.count("<think>") > tail.count("</think>")
 
   def _around(
     self, lead: str, trail: str, thinking: bool | None

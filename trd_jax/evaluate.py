@@ -28,6 +28,9 @@ FLAGS = (
     is_path=True,
   ),
   cli.Flag("compare_model", None, "whose samples there; default: --model"),
+  cli.Flag(
+    "across_modes", False, "compare although one run thinks, the other doesn't"
+  ),
 )
 
 
@@ -66,14 +69,15 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   if not experiment.preflight_only:
     check_installed(experiment.engine)
     benchmark_grading.check(experiment)
-  section, student = experiment.evaluate, experiment.student
+  section, thinking = experiment.evaluate, experiment.evaluation_thinking
 
   # 1. Questions and the model.
   who = _speaker(experiment, run_dir, stage)
   questions = {
     name: store.benchmark(experiment, name) for name in section.benchmarks
   }
-  scores.base_verdicts(section, run_dir, stage, questions)  # or a refusal
+  thinks = who.chat.thinks(thinking)
+  scores.base_verdicts(section, run_dir, stage, questions, thinks)  # or refused
 
   # 2. K prompts a question; none may be left out of a benchmark.
   prompts: list[generation.Prompt] = []
@@ -83,7 +87,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     fitted = fit_initials(
       who.chat,
       asked.problems,
-      student.thinking,
+      thinking,
       section.max_prompt_tokens,
       STAGE,
     )
@@ -108,7 +112,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       stage,
       who,
       section,
-      "student.thinking",
+      f"{'student' if section.thinking is None else STAGE}.thinking",
       problems=len(every),
       prompts=prompts,
       rejected=rejected,
@@ -140,7 +144,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       of_benchmark[sample.prompt.key],
       who,
       section,
-      student.thinking,
+      thinking,
     ),
     desc=stage.replace("/", " "),
   )
@@ -205,7 +209,8 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
         f"{run_dir.stage(stage)}: {name} had other questions when it was"
         " sampled; give it the files that it had then"
       )
-  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions)
+  (thinking, *_) = {row.get("thinking") for row in done.values()}
+  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions, thinking)
   keys = {
     row.key
     for row in run_dir.read(stage, GradedSample)
@@ -294,10 +299,14 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
         f" trd_jax.evaluate --model={stage.rpartition('/')[2]} there"
       )
   comparison = scores.compare(
-    found["mine"], found["other"], experiment.evaluate
+    found["mine"],
+    found["other"],
+    experiment.evaluate,
+    across_modes=flags.across_modes,
   )
   names = {
     side: f"{where.root} {stage.rpartition('/')[2]}"
+    f" ({scores.describe_modes(found[side])})"
     for side, (where, stage) in sides.items()
   }
   path = run_dir.comparison(sides["mine"][1])

@@ -127,6 +127,13 @@ class Experiment:
     return Model(**own)
 
   @property
+  def evaluation_thinking(self) -> bool | None:
+    """The thinking switch of benchmark prompts."""
+    if self.evaluate.thinking is None:
+      return self.student.thinking
+    return self.evaluate.thinking
+
+  @property
   def clip(self) -> float | None:
     """Largest divergence of a token in nats (SPEC §2), or None."""
     if self.loss.clip is None and self.method == "forward_kl_clip":

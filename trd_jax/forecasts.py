@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from trd_jax.chat import Chat
+from trd_jax.contexts import planned_modes
 from trd_jax.experiment import Experiment
 from trd_jax.metrics import Progress
 from trd_jax.prompts import elision, initial, privileged, reference, refinement
@@ -87,6 +88,7 @@ class Forecast:
 
 def of_rollouts(
   experiment: Experiment,
+  student: Chat,
   teacher: Chat,
   problems: Sequence[Problem],
   initial_tokens: Mapping[str, int],
@@ -95,6 +97,7 @@ def of_rollouts(
 
   Args:
     experiment: its budgets.
+    student: renders the student's contexts.
     teacher: renders refinement prompts and teacher contexts.
     problems: x and y*.
     initial_tokens: length of the rollout prompt by problem id; a problem
@@ -107,10 +110,24 @@ def of_rollouts(
   problems = [p for p in problems if p.problem_id in initial_tokens]
   shown = experiment.regime == "opsd"
   usable = [p for p in problems if not shown or reference(p) is not None]
+  modes = planned_modes(experiment, student, teacher)
+  student_tokens = initial_tokens
+  if student.thinks(modes.student) != student.thinks(
+    experiment.student.thinking
+  ):
+    # The student learns after another prompt than the one that it answered.
+    counted = _counted(
+      student,
+      problems,
+      map(initial, problems),
+      modes.student,
+      "student's contexts forecast",
+    )
+    student_tokens = {p.problem_id: length for p, length in counted}
   fixed: list[int] = []
   trimmed = no_room = 0
   # Prompt and response lengths of each trajectory that would be there.
-  student: list[int] = []
+  students: list[int] = []
   teachers: list[int] = []
   if experiment.refines:
     draft = experiment.rollout.max_response_tokens
@@ -133,7 +150,7 @@ def of_rollouts(
           continue
         trimmed += 1
         prompt = budget
-      student.append(initial_tokens[problem.problem_id])
+      students.append(student_tokens[problem.problem_id])
       teachers.append(prompt)
     shortest = min(fixed, default=None)
   else:
@@ -143,10 +160,10 @@ def of_rollouts(
       teacher,
       usable,
       map(message, usable),
-      experiment.teacher_model.thinking,
+      modes.teacher,
       "training forecast",
     ):
-      student.append(initial_tokens[problem.problem_id])
+      students.append(student_tokens[problem.problem_id])
       teachers.append(length)
     shortest = min(teachers, default=None)
   return Forecast(
@@ -155,11 +172,11 @@ def of_rollouts(
     no_reference=len(problems) - len(usable),
     no_room=no_room,
     trimmed=trimmed,
-    dropped=len(problems) - len(student),
-    over_student=sum(n + response > train.max_student_tokens for n in student),
+    dropped=len(problems) - len(students),
+    over_student=sum(n + response > train.max_student_tokens for n in students),
     over_teacher=sum(n + response > train.max_teacher_tokens for n in teachers),
     impossible=list(
-      _impossible(experiment, min(initial_tokens.values()), shortest)
+      _impossible(experiment, min(student_tokens.values()), shortest)
     ),
     max_prompt_tokens=refine.max_prompt_tokens,
     max_student_tokens=train.max_student_tokens,

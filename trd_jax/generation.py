@@ -292,7 +292,7 @@ def trajectory(
   thinking: bool | None,
   prompt_version: str,
 ) -> Trajectory:
-  """The row that a rollout or refinement becomes."""
+  """The row of a rollout or refinement; `thinking` is the prompt's switch."""
   prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
   return Trajectory(
     key=prompt.key,
@@ -304,7 +304,7 @@ def trajectory(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=thinking,
+    thinking=who.chat.thinks(thinking),
     sampling=sampling_json(section),
     model=who.name,
     model_revision=who.revision,
@@ -327,7 +327,7 @@ def graded_sample(
   section: Generation,
   thinking: bool | None,
 ) -> GradedSample:
-  """The row that a benchmark sample becomes."""
+  """The row of a benchmark sample; `thinking` is the prompt's switch."""
   prompt, completion, verdict = sample.prompt, sample.completion, sample.verdict
   ids = np.asarray(prompt.ids, "<i4").tobytes()
   return GradedSample(
@@ -342,7 +342,7 @@ def graded_sample(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=thinking,
+    thinking=who.chat.thinks(thinking),
     sampling=sampling_json(section),
     model=who.name,
     model_revision=who.revision,

@@ -10,6 +10,9 @@ other text, or a verb or place that makes it one.
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
+
+from trd_jax.grading.extract import final_text
 
 _SAYS = (
   "says?|said|states?|stated|claims?|claimed|gives?|gave|shows?|showed|notes?"
@@ -20,7 +23,17 @@ _SAYS = (
 _ERRS = (
   "contains?|contained|makes?|made|skips?|skipped|misses|missed|stops?|stopped"
   "|goes|went|gets?|got|tries|tried|correctly|incorrectly|wrongly|mistakenly"
-  "|errs|erred|forgets|forgot|did|does|didn't|doesn't"
+  "|errs|erred|forgets|forgot|did|does|didn't|doesn't|starts?|started|begins?"
+  "|began|ends?|ended|seems?|needs?|needed"
+)
+# What thoughts do with the text that they are about.
+_HANDLES = (
+  "look(?:s|ed|ing)? (?:at|through)|read(?:s|ing)?|see|check(?:s|ed|ing)?"
+  "|review(?:s|ed|ing)?|examin(?:es?|ed|ing)|go(?:es|ing)? (?:through|over)"
+  "|analy[sz](?:es?|ed|ing)|understand(?:s|ing)?|compar(?:es?|ed|ing)"
+  "|mention(?:s|ed|ing)?|refer(?:s|red|ring)? to|rewr(?:ites?|iting|itten|ote)"
+  "|refin(?:es?|ed|ing)|revis(?:es?|ed|ing)|fix(?:es|ed|ing)?"
+  "|improv(?:es?|ed|ing)|clean(?:s|ed|ing)? up"
 )
 _RIGHT = "correct|right|wrong|incorrect|incomplete|flawed|mistaken|cut off"
 _TEXT = "solution|answer|final answer|response|proof|derivation"
@@ -31,7 +44,10 @@ _END = r"(?=\s*(?:[.,;:)!?]|$))"
 _PHRASES = (
   # The reference, by name.
   rf"\breference (?:{_TEXT}|result)s?\b",
-  rf"\bthe reference(?:'s\b| (?:{_SAYS}|is (?:{_RIGHT})|above|provided)\b)",
+  rf"\bthe reference(?:'s\b| (?:{_SAYS}|gets?|got|is (?:{_RIGHT})|above"
+  r"|provided)\b)",
+  r"\b(?:mention(?:s|ed|ing)?|refer(?:s|red|ring)? to|look(?:s|ed|ing)? at"
+  r"|rel(?:y|ies|ied|ying) on) (?:a|any|the) reference" + _END,
   r"\b(?:according to|as in|per|in|from|with|by|match(?:es|ing)?"
   r"|follow(?:s|ing)?|see|using|unlike|contradicts|confirms)"
   rf" the reference{_END}",
@@ -44,6 +60,8 @@ _PHRASES = (
   rf"(?! (?:{_OF_A_PROBLEM})\b)",
   rf"\bthe (?:given|known) (?:{_TEXT}) (?:{_SAYS})\b",
   # The draft.
+  rf"\b(?:{_HANDLES}) (?:a|the|this|that|your|their) (?:draft|attempt)\b"
+  r"(?! (?:lottery|picks?|horses?|beer|of|to|at)\b)",
   rf"\bdraft (?:above|attempt|{_TEXT})\b",
   r"\b(?:above|given|provided|original|earlier|initial|previous|user's"
   r"|student's) draft\b",
@@ -92,6 +110,25 @@ def mentions_reference(text: str) -> str | None:
   return None
 
 
-def count_leaks(texts: Iterable[str]) -> int:
-  """How many texts speak of a draft or a reference."""
-  return sum(mentions_reference(text) is not None for text in texts)
+class Leaks(NamedTuple):
+  """How many responses speak of a draft or a reference.
+
+  Attributes:
+    anywhere: in thoughts or answer.
+    in_thoughts: in what comes before the answer (`grading.extract`).
+  """
+
+  anywhere: int
+  in_thoughts: int
+
+
+def count_leaks(texts: Iterable[str]) -> Leaks:
+  """Searches responses, thoughts included."""
+  anywhere = in_thoughts = 0
+  for text in texts:
+    if mentions_reference(text) is None:
+      continue
+    anywhere += 1
+    thoughts = text.removesuffix(final_text(text))
+    in_thoughts += mentions_reference(thoughts) is not None
+  return Leaks(anywhere, in_thoughts)

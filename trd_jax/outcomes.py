@@ -60,8 +60,15 @@ def describe(summary: Mapping[str, Any]) -> str:
     parts.append(f"{_share(summary['unjudged'], total)} not judged")
   if summary.get("rejected"):
     parts.append(f"{summary['rejected']} problems set aside")
+  if summary.get("shown_whole"):
+    parts.append(
+      f"{summary['shown_whole']:,} drafts without an answer shown whole"
+    )
   if summary.get("leaks"):
-    parts.append(f"{summary['leaks']:,} speak of a draft or a reference")
+    told = f"{summary['leaks']:,} speak of a draft or a reference"
+    if hidden := summary.get("leaks_in_thoughts"):
+      told += f" ({hidden:,} of them in their thoughts)"
+    parts.append(told)
   return ", ".join(parts)
 
 

@@ -80,7 +80,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     asked = {
       name: store.benchmark(experiment, name) for name in section.benchmarks
     }
-    scores.base_verdicts(section, run_dir, unfinished[-1], asked)
+    scores.base_verdicts(
+      section, run_dir, unfinished[-1], asked, experiment.evaluation_thinking
+    )
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir)
   else:
@@ -238,8 +240,9 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
 
   Returns:
     `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
-    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions, and
-    `data`, the files that the questions were read from;
+    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions,
+    `data`, the files that the questions were read from, and `thinking`,
+    whether the prompts let a response think;
     `trajectories`, `training`, `merge`: what the stages said of themselves;
     `seconds`: wall-clock by stage, over all the processes that worked on it,
     those that were stopped apart.
@@ -263,7 +266,8 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     for side, row in (("base", base[name]), ("trained", trained[name])):
       kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
       pair[side] |= {key: row[key] for key in kept if key in row}
-    pair["data"] = trained[name].get("data")
+    for key in ("data", "thinking"):
+      pair[key] = trained[name].get(key)
     figures[name] = pair
   return {
     "version": __version__,
@@ -294,7 +298,8 @@ def table(summary: dict[str, Any]) -> str:
   lines = [
     "",
     f"{summary['method']}, {summary['regime']}: {summary['student']} taught by"
-    f" {summary['teacher']}; percent, 95% intervals over questions",
+    f" {summary['teacher']}; percent, 95% intervals over questions;"
+    f" {scores.describe_modes(summary['benchmarks'])}",
     "",
   ]
   lines.append(scores.columns(rows))

@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from trd_jax import forecasts, hub
+from trd_jax import contexts, forecasts, hub
 from trd_jax.chat import Chat
-from trd_jax.contexts import thinking_warnings
 from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
+from trd_jax.experiment import Experiment, flat
 from trd_jax.forecasts import Forecast, Lengths
 from trd_jax.generation import Prompt, Speaker
 from trd_jax.json_files import write_json_atomic
@@ -24,7 +23,7 @@ from trd_jax.leaks import mentions_reference
 from trd_jax.metrics import Progress
 from trd_jax.model.config import read_positions
 from trd_jax.model_folder import CONFIG, read_json
-from trd_jax.prompts import reference, shown_draft
+from trd_jax.prompts import is_all_thoughts, reference, shown_draft
 from trd_jax.records import Problem, Rejected, Trajectory
 from trd_jax.run_dir import RunDir
 from trd_jax.sections import Generation, Model
@@ -41,9 +40,12 @@ class Report:
     stage: such as 'rollout' or 'evaluate/base'.
     model: its name as the config says it.
     dtype: what it runs in.
-    thinking: the config's thinking keys and their values.
-    applies: the key among them that these prompts are made with.
+    applies: the thinking key that these prompts are made with.
+    thinking: its value.
     thinks: whether a response to them may open with a thinking block.
+    can_choose: whether the model has another mode.
+    elsewhere: the modes of other stages, by stage.
+    scoring: in which modes training will score what (rollout and refine only).
     problems: how many problems (for refine: drafts) there are.
     prompts: how many prompts are within their budget, samples included.
     prompt_tokens: their lengths; None where there is none.
@@ -58,6 +60,8 @@ class Report:
     trimmed: drafts that lose their middle.
     elided: how many tokens each of these loses; None where there is none.
     elided_tokens: how many they lose together.
+    all_thoughts: drafts with nothing after their thoughts, which
+      `refine.draft_think=answer` shows whole.
     marks: how many texts spell out a control token, by where (problems,
       references, drafts) and token. The tokenizer keeps these as plain text.
     leaks: how many texts speak of a draft or reference, by where.
@@ -69,9 +73,12 @@ class Report:
   stage: str
   model: str
   dtype: str
-  thinking: dict[str, bool | None]
   applies: str
+  thinking: bool | None
   thinks: bool
+  can_choose: bool
+  elsewhere: dict[str, bool]
+  scoring: str | None
   problems: int
   prompts: int
   prompt_tokens: Lengths | None
@@ -85,6 +92,7 @@ class Report:
   trimmed: int
   elided: Lengths | None
   elided_tokens: int
+  all_thoughts: int
   marks: dict[str, dict[str, int]]
   leaks: dict[str, int]
   leak_examples: dict[str, list[list[str]]]
@@ -119,6 +127,9 @@ def check(
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
   texts: Mapping[str, Sequence[tuple[str, str]]],
+  elsewhere: Mapping[str, bool] | None = None,
+  scoring: str | None = None,
+  all_thoughts: int = 0,
   forecast: Forecast | None = None,
   warnings: Sequence[str] = (),
 ) -> Report:
@@ -135,25 +146,27 @@ def check(
     rejected: rows for the others.
     texts: (problem id, text) of all that goes into the prompts, by where it
       comes from.
-    forecast: for the report.
-    warnings: for the report; those about budgets are added.
+    elsewhere: for the report, as all below.
+    scoring: as `contexts.describe_modes` says it.
+    all_thoughts: of drafts.
+    forecast: what later stages would make of it.
+    warnings: those about budgets are added.
   """
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
   room = read_positions(read_json(who.folder / CONFIG))
   marks, leaks = _inspected(who.chat, texts)
-  thinking = {
-    "student.thinking": experiment.student.thinking,
-    "teacher.thinking": experiment.teacher.thinking,
-    "refine.thinking": experiment.refine.thinking,
-  }
+  thinking = flat(experiment)[applies]
   return Report(
     stage=stage,
     model=who.name,
     dtype=who.dtype,
-    thinking=thinking,
     applies=applies,
-    thinks=who.chat.thinks(thinking[applies]),
+    thinking=thinking,
+    thinks=who.chat.thinks(thinking),
+    can_choose=who.chat.supports_thinking,
+    elsewhere=dict(elsewhere or {}),
+    scoring=scoring,
     problems=problems,
     prompts=len(prompts),
     prompt_tokens=Lengths.of(lengths),
@@ -167,6 +180,7 @@ def check(
     trimmed=len(elided),
     elided=Lengths.of(elided),
     elided_tokens=sum(elided),
+    all_thoughts=all_thoughts,
     marks=marks,
     leaks={where: len(found) for where, found in leaks.items()},
     leak_examples={where: f[:_EXAMPLES] for where, f in leaks.items()},
@@ -192,12 +206,14 @@ def of_rollout(
     UserError: a thinking key asks for a mode that a template hasn't.
   """
   teacher, warnings = _other_chat(experiment, experiment.teacher, who, run_dir)
+  modes = contexts.outlook(experiment, who.chat, teacher)
   ahead = None
   if teacher is not None:
-    warnings += _thinking_notes(experiment, who.chat, teacher)
     lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
     if lengths:
-      ahead = forecasts.of_rollouts(experiment, teacher, problems, lengths)
+      ahead = forecasts.of_rollouts(
+        experiment, who.chat, teacher, problems, lengths
+      )
   texts = {
     "problems": [(p.problem_id, p.text) for p in problems],
     "references": [(p.problem_id, reference(p) or "") for p in problems],
@@ -212,8 +228,10 @@ def of_rollout(
     prompts=prompts,
     rejected=rejected,
     texts=texts,
+    elsewhere=modes.without("rollout"),
+    scoring=modes.scoring,
     forecast=ahead,
-    warnings=warnings,
+    warnings=[*warnings, *modes.warnings],
   )
 
 
@@ -241,8 +259,10 @@ def of_refine(
       (name, reference(p) or "") for name, p in shown.items()
     ]
   student, warnings = _other_chat(experiment, experiment.student, who, run_dir)
-  if student is not None:
-    warnings += _thinking_notes(experiment, student, who.chat)
+  modes = contexts.outlook(experiment, student, who.chat)
+  all_thoughts = 0
+  if section.draft_think == "answer":
+    all_thoughts = sum(is_all_thoughts(draft.text) for draft in drafts)
   return check(
     experiment,
     "refine",
@@ -253,7 +273,10 @@ def of_refine(
     prompts=prompts,
     rejected=rejected,
     texts=texts,
-    warnings=warnings,
+    elsewhere=modes.without("refine"),
+    scoring=modes.scoring,
+    all_thoughts=all_thoughts,
+    warnings=[*warnings, *modes.warnings],
   )
 
 
@@ -273,21 +296,6 @@ def _other_chat(
     return Chat.load(folder, model.chat_template), []
   except UserError as error:
     return None, [f"what {model.path} will make of it is not checked: {error}"]
-
-
-def _thinking_notes(
-  experiment: Experiment, student: Chat, teacher: Chat
-) -> list[str]:
-  """`contexts.thinking_warnings` of an experiment."""
-  return thinking_warnings(
-    method=experiment.method,
-    regime=experiment.regime,
-    student_chat=student,
-    teacher_chat=teacher,
-    student=experiment.student.thinking,
-    teacher=experiment.teacher_model.thinking,
-    refine=experiment.refine.thinking,
-  )
 
 
 def publish(report: Report, run_dir: RunDir) -> None:
@@ -333,14 +341,13 @@ def table(report: Report) -> str:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
   section = report.stage.partition("/")[0]
-  others = [f"{k}={v}" for k, v in report.thinking.items()]
-  others.remove(f"{report.applies}={report.thinking[report.applies]}")
-  yield (
-    "thinking",
-    f"{'on' if report.thinks else 'off'}"
-    f" ({report.applies}={report.thinking[report.applies]};"
-    f" elsewhere {', '.join(others)})",
-  )
+  mode = contexts.on_or_off
+  only = "" if report.can_choose else ", as the template has no switch"
+  others = "".join(f"; {s} {mode(on)}" for s, on in report.elsewhere.items())
+  key = f"{report.applies}={report.thinking}"
+  yield "thinking", f"{mode(report.thinks)} ({key}{only}){others}"
+  if report.scoring:
+    yield "scoring", report.scoring
   what = "drafts" if section == "refine" else "problems"
   yield what, f"{report.problems:,}"
   yield "prompts", f"{report.prompts:,} within the budget"
@@ -367,6 +374,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
       "trimmed",
       f"{report.trimmed:,} drafts lose {report.elided_tokens:,} tokens of their"
       f" middle ({_spread(report.elided)})",
+    )
+  if report.all_thoughts:
+    yield (
+      "shown whole",
+      f"{report.all_thoughts:,} drafts: nothing follows their thoughts"
+      " (refine.draft_think=answer)",
     )
   for where, found in report.marks.items():
     told = ", ".join(f"{mark} in {n:,}" for mark, n in found.items())

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from trd_jax.chat import Chat, Rendered
 from trd_jax.errors import UserError
+from trd_jax.grading.extract import final_text
 from trd_jax.records import Problem, Rejected
 
 VERSION = "1"
@@ -125,16 +126,27 @@ def refinement(problem: Problem, draft_text: str, regime: str) -> str:
 def shown_draft(draft_text: str, draft_think: str) -> str:
   """y_o as a refinement prompt shows it (`refine.draft_think`).
 
+  A draft whose thoughts nothing follows, as where a budget ended it, has no
+  answer to show: under 'answer' it is shown whole, like under 'keep_text', for
+  truncated drafts are refined, too (SPEC §5.4).
+
   Raises:
     UserError: a choice that does not exist.
   """
-  if draft_think not in ("keep_text", "strip"):
+  if draft_think not in ("keep_text", "strip", "answer"):
     raise UserError(
-      f"refine.draft_think={draft_think}: choose keep_text or strip"
+      f"refine.draft_think={draft_think}: choose keep_text, strip or answer"
     )
-  if draft_think == "keep_text":
+  if draft_think == "strip":
+    return draft_text.replace("<think>", "").replace("</think>", "")
+  if draft_think == "keep_text" or is_all_thoughts(draft_text):
     return draft_text
-  return draft_text.replace("<think>", "").replace("</think>", "")
+  return final_text(draft_text).strip()
+
+
+def is_all_thoughts(text: str) -> bool:
+  """Whether a response has thoughts and nothing after them."""
+  return bool(text.strip()) and not final_text(text).strip()
 
 
 def elision(domain: str) -> str:
@@ -227,7 +239,8 @@ def fit_refinements(
     max_tokens: the prompt's budget.
     overflow: 'trim_middle' or 'drop'.
     draft_think: 'keep_text' writes `<think>` and `</think>` as plain text,
-      'strip' leaves the two marks out; the thoughts stay either way.
+      'strip' leaves the two marks out, and the thoughts stay; 'answer' leaves
+      out the thoughts, too (see `shown_draft`).
 
   Yields:
     For each draft, in their order, the prompt, or the row set aside: dropped,

@@ -40,7 +40,9 @@ _HUB = {
   "nano": "random:nano",
 }
 # These think before they answer unless told otherwise; Instruct-2507 can't.
-_HYBRID = ("1.7b", "8b")
+# The nano model has the tokenizer and the template of such a one.
+_HYBRID = ("1.7b", "8b", "nano")
+_THINKING = ("default", "on", "off")
 
 
 def build(
@@ -54,11 +56,11 @@ def build(
       default.
     arg: what stands behind the colon of --config=FILE.py: `model`, `domain`
       (math or code), `method`, `subset` (trajectories to train on, by
-      verdict), `cot` (all, with_cot or answer_only problems), `gpus`, and
-      `tokenizer`, which only the nano model reads.
+      verdict), `cot` (all, with_cot or answer_only problems), `thinking` (see
+      `_think`), `gpus`, and `tokenizer`, which only the nano model reads.
 
   Raises:
-    UserError: no such variant or value.
+    UserError: no such variant or value, or a student that can't think.
   """
   variant = experiment.parse_arg(
     arg,
@@ -67,6 +69,7 @@ def build(
     method="trd",
     subset="all",
     cot="all",
+    thinking="default",
     gpus=8,
     tokenizer="Qwen/Qwen3-8B",
   )
@@ -74,6 +77,7 @@ def build(
   _choose("domain", variant.domain, tuple(BENCHMARKS))
   _choose("method", variant.method, experiment.METHODS)
   _choose("subset", variant.subset, SUBSETS)
+  _choose("thinking", variant.thinking, _THINKING)
   config: Any = experiment.default_config()
   config.regime = regime
   config.method = variant.method
@@ -82,6 +86,8 @@ def build(
   config.data.subset = variant.cot
   config.data.decontaminate = "ngram"
   config.train.subset = variant.subset
+  # The paper's counts leave no trajectory out (SPEC §5.4).
+  config.train.truncated = "keep"
 
   prompt = _PROMPT_TOKENS[variant.domain]
   config.rollout.max_prompt_tokens = prompt
@@ -98,6 +104,7 @@ def build(
     _nano(config, variant)
   else:
     _real(config, variant)
+  _think(config, variant)
   return config
 
 
@@ -109,6 +116,35 @@ def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
     raise UserError(f"{name}={value}: {told}")
 
 
+def _think(config: Any, variant: types.SimpleNamespace) -> None:
+  """The thinking mode of each stage; scoring follows what is scored.
+
+  By default a hybrid student thinks in rollouts and in mathematics
+  benchmarks, and nobody thinks while refining or in benchmarks of programs.
+  `on` and `off` say it of all. A student without thinking answers like one
+  that is told not to, and so does what is written for it.
+
+  Raises:
+    UserError: thinking=on for a student that can't.
+  """
+  chosen = variant.thinking
+  can_think = variant.model in _HYBRID
+  if chosen == "on" and not can_think:
+    raise UserError(
+      f"thinking=on: model={variant.model} ({_HUB[variant.model]}) has no"
+      " thinking mode, and would learn thoughts that it can't open; leave"
+      " thinking out, or choose another model"
+    )
+  config.refine.thinking = chosen == "on"
+  if can_think:
+    config.student.thinking = chosen != "off"
+    config.evaluate.thinking = {
+      "default": variant.domain == "math",
+      "on": True,
+      "off": False,
+    }[chosen]
+
+
 def _real(config: Any, variant: types.SimpleNamespace) -> None:
   """Weights from the hub, bfloat16, vLLM on every GPU of the node."""
   teacher = "8b" if config.regime == "opd" else variant.model
@@ -116,7 +152,6 @@ def _real(config: Any, variant: types.SimpleNamespace) -> None:
   for model, name in sides:
     model.path = _HUB[name]
     model.dtype = "bfloat16"
-    model.thinking = True if name in _HYBRID else None
   config.engine.name = "vllm"
   config.engine.vllm.data_parallel = variant.gpus
   config.python.generation = ".venv-vllm/bin/python"
@@ -127,7 +162,6 @@ def _nano(config: Any, variant: types.SimpleNamespace) -> None:
   for model in (config.student, config.teacher):
     model.path = _HUB["nano"]
     model.tokenizer = variant.tokenizer
-    model.thinking = False
   config.data.limit = 16
   for stage in (config.rollout, config.refine, config.evaluate):
     stage.max_response_tokens = 48
@@ -136,4 +170,3 @@ def _nano(config: Any, variant: types.SimpleNamespace) -> None:
   config.lora.rank = 8
   config.lora.alpha = 16.0
   config.train.batch_size = 8
-  config.train.truncated = "keep"

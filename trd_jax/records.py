@@ -148,7 +148,8 @@ class Trajectory(_Record):
     finish_reason: 'stop', or 'length' where a budget ended it.
     truncated: True where `finish_reason` is 'length'.
     seed: the request's sampling seed.
-    thinking: the chat template's thinking switch, None where it has none.
+    thinking: whether the prompt let the response open with a thinking block;
+      None in rows of earlier versions that left the switch at its default.
     sampling: JSON of the sampling parameters.
     model: folder or hub id of the model that wrote it.
     model_revision: see `hub.model_revision`.

@@ -114,9 +114,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # 4. What came out, and how it compares with the drafts.
   summary = outcomes.settle(run_dir, STAGE, {p.key for p in prompts})
   summary |= {"rejected": len(rejected), "trimmed": report.trimmed}
+  summary["shown_whole"] = report.all_thoughts
   refined = run_dir.read(STAGE, Trajectory)
   summary["by_draft"] = confusion(drafts, refined)
-  summary["leaks"] = count_leaks(row.text for row in refined)
+  leaks = count_leaks(row.text for row in refined)
+  summary |= {"leaks": leaks.anywhere, "leaks_in_thoughts": leaks.in_thoughts}
   run_dir.mark_done(STAGE, summary)
   print(f"refine: {outcomes.describe(summary)}", flush=True)
 

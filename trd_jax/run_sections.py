@@ -17,6 +17,9 @@ class Evaluate(Generation):
   root: str | None = keys.path(
     None, "folder with local copies of the benchmarks; None: download them"
   )
+  thinking: bool | None = key(
+    None, "the template's thinking switch; None: student.thinking"
+  )
   k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1))
   max_response_tokens: int = key(
     38912, "a longer response is cut and marked as truncated", at_least(1)

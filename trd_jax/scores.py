@@ -48,8 +48,9 @@ def figures(
     What `estimators.summarize` gives; `verdicts` by question; the shares of
     samples that were truncated, have no answer (no box, no program), could
     not be parsed or ran out of time; `median_tokens`; `graders`, how many
-    samples each version judged; `model`, `model_revision`; `data`; and with
-    `base` the figures by difficulty as `buckets`.
+    samples each version judged; `model`, `model_revision`; `thinking`, whether
+    the prompts let a response think (None where the rows don't say); `data`;
+    and with `base` the figures by difficulty as `buckets`.
   """
   verdicts: Verdicts = {}
   graders: dict[str, int] = {}
@@ -68,6 +69,7 @@ def figures(
     "graders": graders,
     "model": rows[0].model,
     "model_revision": rows[0].model_revision,
+    "thinking": max((row.thinking for row in rows), key=_is_said),
     "data": dict(data),
   }
   if base is not None:
@@ -80,6 +82,7 @@ def base_verdicts(
   run_dir: RunDir,
   stage: str,
   questions: Mapping[str, Questions],
+  thinking: bool | None = None,
 ) -> dict[str, Verdicts]:
   """By benchmark the base verdicts that say how hard each question is.
 
@@ -88,10 +91,11 @@ def base_verdicts(
     run_dir: this run.
     stage: what is evaluated: 'evaluate/base' or 'evaluate/trained'.
     questions: what is asked.
+    thinking: in which mode, where that is known.
 
   Raises:
     UserError: the run that `evaluate.buckets_from` names has no base samples,
-      or has them of other questions.
+      or has them of other questions or in the other thinking mode.
   """
   named = section.buckets_from
   if named is None and stage == _BASE:
@@ -110,6 +114,13 @@ def base_verdicts(
     raise UserError(f"{told}: it has no {', '.join(lacking)}")
   found = {name: row["verdicts"] for name, row in done.items()}
   for name in questions.keys() & found.keys():
+    if _differ(there := done[name].get("thinking"), thinking):
+      raise UserError(
+        f"{told}: its {name} was sampled with thinking {_mode(there)}, and here"
+        f" it is with thinking {_mode(thinking)}, so that its buckets are"
+        " another mode's; set evaluate.thinking to its mode, or name another"
+        " run in evaluate.buckets_from"
+      )
     ids = {problem.problem_id for problem in questions[name].problems}
     if missing := sorted(ids - found[name].keys()):
       raise UserError(
@@ -118,6 +129,25 @@ def base_verdicts(
         " evaluate.buckets_from"
       )
   return found
+
+
+def _is_said(thinking: bool | None) -> bool:
+  return thinking is not None
+
+
+def _differ(one: bool | None, two: bool | None) -> bool:
+  """Whether two modes are known to differ; earlier versions don't say."""
+  return _is_said(one) and _is_said(two) and one != two
+
+
+def _mode(thinking: bool | None) -> str:
+  return {True: "on", False: "off", None: "not recorded"}[thinking]
+
+
+def describe_modes(summary: Mapping[str, Any]) -> str:
+  """In which thinking mode the benchmarks of a summary were sampled."""
+  modes = (_mode(row.get("thinking")) for row in summary.values())
+  return f"thinking {' or '.join(dict.fromkeys(modes))}"
 
 
 def _share(marks) -> float:
@@ -156,6 +186,7 @@ def table(summary: Mapping[str, Any]) -> str:
       lines.append((f"Avg@{k} {bucket} (n={part['n']})", shown))
     shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
     lines.append(("shares", ", ".join(shares)))
+    lines.append(("thinking", _mode(row.get("thinking"))))
     title = f"{name} (n={row['n']})"
     rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
   return columns(rows)
@@ -185,6 +216,7 @@ def compare(
   mine: Mapping[str, Any],
   other: Mapping[str, Any],
   section: Evaluate,
+  across_modes: bool = False,
 ) -> dict[str, Any]:
   """Two runs on the benchmarks that both have, question by question.
 
@@ -192,10 +224,12 @@ def compare(
     mine: a run's figures by benchmark, verdicts included.
     other: another run's.
     section: for the seed and the number of resamples.
+    across_modes: whether one may have been sampled with thinking on and the
+      other with thinking off.
 
   Returns:
-    By benchmark `other`, `mine` (see `estimators.summarize`) and
-    `paired_difference`, mine minus other.
+    By benchmark `other`, `mine` (see `estimators.summarize`, and their
+    `thinking`) and `paired_difference`, mine minus other.
 
   Raises:
     UserError: they share no benchmark; or one was asked or graded in another
@@ -210,7 +244,7 @@ def compare(
   found = {}
   for name in common:
     one, two = mine[name], other[name]
-    check_alike(name, one, two)
+    check_alike(name, one, two, across_modes)
     pair = estimators.compare(
       two["verdicts"],
       one["verdicts"],
@@ -218,26 +252,38 @@ def compare(
       seed=section.seed,
     )
     found[name] = {
-      "other": pair["base"],
-      "mine": pair["trained"],
+      "other": {**pair["base"], "thinking": two.get("thinking")},
+      "mine": {**pair["trained"], "thinking": one.get("thinking")},
       "paired_difference": pair["paired_difference"],
     }
   return found
 
 
 def check_alike(
-  name: str, one: Mapping[str, Any], two: Mapping[str, Any]
+  name: str,
+  one: Mapping[str, Any],
+  two: Mapping[str, Any],
+  across_modes: bool = False,
 ) -> None:
   """Sees that two runs on a benchmark differ by their models alone.
 
   Raises:
-    UserError: by their questions, samples a question, or graders.
+    UserError: by their questions, samples a question, graders, or, unless
+      `across_modes`, by the thinking modes that they say.
   """
   if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
     raise UserError(
       f"compare: {name} has n={one['n']}, k={one['k']} in one run and"
       f" n={two['n']}, k={two['k']} in the other, or other questions;"
       f" {_ADVICE}"
+    )
+  modes = [run.get("thinking") for run in (one, two)]
+  if _differ(*modes) and not across_modes:
+    raise UserError(
+      f"compare: {name} was sampled with thinking {_mode(modes[0])} in one run"
+      f" and {_mode(modes[1])} in the other, so that the difference is not the"
+      " models' alone; evaluate both in one mode (evaluate.thinking), or set"
+      " them side by side all the same with trd_jax.evaluate --across_modes"
     )
   # What an earlier version wrote doesn't say.
   graders = [", ".join(sorted(run.get("graders", ()))) for run in (one, two)]

@@ -30,7 +30,9 @@ class Model:
     None, "file of a Jinja chat template; None: the tokenizer's own"
   )
   thinking: bool | None = key(
-    None, "the template's thinking switch; None: it has none, or its default"
+    None,
+    "the template's thinking switch in its rollouts; None: the template's"
+    " default, or it has none",
   )
   dtype: str = key(
     "float32", "type of the frozen weights", one_of("float32", "bfloat16")
@@ -58,6 +60,11 @@ class Teacher(Model):
   """The teacher; of these OPSD reads `thinking` only (see `Experiment`)."""
 
   path: str = keys.path("lab:teacher", "as student.path; read in OPD only")
+  thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which it scores y_o; None: as y_o"
+    " was written. trd's is the refinement prompt as it stands",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +147,9 @@ class Refine(Generation):
     18432, "a longer prompt overflows: see refine.overflow", at_least(1)
   )
   thinking: bool | None = key(
-    False, "the template's thinking switch while refining"
+    False,
+    "the template's thinking switch while refining; None: its default, or it"
+    " has none",
   )
   overflow: str = key(
     "trim_middle",
@@ -149,8 +158,9 @@ class Refine(Generation):
   )
   draft_think: str = key(
     "keep_text",
-    "the draft's thinking marks: kept as plain text, or left out",
-    one_of("keep_text", "strip"),
+    "the draft's thoughts: kept, marks and all, as plain text; kept without"
+    " the marks (strip); or left out (answer), unless nothing follows them",
+    one_of("keep_text", "strip", "answer"),
   )
   teacher_top_k: int = key(
     0,
@@ -224,6 +234,11 @@ class Train:
   )
   truncated: str = key(
     "drop", "trajectories that a budget ended", one_of("drop", "keep")
+  )
+  student_thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which the student learns; None: as"
+    " the trajectory was written",
   )
   subset: str = key(
     "all",

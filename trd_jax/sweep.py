@@ -12,7 +12,7 @@ where an earlier one was stopped.
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,8 +244,9 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
 
   Returns:
     A row a point and benchmark: `point`, `values`, `round`, the best of its
-    `rounds`, `benchmark`, and of base, trained and their paired difference `k`,
-    `n`, `avg_at_k` and `pass_at_k` with 95% intervals.
+    `rounds`, `benchmark`, the mode `thinking` in which it was sampled (None
+    where an earlier version doesn't say), and of base, trained and their paired
+    difference `k`, `n`, `avg_at_k` and `pass_at_k` with 95% intervals.
   """
   rows = []
   for one in plans:
@@ -266,7 +267,8 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
     }
     for name, pair in read_json(best.summary)["benchmarks"].items():
       figures = {side: pair[side] for side in _SIDES}
-      rows.append({**about, "benchmark": name, **figures})
+      about |= {"benchmark": name, "thinking": pair.get("thinking")}
+      rows.append({**about, **figures})
   return rows
 
 
@@ -282,12 +284,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   if not rows:
     return "no point is done yet"
   lines = ["", "percent, 95% intervals over questions; * the highest Avg@K", ""]
-  for name in dict.fromkeys(row["benchmark"] for row in rows):
-    here = [row for row in rows if row["benchmark"] == name]
+  for title, here in _alike(rows):
     best = max(row["trained"]["avg_at_k"] for row in here)
     first = here[0]["base"]
     k = first["k"]
-    cells = [(f"{name} (n={first['n']})", f"Avg@{k}", f"Pass@{k}")]
+    cells = [(title, f"Avg@{k}", f"Pass@{k}")]
     for row in here:
       mark = "*" if row["trained"]["avg_at_k"] == best else " "
       cells.append((f"{mark} {_label(row)}", *_cells(row["trained"])))
@@ -296,26 +297,41 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def _alike(
+  rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+  """Rows that may stand beside each other: of a benchmark, in one mode."""
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  mode = {True: ", thinking on", False: ", thinking off", None: ""}
+  for row in rows:
+    title = f"{row['benchmark']} (n={row['base']['n']})"
+    groups.setdefault(title + mode[row["thinking"]], []).append(row)
+  yield from groups.items()
+
+
 def _cells(figures: Mapping[str, Any]) -> tuple[str, str]:
   return scores.cell(figures, "avg_at_k"), scores.cell(figures, "pass_at_k")
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-  """A panel a benchmark: Avg@K of every point with its interval, and base."""
+  """A panel a benchmark and mode: Avg@K of each point with its interval."""
   from matplotlib.figure import Figure
 
-  names = list(dict.fromkeys(row["benchmark"] for row in rows))
-  figure = Figure(figsize=(4 * len(names), 1.2 + 0.35 * len(rows) / len(names)))
-  axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-  for panel, name in zip(axes, names, strict=True):
-    here = [row for row in rows if row["benchmark"] == name][::-1]
+  groups = list(_alike(rows))
+  labels = [[_label(row) for row in here] for _, here in groups]
+  figure = Figure(figsize=(4 * len(groups), 1.2 + 0.35 * max(map(len, labels))))
+  axes = figure.subplots(
+    1, len(groups), sharey=labels.count(labels[0]) == len(labels), squeeze=False
+  )[0]
+  for panel, (title, here) in zip(axes, groups, strict=True):
+    here = here[::-1]
     for place, row in enumerate(here):
       low, high = row["trained"]["avg_at_k_interval"]
       panel.plot([100 * low, 100 * high], [place, place], color="tab:blue")
       panel.plot(100 * row["trained"]["avg_at_k"], place, "o", color="tab:blue")
     panel.axvline(100 * here[0]["base"]["avg_at_k"], color="gray", ls=":")
     panel.set_yticks(range(len(here)), [_label(row) for row in here])
-    panel.set_title(f"{name}, Avg@{here[0]['base']['k']} (%)", fontsize=9)
+    panel.set_title(f"{title}, Avg@{here[0]['base']['k']} (%)", fontsize=9)
   figure.tight_layout()
   # The tasks of an array job end when they like, and each draws all points.
   with atomic_file(path) as file:

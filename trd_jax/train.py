@@ -64,7 +64,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     work,
   )
   from trd_jax.checkpoint import Checkpoints
-  from trd_jax.contexts import thinking_warnings
   from trd_jax.distill_step import Setup
   from trd_jax.distiller import Distiller
   from trd_jax.metrics import MetricWriter, Progress, open_sinks, read_metrics
@@ -99,17 +98,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     [student.chat, teacher.chat],
     [config.vocab_size for config in configs],
   )
-  for warning in thinking_warnings(
-    method=experiment.method,
-    regime=experiment.regime,
-    student_chat=student.chat,
-    teacher_chat=teacher.chat,
-    student=experiment.student.thinking,
-    teacher=teacher_model.thinking,
-    refine=experiment.refine.thinking,
-  ):
-    print(f"train: note: {warning}", flush=True)
-
   if attention.implementation != "xla":
     for config in dict.fromkeys(configs):
       error = choice.check(
@@ -127,8 +115,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   if writes:
     run_dir.write_rejected(STAGE, data.rejected)
   processes.check_same(len(data.samples), "how many trajectories they find")
-  dropped = "".join(f", {n} {why}" for why, n in data.dropped.items())
-  print(f"train: {len(data.samples):,} trajectories{dropped}", flush=True)
+  for line in data.describe():
+    print(f"train: {line}", flush=True)
 
   # 3. The order: shuffled anew each epoch, cut into batches. The last batch
   #    is what is left; its loss is the mean over the trajectories it has.
@@ -315,6 +303,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "updates": num_steps,
     "trajectories": len(data.samples),
     "dropped": dict(data.dropped),
+    "truncated": data.truncated,
+    "thinking": data.thinking,
     "first_loss": logged[0]["loss"],
     "last_loss": logged[-1]["loss"],
     "seconds": round(seconds, 3),

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from trd_jax.chat import Chat
-from trd_jax.contexts import student_context, teacher_context
+from trd_jax.contexts import (
+  Modes,
+  describe_modes,
+  mode_warnings,
+  scoring_modes,
+  student_context,
+  teacher_context,
+)
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.layout import Sample
@@ -25,11 +32,31 @@ class TrainingSet:
     samples: by ascending key of their trajectory.
     rejected: a row for each trajectory that fell out, with the reason.
     dropped: how many fell out, by reason.
+    thinking: of those with the same modes a row: whether they were `written`
+      with thinking on, and are scored so by `student` and `teacher`, and how
+      many `trajectories` they are.
+    notes: lines about these modes.
   """
 
   samples: list[Sample]
   rejected: list[Rejected]
   dropped: Mapping[str, int]
+  thinking: list[dict[str, int]]
+  notes: list[str]
+
+  @property
+  def truncated(self) -> int:
+    """How many that are trained on a budget has ended."""
+    return sum(sample.truncated for sample in self.samples)
+
+  def describe(self) -> Iterator[str]:
+    """Lines for a person: how many, what fell out, thinking modes."""
+    out = ", ".join(f"{n:,} {why}" for why, n in self.dropped.items())
+    yield (
+      f"{len(self.samples):,} trajectories, {self.truncated:,} of them"
+      f" truncated{out and f'; left out: {out}'}"
+    )
+    yield from self.notes
 
 
 def build(
@@ -39,22 +66,23 @@ def build(
 
   The student's context is the initial prompt. The teacher's is, for trd, the
   refinement prompt that y_r was made from, id for id; otherwise the initial
-  (OPD) or the privileged prompt (OPSD). Trajectories fall out, and are
+  (OPD) or the privileged prompt (OPSD). Both are in the thinking mode in which
+  the trajectory was written (`contexts`). Trajectories fall out, and are
   counted, that `train.subset` leaves out, that are empty, that a budget ended
   (`train.truncated`), whose problem has no reference where the teacher needs
   one, or that exceed `train.max_student_tokens` or `train.max_teacher_tokens`
   with their prompt: none is ever cut.
 
   Args:
-    experiment: method, regime, subset, bounds.
+    experiment: method, regime, subset, bounds, overrides of thinking modes.
     run_dir: holds problems and trajectories.
     student: the student's tokenizer and template.
     teacher: the teacher's.
 
   Raises:
     UserError: the stage before hasn't finished, a stored prompt or draft
-      doesn't fit the config or the rest of the directory, or nothing is left
-      to train on.
+      doesn't fit the config or the rest of the directory, a thinking key asks
+      for a mode that a template hasn't, or nothing is left to train on.
   """
   stage = experiment.trajectory_stage
   needs = {"rollout", stage}
@@ -72,6 +100,8 @@ def build(
   samples: list[Sample] = []
   rejected: list[Rejected] = []
   dropped: collections.Counter[str] = collections.Counter()
+  counts: collections.Counter[Modes] = collections.Counter()
+  modes_of: dict[bool | None, Modes] = {}
   for trajectory, rollout, repaired in _pairs(experiment, rollouts, refined):
     problem = problems.get(trajectory.problem_id)
     if problem is None:
@@ -84,12 +114,23 @@ def build(
     if reason is None and _lacks_reference(experiment, problem):
       reason = "no reference for the teacher"
     if reason is None:
+      recorded = trajectory.thinking
+      if recorded not in modes_of:
+        modes_of[recorded] = scoring_modes(
+          experiment, student, teacher, recorded
+        )
       sample = _sample(
-        experiment, student, teacher, problem, trajectory, rollout
+        experiment,
+        (student, teacher),
+        modes_of[recorded],
+        problem,
+        trajectory,
+        rollout,
       )
       reason = _too_long(experiment, sample)
     if sample is not None and reason is None:
       samples.append(sample)
+      counts[modes_of[trajectory.thinking]] += 1
     elif reason is not None:
       dropped[reason] += 1
       rejected.append(Rejected(trajectory.problem_id, stage, "train", reason))
@@ -99,7 +140,21 @@ def build(
       f"{run_dir.stage(stage)}: no trajectory is left to train on ({told});"
       " change train.subset, train.truncated or the bounds"
     )
-  return TrainingSet(samples, rejected, dict(dropped))
+  thinking: list[dict[str, int]] = []
+  notes: list[str] = []
+  for modes, count in counts.items():
+    thinking.append(
+      {
+        "written": modes.written,
+        "student": student.thinks(modes.student),
+        "teacher": teacher.thinks(modes.teacher),
+        "trajectories": count,
+      }
+    )
+    notes.append(f"{count:,} {describe_modes(student, teacher, modes)}")
+    warnings = mode_warnings(experiment, student, teacher, modes)
+    notes += [f"note: {warning}" for warning in warnings]
+  return TrainingSet(samples, rejected, dict(dropped), thinking, notes)
 
 
 def _pairs(
@@ -154,25 +209,28 @@ def _lacks_reference(experiment: Experiment, problem: Problem) -> bool:
 
 def _sample(
   experiment: Experiment,
-  student: Chat,
-  teacher: Chat,
+  chats: tuple[Chat, Chat],
+  modes: Modes,
   problem: Problem,
   trajectory: Trajectory,
   rollout: Trajectory,
 ) -> Sample:
-  student_ids = student_context(student, problem, experiment.student.thinking)
+  student, teacher = chats
+  student_ids = student_context(student, problem, rollout.thinking)
   if student_ids != list(rollout.prompt_ids):
     raise UserError(
       f"rollout {rollout.key}: its stored prompt is not the one that this"
       " program makes (another template, thinking mode or version?); run"
       " trd_jax.rollout again in a new --workdir"
     )
+  if modes.student != rollout.thinking:
+    student_ids = student_context(student, problem, modes.student)
   teacher_ids = teacher_context(
     teacher,
     problem,
     experiment.method,
     experiment.regime,
-    experiment.teacher_model.thinking,
+    modes.teacher,
     list(trajectory.prompt_ids) if experiment.refines else None,
   )
   return Sample(
