@@ -1,5 +1,6 @@
 """The benchmarks' own machinery: turns, documents, figures, the report."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -345,3 +346,20 @@ def test_a_loop_of_unknown_length_is_refused():
   with pytest.raises(ValueError, match="unknown length"):
     compiled.cost(program)
   assert compiled.cost(program, 2.5).flops == 2.5 * 2 * 4**3
+
+
+def test_results_take_the_place_of_results_alone(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  path = results.output("~/mine.json")
+  assert path == tmp_path / "mine.json"
+  results.Document("loss", path, quick=True).add("g", {}, {})
+  assert results.output(str(path)) == path
+  assert results.output(str(tmp_path)) == tmp_path
+  for name in ("notes.json", "BENCHMARKS.md"):
+    (tmp_path / name).write_text('{"a": 1}')
+    for text in (str(tmp_path / name), str(tmp_path)):
+      with pytest.raises(argparse.ArgumentTypeError, match=f"{name} was not"):
+        results.output(text)
+    (tmp_path / name).unlink()
+  with pytest.raises(argparse.ArgumentTypeError, match="empty"):
+    results.output("")

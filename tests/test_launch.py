@@ -413,3 +413,67 @@ def test_a_plan_of_servers_in_a_bare_clone_says_what_it_needs(clone):
   assert found.returncode == 2
   (line,) = found.stderr.splitlines()
   assert "TRD_VLLM_PYTHON" in line
+
+
+def test_a_home_in_a_folders_name_is_the_hosts(tmp_path):
+  (tmp_path / "a b").mkdir()
+  for folder, goes_to in (("~/a b", tmp_path / "a b"), ("~", tmp_path)):
+    shown = launch(
+      SSH, "h1", "--dir", folder, "--dry-run", "--", "--workdir=runs/x"
+    )
+    goes, *_ = shlex.split(shown.stdout)[-1].split(" && ")
+    there = subprocess.run(
+      ["bash", "-c", f"{goes} && pwd"],
+      env={**os.environ, "HOME": str(tmp_path)},
+      capture_output=True,
+      text=True,
+    )
+    assert there.stdout == f"{goes_to}\n"
+
+
+def test_an_empty_workdir_is_refused_before_anything_is_installed():
+  told = launch(NODE, "configs/demo.py", "")
+  assert told.returncode == 2
+  assert told.stdout == ""
+  assert "WORKDIR is empty" in told.stderr
+
+
+@pytest.mark.parametrize(
+  "name", ["vllm cpu", "evalplus", "lcb_runner", "bench"]
+)
+def test_a_folder_with_something_else_becomes_no_environment(name, tmp_path):
+  (tmp_path / "installed").write_text("mine")
+  name, *kind = name.split()
+  script = LAUNCH.parent / "third_party" / name / "install.sh"
+  for folder in (str(tmp_path), "~"):
+    if (name, folder) == ("bench", "~"):
+      continue
+    told = launch(script, *kind, folder, HOME=str(tmp_path))
+    assert told.returncode == 2
+    assert f"{tmp_path} is there and no environment" in told.stderr
+    assert (tmp_path / "installed").read_text() == "mine"
+
+
+def test_make_clean_removes_what_make_has_made(tmp_path):
+  shutil.copy(LAUNCH.parent / "Makefile", tmp_path)
+  (tmp_path / "else").mkdir()
+  for name in ("made/.runtime", "mine/bin", "build/lib/x", "build/mine"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("")
+  (tmp_path / "else" / ".cpu").write_text("")
+  told = subprocess.run(
+    [
+      *("make", "clean", "VENV=made", "EVALPLUS_VENV=mine"),
+      f"VLLM_VENV={tmp_path / 'else'}",
+    ],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert told.returncode == 0, told.stderr
+  assert "mine stays" in told.stderr
+  left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
+  assert left == {
+    *("Makefile", "mine", "mine/bin", "build", "build/mine"),
+    *("else", "else/.cpu"),
+  }
