@@ -89,7 +89,9 @@ wrong_gradient.defvjp(_wrong_fwd, _wrong_bwd)
 
 
 def check(attention, dtype="bfloat16", pack=False):
-  return choice.check(attention, "this", SMALL, dtype, packed=pack, length=64)
+  return choice.check(
+    attention, "this", SMALL, dtype, packed=pack, lengths=[64]
+  )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

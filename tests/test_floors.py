@@ -43,7 +43,7 @@ TEXT = {
   "prompts",
   "scores",
 }
-DEVICE = {"model", "processes", "sharding"}
+DEVICE = {"backend", "model", "processes", "sharding"}
 LEARNING = {
   "adapters",
   "checkpoint",

@@ -5,7 +5,7 @@ Each works on a device's own share of the slots (`shard_map` over the mesh's
 
 Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
 C steps of a decoding chunk, V vocabulary, D residual width, K likeliest tokens
-that are asked for.
+that are asked for; in a cache K key heads, H head width.
 """
 
 import functools
@@ -217,10 +217,30 @@ def insert(
   return _on_each(run, mesh, in_specs, SLOTS)(cache, source, row_B)
 
 
-@functools.partial(jax.jit, static_argnames=("length", "mesh"))
 def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
-  """The cache at another context length, cut or padded with zeros."""
+  """The cache at another context length, cut or padded with zeros.
 
+  Layer by layer, and each is deleted once its new form is there: a device holds
+  little more than the longer of the two.
+  """
+  keys, values = [], []
+  for old in zip(*cache, strict=True):
+    key, value = _resize_layer(*old, length=length, mesh=mesh)
+    # What is deleted before it has been read is freed later. On CPUs nothing is
+    # that short, and another batch's chunk may be running.
+    if mesh.devices.flat[0].platform != "cpu":
+      jax.block_until_ready((key, value))
+    for array in old:
+      array.delete()
+    keys.append(key)
+    values.append(value)
+  return KVCache(tuple(keys), tuple(values))
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"))
+def _resize_layer(
+  key_BKHS: jax.Array, value_BKSH: jax.Array, *, length: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
   def fit(axis, x):
     if length <= x.shape[axis]:
       return jax.lax.slice_in_dim(x, 0, length, axis=axis)
@@ -228,12 +248,10 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
     widths[axis] = (0, length - x.shape[axis])
     return jnp.pad(x, widths)
 
-  def run(cache):
-    keys = jax.tree.map(functools.partial(fit, 3), cache.keys)
-    values = jax.tree.map(functools.partial(fit, 2), cache.values)
-    return KVCache(keys, values)
+  def run(key_BKHS, value_BKSH):
+    return fit(3, key_BKHS), fit(2, value_BKSH)
 
-  return _on_each(run, mesh, (SLOTS,), SLOTS)(cache)
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(key_BKHS, value_BKSH)
 
 
 @functools.partial(
