@@ -13,17 +13,22 @@ from pathlib import Path
 
 import jax
 
+from trd_jax.devices import MEMORY_SHARE
 from trd_jax.errors import UserError, one_line
 
-# Share of a GPU's memory that a training takes at its start; JAX's own is 0.75.
-# What is left is for CUDA, NCCL and cuDNN, which allocate beside the pool.
-MEMORY_SHARE = 0.92
 _SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
-# What JAX's errors say when a device has no memory left; the last two come
-# where another process holds it and a library of NVIDIA's can't even start.
+_SEE_GPUS = (
+  "pip install 'jax[cuda12]' in this environment, and see with nvidia-smi that"
+  " the driver works and no other process holds the GPUs' memory; or set"
+  " JAX_PLATFORMS=cpu to do without GPUs"
+)
+
+# What JAX's errors say when a device has no memory left, whatever code is in
+# front; the last two come where another process holds it and a library of
+# NVIDIA's can't even start.
 _EXHAUSTED = re.compile(
-  r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY"
+  r"RESOURCE_EXHAUSTED|out.of.memory"
   r"|DNN library initialization failed|failed to create cublas handle",
   re.IGNORECASE,
 )
@@ -53,18 +58,21 @@ def start(dev: Path = Path("/dev")) -> str:
   """
   try:
     platform = jax.default_backend()
-  except RuntimeError as error:
+  except (RuntimeError, AssertionError) as error:
     raise UserError(
-      f"JAX can't start its devices: {one_line(error)}; if they are GPUs, see"
-      " with nvidia-smi that the driver works and no other process holds their"
-      " memory, and with pip list that jax-cuda12-plugin is as new as jax"
+      f"JAX can't start its devices ({one_line(error)}): {_SEE_GPUS}"
     ) from error
-  if platform == "cpu" and expects_gpus(dev):
+  asked = _asked_platform()
+  # A list such as cuda,cpu falls back without a word, too.
+  if platform != "cpu" or asked == "cpu":
+    return platform
+  if asked:
     raise UserError(
-      "JAX runs on CPUs though this machine has NVIDIA GPUs"
-      f" ({len(gpu_names(dev))}): pip install 'jax[cuda12]' in this environment"
-      " (with JAX_PLATFORMS=cuda it says what its GPU plugin lacks), or set"
-      " JAX_PLATFORMS=cpu to do without them"
+      f"JAX runs on CPUs though JAX_PLATFORMS asks for {asked}: {_SEE_GPUS}"
+    )
+  if count := len(gpu_names(dev)):
+    raise UserError(
+      f"JAX runs on CPUs though NVIDIA GPUs are here ({count}): {_SEE_GPUS}"
     )
   return platform
 
@@ -75,8 +83,12 @@ def expects_gpus(dev: Path = Path("/dev")) -> bool:
   Args:
     dev: where the system's device files are.
   """
-  asked = (jax.config.jax_platforms or "cuda").split(",")[0]
-  return asked in ("cuda", "gpu") and bool(gpu_names(dev))
+  return _asked_platform() in ("", "cuda", "gpu") and bool(gpu_names(dev))
+
+
+def _asked_platform() -> str:
+  """The first of `JAX_PLATFORMS`, '' where nobody has asked for one."""
+  return (jax.config.jax_platforms or "").partition(",")[0]
 
 
 def gpu_names(dev: Path = Path("/dev")) -> list[str]:

@@ -124,8 +124,7 @@ def make(
   Args:
     section: the config's; with sizes in it nothing is estimated.
     sizes: what there is to hold.
-    attention: what computes it. Kernels take whole heads only: they can't be
-      split over more devices than there are key heads.
+    attention: what computes it; a kernel gets whole key heads only.
 
   Returns:
     The mesh, and how it was chosen: '' where there was nothing to choose.

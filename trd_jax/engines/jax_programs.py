@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
-from trd_jax.model.decoding import Decoder, logits
+from trd_jax.model.decoding import Decoder, Layer, logits
 from trd_jax.model.qwen3 import KVCache, Qwen3
 from trd_jax.sharding import replicate
 
@@ -106,10 +106,19 @@ def empty(
   return _on_each(run, mesh, (), SLOTS)()
 
 
-@jax.jit
 def lay_out(model: Qwen3) -> Decoder:
-  """The weights as `decode` wants them."""
-  return Decoder.of(model)
+  """The weights as `decode` wants them; embedding and head are the model's."""
+  return Decoder(
+    model.embed.embedding.get_value(),
+    _lay_out_layers(model),
+    model.norm.scale.get_value(),
+    model.head_VD,
+  )
+
+
+@jax.jit
+def _lay_out_layers(model: Qwen3) -> tuple[Layer, ...]:
+  return Decoder.of(model).layers
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
