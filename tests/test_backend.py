@@ -68,7 +68,7 @@ except UserError as error:
   return done.stdout.rstrip("\n")
 
 
-# JAX falls back to CPUs even where a list begins with cuda.
+# Where it sees no GPU, JAX takes CPUs even though a list begins with cuda.
 @pytest.mark.parametrize("platforms", ["", "cuda,cpu", "cuda"])
 def test_gpus_are_not_left_idle_without_a_word(dev, platforms):
   told = started(dev, platforms)

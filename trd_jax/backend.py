@@ -63,7 +63,7 @@ def start(dev: Path = Path("/dev")) -> str:
       f"JAX can't start its devices ({one_line(error)}): {_SEE_GPUS}"
     ) from error
   asked = _asked_platform()
-  # A list such as cuda,cpu falls back without a word, too.
+  # Where it sees no GPU, JAX leaves cuda out of a list without a word.
   if platform != "cpu" or asked == "cpu":
     return platform
   if asked:
