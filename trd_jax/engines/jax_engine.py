@@ -254,15 +254,20 @@ class JaxEngine:
           waiting.append(other)
         if batch.running or prompts:
           waiting.append(batch)
-      while waiting:
-        batch = waiting.popleft()
-        batch.refill(prompts)
-        if batch.running:
-          alone = not (running or waiting)
-          if alone and not prompts:
-            batch = batch.compact()
-          batch.launch("refill" if prompts else "shrink" if alone else "join")
-          running.append(batch)
+      try:
+        while waiting:
+          batch = waiting.popleft()
+          batch.refill(prompts)
+          if batch.running:
+            alone = not (running or waiting)
+            if alone and not prompts:
+              batch = batch.compact()
+            batch.launch("refill" if prompts else "shrink" if alone else "join")
+            running.append(batch)
+      except jax.errors.JaxRuntimeError:
+        # A device may be out of memory: what has been completed is not lost.
+        yield from ended
+        raise
       # What the caller does with them, it does while the devices work.
       yield from ended
 
