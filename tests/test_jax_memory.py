@@ -52,6 +52,7 @@ def free(name, device) -> int:
   }
   told = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
   found = jax_memory.free_bytes([told])
+  assert found is not None
   assert found == int(0.9 * stats["bytes_limit"]) - stats["bytes_in_use"]
   return found
 

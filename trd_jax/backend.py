@@ -88,7 +88,7 @@ def expects_gpus(dev: Path = Path("/dev")) -> bool:
 
 def _asked_platform() -> str:
   """The first of `JAX_PLATFORMS`, '' where nobody has asked for one."""
-  return (jax.config.jax_platforms or "").partition(",")[0]
+  return (jax.config.values["jax_platforms"] or "").partition(",")[0]
 
 
 def gpu_names(dev: Path = Path("/dev")) -> list[str]:
