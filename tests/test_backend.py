@@ -130,5 +130,9 @@ def test_out_of_memory_becomes_one_line_and_other_errors_stay():
     backend.enough_memory("less"),
   ):
     jnp.zeros((1 << 47,), jnp.int8).block_until_ready()
+  # As one comes of a program that was under way.
+  late = "INTERNAL: Error dispatching computation: Out of memory allocating 9"
+  with pytest.raises(UserError), backend.enough_memory("less"):
+    raise jax.errors.JaxRuntimeError(late)
   with pytest.raises(jax.errors.JaxRuntimeError), backend.enough_memory("less"):
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
