@@ -5,7 +5,8 @@
 
 Takes the trainer's own programs for Qwen3's true shapes, made of abstract
 arrays, compiles them for eight devices, and prints what one device holds, in
-GB of 1e9 bytes. Exit code 1 where that exceeds `--limit-gb`.
+GB of 1e9 bytes. Exit code 1 where that exceeds `--limit-gb`: by default what a
+training takes of an H100 at its start (`devices.MEMORY_SHARE`).
 
 What stays on a device between programs is arithmetic: the bytes of each
 array's shard. What a program needs while it runs is read from what XLA
@@ -26,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from trd_jax.devices import MEMORY_SHARE  # noqa: E402
+
 DEVICES = 8
 BATCH = 128
 
@@ -65,6 +70,9 @@ runtime_version { major: 12 minor: 9 }
 dnn_version_info { major: 9 minor: 12 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+# What a training's JAX has of it, in GB.
+_MEMORY = int(_H100.partition("device_memory_size: ")[2].split()[0])
+LIMIT_GB = int(MEMORY_SHARE * _MEMORY / 1e8) / 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +172,7 @@ def loss_alone(experiment, sides, slots: int, mesh):
     sides.base,
     sides.teacher_base,
   )
-  loss = steps.slot_loss(experiment)
+  loss = steps.slot_loss(experiment, sides, mesh)
   ints = jax.ShapeDtypeStruct((slots,), jnp.int32)
   floats = jax.ShapeDtypeStruct((slots,), jnp.float32)
   rows = Slots(*(ints,) * len(Slots._fields))._replace(weight=floats)
@@ -296,12 +304,11 @@ def main() -> None:
     "--meshes", nargs="+", choices=MESHES, default=list(MESHES)
   )
   parser.add_argument("--remat", nargs="+", default=["full", "attention"])
-  parser.add_argument("--limit-gb", type=float, default=80.0)
+  parser.add_argument("--limit-gb", type=float, default=LIMIT_GB)
   parser.add_argument(
     "--student-tokens", type=int, help="a student row of another length"
   )
   args = parser.parse_args()
-  sys.path.insert(0, str(ROOT))
   devices = devices_of(args.target)
   print(f"GB (1e9 bytes) a device of {DEVICES}, compiled for {args.target}\n")
   head = ("case", "mesh", "remat", "tokens", *COLUMNS)

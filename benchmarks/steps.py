@@ -5,6 +5,7 @@
 own `Distiller` from either.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 from shapes import Lengths
 
-from trd_jax import layout, objective, optimizer, sharding
+from trd_jax import divergence, layout, objective, optimizer, sharding
 from trd_jax.distill_step import Setup
 from trd_jax.distiller import Distiller
 from trd_jax.experiment import Experiment, default_config, from_config
@@ -97,9 +98,32 @@ def random_arrays(sides: Sides, seed: int = 0) -> Sides:
   )
 
 
-def slot_loss(experiment: Experiment) -> Callable[..., Any]:
+def slot_loss(
+  experiment: Experiment, sides: Sides, mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
   """The loss of the experiment's method, with as many onsets as Qwen3 has."""
-  return objective.slot_loss(objective.Objective.of(experiment), _ONSETS)
+  wanted = objective.Objective.of(experiment)
+  rows = chunk_tokens(experiment, sides, mesh)
+  spec = dataclasses.replace(wanted.divergence, chunk_tokens=rows)
+  wanted = dataclasses.replace(wanted, divergence=spec)
+  return objective.slot_loss(wanted, _ONSETS)
+
+
+def chunk_tokens(
+  experiment: Experiment, sides: Sides, mesh: jax.sharding.Mesh
+) -> int:
+  """Returns `loss.chunk_tokens`; an automatic one is the mesh's devices'.
+
+  These need not be those that JAX runs on here.
+  """
+  table_VD = sides.base["embed"]["embedding"]
+  V, D = table_VD.shape
+  return experiment.loss.chunk_tokens or divergence.automatic_chunk(
+    D,
+    V // mesh.shape["tensor"],
+    table_VD.dtype,
+    mesh.devices.flat[0].platform,
+  )
 
 
 def make(
@@ -113,7 +137,7 @@ def make(
   setup = Setup(
     student=sides.student,
     teacher=sides.teacher,
-    loss=slot_loss(experiment),
+    loss=slot_loss(experiment, sides, mesh),
     optimizer=optimizer.make_optimizer(train, _NUM_STEPS),
     schedule=optimizer.schedule(train, _NUM_STEPS),
     mesh=mesh,

@@ -116,5 +116,7 @@ run "${pipeline[@]}" --dry_run
 # tokens spelt out in texts, references that leak, thinking modes that differ.
 run "${pipeline[@]}" --config.preflight_only=True
 
-# Rollout, refinement, training, merge, evaluation before and after.
+# Rollout, refinement, training, merge, evaluation before and after. A stage that
+# computes with JAX would go on without GPUs if they failed: it is told not to.
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 run "${pipeline[@]}"

@@ -110,6 +110,9 @@ port=${port:-$((20000 + SLURM_JOB_ID % 10000))}
 # Each process learns from srun which it is; all devices of its node are its.
 # shellcheck disable=SC2016  # expanded on the nodes
 start='export TRD_PROCESSES=$SLURM_NTASKS TRD_PROCESS=$SLURM_PROCID; exec "$@"'
+# JAX would train on CPUs if the GPUs failed: it is told not to.
+# shellcheck disable=SC2016  # expanded on the nodes
+((gpus == 0)) || start='export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} '${start#* }
 run=(
   srun
   --nodes "$nodes"

@@ -89,7 +89,9 @@ wrong_gradient.defvjp(_wrong_fwd, _wrong_bwd)
 
 
 def check(attention, dtype="bfloat16", pack=False):
-  return choice.check(attention, "this", SMALL, dtype, packed=pack, length=64)
+  return choice.check(
+    attention, "this", SMALL, dtype, packed=pack, lengths=[64]
+  )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -121,6 +123,51 @@ def test_what_is_not_a_number_or_fails_is_told_in_one_line():
   # There is no GPU here for the real call.
   with pytest.raises(UserError, match=r"fails on this model's heads.*xla$"):
     check(choice.attention_of("cudnn"))
+
+
+def test_a_kernel_that_is_wrong_at_half_a_block_only_is_found():
+  def half_wrong(query, key, value, length_B):
+    out = cudnn_call(query, key, value, length_B)
+    return out * (1.5 if query.shape[1] % 128 == 64 else 1.0)
+
+  whole = rows(half_wrong)
+  choice.check(whole, "this", SMALL, "bfloat16", packed=False, lengths=[128])
+  with pytest.raises(UserError, match=r"wrong on this.* of 192 tokens"):
+    choice.check(whole, "this", SMALL, "bfloat16", packed=False)
+
+
+@pytest.mark.parametrize("packing", [None, False])
+def test_a_kernel_that_fails_gives_way_under_auto_alone(packing):
+  found = choice.choose("auto", packing, platform="gpu", dtypes=HALF)
+  assert found.implementation == "cudnn"
+  # There is no GPU here for it.
+  settled = choice.settle(found, "auto", packing, [SMALL, SMALL])
+  assert settled[:2] == ("xla", packing is None)
+  assert settled.why.startswith("cudnn was tried: train.attention=cudnn fails")
+  assert "\n" not in settled.why
+  found = choice.choose("cudnn", packing, platform="gpu", dtypes=HALF)
+  with pytest.raises(UserError, match=r"train\.attention=cudnn fails"):
+    choice.settle(found, "cudnn", packing, [SMALL])
+
+
+def test_a_kernel_that_fails_elsewhere_is_used_nowhere():
+  asked = []
+
+  def agree(good):
+    asked.append(good)
+    return False
+
+  found = choice.Choice("cudnn", False, "bfloat16 on GPUs")
+  settled = choice.settle(found, "auto", None, [], agree)
+  assert settled[:2] == ("xla", True)
+  assert "another process" in settled.why
+  with pytest.raises(UserError, match="another process"):
+    choice.settle(found, "cudnn", None, [], agree)
+  assert asked == [True, True]
+  # What needs no check is asked of nobody.
+  plain = choice.Choice("xla", True, "as asked")
+  assert choice.settle(plain, "xla", None, [SMALL], agree) is plain
+  assert len(asked) == 2
 
 
 def test_a_kernels_padding_reaches_nothing():

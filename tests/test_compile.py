@@ -1,5 +1,6 @@
 """What is compiled ahead, and what crosses the mesh in it."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -15,6 +16,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from trd_jax import optimizer, packing, sharding
+from trd_jax.distill_step import Setup
+from trd_jax.distiller import Distiller
 from trd_jax.programs import Program, compile_all
 from trd_jax.sections import Train
 
@@ -73,6 +76,36 @@ def test_only_the_adapters_gradient_crosses_a_mesh_of_replicas():
   metrics = 8 * len(made.distiller.abstract_sums()[1].metrics)
   # Once, in float32, and nothing else.
   assert sum(size for _, size in crossing) == gradient + metrics
+
+
+def test_what_xla_is_told_reaches_every_program_of_an_update():
+  """As `train.deterministic` does, whatever has been compiled before."""
+  made = run(DATA, (1, 1, 1))
+  assert made.setup.compiler_options == {}
+
+  class Told(Setup):
+    @property
+    def compiler_options(self):
+      return {"xla_no_such_option": True}
+
+  fields = {
+    f.name: getattr(made.setup, f.name) for f in dataclasses.fields(Setup)
+  }
+  distiller = Distiller(
+    Told(**fields),
+    made.state.lora,
+    *made.distiller._bases,
+    made.layout.buffer_slots,
+  )
+  packs = packing.blank(made.layout)
+  lowered = distiller.lower(made.state.lora, packs.teacher[0], packs.student[0])
+  assert set(lowered) == {"teach", "learn", "update"}
+  for program in lowered.values():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+      program.compile()
+  told = dataclasses.replace(made.setup, deterministic=True).compiler_options
+  assert set(told) == {"xla_gpu_exclude_nondeterministic_ops"}
+  jax.jit(lambda x: x + 1, compiler_options=told)(1)  # XLA knows it
 
 
 def test_a_collective_would_be_seen():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import training_runs
@@ -235,6 +236,69 @@ def test_one_process_is_alone_whatever_slurm_says(monkeypatch):
     assert not joins
   with processes.joined(Distributed(), "train"):
     assert len(joins) == 1
+
+
+@pytest.fixture
+def dev(tmp_path, monkeypatch):
+  """Device files of a machine with two GPUs, and a JAX that may take them."""
+  for name in ("nvidia0", "nvidia1", "nvidiactl"):
+    (tmp_path / name).touch()
+  for name in ("CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS", "XLA_FLAGS"):
+    monkeypatch.delenv(name, raising=False)
+  asked = jax.config.jax_platforms
+  jax.config.update("jax_platforms", "cuda,cpu")
+  yield tmp_path
+  jax.config.update("jax_platforms", asked)
+
+
+def test_two_processes_never_take_the_same_gpus(dev, monkeypatch):
+  run = Distributed("127.0.0.1:1", 2, 1)
+  joins = []
+  monkeypatch.setattr(processes, "_initialize", lambda *a: joins.append(a))
+
+  def join():
+    with processes.joined(run, "train", dev):
+      return len(joins)
+
+  with processes.claim_gpus("127.0.0.1:1", dev):
+    with pytest.raises(UserError, match="GPU 0 of this machine") as caught:
+      join()
+    assert "JAX_LOCAL_DEVICE_IDS" in str(caught.value)
+    assert not joins
+    # Where each has been given its own, and in another run.
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "1")
+    assert join() == 1
+    with processes.claim_gpus("127.0.0.1:2", dev):
+      pass
+  monkeypatch.delenv("JAX_LOCAL_DEVICE_IDS")
+  assert join() == 2
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+  with processes.claim_gpus("127.0.0.1:1", dev):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert join() == 3
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_gpu_shard_autotuning=true"])
+def test_no_process_waits_for_what_another_has_found_compiled(
+  dev, monkeypatch, flags
+):
+  monkeypatch.setenv("XLA_FLAGS", flags)
+  monkeypatch.setattr(processes, "_initialize", lambda *a: None)
+  with processes.joined(Distributed("127.0.0.1:1", 2, 1), "train", dev):
+    found = os.environ["XLA_FLAGS"]
+  assert found == (flags or "--xla_gpu_shard_autotuning=false")
+
+
+def test_gpus_that_srun_leaves_idle_are_told(dev):
+  slurm = {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+  told = processes.idle_gpus(1, slurm, dev)
+  assert told.startswith("1 of the 2 GPUs of this machine are used: srun with")
+  assert "--ntasks-per-node=2" in told
+  assert not processes.idle_gpus(2, slurm, dev)
+  assert not processes.idle_gpus(1, {"SLURM_STEP_TASKS_PER_NODE": "2"}, dev)
+  assert not processes.idle_gpus(1, {}, dev)
+  by_hand = slurm | {"TRD_COORDINATOR": "host:1"}
+  assert not processes.idle_gpus(1, by_hand, dev)
 
 
 def test_coordinates_come_from_the_keys_or_the_environment(monkeypatch):

@@ -4,9 +4,11 @@ import collections
 import gc
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -40,6 +42,21 @@ def tiny(mesh_name, teacher=None):
     sides,
     lambda sides: steps.make(sides, experiment, mesh, layout),
   )
+
+
+def test_an_automatic_chunk_is_that_of_the_devices_compiled_for():
+  mesh = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  experiment = steps.experiment_with(loss__chunk_tokens=None)
+  sides = steps.abstract(shapes.MODELS["8b"], None, experiment, mesh)
+  assert steps.chunk_tokens(experiment, sides, mesh) == 512
+  # One of XLA's GPUs that aren't there.
+  absent = types.SimpleNamespace(platform="gpu")
+  other = types.SimpleNamespace(
+    devices=np.array([absent], object), shape=mesh.shape
+  )
+  assert steps.chunk_tokens(experiment, sides, other) == 1024
+  given = steps.experiment_with(loss__chunk_tokens=256)
+  assert steps.chunk_tokens(given, sides, other) == 256
 
 
 def live_bytes(but):

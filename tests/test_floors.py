@@ -53,7 +53,7 @@ TEXT = {
   "scores",
   "vocabulary",
 }
-DEVICE = {"model", "processes", "sharding"}
+DEVICE = {"backend", "model", "processes", "sharding"}
 LEARNING = {
   "adapters",
   "checkpoint",

@@ -115,13 +115,25 @@ def test_a_dry_run_shows_the_job_and_what_it_would_start(tmp_path):
   # What runs on a node: which process it is, from srun; the rest as given.
   shell = run[run.index("bash") :]
   shell[shell.index("/py") : -1] = ["env"]
-  told = subprocess.run(
-    ["env", "SLURM_NTASKS=2", "SLURM_PROCID=1", *shell[:-1]],
-    capture_output=True,
-    text=True,
-  )
-  assert {"TRD_PROCESSES=2", "TRD_PROCESS=1"} <= set(told.stdout.splitlines())
+  given = ["SLURM_NTASKS=2", "SLURM_PROCID=1"]
+
+  def environment(*more):
+    told = subprocess.run(
+      ["env", "-u", "JAX_PLATFORMS", *given, *more, *shell[:-1]],
+      capture_output=True,
+      text=True,
+    )
+    return set(told.stdout.splitlines())
+
+  told = environment()
+  assert {"TRD_PROCESSES=2", "TRD_PROCESS=1", "JAX_PLATFORMS=cuda,cpu"} <= told
+  assert "JAX_PLATFORMS=rocm" in environment("JAX_PLATFORMS=rocm")
   assert run[-4:] == ["/py", "-m", "trd_jax.train", "--workdir=/s/a b"]
+  # Without GPUs JAX is left to itself.
+  own = ["--gpus=0", *own]
+  own.remove("--gpus=4")
+  told = launch(SLURM, *own, *stage, **inside, PATH=path, TRD_PYTHON="/py")
+  assert "JAX_PLATFORMS" not in told.stdout
 
 
 @pytest.mark.parametrize(

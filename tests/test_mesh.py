@@ -203,6 +203,22 @@ def test_sizes_in_the_config_are_taken_and_the_rest_is_filled_up():
   assert "mesh.memory_gib" in told
 
 
+@pytest.mark.parametrize("teacher", [None, "1.7b"])
+def test_kernels_are_not_split_below_a_key_head(teacher):
+  few = dataclasses.replace(MODELS["4b"], num_kv_heads=2)
+  made = sizes("1.7b", teacher)
+  side = "teacher" if teacher else "student"
+  made = dataclasses.replace(made, **{side: Side(few, "bfloat16")})
+  asked = Mesh(tensor=4)
+  with pytest.raises(UserError, match=r"mesh\.tensor=4: cudnn") as caught:
+    mesh_choice.make(asked, made, "cudnn")
+  assert "2 key heads over 4 devices" in str(caught.value)
+  assert "train.attention=xla" in str(caught.value)
+  for section, attention in ((asked, "xla"), (Mesh(tensor=2), "cudnn")):
+    mesh, _ = mesh_choice.make(section, made, attention)
+    assert mesh.shape["tensor"] == section.tensor
+
+
 @pytest.mark.parametrize("remat", ["full", "none"])
 def test_the_estimate_is_near_what_xla_plans(remat):
   """Of the temporaries of both programs, in float32 on a CPU."""

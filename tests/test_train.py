@@ -98,6 +98,19 @@ def test_killed_and_started_again_is_uninterrupted_bit_for_bit(
     np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
+def test_a_device_that_is_full_is_told_in_one_line(tmp_path, student):
+  # An adapter that no address space holds.
+  run = experiment(student, lora={"rank": 2**40, "alpha": 8.0})
+  run_dir = training_runs.workdir(tmp_path, Chat.load(student), count=4)
+  with pytest.raises(UserError, match=r"^a device is out of memory") as caught:
+    train.run(run, run_dir, None)
+  told = str(caught.value)
+  assert "\n" not in told
+  for key in ("mesh.fsdp", "train.rows_per_device", "loss.chunk_tokens"):
+    assert key in told
+  assert run_dir.done("train") is None
+
+
 def test_an_epoch_takes_every_trajectory_once(tmp_path, student):
   chat = Chat.load(student)
   run_dir = training_runs.workdir(

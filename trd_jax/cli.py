@@ -231,6 +231,11 @@ def _keep_compilations() -> None:
   folder = paths.cache() / "xla" / _cpu()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+  # A program that calls cuDNN on split weights holds a pointer of this process,
+  # and would never be found again.
+  os.environ.setdefault(
+    "JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "true"
+  )
 
 
 def _cpu() -> str:

@@ -9,6 +9,10 @@ import dataclasses
 from trd_jax import keys
 from trd_jax.keys import above, at_least, key
 
+# Share of a GPU's memory that a training takes at its start; JAX's own is 0.75.
+# What is left is for CUDA, NCCL and cuDNN, which allocate beside it.
+MEMORY_SHARE = 0.92
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:

@@ -75,11 +75,23 @@ class TeacherSetup:
       `teach` is not called, of anything with the teacher's `head_VD`.
     mesh: where everything is placed.
     attention: what computes it, see `attention.attend`.
+    deterministic: whether GPUs leave out what adds in no fixed order.
   """
 
   teacher: nnx.GraphDef
   mesh: Mesh
   attention: Implementation = "xla"
+  deterministic: bool = False
+
+  @property
+  def compiler_options(self) -> dict[str, bool]:
+    """What XLA is told, as `jax.jit` takes it.
+
+    In the programs' own options, because XLA reads its flags once a process.
+    """
+    if not self.deterministic:
+      return {}
+    return {"xla_gpu_exclude_nondeterministic_ops": True}
 
   @property
   def replicated(self) -> bool:

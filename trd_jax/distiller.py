@@ -79,6 +79,7 @@ class Distiller:
       in_shardings=(groups, teacher_at, groups),
       out_shardings=groups,
       donate_argnums=0,
+      compiler_options=setup.compiler_options,
     )
     self._learn = Program(
       more,
@@ -94,12 +95,14 @@ class Distiller:
       ),
       out_shardings=totals_at,
       donate_argnums=0,
+      compiler_options=setup.compiler_options,
     )
     self._update = Program(
       functools.partial(distill_step.update, setup),
       in_shardings=(state_at, totals_at),
       out_shardings=(state_at, totals_at, everywhere),
       donate_argnums=(0, 1),
+      compiler_options=setup.compiler_options,
     )
     self._init = jax.jit(
       setup.optimizer.init,

@@ -13,8 +13,8 @@ class JaxEngine:
 
   slots: int | None = key(
     None,
-    "sequences decoded at once; None: 64 to 128 a CPU device, 256 an"
-    " accelerator",
+    "sequences decoded at once; None: 64 to 128 a CPU device, up to 256 an"
+    " accelerator, as its memory allows",
     at_least(1),
   )
   decode_steps: int = key(

@@ -21,15 +21,35 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Merges the newest checkpoint of a finished training run.
 
   Raises:
-    UserError: the training isn't finished, the student or the checkpoint
-      can't be read or don't fit, or something foreign is where the adapter or
-      the weights will be written.
+    UserError: the training isn't finished, the student or the checkpoint can't
+      be read or don't fit, something foreign is where the adapter or the
+      weights will be written, JAX doesn't use the machine's GPUs, or their
+      memory is too small or another's.
   """
   del flags
+  from trd_jax import backend
+
+  with backend.enough_memory(
+    "end the server or engine that holds its memory, or merge on CPUs with"
+    " JAX_PLATFORMS=cpu; the same command begins again"
+  ):
+    _merge(experiment, run_dir)
+
+
+def _merge(experiment: Experiment, run_dir: RunDir) -> None:
+  """As `run`."""
   import numpy as np
   from flax import nnx
 
-  from trd_jax import adapters, generation, hub, outcomes, sharding, weights
+  from trd_jax import (
+    adapters,
+    backend,
+    generation,
+    hub,
+    outcomes,
+    sharding,
+    weights,
+  )
   from trd_jax.checkpoint import Checkpoints
   from trd_jax.errors import UserError
   from trd_jax.model.lora import LoraConfig
@@ -48,6 +68,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   check_replaceable(run_dir.adapter, compared_later=adapters.FILES)
   if experiment.engine.weights == "merged":
     check_replaceable(run_dir.merged)
+  backend.exact_products(backend.start(), [experiment.student.dtype])
 
   # 1. The student's weights, and the adapter as it is after training.
   student = generation.speaker(experiment.student, run_dir)

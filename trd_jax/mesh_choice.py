@@ -116,23 +116,28 @@ class Estimate(NamedTuple):
     return sum(self.parts.values())
 
 
-def make(section: devices.Mesh, sizes: Sizes) -> tuple[Mesh, str]:
+def make(
+  section: devices.Mesh, sizes: Sizes, attention: str = "xla"
+) -> tuple[Mesh, str]:
   """The mesh that the config asks for, or the one that its sizes need.
 
   Args:
     section: the config's; with sizes in it nothing is estimated.
     sizes: what there is to hold.
+    attention: what computes it; a kernel gets whole key heads only.
 
   Returns:
     The mesh, and how it was chosen: '' where there was nothing to choose.
 
   Raises:
-    UserError: the sizes given don't fit the devices, or the models don't fit
-      into their memory, however split.
+    UserError: the sizes given don't fit the devices or the attention, or the
+      models don't fit into their memory, however split.
   """
   asked = section.sizes
   if asked is not None:
-    return sharding.make_mesh(*asked), ""
+    mesh = sharding.make_mesh(*asked)
+    _check_heads(sizes, mesh.shape["tensor"], attention)
+    return mesh, ""
   limit = device_memory(section.memory_gib)
   count = jax.device_count()
   if limit is None:
@@ -143,6 +148,23 @@ def make(section: devices.Mesh, sizes: Sizes) -> tuple[Mesh, str]:
     return sharding.make_mesh(), told if count > 1 else ""
   tried = choose(sizes, count, limit)
   return sharding.make_mesh(*tried[-1].shape), table(tried, limit)
+
+
+def _check_heads(sizes: Sizes, tensor: int, attention: str) -> None:
+  """Sees that a kernel gets whole key heads on each device.
+
+  Raises:
+    UserError: a model's key heads don't divide.
+  """
+  if attention == "xla":
+    return
+  for side in (sizes.student, sizes.teacher):
+    if side and side.config.num_kv_heads % tensor:
+      raise UserError(
+        f"mesh.tensor={tensor}: {attention} attention can't split"
+        f" {side.config.num_kv_heads} key heads over {tensor} devices; set"
+        " mesh.tensor to a divisor of them, or train.attention=xla"
+      )
 
 
 def device_memory(gib: float | None) -> int | None:

@@ -138,11 +138,13 @@ def run(experiment, run_dir, flags) -> None:
   from flax import nnx
   from optax.contrib import MuonDimensionNumbers, muon
 
-  from trd_jax import weights
+  from trd_jax import backend, weights
   from trd_jax.chat import Chat
   from trd_jax.metrics import Progress
   from trd_jax.model.qwen3 import Qwen3, logits
   from trd_jax.problems import corpus, tokenizer
+
+  backend.exact_products(backend.start(), ["float32"])
 
   # 1. The tokenizer, and documents as ids.
   files = Path(tempfile.mkdtemp())

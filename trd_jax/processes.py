@@ -8,14 +8,18 @@ what isn't an array.
 import atexit
 import contextlib
 import os
+import re
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from trd_jax import backend
 from trd_jax.devices import Distributed
 from trd_jax.errors import UserError
 
@@ -27,10 +31,16 @@ VARIABLES = {
 }
 # How long a process that is through waits for the others.
 _END_SECONDS = 300
+# XLA shares the trials of GPU kernels out among the processes that compile, and
+# each waits for all. One that finds the program in JAX's cache compiles
+# nothing, and those that don't find it, on a disk of their own, wait for ever.
+_TRY_ALONE = "--xla_gpu_shard_autotuning=false"
 
 
 @contextlib.contextmanager
-def joined(section: Distributed, stage: str) -> Iterator[None]:
+def joined(
+  section: Distributed, stage: str, dev: Path = Path("/dev")
+) -> Iterator[None]:
   """Makes this process one of the run's; nothing happens where it is alone.
 
   The keys say which it is, or the environment variables of `VARIABLES`, or
@@ -44,11 +54,13 @@ def joined(section: Distributed, stage: str) -> Iterator[None]:
   Args:
     section: the config's.
     stage: for messages.
+    dev: where the system's device files are.
 
   Raises:
-    UserError: the section is incomplete or contradicts itself, or the
-      coordinator's address can't be used. Where the others don't come in time
-      the process ends with such a line and code 2.
+    UserError: the section is incomplete or contradicts itself, the
+      coordinator's address can't be used, or another process of the run has
+      this machine's GPUs. Where the others don't come in time the process ends
+      with such a line and code 2.
   """
   about = coordinates(section)
   alone = _value(section, "processes", VARIABLES["processes"]) == "1"
@@ -57,25 +69,94 @@ def joined(section: Distributed, stage: str) -> Iterator[None]:
   ):
     yield
     return
-  _initialize(section, about, stage)
-  try:
-    with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack:
+    if backend.expects_gpus(dev):
+      _set_flag(_TRY_ALONE)
+      if about and not os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        stack.enter_context(claim_gpus(about[0], dev))
+    _initialize(section, about, stage)
+    try:
       if not first():
         quiet = stack.enter_context(open(os.devnull, "w"))
         stack.enter_context(contextlib.redirect_stdout(quiet))
         stack.enter_context(contextlib.redirect_stderr(quiet))
       yield
-  except BaseException as error:
-    # JAX would have this process wait, at its end, for the others, which wait
-    # for this one.
-    codes = {UserError: 2, KeyboardInterrupt: 130}
-    atexit.register(_leave, codes.get(type(error), 1))
-    raise
+    except BaseException as error:
+      # JAX would have this process wait, at its end, for the others, which wait
+      # for this one.
+      codes = {UserError: 2, KeyboardInterrupt: 130}
+      atexit.register(_leave, codes.get(type(error), 1))
+      raise
 
 
 def first() -> bool:
   """Whether this process is the one that speaks and writes."""
   return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def claim_gpus(address: str, dev: Path = Path("/dev")) -> Iterator[None]:
+  """Holds the GPUs that this process sees, each for one process of a run.
+
+  Each would take all GPUs of the machine, and most of their memory, were there
+  several on it that nobody has given GPUs of their own.
+
+  Args:
+    address: the coordinator's, which names the run.
+    dev: where the system's device files are.
+
+  Raises:
+    UserError: another process of the run holds one of them.
+  """
+  with contextlib.ExitStack() as stack:
+    for name in backend.gpu_names(dev):
+      # A name of the kernel's, which is gone with the process.
+      claim = stack.enter_context(socket.socket(socket.AF_UNIX))
+      try:
+        claim.bind(f"\0trd-jax {address} GPU {name}")
+      except OSError as error:
+        raise UserError(
+          f"another process of this run has GPU {name} of this machine: start"
+          " one process a machine, as launch/ does, or give each its own GPUs"
+          " (CUDA_VISIBLE_DEVICES or JAX_LOCAL_DEVICE_IDS)"
+        ) from error
+    yield
+
+
+def idle_gpus(
+  used: int,
+  environment: Mapping[str, str] = os.environ,
+  dev: Path = Path("/dev"),
+) -> str:
+  """Says that `srun` has left GPUs of this machine without a process.
+
+  With no coordinator given, JAX goes by Slurm, whose tasks get one GPU each.
+
+  Args:
+    used: GPUs that JAX uses in this process.
+    environment: its variables.
+    dev: where the system's device files are.
+
+  Returns:
+    A line, or '' where none is idle or Slurm has not started this.
+  """
+  tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+  if not tasks or environment.get(VARIABLES["coordinator"]):
+    return ""
+  here, there = used * int(tasks[0]), len(backend.gpu_names(dev))
+  if here >= there:
+    return ""
+  return (
+    f"{here} of the {there} GPUs of this machine are used: srun with"
+    f" --ntasks-per-node={there}, or launch/train_slurm.sh, uses all"
+  )
+
+
+def all_agree(holds: bool) -> bool:
+  """Whether something holds in all processes of the run."""
+  if jax.process_count() == 1:
+    return holds
+  return bool(multihost_utils.process_allgather(np.int32(holds)).all())
 
 
 def check_same(number: int, what: str) -> None:
@@ -132,6 +213,13 @@ def coordinates(section: Distributed) -> tuple[str, int, int] | None:
 def _value(section: Distributed, name: str, variable: str) -> str:
   value = getattr(section, name)
   return os.environ.get(variable, "") if value is None else str(value)
+
+
+def _set_flag(flag: str) -> None:
+  """Gives XLA a flag, unless its variable has it; before JAX starts."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  if flag.partition("=")[0] not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 def _initialize(

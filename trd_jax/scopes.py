@@ -27,6 +27,7 @@ RUNTIME_KEYS = (
   "sandbox.workers",
   "preflight_only",
   "train.attention",
+  "train.deterministic",
   "train.log_every",
   "train.packing",
   "evaluate.buckets_from",

@@ -212,6 +212,11 @@ class Train:
     "True, else xla",
     one_of("auto", "xla", "cudnn", "tokamax"),
   )
+  deterministic: bool = key(
+    False,
+    "the same bits in every run on GPUs, too: XLA and cuDNN leave out what adds"
+    " in no fixed order",
+  )
   teacher: str = key(
     "recompute",
     "its distributions: anew in each update (one epoch); from hidden states "

@@ -193,7 +193,16 @@ def hidden_cache(
   )
   began = time.monotonic()
   if missing:
-    _compute(cache, teacher, batches, missing, shapes, mesh, attention)
+    _compute(
+      cache,
+      teacher,
+      batches,
+      missing,
+      shapes,
+      mesh,
+      attention,
+      train.deterministic,
+    )
   summary = {
     "source": "hidden_cache",
     "folder": str(cache.folder),
@@ -213,18 +222,25 @@ def _compute(
   shapes: Layout,
   mesh: Mesh,
   attention: Implementation,
+  deterministic: bool,
 ) -> None:
   """Runs the teacher over the batches that have something missing."""
   model = weights.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
   graph, base = nnx.split(model)
   base = nnx.to_pure_dict(base)
-  setup = TeacherSetup(teacher=graph, mesh=mesh, attention=attention)
+  setup = TeacherSetup(
+    teacher=graph,
+    mesh=mesh,
+    attention=attention,
+    deterministic=deterministic,
+  )
   groups = sharding.batch_sharding(mesh)
   teach = jax.jit(
     functools.partial(distill_step.teach, setup),
     in_shardings=(groups, jax.tree.map(lambda x: x.sharding, base), groups),
     out_shardings=groups,
     donate_argnums=0,
+    compiler_options=setup.compiler_options,
   )
   head_VD = model.head_VD
   size = shapes.groups, shapes.buffer_slots, head_VD.shape[1]

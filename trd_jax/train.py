@@ -3,7 +3,8 @@
 Reads trajectories (y_r for method=trd, else y_o), scores their tokens under
 the student's and the teacher's own prompts, and takes AdamW steps on the
 divergence that the method names (SPEC §2). Killed and started again on as many
-devices, with the same packing, it ends with the bits of a run that was not.
+devices, with the same packing, it ends with the bits of a run that was not: on
+CPUs always, on GPUs as far as `train.deterministic` goes (docs/gpu.md).
 """
 
 import contextlib
@@ -17,6 +18,14 @@ from trd_jax.run_dir import RunDir
 
 STAGE = "train"
 
+# What helps where a device is full though the estimate said it would do.
+_REMEDY = (
+  "split the weights (mesh.fsdp=-1: the same command goes on from the last"
+  " checkpoint), or, in a new --workdir, lower train.pack_tokens and"
+  " train.teacher_pack_tokens, train.rows_per_device or loss.chunk_tokens, or"
+  " set train.remat=full"
+)
+
 
 def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Trains the adapter for `train.epochs` or `train.max_steps`.
@@ -24,16 +33,22 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
-      the processes of the run can't join, a writer of metrics can't be used,
-      or the loss stops being a number.
+      the processes of the run can't join, JAX doesn't use the machine's GPUs,
+      a device's memory is too small, a writer of metrics can't be used, or the
+      loss stops being a number.
   """
   del flags
-  from trd_jax import processes
+  from trd_jax import backend, processes
 
+  backend.reserve_memory()
   # Before JAX is used: from here on its devices are those of all processes.
   with processes.joined(experiment.distributed, STAGE):
+    backend.start()
     only_here = processes.first()
-    with run_dir.lock(STAGE) if only_here else contextlib.nullcontext():
+    with (
+      run_dir.lock(STAGE) if only_here else contextlib.nullcontext(),
+      backend.enough_memory(_REMEDY),
+    ):
       _train(experiment, run_dir)
 
 
@@ -47,6 +62,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   from trd_jax import (
     adapters,
+    backend,
     generation,
     layout,
     mesh_choice,
@@ -76,17 +92,14 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   outcomes.refuse_preflight(experiment, STAGE)
   train, teacher_model = experiment.train, experiment.teacher_model
 
+  platform = jax.default_backend()
+  idle = processes.idle_gpus(jax.local_device_count())
+  if platform == "gpu" and idle:
+    print(f"train: note: {idle}", flush=True)
+  dtypes = [experiment.student.dtype, teacher_model.dtype]
+  backend.exact_products(platform, dtypes)
   attention = choice.choose(
-    train.attention,
-    train.packing,
-    platform=jax.default_backend(),
-    dtypes=[experiment.student.dtype, teacher_model.dtype],
-  )
-  rows = "several samples" if attention.packing else "one sample"
-  print(
-    f"train: attention {attention.implementation}, {rows} a row"
-    f" ({attention.why})",
-    flush=True,
+    train.attention, train.packing, platform=platform, dtypes=dtypes
   )
 
   # 1. Who learns and who teaches: they must speak in the same ids.
@@ -98,16 +111,15 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     [student.chat, teacher.chat],
     [config.vocab_size for config in configs],
   )
-  if attention.implementation != "xla":
-    for config in dict.fromkeys(configs):
-      error = choice.check(
-        choice.attention_of(attention.implementation),
-        attention.implementation,
-        config,
-        "bfloat16",
-        packed=False,
-      )
-      print(f"train: it is {error:.1g} from the XLA path", flush=True)
+  attention = choice.settle(
+    attention, train.attention, train.packing, configs, processes.all_agree
+  )
+  rows = "several samples" if attention.packing else "one sample"
+  print(
+    f"train: attention {attention.implementation}, {rows} a row"
+    f" ({attention.why})",
+    flush=True,
+  )
 
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.build(experiment, run_dir, student.chat, teacher.chat)
@@ -162,6 +174,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
       source=train.teacher,
       recorded=experiment.refine.teacher_top_k,
     ),
+    attention.implementation,
   )
   if chosen:
     print(f"train: {chosen}", flush=True)
@@ -226,6 +239,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     mesh=mesh,
     remat=cast(Remat, train.remat),
     attention=attention.implementation,
+    deterministic=train.deterministic,
     dropout=experiment.lora.dropout > 0,
     split_vocab=not recorded,
   )

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import Completion, Sampling, TopTokens
@@ -220,10 +221,8 @@ class Batch:
   def _half(self, slots: int) -> int:
     """Half of so many slots, 0 where fewer would cost hardly less."""
     mesh = self._engine.mesh
-    platform = mesh.devices.flat[0].platform
-    least = _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
     share, odd = divmod(slots // mesh.size, 2)
-    return 0 if odd or share < least else share * mesh.size
+    return 0 if odd or share < least_share(mesh) else share * mesh.size
 
   def _device(self, slot: int) -> int:
     """The number of the device that has the slot."""
@@ -304,6 +303,12 @@ class Batch:
         length=length,
       )
     self._length = length
+
+
+def least_share(mesh: Mesh) -> int:
+  """The fewest slots of a device that a batch is halved to."""
+  platform = mesh.devices.flat[0].platform
+  return _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
 
 
 def joined(parts: Sequence[TopTokens], count: int) -> TopTokens | None:

@@ -40,6 +40,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trd_jax import adapters, weights
+from trd_jax.backend import enough_memory, exact_products, start
+from trd_jax.engines import jax_memory
 from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import (
   Completion,
@@ -48,7 +50,7 @@ from trd_jax.engines.engine import (
   check_request,
   check_sampling,
 )
-from trd_jax.engines.jax_batch import Batch, joined
+from trd_jax.engines.jax_batch import Batch, joined, least_share
 from trd_jax.engines.jax_prompts import Prompts
 from trd_jax.errors import UserError
 from trd_jax.model.config import ModelConfig
@@ -68,9 +70,12 @@ _ALONE = "--xla_cpu_multi_thread_eigen=false"
 
 # Slots of a batch on one device, where none are asked for: a core's caches have
 # room for no more of them, while an accelerator computes many in the time of a
-# few.
+# few, as far as its memory goes.
 _SLOTS = {"cpu": 64}
 _SLOTS_ACCELERATOR = 256
+# What a device's memory may cut that down to: few sizes, as each has programs
+# of its own.
+_SIZES = [n for n in range(1, 257) if n in (m := n & -n, 3 * m)]
 # Batches of a small model on CPUs. While one is read and refilled, the other
 # runs; and what has started together ends together, so caches are short.
 _BATCHES = 2
@@ -83,12 +88,15 @@ class JaxEngine:
     model: the model, with adapters or without. Each device has its weights
       whole; those of CPUs have them together.
     slots: sequences decoded at once, over all devices together. None: 64 a
-      device on CPUs, twice that for small models (33M parameters), 256 a device
-      on accelerators, and no more than the power of two that holds a call's
+      device on CPUs, twice that for small models (33M parameters), up to 256 a
+      device on accelerators, as many as a call's longest request leaves room
+      for (`jax_memory`), and no more than the power of two that holds a call's
       requests.
     decode_steps: most tokens a slot gets before the host looks at what has
       ended.
     devices: each decodes its share of the slots; all local ones by default.
+    free: bytes of a device beyond the weights that a call may plan with; None:
+      what accelerators say, and CPUs' without a bound.
 
   Attributes:
     programs: what this engine has had compiled, as `(name, shape, ...)`.
@@ -104,6 +112,7 @@ class JaxEngine:
     slots: int | None = None,
     decode_steps: int = 16,
     devices: Sequence[Any] | None = None,
+    free: int | None = None,
   ):
     if (slots is not None and slots < 1) or decode_steps < 1:
       raise UserError(
@@ -113,10 +122,12 @@ class JaxEngine:
     devices = jax.local_devices() if devices is None else list(devices)
     self.config: ModelConfig = model.config
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
+    exact_products(devices[0].platform, [self.dtype])
     self.mesh = make_mesh(devices=devices)
     self.model: Qwen3 = replicate(model, self.mesh)
     self.decoder: Decoder = replicate(programs.lay_out(model), self.mesh)
     self._fixed = slots is not None
+    self._free = free
     self._share = _SLOTS.get(devices[0].platform, _SLOTS_ACCELERATOR)
     if slots is None:
       slots = self._share * len(devices)
@@ -150,18 +161,31 @@ class JaxEngine:
       **arguments: of the constructor.
 
     Raises:
-      UserError: when the weights or the adapter can't be read, or the adapter
-        is of a model of another shape.
+      UserError: when the weights or the adapter can't be read, the adapter is
+        of a model of another shape, JAX doesn't use the machine's GPUs, or a
+        device's memory is too small for the weights.
     """
+    config = weights.read_config(folder)
     if "devices" not in arguments:
-      _use_cores(weights.read_config(folder))
-    if adapter is None:
-      return cls(weights.load(folder, dtype=dtype), **arguments)
-    lora, tree = adapters.load_peft(adapter, weights.read_config(folder))
-    model = weights.load(folder, dtype=dtype, lora=lora)
-    graph, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
-    nnx.replace_by_pure_dict(fresh, jax.tree.map(jnp.asarray, tree))
-    return cls(nnx.merge(graph, fresh, base), **arguments)
+      _use_cores(config)
+    platform = start()
+    lora = tree = mesh = None
+    if adapter is not None:
+      lora, tree = adapters.load_peft(adapter, config)
+    if platform != "cpu":
+      # Straight to where they stay: a device has them twice as it is.
+      mesh = make_mesh(devices=arguments.get("devices") or jax.local_devices())
+    with enough_memory(
+      "the embedded engine keeps all weights on each device, and twice: set the"
+      " model's dtype to bfloat16, or take engine.name=vllm, which has them"
+      " once, or split over GPUs (engine.vllm.tensor_parallel)"
+    ):
+      model = weights.load(folder, dtype=dtype, lora=lora, mesh=mesh)
+      if tree is not None:
+        graph, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
+        nnx.replace_by_pure_dict(fresh, jax.tree.map(jnp.asarray, tree))
+        model = nnx.merge(graph, fresh, base)
+      return cls(model, **arguments)
 
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
@@ -174,7 +198,9 @@ class JaxEngine:
     Raises:
       UserError: before anything is generated, on an empty prompt, one that
         fills the model's longest context, an id outside of the vocabulary, a
-        negative limit, or more likeliest tokens than the head has rows.
+        negative limit, more likeliest tokens than the head has rows, or a
+        request that a device's memory has no room for. Later, when a device is
+        out of memory all the same.
     """
     requests = list(requests)
     check_sampling(sampling, self.config.vocab_size)
@@ -198,9 +224,18 @@ class JaxEngine:
         yield Completion(request.key, (), "length", top)
     requests = [r for r in requests if r.max_new_tokens]
     prompts = Prompts(self, requests)
-    waiting = collections.deque(
-      Batch(self, sampling, slots) for slots in self._batches(len(requests))
-    )
+    slots = self._batches(len(requests), prompts)
+    with enough_memory(
+      f"lower engine.jax.slots, which is {sum(slots)} here; what has been"
+      " completed is kept, and the same command goes on"
+    ):
+      yield from self._decode(prompts, sampling, slots)
+
+  def _decode(
+    self, prompts: Prompts, sampling: Sampling, slots: Sequence[int]
+  ) -> Iterator[Completion]:
+    """Completes all prompts with batches of so many slots."""
+    waiting = collections.deque(Batch(self, sampling, n) for n in slots)
     # Batches whose chunks are on their way, the first to end first.
     running: collections.deque[Batch] = collections.deque()
     while waiting or running:
@@ -216,24 +251,42 @@ class JaxEngine:
           waiting.append(other)
         if batch.running or prompts:
           waiting.append(batch)
-      while waiting:
-        batch = waiting.popleft()
-        batch.refill(prompts)
-        if batch.running:
-          alone = not (running or waiting)
-          if alone and not prompts:
-            batch = batch.compact()
-          batch.launch("refill" if prompts else "shrink" if alone else "join")
-          running.append(batch)
+      try:
+        while waiting:
+          batch = waiting.popleft()
+          batch.refill(prompts)
+          if batch.running:
+            alone = not (running or waiting)
+            if alone and not prompts:
+              batch = batch.compact()
+            batch.launch("refill" if prompts else "shrink" if alone else "join")
+            running.append(batch)
+      except jax.errors.JaxRuntimeError:
+        # A device may be out of memory: what has been completed is not lost.
+        yield from ended
+        raise
       # What the caller does with them, it does while the devices work.
       yield from ended
 
-  def _batches(self, requests: int) -> list[int]:
+  def _batches(self, requests: int, prompts: Prompts) -> list[int]:
     """The slots of each batch for so many requests."""
     devices, slots = self.mesh.size, self.slots
     if not self._fixed:
       power = 1 << (max(requests, 1) - 1).bit_length()
       slots = min(slots, -(-power // devices) * devices)
+      free = self._free
+      if free is None:
+        free = jax_memory.free_bytes(list(self.mesh.devices.flat))
+      if free is not None:
+        share = jax_memory.slots_that_fit(
+          self.config,
+          self.dtype,
+          free,
+          prompts.call(),
+          _SIZES,
+          shrinks_from=2 * least_share(self.mesh),
+        )
+        slots = min(slots, share * devices)
     count = max(1, slots // (devices * self._share))
     # Of one size, or each would have programs of its own.
     return [-(-slots // (devices * count)) * devices] * count
@@ -272,6 +325,7 @@ def _use_cores(config: ModelConfig) -> None:
   # reads its flags once, when it starts.
   os.environ["XLA_FLAGS"] = f"{_ALONE} {flags or ''}"
   try:
+    start()
     jax.block_until_ready(jnp.zeros(()))
   finally:
     del os.environ["XLA_FLAGS"]

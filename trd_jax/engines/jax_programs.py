@@ -5,7 +5,7 @@ Each works on a device's own share of the slots (`shard_map` over the mesh's
 
 Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
 C steps of a decoding chunk, V vocabulary, D residual width, K likeliest tokens
-that are asked for.
+that are asked for; in a cache K key heads, H head width.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from trd_jax.engines.sampling import Likeliest, Plan, likeliest, sample
 from trd_jax.model.config import ModelConfig
-from trd_jax.model.decoding import Decoder, logits
+from trd_jax.model.decoding import Decoder, Layer, logits
 from trd_jax.model.qwen3 import KVCache, Qwen3
 from trd_jax.sharding import replicate
 
@@ -106,10 +106,19 @@ def empty(
   return _on_each(run, mesh, (), SLOTS)()
 
 
-@jax.jit
 def lay_out(model: Qwen3) -> Decoder:
-  """The weights as `decode` wants them."""
-  return Decoder.of(model)
+  """The weights as `decode` wants them; embedding and head are the model's."""
+  return Decoder(
+    model.embed.embedding.get_value(),
+    _lay_out_layers(model),
+    model.norm.scale.get_value(),
+    model.head_VD,
+  )
+
+
+@jax.jit
+def _lay_out_layers(model: Qwen3) -> tuple[Layer, ...]:
+  return Decoder.of(model).layers
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -217,10 +226,30 @@ def insert(
   return _on_each(run, mesh, in_specs, SLOTS)(cache, source, row_B)
 
 
-@functools.partial(jax.jit, static_argnames=("length", "mesh"))
 def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
-  """The cache at another context length, cut or padded with zeros."""
+  """The cache at another context length, cut or padded with zeros.
 
+  Layer by layer, and each is deleted once its new form is there: a device holds
+  little more than the longer of the two.
+  """
+  keys, values = [], []
+  for old in zip(*cache, strict=True):
+    key, value = _resize_layer(*old, length=length, mesh=mesh)
+    # What is deleted before it has been read is freed later. On CPUs nothing is
+    # that short, and another batch's chunk may be running.
+    if mesh.devices.flat[0].platform != "cpu":
+      jax.block_until_ready((key, value))
+    for array in old:
+      array.delete()
+    keys.append(key)
+    values.append(value)
+  return KVCache(tuple(keys), tuple(values))
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"))
+def _resize_layer(
+  key_BKHS: jax.Array, value_BKSH: jax.Array, *, length: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
   def fit(axis, x):
     if length <= x.shape[axis]:
       return jax.lax.slice_in_dim(x, 0, length, axis=axis)
@@ -228,12 +257,10 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
     widths[axis] = (0, length - x.shape[axis])
     return jnp.pad(x, widths)
 
-  def run(cache):
-    keys = jax.tree.map(functools.partial(fit, 3), cache.keys)
-    values = jax.tree.map(functools.partial(fit, 2), cache.values)
-    return KVCache(keys, values)
+  def run(key_BKHS, value_BKSH):
+    return fit(3, key_BKHS), fit(2, value_BKSH)
 
-  return _on_each(run, mesh, (SLOTS,), SLOTS)(cache)
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(key_BKHS, value_BKSH)
 
 
 @functools.partial(

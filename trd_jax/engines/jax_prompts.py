@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from trd_jax.engines import jax_programs as programs
 from trd_jax.engines.engine import Request
+from trd_jax.engines.jax_memory import Call
 from trd_jax.engines.jax_programs import bucket
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.decoding import Decoder
@@ -139,13 +140,9 @@ class Prompts:
       self._prefix = self._prefill(
         np.tile(ids, (devices, 1)), np.full(devices, common, np.int32)
       )
-    longest = queue[0].length - 1 - common
-    short = (length for length in _SHORT if length >= longest)
-    T = next(short) if self._short else bucket(longest)
-    # Rows hold the common beginning as well: a long one makes them fewer, or
-    # they would take much memory.
-    most = self._tokens // max(T, (common + T) // 2)
-    P = max(1, -(-most // devices)) * devices
+    P, T = self._group(queue[0].length)
+    # All rows of the last group have gone into slots: not two of them at once.
+    self.staging = None
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
     count_of: dict[bytes, int] = {}
@@ -169,6 +166,29 @@ class Prompts:
     distinct = min(len(count_of), P)
     if devices == 1 or sum(map(len, staged)) > distinct:
       self._spread()
+
+  def _group(self, length: int) -> tuple[int, int]:
+    """Rows and bucket of a group whose longest prompt is so long."""
+    common, devices = self.common, self._engine.mesh.size
+    longest = length - 1 - common
+    short = (bound for bound in _SHORT if bound >= longest)
+    T = next(short) if self._short else bucket(longest)
+    # Rows hold the common beginning as well: a long one makes them fewer, or
+    # they would take much memory.
+    most = self._tokens // max(T, (common + T) // 2)
+    return max(1, -(-most // devices)) * devices, T
+
+  def call(self) -> Call:
+    """What all requests that wait ask of a device's memory."""
+    positions, most = 1, 0
+    for waiting in self._queue:
+      P, T = self._group(waiting.length)
+      end = waiting.length - 1 + waiting.limit
+      positions = max(positions, end, self.common + T)
+      most = max(most, P * (self.common + T))
+    share = most // self._engine.mesh.size
+    # What all prompts begin with stands on each device by itself, too.
+    return Call(bucket(positions), share, most + self.common)
 
   def _spread(self) -> None:
     """Gives every device all rows of the staging area."""

@@ -12,13 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 from trd_jax.model.attention import Implementation, attend
 from trd_jax.model.config import ModelConfig
 
 # The largest distance from the XLA path, relative to what is compared, in
 # units of the dtype's epsilon.
 _TOLERANCE = 4.0
+
+# Lengths that a kernel is checked at. Rows are multiples of 64, and kernels cut
+# them into blocks of 128: the second length ends in half a block.
+LENGTHS = (256, 192)
 
 
 class Choice(NamedTuple):
@@ -109,13 +113,13 @@ def check(
   dtype: jax.typing.DTypeLike,
   *,
   packed: bool,
-  length: int = 256,
+  lengths: Sequence[int] = LENGTHS,
 ) -> float:
   """Holds an attention against the XLA path in float32, with its gradient.
 
-  Three random rows of the model's heads: a full one, one with padding behind,
-  and one of padding but for a token; with `packed` the first two hold several
-  segments.
+  Three random rows of the model's heads of each length: a full one, one with
+  padding behind, and one of padding but for a token; with `packed` the first
+  two hold several segments.
 
   Args:
     attention: what is to be checked.
@@ -123,7 +127,7 @@ def check(
     config: the model's heads.
     dtype: what it runs in.
     packed: whether rows hold several samples.
-    length: tokens of a row.
+    lengths: tokens of a row.
 
   Returns:
     The largest relative error of output and gradients.
@@ -131,6 +135,21 @@ def check(
   Raises:
     UserError: it is further off than rounding explains, or fails.
   """
+  return max(
+    _distance(attention, name, config, dtype, packed, length)
+    for length in lengths
+  )
+
+
+def _distance(
+  attention: Attend,
+  name: str,
+  config: ModelConfig,
+  dtype: jax.typing.DTypeLike,
+  packed: bool,
+  length: int,
+) -> float:
+  """As `check`, of one length."""
   N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
   rng = np.random.default_rng(0)
   inputs = [
@@ -160,14 +179,17 @@ def check(
     return jnp.where(real, out, 0), *back(ct)
 
   single = [x.astype(jnp.float32) for x in inputs]
-  expected = both(attention_of("xla"), *single)
+  # On GPUs float32 products are of fewer bits unless they are told to be exact.
+  with jax.default_matmul_precision("highest"):
+    expected = both(attention_of("xla"), *single)
   try:
     got = jax.device_get(both(attention, *inputs))
   except Exception as error:
-    reason = str(error).partition("\n")[0]
+    reason = one_line(error)
     raise UserError(
       f"train.attention={name} fails on this model's heads ({N} of {H} on {K}"
-      f" in {jnp.dtype(dtype).name}): {reason}; set train.attention=xla"
+      f" in {jnp.dtype(dtype).name}, {length} tokens): {reason}; set"
+      " train.attention=xla"
     ) from error
   errors = [
     np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
@@ -179,7 +201,50 @@ def check(
   if not worst <= bound:
     raise UserError(
       f"train.attention={name} is wrong on this machine: {worst:.2g} from the"
-      f" XLA path on a random case, where rounding explains {bound:.2g}; set"
-      " train.attention=xla, and tell whoever makes the kernel"
+      f" XLA path on a random case of {length} tokens, where rounding explains"
+      f" {bound:.2g}; set train.attention=xla, and tell whoever makes the"
+      " kernel"
     )
   return worst
+
+
+def settle(
+  found: Choice,
+  wanted: str,
+  packing: bool | None,
+  configs: Sequence[ModelConfig],
+  agree: Callable[[bool], bool] = bool,
+) -> Choice:
+  """Checks the kernel that was chosen; under `auto` a bad one gives way to xla.
+
+  Args:
+    found: what `choose` gave.
+    wanted: as `choose` was asked.
+    packing: likewise.
+    configs: of the models that run.
+    agree: whether something holds in all processes of the run.
+
+  Returns:
+    What runs, with what the check found in `why`.
+
+  Raises:
+    UserError: a kernel that was asked for by name fails, see `check`.
+  """
+  name = found.implementation
+  if name == "xla":
+    return found
+  error, failure = 0.0, f"it fails in another process of this run ({name})"
+  try:
+    for config in dict.fromkeys(configs):
+      attention = attention_of(name)
+      error = max(
+        error, check(attention, name, config, "bfloat16", packed=False)
+      )
+    good = True
+  except UserError as caught:
+    good, failure = False, str(caught)
+  if agree(good):
+    return found._replace(why=f"{found.why}; {error:.1g} from the XLA path")
+  if wanted != "auto":
+    raise UserError(failure)
+  return Choice("xla", packing is None, f"{name} was tried: {failure}")
