@@ -12,8 +12,8 @@ from trd_jax.run_dir import RunDir
 _LAB = "lab:"
 _RANDOM = "random:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_HUB_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+HUB_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 # A revision reads small files whole and of large ones so many blocks, evenly
 # spread: enough to tell two fine-tunes of one model apart, and quick.
@@ -26,7 +26,7 @@ def model_folder(
   path: str,
   run_dir: RunDir | None = None,
   revision: str | None = None,
-  files: Sequence[str] = _HUB_FILES,
+  files: Sequence[str] = HUB_FILES,
 ) -> Path:
   """The folder with a model's config.json and safetensors.
 
@@ -49,12 +49,17 @@ def model_folder(
     if not (folder / "config.json").is_file():
       raise UserError(f"{path} has no config.json: it is no model folder")
     return folder
-  if _HUB_ID.fullmatch(path) and not path.startswith("."):
+  if is_hub_id(path):
     return _download(path, revision, files)
   raise UserError(
     f'there is no model "{path}": name a folder, a hub id (Qwen/Qwen3-8B), '
     "lab:student, lab:teacher, or random:<size>"
   )
+
+
+def is_hub_id(path: str) -> bool:
+  """Tells whether a path that is no folder here would be asked of the hub."""
+  return bool(_HUB_ID.fullmatch(path)) and not path.startswith(".")
 
 
 def tokenizer_folder(
@@ -69,7 +74,7 @@ def tokenizer_folder(
   """
   folder = Path(path).expanduser()
   if not folder.is_dir():
-    folder = model_folder(path, run_dir, revision, _TOKENIZER_FILES)
+    folder = model_folder(path, run_dir, revision, TOKENIZER_FILES)
   if not (folder / "tokenizer.json").is_file():
     raise UserError(f"{folder} has no tokenizer.json: it holds no tokenizer")
   return folder

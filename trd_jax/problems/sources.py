@@ -80,8 +80,7 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
   Raises:
     UserError: it can't be had, or is another file than it should be.
   """
-  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  path = Path(home) / "trd-jax" / "data" / digest[:16] / url.rpartition("/")[2]
+  path = kept_at(url, digest)
   if path.is_file() and sha256(path) == digest:
     return path
   try:
@@ -103,6 +102,13 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
       f"{name}: {url} can't be fetched ({error}); give a local copy with {key}"
     ) from error
   return path
+
+
+def kept_at(url: str, digest: str) -> Path:
+  """Where a file that was downloaded from an address is kept."""
+  home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  name = url.rpartition("/")[2]
+  return Path(home) / "trd-jax" / "data" / digest[:16] / name
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,168 @@
+"""What is examined: a machine, seen with the eyes of an experiment."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_jax.doctor import nvidia
+from trd_jax.doctor.probe import Facts, Probe
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package: the project's, where it is a checkout."""
+
+PROBE_SECONDS = 600.0
+"""The limit of a child that loads or compiles: what is well takes a tenth."""
+
+_VLLM_VARIABLE = "TRD_VLLM_PYTHON"
+_VLLM_ENVIRONMENT = ".venv-vllm/bin/python"
+_HERE = Path(__file__).parent
+# JAX as a neighbour: it takes memory as it needs it, so that vLLM's children,
+# which look at the same GPUs meanwhile, find theirs.
+_MODEST = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+
+@dataclasses.dataclass
+class Machine:
+  """This machine and the experiment that it is to carry out.
+
+  Attributes:
+    experiment: the config's, or the default one.
+    has_config: whether there is a config at all.
+    run_dir: the workdir, which may not be there; None where none is named.
+    folder: for what checks write; it is gone afterwards, but for logs.
+  """
+
+  experiment: Experiment
+  has_config: bool
+  run_dir: RunDir | None
+  folder: Path
+  _probes: dict[str, Probe] = dataclasses.field(default_factory=dict)
+  _facts: dict[str, Facts] = dataclasses.field(default_factory=dict)
+  _read: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def workdir(self) -> RunDir:
+    """The workdir, or where one would be made."""
+    return self.run_dir or RunDir(Path("runs"))
+
+  @property
+  def trainer(self) -> str:
+    """The interpreter that trains."""
+    return self.experiment.python.train or sys.executable
+
+  @functools.cached_property
+  def vllm(self) -> str | None:
+    """The interpreter that has vLLM, or should; None where there is none."""
+    if self.experiment.engine.name == "vllm":
+      return self.experiment.python.of("rollout") or sys.executable
+    if named := os.environ.get(_VLLM_VARIABLE):
+      return named
+    for folder in (Path.cwd(), ROOT):
+      if (path := folder / _VLLM_ENVIRONMENT).is_file():
+        return str(path)
+    return None
+
+  @functools.cached_property
+  def gpus(self) -> nvidia.Report:
+    """What nvidia-smi says, before anything was started."""
+    return nvidia.ask()
+
+  @functools.cached_property
+  def jax(self) -> Facts:
+    """The devices that JAX sees, or `failure`."""
+    return self.environment("jax", self.trainer, {})
+
+  @functools.cached_property
+  def torch(self) -> Facts:
+    """The GPUs that vLLM's environment sees, or `failure`."""
+    return self.environment("torch", self.vllm or sys.executable, {})
+
+  @property
+  def on_gpus(self) -> bool:
+    """Whether JAX runs on GPUs."""
+    return self.jax.get("platform") == "gpu"
+
+  @property
+  def vllm_gpus(self) -> int:
+    """How many GPUs vLLM runs on; 0 for its CPU build."""
+    return len(self.torch.get("kinds", ()))
+
+  def start(
+    self,
+    name: str,
+    python: str,
+    what: str | Path,
+    asked: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str | None] | None = None,
+    seconds: float = PROBE_SECONDS,
+  ) -> None:
+    """Starts a child, unless one of this name has been started."""
+    if name not in self._probes:
+      self._probes[name] = Probe(
+        name,
+        self.folder,
+        python,
+        what,
+        asked,
+        environment=_MODEST | dict(environment or {}),
+        seconds=seconds,
+      )
+
+  def result(self, name: str) -> Facts:
+    """Returns a started child's facts (see `Probe.result`)."""
+    self._read.append(name)
+    if name not in self._facts:
+      self._facts[name] = self._probes[name].result()
+    return self._facts[name]
+
+  def logs(self) -> list[Path]:
+    """Returns the logs of the children that were read since it was called.
+
+    Those that failed alone, where there are any.
+    """
+    names, self._read = list(dict.fromkeys(self._read)), []
+    broken = [name for name in names if "failure" in self._facts.get(name, {})]
+    return [self._probes[name].log for name in broken or names]
+
+  def environment(
+    self, kind: str, python: str, asked: Mapping[str, Any]
+  ) -> Facts:
+    """Returns what `environment_probe` finds in an interpreter."""
+    name = f"{kind}-of-{Path(python).parent.parent.name.lstrip('.')}"
+    self.start(
+      name,
+      python,
+      _HERE / "environment_probe.py",
+      {"kind": kind, **asked},
+    )
+    return self.result(name)
+
+  @property
+  def started(self) -> Mapping[str, Probe]:
+    """The children that have been started, by name."""
+    return self._probes
+
+  def close(self, keep_logs: bool) -> None:
+    """Ends the children and removes what was written.
+
+    Args:
+      keep_logs: leave what the children printed.
+    """
+    for probe in self._probes.values():
+      probe.close()
+    if not keep_logs:
+      shutil.rmtree(self.folder, ignore_errors=True)
+      return
+    for path in list(self.folder.iterdir()):
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      elif path.suffix != ".log" or not path.stat().st_size:
+        path.unlink()
