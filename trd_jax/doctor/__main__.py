@@ -24,7 +24,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   Raises:
     UserError: --only names no check; or, at the end, what is needed failed.
   """
-  has_config = bool(flags.config_argv)
+  # A workdir that was run before has one, too.
+  has_config = any(one.startswith("--config") for one in flags.config_argv)
   if flags.list:
     print(examination.table())
     return

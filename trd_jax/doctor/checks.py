@@ -19,11 +19,6 @@ from trd_jax.doctor.finding import Check
 from trd_jax.experiment import Experiment
 
 
-def _never(experiment: Experiment) -> bool:
-  del experiment
-  return False
-
-
 def _both(
   *needed: Callable[[Experiment], bool],
 ) -> Callable[[Experiment], bool]:
@@ -100,6 +95,7 @@ CHECKS: tuple[Check, ...] = (
     "shared-memory",
     "/dev/shm is large enough for NCCL and vLLM",
     room.shared_memory,
+    room.without_shared_memory,
     quick=True,
   ),
   Check(
@@ -220,5 +216,6 @@ CHECKS: tuple[Check, ...] = (
     engines.layout,
     engines.without_layout,
     software.by_vllm,
+    begin=engines.begin_layout,
   ),
 )

@@ -15,6 +15,7 @@ from trd_jax.doctor.probe import Facts
 from trd_jax.experiment import Experiment
 
 _CHILD = "trd_jax.doctor.engine_probe"
+_LAYOUT = "vllm-layout"
 # Of a GPU that others try as well; vLLM wants a share to be free even where the
 # cache has a size.
 _SPEC = {"kv_cache_gib": 0.25, "memory_share": 0.1, "eager": True}
@@ -144,13 +145,9 @@ def without_layout(machine: Machine) -> str:
   return ""
 
 
-def layout(machine: Machine) -> Finding:
-  """Checks that vLLM starts over as many GPUs as the config says."""
+def begin_layout(machine: Machine) -> None:
+  """Starts an engine over as many GPUs as the config says."""
   vllm = machine.experiment.engine.vllm
-  # The GPUs are free again once the others have ended.
-  for place, _ in places(machine):
-    if _log(place) in machine.started:
-      machine.result(_log(place))
   assert machine.vllm is not None
   spec = {
     **_SPEC,
@@ -159,14 +156,20 @@ def layout(machine: Machine) -> Finding:
   }
   _start(
     machine,
-    "vllm-layout",
+    _LAYOUT,
     machine.vllm,
     "vllm",
     gpu=True,
     spec=spec,
     adapter=False,
   )
-  facts = machine.result("vllm-layout")
+
+
+def layout(machine: Machine) -> Finding:
+  """Checks that vLLM starts over as many GPUs as the config says."""
+  begin_layout(machine)
+  vllm = machine.experiment.engine.vllm
+  facts = machine.result(_LAYOUT)
   return judge_layout(facts, vllm.tensor_parallel, vllm.data_parallel)
 
 

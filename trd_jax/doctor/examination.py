@@ -44,10 +44,15 @@ def examine(
     json_file: where the findings go as well.
 
   Raises:
-    UserError: `only` names no check; or what the experiment needs failed, or,
+    UserError: `only` names no check, or the file can't be; or what the experiment needs failed, or,
       without a config, anything.
   """
   chosen = choose(checks.CHECKS, only)
+  out = None if json_file is None else Path(json_file).expanduser()
+  if out is not None and (out.is_dir() or not out.parent.is_dir()):
+    raise UserError(
+      f"--json={json_file}: name a file in a folder that is there"
+    )
   folder = Path(tempfile.mkdtemp(prefix="trd-jax-doctor-"))
   machine = Machine(experiment, has_config, run_dir, folder)
   began = time.monotonic()
@@ -73,9 +78,9 @@ def examine(
   told = ", ".join(f"{counts[name]} {word}" for name, word in _WORDS.items())
   seconds = time.monotonic() - began
   print(f"{len(found)} checks in {seconds:.0f} s: {told}", flush=True)
-  if json_file is not None:
+  if out is not None:
     rows = to_json(chosen, found, experiment)
-    Path(json_file).expanduser().write_text(json.dumps(rows, indent=2) + "\n")
+    out.write_text(json.dumps(rows, indent=2) + "\n")
   _conclude(chosen, found, experiment, has_config)
 
 

@@ -8,7 +8,6 @@ it isn't, `error`: why it can't be fetched, or ''. Nothing is downloaded.
 
 import fnmatch
 import json
-import os
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -67,8 +66,6 @@ def unreachable(asked: dict[str, Any]) -> str:
 
 def unreachable_url(url: str) -> str:
   """Asks for a file's head; why there is no answer, or ''."""
-  if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-    return "HF_HUB_OFFLINE is set"
   try:
     request = urllib.request.Request(url, method="HEAD")
     urllib.request.urlopen(request, timeout=_SECONDS).close()
@@ -81,13 +78,11 @@ def examine(asked: Facts, tell: Tell) -> None:
   """Asks for each."""
   answers = []
   for one in asked["files"]:
-    if "url" in one:
-      found = {"cached": Path(one["kept"]).is_file()}
-    else:
-      found = {"cached": cached(one)}
-    if not found["cached"]:
-      why = unreachable_url(one["url"]) if "url" in one else unreachable(one)
-      found["error"] = why
+    url = one.get("url")
+    here = cached(one) if url is None else Path(one["kept"]).is_file()
+    found: dict[str, Any] = {"cached": here}
+    if not here:
+      found["error"] = unreachable(one) if url is None else unreachable_url(url)
     answers.append(found)
     tell(answers=answers)
   tell(answers=answers)

@@ -1,5 +1,6 @@
 """What is examined: a machine, seen with the eyes of an experiment."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -145,11 +146,6 @@ class Machine:
     )
     return self.result(name)
 
-  @property
-  def started(self) -> Mapping[str, Probe]:
-    """The children that have been started, by name."""
-    return self._probes
-
   def close(self, keep_logs: bool) -> None:
     """Ends the children and removes what was written.
 
@@ -158,11 +154,10 @@ class Machine:
     """
     for probe in self._probes.values():
       probe.close()
-    if not keep_logs:
-      shutil.rmtree(self.folder, ignore_errors=True)
-      return
     for path in list(self.folder.iterdir()):
       if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-      elif path.suffix != ".log" or not path.stat().st_size:
+      elif not keep_logs or path.suffix != ".log" or not path.stat().st_size:
         path.unlink()
+    with contextlib.suppress(OSError):  # there are logs
+      self.folder.rmdir()

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from trd_jax.experiment import Experiment
 
 _GIB = 1 << 30
 _SHARED = Path("/dev/shm")
-# What a container gets unless it is given more, and the least that NCCL and
-# vLLM's queues between processes are known to fail in.
+# What a container gets unless it is given more; NCCL is known to fail in it.
 _CONTAINER_DEFAULT = 64 << 20
+# vLLM 0.32's queue between an engine and its workers: ten chunks of 16 MiB.
+_QUEUE = 160 << 20
 # Descriptors of a process of ours at rest, and of a program in its sandbox.
 _FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
 
@@ -72,21 +74,42 @@ def shared_memory(machine: Machine) -> Finding:
       f"{_SHARED}: {error.strerror}",
       "mount it (a container: docker run --ipc=host)",
     )
-  several = len(machine.gpus.visible) > 1
-  return judge_shared_memory(usage.total, usage.free, several)
+  needed = shared_memory_needed(
+    machine.experiment, len(machine.gpus.visible) > 1
+  )
+  return judge_shared_memory(usage.total, usage.free, needed)
 
 
-def judge_shared_memory(total: int, free: int, several: bool) -> Finding:
-  """Judges the bytes of /dev/shm; `several`: whether there are more GPUs."""
+def without_shared_memory(machine: Machine) -> str:
+  """Says that this system has no such thing, or ''."""
+  del machine
+  return "" if sys.platform == "linux" else f"no {_SHARED} on {sys.platform}"
+
+
+def shared_memory_needed(e: Experiment, several: bool) -> int:
+  """Returns the bytes that are needed; `several`: whether there are more GPUs.
+
+  An engine of vLLM has workers, and a queue to them, where the config's engine
+  takes more than one device.
+  """
+  vllm = e.engine.vllm
+  needed = _CONTAINER_DEFAULT + 1 if several else 0
+  if e.engine.name == "vllm" and vllm.tensor_parallel * vllm.data_parallel > 1:
+    needed = max(needed, _QUEUE * vllm.data_parallel)
+  return needed
+
+
+def judge_shared_memory(total: int, free: int, needed: int) -> Finding:
+  """Judges the bytes of /dev/shm."""
   told = f"{_SHARED} has {total / _GIB:.2f} GiB, {free / _GIB:.2f} free"
-  if free > _CONTAINER_DEFAULT:
-    return finding.ok(told)
   remedy = "give the container more: docker run --ipc=host, or --shm-size=16g"
-  if several or not free:
+  if free < needed or not free:
     return finding.failed(
-      f"{told}: too little for NCCL and vLLM's processes", remedy
+      f"{told}, and NCCL and vLLM's processes need {needed / _GIB:.2f}", remedy
     )
-  return finding.warning(f"{told}: too little for several GPUs", remedy)
+  if free <= _CONTAINER_DEFAULT:
+    return finding.warning(f"{told}: too little for several GPUs", remedy)
+  return finding.ok(told)
 
 
 def open_files(machine: Machine) -> Finding:
