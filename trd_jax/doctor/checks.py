@@ -134,7 +134,7 @@ CHECKS: tuple[Check, ...] = (
     quick=True,
   ),
   Check(
-    "engine-gpus",
+    "gpu-count",
     "there are as many GPUs as the engine wants",
     demands.engine_devices,
     demands.without_config,

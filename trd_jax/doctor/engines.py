@@ -25,7 +25,7 @@ def _model(machine: Machine) -> tuple[str, str]:
   """The folders of the tiny model and its adapter, made once."""
   folder = machine.folder / "tiny"
   model, adapter = folder / "model", folder / "adapter"
-  if not folder.exists():
+  if not adapter.exists():  # the last to be written
     tiny.write(folder)
   return str(model), str(adapter)
 

@@ -1,5 +1,6 @@
 """Runs the checks of the registry, one line each."""
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -44,8 +45,8 @@ def examine(
     json_file: where the findings go as well.
 
   Raises:
-    UserError: `only` names no check, or the file can't be; or what the experiment needs failed, or,
-      without a config, anything.
+    UserError: `only` names no check, or the file can't be made; or what the
+      experiment needs failed, or, without a config, anything.
   """
   chosen = choose(checks.CHECKS, only)
   out = None if json_file is None else Path(json_file).expanduser()
@@ -53,20 +54,22 @@ def examine(
     raise UserError(
       f"--json={json_file}: name a file in a folder that is there"
     )
-  folder = Path(tempfile.mkdtemp(prefix="trd-jax-doctor-"))
+  folder = Path(tempfile.mkdtemp(prefix="trd-doctor-"))
   machine = Machine(experiment, has_config, run_dir, folder)
   began = time.monotonic()
   found: dict[str, tuple[Finding, float]] = {}
-  wrong = False
+  begun = wrong = False
   try:
     for check in chosen:
-      if not check.quick:
+      if not (check.quick or begun):
+        begun = True
         _begin(chosen, machine)
       start = time.monotonic()
       one = run_one(check, machine)
       if (logs := machine.logs()) and one.status == "failed":
         told = ", ".join(map(str, logs))
-        one = dataclasses.replace(one, remedy=f"{one.remedy} (log: {told})")
+        remedy = f"{one.remedy} (log: {told})".strip()
+        one = dataclasses.replace(one, remedy=remedy)
       found[check.name] = one, time.monotonic() - start
       print(
         _line(check, *found[check.name], experiment, has_config), flush=True
@@ -111,8 +114,9 @@ def _fits(check: Check, name: str) -> bool:
 def _begin(chosen: Iterable[Check], machine: Machine) -> None:
   """Starts what takes long; what can't be started its own check says."""
   for check in chosen:
-    if check.begin is not None and not check.left_out(machine):
-      check.begin(machine)
+    with contextlib.suppress(Exception):
+      if check.begin is not None and not check.left_out(machine):
+        check.begin(machine)
 
 
 def run_one(check: Check, machine: Machine) -> Finding:

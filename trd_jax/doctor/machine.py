@@ -27,6 +27,9 @@ _HERE = Path(__file__).parent
 # JAX as a neighbour: it takes memory as it needs it, so that vLLM's children,
 # which look at the same GPUs meanwhile, find theirs.
 _MODEST = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# vLLM leaves its sockets where temporary files go. A socket's path has at most
+# 107 characters, and vLLM's names have 36.
+_LONGEST_FOLDER = 60
 
 
 @dataclasses.dataclass
@@ -78,12 +81,21 @@ class Machine:
   @functools.cached_property
   def jax(self) -> Facts:
     """The devices that JAX sees, or `failure`."""
-    return self.environment("jax", self.trainer, {})
+    self._look()
+    return self.result("jax-devices")
 
   @functools.cached_property
   def torch(self) -> Facts:
     """The GPUs that vLLM's environment sees, or `failure`."""
-    return self.environment("torch", self.vllm or sys.executable, {})
+    self._look()
+    return self.result("torch-devices")
+
+  def _look(self) -> None:
+    """Has both environments look for devices, at the same time."""
+    script = _HERE / "environment_probe.py"
+    self.start("jax-devices", self.trainer, script, {"kind": "jax"})
+    python = self.vllm or sys.executable
+    self.start("torch-devices", python, script, {"kind": "torch"})
 
   @property
   def on_gpus(self) -> bool:
@@ -107,13 +119,16 @@ class Machine:
   ) -> None:
     """Starts a child, unless one of this name has been started."""
     if name not in self._probes:
+      default = dict(_MODEST)
+      if len(str(self.folder)) <= _LONGEST_FOLDER:
+        default["TMPDIR"] = str(self.folder)
       self._probes[name] = Probe(
         name,
         self.folder,
         python,
         what,
         asked,
-        environment=_MODEST | dict(environment or {}),
+        environment=default | dict(environment or {}),
         seconds=seconds,
       )
 
@@ -134,16 +149,10 @@ class Machine:
     return [self._probes[name].log for name in broken or names]
 
   def environment(
-    self, kind: str, python: str, asked: Mapping[str, Any]
+    self, name: str, python: str, asked: Mapping[str, Any]
   ) -> Facts:
     """Returns what `environment_probe` finds in an interpreter."""
-    name = f"{kind}-of-{Path(python).parent.parent.name.lstrip('.')}"
-    self.start(
-      name,
-      python,
-      _HERE / "environment_probe.py",
-      {"kind": kind, **asked},
-    )
+    self.start(name, python, _HERE / "environment_probe.py", asked)
     return self.result(name)
 
   def close(self, keep_logs: bool) -> None:

