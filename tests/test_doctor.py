@@ -359,6 +359,29 @@ def test_what_nvidia_smi_says(
   assert bool(wrong) == (status == "failed")
 
 
+def test_a_broken_jax_is_a_line_among_others(tmp_path):
+  package = tmp_path / "broken" / "jax"
+  package.mkdir(parents=True)
+  (package / "__init__.py").write_text("raise ImportError('no jaxlib')")
+  path = [str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")]
+  doctor = start(
+    "--only=open-files,gpus,engine-start",
+    environment={"PYTHONPATH": os.pathsep.join(filter(None, path))},
+  )
+  out, err = doctor.communicate(timeout=120)
+  assert doctor.returncode == 2
+  assert [line.split()[:2] for line in out.splitlines()[:3]] == [
+    ["ok", "open-files"],
+    ["FAILED", "gpus"],
+    ["FAILED", "engine-start"],
+  ]
+  assert "no jaxlib" in out
+  assert err == (
+    "trd-jax doctor: gpus, engine-start failed; mend what the lines above say"
+    " and give the same command again\n"
+  )
+
+
 def test_an_offline_hub_with_an_empty_cache(here, tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))

@@ -7,7 +7,6 @@ applies to the machine is looked at. Nothing is written where the workdir is.
 """
 
 from trd_jax import cli
-from trd_jax.doctor import examination
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
@@ -24,6 +23,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   Raises:
     UserError: --only names no check; or, at the end, what is needed failed.
   """
+  from trd_jax.doctor import examination
+
   # A workdir that was run before has one, too.
   has_config = any(one.startswith("--config") for one in flags.config_argv)
   if flags.list:

@@ -1,4 +1,7 @@
-"""The registry: every check, in the order in which they run."""
+"""The registry: every check, in the order in which they run.
+
+Nothing here imports JAX: where that is what is broken, the other checks run.
+"""
 
 import functools
 from collections.abc import Callable

@@ -10,7 +10,7 @@ import sys
 import urllib.parse
 from collections.abc import Mapping
 
-from trd_jax import dry_run, experiment
+from trd_jax import experiment
 from trd_jax.devices import Mesh
 from trd_jax.doctor import finding
 from trd_jax.doctor.finding import Finding
@@ -112,6 +112,8 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Finding:
 
 def memory(machine: Machine) -> Finding:
   """Checks that the weights fit into the devices."""
+  from trd_jax import dry_run
+
   e = machine.experiment
   sizes = {}
   for side, model in (("student", e.student), ("teacher", e.teacher_model)):

@@ -7,7 +7,7 @@ They begin before anything else that takes long. What they say is judged by
 import os
 from typing import Any
 
-from trd_jax.doctor import finding, tiny
+from trd_jax.doctor import finding
 from trd_jax.doctor.engine_checks import Judge, of_all, starts
 from trd_jax.doctor.finding import Finding
 from trd_jax.doctor.machine import PROBE_SECONDS, Machine
@@ -23,6 +23,8 @@ _SPEC = {"kv_cache_gib": 0.25, "memory_share": 0.1, "eager": True}
 
 def _model(machine: Machine) -> tuple[str, str]:
   """The folders of the tiny model and its adapter, made once."""
+  from trd_jax.doctor import tiny
+
   folder = machine.folder / "tiny"
   model, adapter = folder / "model", folder / "adapter"
   if not adapter.exists():  # the last to be written

@@ -86,7 +86,9 @@ class Machine:
 
   @functools.cached_property
   def torch(self) -> Facts:
-    """The GPUs that vLLM's environment sees, or `failure`."""
+    """The GPUs that vLLM's environment sees, or `failure`; {} without one."""
+    if self.vllm is None:
+      return {}
     self._look()
     return self.result("torch-devices")
 
@@ -94,8 +96,8 @@ class Machine:
     """Has both environments look for devices, at the same time."""
     script = _HERE / "environment_probe.py"
     self.start("jax-devices", self.trainer, script, {"kind": "jax"})
-    python = self.vllm or sys.executable
-    self.start("torch-devices", python, script, {"kind": "torch"})
+    if self.vllm is not None:
+      self.start("torch-devices", self.vllm, script, {"kind": "torch"})
 
   @property
   def on_gpus(self) -> bool:

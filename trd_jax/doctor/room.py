@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from trd_jax import dry_run
 from trd_jax.doctor import finding
 from trd_jax.doctor.finding import Finding
 from trd_jax.doctor.machine import Machine
@@ -25,6 +24,8 @@ _FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
 
 def disk(machine: Machine) -> Finding:
   """Checks that what the stages write has room."""
+  from trd_jax import dry_run
+
   needed: dict[str, int | None] = {}
   if machine.has_config:
     for stage, size, _ in dry_run.disk(machine.experiment, machine.workdir):

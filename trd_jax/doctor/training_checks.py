@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trd_jax import dry_run
 from trd_jax.doctor import finding
 from trd_jax.doctor.finding import Finding
 from trd_jax.doctor.machine import Machine
@@ -47,6 +46,8 @@ def without_kernel(machine: Machine) -> str:
 
 def attention(machine: Machine) -> Finding:
   """Checks fused attention on the heads of the config's models."""
+  from trd_jax import dry_run
+
   e = machine.experiment
   name = "tokamax" if e.train.attention == "tokamax" else "cudnn"
   shapes = [
