@@ -158,7 +158,7 @@ def judge_memory(
     where: what one device is.
   """
   known = {side: size for side, size in sizes.items() if size is not None}
-  told = ", ".join(f"{side} {size / _GIB:.1f}" for side, size in known.items())
+  told = ", ".join(f"{side} {size / _GIB:.2f}" for side, size in known.items())
   told = f"weights in GiB: {told or 'not known here'}; {where} has"
   told = f"{told} {each / _GIB:.1f}"
   vllm = e.engine.vllm

@@ -49,19 +49,26 @@ def cached(asked: dict[str, Any]) -> bool:
   return True
 
 
-def unreachable(asked: dict[str, Any]) -> str:
-  """Asks for what is known of a repository; why there is no answer, or ''."""
+def unreachable(asked: dict[str, Any]) -> tuple[str, bool]:
+  """Asks for what is known of a repository.
+
+  Returns:
+    Why it can't be had, or '', and whether anybody answered.
+  """
   from huggingface_hub import HfApi, constants
+  from huggingface_hub.errors import HfHubHTTPError
 
   if constants.HF_HUB_OFFLINE:
-    return "HF_HUB_OFFLINE is set"
+    return "HF_HUB_OFFLINE is set", False
   api = HfApi()
   ask = api.model_info if asked["kind"] == "model" else api.dataset_info
   try:
     ask(asked["repo"], revision=asked["revision"], timeout=_SECONDS)
+  except HfHubHTTPError as error:
+    return one_line(error), True
   except Exception as error:  # whatever happens between here and the hub
-    return one_line(error)
-  return ""
+    return one_line(error), False
+  return "", True
 
 
 def unreachable_url(url: str) -> str:
@@ -77,14 +84,18 @@ def unreachable_url(url: str) -> str:
 def examine(asked: Facts, tell: Tell) -> None:
   """Asks for each."""
   answers = []
+  silence = ""  # why nobody answers at the hub: it is not asked again then
   for one in asked["files"]:
     url = one.get("url")
     here = cached(one) if url is None else Path(one["kept"]).is_file()
     found: dict[str, Any] = {"cached": here}
-    if not here:
-      found["error"] = unreachable(one) if url is None else unreachable_url(url)
+    if not here and url is not None:
+      found["error"] = unreachable_url(url)
+    elif not here:
+      why, answered = (silence, False) if silence else unreachable(one)
+      found["error"] = why
+      silence = "" if answered else why
     answers.append(found)
-    tell(answers=answers)
   tell(answers=answers)
 
 

@@ -144,11 +144,12 @@ class Machine:
   def logs(self) -> list[Path]:
     """Returns the logs of the children that were read since it was called.
 
-    Those that failed alone, where there are any.
+    Those that failed alone, where there are any; none that is empty.
     """
     names, self._read = list(dict.fromkeys(self._read)), []
     broken = [name for name in names if "failure" in self._facts.get(name, {})]
-    return [self._probes[name].log for name in broken or names]
+    logs = [self._probes[name].log for name in broken or names]
+    return [log for log in logs if log.stat().st_size]
 
   def environment(
     self, name: str, python: str, asked: Mapping[str, Any]

@@ -55,12 +55,12 @@ def judge_disk(
   if total > free:
     most = max(known, key=lambda stage: known[stage])
     return finding.failed(
-      f"{told}, and all stages write up to {total / _GIB:.1f} GiB, most of it"
-      f" {most} ({known[most] / _GIB:.1f})",
+      f"{told}, and all stages write up to {total / _GIB:.2f} GiB, most of it"
+      f" {most} ({known[most] / _GIB:.2f})",
       "make room, or name a --workdir elsewhere",
     )
   if needed:
-    told += f"; all stages write at most {total / _GIB:.1f} GiB"
+    told += f"; all stages write at most {total / _GIB:.2f} GiB"
     if rest := [stage for stage, size in needed.items() if size is None]:
       told += f", but for {', '.join(rest)}, of which nothing is known here"
   return finding.ok(told)
