@@ -116,7 +116,7 @@ class Machine:
     what: str | Path,
     asked: Mapping[str, Any],
     *,
-    environment: Mapping[str, str | None] | None = None,
+    environment: Mapping[str, str] | None = None,
     seconds: float = PROBE_SECONDS,
   ) -> None:
     """Starts a child, unless one of this name has been started."""

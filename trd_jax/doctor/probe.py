@@ -39,7 +39,7 @@ class Probe:
     what: a module of this package, or the path of a script for interpreters
       that may not have the package.
     asked: its arguments, plain values.
-    environment: variables to set, or, where None, to take away.
+    environment: variables to set.
     seconds: its time limit.
   """
 
@@ -51,25 +51,24 @@ class Probe:
     what: str | Path,
     asked: Mapping[str, Any],
     *,
-    environment: Mapping[str, str | None] | None = None,
+    environment: Mapping[str, str] | None = None,
     seconds: float,
   ):
     self.log = folder / f"{name}.log"
     self._facts = folder / f"{name}.facts.json"
-    self._python, self._seconds = python, seconds
+    self._seconds = seconds
     self._deadline = time.monotonic() + seconds
     questions = folder / f"{name}.asked.json"
     questions.write_text(json.dumps({"owner": os.getpid(), **asked}))
     # -P: the folder of a script holds modules that would hide others.
     how = ["-P", str(what)] if isinstance(what, Path) else ["-m", what]
-    variables: dict[str, str | None] = {**os.environ, **(environment or {})}
     self._process: subprocess.Popen | None = None
-    self._failure = ""
+    self._failure, self._closed = "", False
     with self.log.open("wb") as log:
       try:
         self._process = subprocess.Popen(
           [os.path.expanduser(python), *how, str(questions), str(self._facts)],
-          env={k: v for k, v in variables.items() if v is not None},
+          env={**os.environ, **(environment or {})},
           stdin=subprocess.DEVNULL,
           stdout=log,
           stderr=subprocess.STDOUT,
@@ -107,8 +106,9 @@ class Probe:
 
   def close(self) -> None:
     """Ends the child and all that it has started."""
-    if self._process is None:
+    if self._process is None or self._closed:
       return
+    self._closed = True  # its number may be another's later on
     # The group is there as long as one of it is.
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self._process.pid, signal.SIGKILL)
