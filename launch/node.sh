@@ -96,6 +96,13 @@ if [[ $config == *domain=code* ]]; then
     run env "PYTHON=$base" third_party/evalplus/install.sh .venv-evalplus
 fi
 
+# Is this machine fit for it? Two minutes, before an hour is spent.
+doctor=(.venv/bin/python -m trd_jax.doctor)
+for flag in "${pipeline[@]:3}"; do
+  [[ $flag == --*dry_run* ]] || doctor+=("$flag") # the pipeline's alone
+done
+run "${doctor[@]}"
+
 # What will be run, with its budgets, devices, hours and disk. On a dry run
 # that is all, said by whatever Python has the packages; none is installed.
 if [[ $dry ]]; then

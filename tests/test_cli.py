@@ -13,8 +13,8 @@ from trd_jax.run_dir import RunDir
 
 _PACKAGE = Path(cli.__file__).parent
 _STAGES = sorted(
-  path.stem
-  for path in _PACKAGE.glob("*.py")
+  path.parent.name if path.stem == "__main__" else path.stem
+  for path in (*_PACKAGE.glob("*.py"), *_PACKAGE.glob("*/__main__.py"))
   if "cli.main(" in path.read_text() and path.stem != "cli"
 )
 _HEAVY = ("jax", "flax", "optax", "orbax", "transformers", "torch", "sympy")

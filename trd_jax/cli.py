@@ -51,6 +51,7 @@ _READS_AND_WRITES = {
     "the benchmarks; the student; WORKDIR/merge/model or merge/adapter",
     "WORKDIR/evaluate/base and WORKDIR/evaluate/trained: graded samples",
   ),
+  "doctor": ("the machine; what the config names", "nothing"),
   "convert": ("weights in one form", "the same weights in another"),
   "pretrain": ("nothing", "the laboratory's student and teacher"),
   "analyze": ("WORKDIR", "tables, figures and one page"),
@@ -127,6 +128,7 @@ def main(
   *,
   standalone: bool = False,
   exclusive: bool = True,
+  looks_only: bool = False,
   examples: Sequence[str] = _EXAMPLES,
   argv: Sequence[str] | None = None,
 ) -> None:
@@ -143,6 +145,8 @@ def main(
       experiment is the default one and the run directory None.
     exclusive: hold the stage's lock while it runs. A stage that runs as
       several processes says False and has one of them take it.
+    looks_only: the stage makes nothing, not even the workdir, and sees for
+      itself whether that is the config's.
     examples: arguments that do something sensible, for --help.
     argv: the arguments; default `sys.argv[1:]`.
 
@@ -158,7 +162,7 @@ def main(
       print(_help_config())
     else:
       parent.end_with_pipeline()
-      _run(stage_name, run, line, standalone, exclusive)
+      _run(stage_name, run, line, standalone, exclusive, looks_only)
     sys.stdout.flush()
   except BrokenPipeError:
     # Who read the output, as `head`, has seen enough. Python flushes once more.
@@ -180,6 +184,7 @@ def _run(
   line: "_CommandLine",
   standalone: bool,
   exclusive: bool,
+  looks_only: bool,
 ) -> None:
   """Everything from the parsed command line on."""
   if line.workdir is None and not standalone:
@@ -198,8 +203,8 @@ def _run(
   own = types.SimpleNamespace(**line.own)
   own.config_argv = line.config_argv(spec)
   _keep_compilations()
-  if run_dir is None:
-    run(chosen, None, own)
+  if run_dir is None or looks_only:
+    run(chosen, run_dir, own)
     return
   # What is kept has to be a run's: without --config it is what is run.
   kept = experiment.to_json(dataclasses.replace(chosen, preflight_only=False))

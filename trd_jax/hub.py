@@ -15,7 +15,7 @@ _RANDOM = "random:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 """What of a model is small: its config and its tokenizer."""
-_HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
+HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 # A revision reads small files whole and of large ones so many blocks, evenly
 # spread: enough to tell two fine-tunes of one model apart, and quick.
@@ -28,7 +28,7 @@ def model_folder(
   path: str,
   run_dir: RunDir | None = None,
   revision: str | None = None,
-  files: Sequence[str] = _HUB_FILES,
+  files: Sequence[str] = HUB_FILES,
 ) -> Path:
   """The folder with a model's config.json and safetensors.
 

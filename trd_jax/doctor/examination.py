@@ -1,0 +1,197 @@
+"""Runs the checks of the registry, one line each."""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trd_jax.doctor import checks, finding
+from trd_jax.doctor.finding import Check, Finding
+from trd_jax.doctor.machine import Machine
+from trd_jax.errors import UserError, did_you_mean, one_line
+from trd_jax.experiment import Experiment
+from trd_jax.run_dir import RunDir
+
+_WORDS = {
+  "ok": "ok",
+  "warning": "WARNING",
+  "failed": "FAILED",
+  "skipped": "left out",
+}
+_STATUS_WIDTH = max(map(len, _WORDS.values())) + 2
+_NAME_WIDTH = max(len(check.name) for check in checks.CHECKS) + 1
+
+
+def examine(
+  experiment: Experiment,
+  has_config: bool,
+  run_dir: RunDir | None,
+  *,
+  only: Sequence[str] = (),
+  json_file: str | None = None,
+) -> None:
+  """Runs checks, prints a line for each, then one with the counts.
+
+  Args:
+    experiment: what the machine is to carry out.
+    has_config: whether somebody asked for it; else it is the default one.
+    run_dir: the workdir, if one is named.
+    only: names of checks, or their beginnings; empty for all.
+    json_file: where the findings go as well.
+
+  Raises:
+    UserError: `only` names no check, or the file can't be made; or what the
+      experiment needs failed, or, without a config, anything.
+  """
+  chosen = choose(checks.CHECKS, only)
+  out = None if json_file is None else Path(json_file).expanduser()
+  if out is not None and (out.is_dir() or not out.parent.is_dir()):
+    raise UserError(
+      f"--json={json_file}: name a file in a folder that is there"
+    )
+  folder = Path(tempfile.mkdtemp(prefix="trd-doctor-"))
+  machine = Machine(experiment, has_config, run_dir, folder)
+  began = time.monotonic()
+  found: dict[str, tuple[Finding, float]] = {}
+  begun = wrong = False
+  try:
+    for check in chosen:
+      if not (check.quick or begun):
+        begun = True
+        _begin(chosen, machine)
+      start = time.monotonic()
+      one = run_one(check, machine)
+      if (logs := machine.logs()) and one.status == "failed":
+        told = ", ".join(map(str, logs))
+        remedy = f"{one.remedy} (log: {told})".strip()
+        one = dataclasses.replace(one, remedy=remedy)
+      found[check.name] = one, time.monotonic() - start
+      print(
+        _line(check, *found[check.name], experiment, has_config), flush=True
+      )
+    wrong = any(one.status == "failed" for one, _ in found.values())
+  finally:
+    machine.close(keep_logs=wrong)
+  counts = Counter(one.status for one, _ in found.values())
+  told = ", ".join(f"{counts[name]} {word}" for name, word in _WORDS.items())
+  seconds = time.monotonic() - began
+  print(f"{len(found)} checks in {seconds:.0f} s: {told}", flush=True)
+  if out is not None:
+    rows = to_json(chosen, found, experiment)
+    out.write_text(json.dumps(rows, indent=2) + "\n")
+  _conclude(chosen, found, experiment, has_config)
+
+
+def choose(every: Sequence[Check], only: Iterable[str]) -> list[Check]:
+  """Returns the checks that are named, or that begin with a name and a dash.
+
+  Raises:
+    UserError: a name fits none.
+  """
+  names = list(only)
+  for name in names:
+    if not any(_fits(check, name) for check in every):
+      hint = did_you_mean(name, [check.name for check in every])
+      raise UserError(
+        f"--only={name}: there is no such check; {hint or 'see --list'}"
+      )
+  return [
+    check
+    for check in every
+    if not names or any(_fits(check, name) for name in names)
+  ]
+
+
+def _fits(check: Check, name: str) -> bool:
+  return check.name == name or check.name.startswith(f"{name}-")
+
+
+def _begin(chosen: Iterable[Check], machine: Machine) -> None:
+  """Starts what takes long; what can't be started its own check says."""
+  for check in chosen:
+    with contextlib.suppress(Exception):
+      if check.begin is not None and not check.left_out(machine):
+        check.begin(machine)
+
+
+def run_one(check: Check, machine: Machine) -> Finding:
+  """Runs a check; whatever it raises is a failure of what it looks at."""
+  try:
+    if why := check.left_out(machine):
+      return finding.skipped(why)
+    return check.run(machine)
+  except UserError as error:
+    return finding.refused(error)
+  except Exception as error:  # a check that breaks is a line like the others
+    return finding.failed(
+      f"{type(error).__name__}: {one_line(error)}",
+      "the check itself broke on this machine",
+    )
+
+
+def matters(check: Check, experiment: Experiment, has_config: bool) -> bool:
+  """Whether a failure of a check is one of the whole."""
+  return not has_config or check.needed(experiment)
+
+
+def _line(
+  check: Check,
+  found: Finding,
+  seconds: float,
+  experiment: Experiment,
+  has_config: bool,
+) -> str:
+  text = found.text
+  if found.status == "failed" and not matters(check, experiment, has_config):
+    text = f"(this config does without) {text}"
+  word = _WORDS[found.status].ljust(_STATUS_WIDTH)
+  return f"{word}{check.name.ljust(_NAME_WIDTH)}{seconds:6.1f} s  {text}"
+
+
+def to_json(
+  chosen: Iterable[Check],
+  found: dict[str, tuple[Finding, float]],
+  experiment: Experiment,
+) -> list[dict[str, Any]]:
+  """Returns the findings as plain values."""
+  return [
+    {
+      "name": check.name,
+      **dataclasses.asdict(found[check.name][0]),
+      "needed": check.needed(experiment),
+      "seconds": round(found[check.name][1], 3),
+    }
+    for check in chosen
+  ]
+
+
+def _conclude(
+  chosen: Iterable[Check],
+  found: dict[str, tuple[Finding, float]],
+  experiment: Experiment,
+  has_config: bool,
+) -> None:
+  """Ends with an error where what matters failed."""
+  wrong = [
+    check.name
+    for check in chosen
+    if found[check.name][0].status == "failed"
+    and matters(check, experiment, has_config)
+  ]
+  if wrong:
+    raise UserError(
+      f"{', '.join(wrong)} failed; mend what the lines above say and give the"
+      " same command again"
+    )
+
+
+def table() -> str:
+  """Returns all checks with what they look at."""
+  return "\n".join(
+    f"{check.name.ljust(_NAME_WIDTH + 1)}{check.doc}" for check in checks.CHECKS
+  )

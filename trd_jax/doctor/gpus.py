@@ -1,0 +1,130 @@
+"""The GPUs: who sees them, and whether somebody is on them."""
+
+from collections.abc import Mapping
+
+from trd_jax.doctor import finding, nvidia
+from trd_jax.doctor.finding import Finding
+from trd_jax.doctor.machine import Machine
+from trd_jax.doctor.probe import Facts
+from trd_jax.experiment import Experiment
+
+_GIB = 1 << 30
+_JAX_REMEDY = (
+  "install JAX for the driver's CUDA (pip install -e '.[cuda12]'), see that"
+  " LD_LIBRARY_PATH and JAX_PLATFORMS are empty, and look into the log"
+)
+_VLLM_REMEDY = (
+  "make the environment again: third_party/vllm/install.sh cuda; a driver that"
+  " is older than its CUDA has to be updated"
+)
+
+
+def driver(machine: Machine) -> Finding:
+  """Checks that nvidia-smi answers."""
+  return judge_driver(machine.gpus)
+
+
+def judge_driver(report: nvidia.Report) -> Finding:
+  """Judges what nvidia-smi says."""
+  if report.failure:
+    return finding.failed(
+      f"nvidia-smi: {report.failure}",
+      "mend the driver (a container needs --gpus all), or, on a machine"
+      " without GPUs, take nvidia-smi away",
+    )
+  kinds = ", ".join(sorted({gpu.kind for gpu in report.gpus}))
+  version = f"driver {report.driver or '?'}, CUDA {report.cuda or '?'}"
+  told = f"{version}: {len(report.gpus)} GPUs ({kinds})"
+  if len(report.visible) < len(report.gpus):
+    told += f", of which CUDA_VISIBLE_DEVICES shows {len(report.visible)}"
+  return finding.ok(told)
+
+
+def without_driver(machine: Machine) -> str:
+  """Says why no GPU is looked at, or ''."""
+  return "" if machine.gpus.there else "no nvidia-smi: no NVIDIA GPU here"
+
+
+def memory(machine: Machine) -> Finding:
+  """Checks that the GPUs' memory is free."""
+  return judge_memory(machine.gpus, machine.experiment)
+
+
+def judge_memory(report: nvidia.Report, experiment: Experiment) -> Finding:
+  """Judges how much memory is free on each GPU.
+
+  vLLM refuses to start where less than its share is free; training takes three
+  quarters of each GPU at once, as JAX does unless told otherwise.
+  """
+  share = 0.75
+  who = "training"
+  vllm = experiment.engine.vllm
+  if experiment.engine.name == "vllm" and vllm.memory_share > share:
+    share, who = vllm.memory_share, "engine.vllm.memory_share"
+  known = [
+    (gpu, gpu.free, gpu.total)
+    for gpu in report.visible
+    if gpu.total and gpu.free is not None
+  ]
+  if not known:
+    return finding.warning(
+      "nvidia-smi doesn't say how much memory is free", "see nvidia-smi itself"
+    )
+  for gpu, free, total in known:
+    if free < share * total:
+      holders = ", ".join(report.holders.get(gpu.uuid, ()))
+      return finding.failed(
+        f"GPU {gpu.index}: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are"
+        f" free, and {who} takes {share:.0%}; held by"
+        f" {holders or 'a process that nvidia-smi does not show'}",
+        "end that process, or leave the GPU out with CUDA_VISIBLE_DEVICES",
+      )
+  _, free, total = min(known, key=lambda one: one[1])
+  return finding.ok(
+    f"{free / _GIB:.1f} GiB and more are free of {total / _GIB:.1f}, on each of"
+    f" {len(known)}"
+  )
+
+
+def agree(machine: Machine) -> Finding:
+  """Checks that nvidia-smi, JAX and vLLM's environment see the same GPUs."""
+  torch = None if machine.vllm is None else machine.torch
+  return judge_agreement(machine.gpus, machine.jax, torch)
+
+
+def judge_agreement(
+  report: nvidia.Report, jax: Facts, torch: Mapping | None
+) -> Finding:
+  """Judges who sees how many.
+
+  Args:
+    report: nvidia-smi's.
+    jax: `environment_probe`'s devices of JAX.
+    torch: those of vLLM's environment; None where there is none.
+  """
+  if "failure" in jax:
+    return finding.failed(f"JAX can't start: {jax['failure']}", _JAX_REMEDY)
+  if torch is not None and "failure" in torch:
+    return finding.failed(
+      f"vLLM's environment can't start torch: {torch['failure']}", _VLLM_REMEDY
+    )
+  on_gpu = jax["platform"] == "gpu"
+  there = len(report.visible)
+  by_jax = len(jax["kinds"]) if on_gpu else 0
+  by_torch = None if torch is None else len(torch["kinds"])
+  told = f"nvidia-smi {there if report.there else 'is not there'}, JAX {by_jax}"
+  if not on_gpu:
+    told += f" ({len(jax['kinds'])} {jax['platform']} devices)"
+  if by_torch is not None:
+    told += f", vLLM's environment {by_torch}"
+  told = f"GPUs seen: {told}"
+  expected = there if report.there else max(by_jax, by_torch or 0)
+  if by_jax != expected:
+    return finding.failed(told, _JAX_REMEDY)
+  if by_torch is not None and by_torch != expected:
+    assert torch is not None
+    build = torch.get("cuda") or "a build for CPUs"
+    return finding.failed(f"{told} (torch's CUDA: {build})", _VLLM_REMEDY)
+  if on_gpu:
+    told += f": {', '.join(sorted(set(jax['kinds'])))}"
+  return finding.ok(told)

@@ -1,0 +1,205 @@
+"""A child that does on JAX's devices what training does there.
+
+Asked for is `kind`: `attention`, `update` or `reduce`; see the functions.
+"""
+
+import functools
+import time
+from typing import Any
+
+from trd_jax.doctor.probe import Facts, Tell, answer
+
+_REDUCE_MIB = {"cpu": 16, "gpu": 256}
+_REDUCE_TIMES = 5
+_SAMPLES = 8
+
+
+def attention(asked: Facts, tell: Tell) -> None:
+  """Holds fused attention against the XLA path, with its gradient.
+
+  Asked are `implementation`, and `heads`: (queries, keys, width) of each model.
+  Half of all rows are no multiple of 128 long, which kernels treat apart.
+  """
+  import dataclasses
+
+  from trd_jax.doctor import tiny
+  from trd_jax.model import choice
+
+  name = asked["implementation"]
+  errors = []
+  for queries, keys, width in asked["heads"]:
+    config = dataclasses.replace(
+      tiny.CONFIG, num_heads=queries, num_kv_heads=keys, head_dim=width
+    )
+    for length in (256, 320):
+      error = choice.check(
+        choice.attention_of(name),
+        name,
+        config,
+        "bfloat16",
+        packed=False,
+        length=length,
+      )
+      errors.append(error)
+  tell(errors=errors)
+
+
+def update(asked: Facts, tell: Tell) -> None:
+  """Makes one update on all devices and the same on one.
+
+  Asked is `mesh`, its sizes along data, fsdp and tensor. Told are, by `one`
+  and `all`, the loss, the gradient's norm and that of the updated adapter, and
+  the largest distance of gradients and adapters, relative to their norms.
+  """
+  import jax
+  import numpy as np
+
+  # Else GPUs round products to ten bits, and sums of another order differ.
+  jax.config.update("jax_default_matmul_precision", "highest")
+  found = {
+    "one": _updated((1, 1, 1), jax.devices()[:1]),
+    "all": _updated(tuple(asked["mesh"]), jax.devices()),
+  }
+  tell(
+    devices=jax.device_count(),
+    **{name: metrics for name, (metrics, *_) in found.items()},
+  )
+
+  def distance(one, other) -> float:
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    gap = sum(float(np.sum((x - y) ** 2)) for x, y in pairs)
+    return (gap / sum(float(np.sum(x**2)) for x, _ in pairs)) ** 0.5
+
+  (_, grads, lora), (_, other_grads, other_lora) = found.values()
+  tell(
+    gradient_distance=distance(grads, other_grads),
+    adapter_distance=distance(lora, other_lora),
+  )
+
+
+def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
+  """Makes one update of a random student by its own base on a mesh.
+
+  Returns:
+    Its metrics, the gradient and the updated adapter, as host arrays.
+  """
+  import jax
+  import numpy as np
+  import optax
+  from flax import nnx
+
+  from trd_jax import layout, objective, packing, sharding
+  from trd_jax.distill_step import Setup
+  from trd_jax.distiller import Distiller
+  from trd_jax.doctor import tiny
+  from trd_jax.model.qwen3 import Qwen3
+  from trd_jax.objective import Objective
+
+  rng = np.random.default_rng(0)
+
+  def ids() -> np.ndarray:
+    length = rng.integers(4, 24)
+    return rng.integers(1, tiny.CONFIG.vocab_size, length).astype(np.int32)
+
+  samples = [
+    layout.Sample(f"s{i}", ids(), ids(), ids(), correct=True)
+    for i in range(_SAMPLES)
+  ]
+  mesh = sharding.make_mesh(*shape, devices=devices)
+  base, lora = tiny.random_trees()
+  made = jax.eval_shape(
+    lambda: Qwen3(tiny.CONFIG, lora=tiny.LORA, rngs=nnx.Rngs(0))
+  )
+  student, lora_shape, base_shape = nnx.split(made, nnx.LoRAParam, ...)
+  bare = jax.eval_shape(lambda: Qwen3(tiny.CONFIG, rngs=nnx.Rngs(0)))
+
+  def place(tree, shape):
+    where = nnx.to_pure_dict(sharding.shardings(shape, mesh))
+    return jax.device_put(tree, where)
+
+  plan = layout.plan(
+    samples, groups=sharding.num_groups(mesh), batch_size=len(samples)
+  )
+  # The trace of a gradient that nothing decays is the gradient.
+  optimizer = optax.chain(
+    optax.trace(decay=0.0), optax.scale_by_learning_rate(0.1)
+  )
+  setup = Setup(
+    student=student,
+    teacher=nnx.graphdef(bare),
+    loss=objective.slot_loss(Objective(), (3,)),
+    optimizer=optimizer,
+    schedule=lambda step: 0.1,
+    mesh=mesh,
+    remat="none",
+    dropout=False,
+  )
+  lora, base = place(lora, lora_shape), place(base, base_shape)
+  distiller = Distiller(setup, lora, base, base, plan.buffer_slots)
+  state, sums = distiller.update(
+    distiller.init(lora, seed=0), packing.pack(samples, plan)
+  )
+  metrics = objective.finish(jax.device_get(sums))
+  state = jax.device_get(state)
+  told = {
+    name: float(metrics[name]) for name in ("loss", "grad_norm", "adapter_norm")
+  }
+  return told, state.opt_state[0].trace, state.lora
+
+
+def reduce(asked: Facts, tell: Tell) -> None:
+  """Sums an array over all devices, and measures how fast that is.
+
+  Told are `devices`, `bytes` of the array, `seconds` of the quickest sum, and
+  `error`, the largest distance from what the sum has to be.
+  """
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import PartitionSpec as P
+
+  from trd_jax import sharding
+
+  del asked
+  mesh = sharding.make_mesh()
+  size = _REDUCE_MIB.get(jax.default_backend(), 64) << 18  # of float32
+
+  @jax.jit
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=(), out_specs=P("data"), check_vma=False
+  )
+  def make():
+    # Small whole numbers: their sum has no rounding.
+    number = jax.lax.axis_index("data") + 1
+    return (jnp.arange(size) % 128 * number).astype(jnp.float32)[None]
+
+  @jax.jit
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data")
+  )
+  def total(x):
+    return jax.lax.pcast(jax.lax.psum(x, "data"), "data", to="varying")
+
+  @jax.jit
+  def error(x):
+    n = mesh.size
+    expected = (jnp.arange(size) % 128 * (n * (n + 1) // 2)).astype(jnp.float32)
+    return jnp.max(jnp.abs(x - expected))
+
+  parts = jax.block_until_ready(make())
+  sums = jax.block_until_ready(total(parts))
+  seconds = []
+  for _ in range(_REDUCE_TIMES):
+    began = time.perf_counter()
+    sums = jax.block_until_ready(total(parts))
+    seconds.append(time.perf_counter() - began)
+  tell(
+    devices=mesh.size,
+    bytes=4 * size,
+    seconds=min(seconds),
+    error=float(error(sums)),
+  )
+
+
+if __name__ == "__main__":
+  kinds = {"attention": attention, "update": update, "reduce": reduce}
+  answer(lambda asked, tell: kinds[asked["kind"]](asked, tell))

@@ -1,0 +1,134 @@
+"""Room for a run: disk, shared memory, open files."""
+
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from trd_jax.doctor import finding
+from trd_jax.doctor.finding import Finding
+from trd_jax.doctor.machine import Machine
+from trd_jax.experiment import Experiment
+
+_GIB = 1 << 30
+_SHARED = Path("/dev/shm")
+# What a container gets unless it is given more; NCCL is known to fail in it.
+_CONTAINER_DEFAULT = 64 << 20
+# vLLM 0.32's queue between an engine and its workers: ten chunks of 16 MiB.
+_QUEUE = 160 << 20
+# Descriptors of a process of ours at rest, and of a program in its sandbox.
+_FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
+
+
+def disk(machine: Machine) -> Finding:
+  """Checks that what the stages write has room."""
+  from trd_jax import dry_run
+
+  needed: dict[str, int | None] = {}
+  if machine.has_config:
+    for stage, size, _ in dry_run.disk(machine.experiment, machine.workdir):
+      needed[stage] = size
+  if machine.experiment.train.cache_dir:
+    needed.pop("teacher_cache", None)
+  where = machine.workdir.root
+  return judge_disk(where, dry_run.free_bytes(where), needed)
+
+
+def judge_disk(
+  where: Path, free: int, needed: Mapping[str, int | None]
+) -> Finding:
+  """Judges the free bytes where the workdir is, or would be.
+
+  Args:
+    where: the workdir.
+    free: bytes.
+    needed: by stage, the most that it writes; None where nobody knows. Empty
+      without a config: then only a full disk is wrong.
+  """
+  told = f"{free / _GIB:.1f} GiB are free where {where.absolute()} is"
+  known = {stage: size for stage, size in needed.items() if size is not None}
+  total = sum(known.values())
+  if not needed and not free >> 20:
+    return finding.failed(told, "make room, or name a --workdir elsewhere")
+  if total > free:
+    most = max(known, key=lambda stage: known[stage])
+    return finding.failed(
+      f"{told}, and all stages write up to {total / _GIB:.2f} GiB, most of it"
+      f" {most} ({known[most] / _GIB:.2f})",
+      "make room, or name a --workdir elsewhere",
+    )
+  if needed:
+    told += f"; all stages write at most {total / _GIB:.2f} GiB"
+    if rest := [stage for stage, size in needed.items() if size is None]:
+      told += f", but for {', '.join(rest)}, of which nothing is known here"
+  return finding.ok(told)
+
+
+def shared_memory(machine: Machine) -> Finding:
+  """Checks the size of /dev/shm."""
+  try:
+    usage = shutil.disk_usage(_SHARED)
+  except OSError as error:
+    return finding.failed(
+      f"{_SHARED}: {error.strerror}",
+      "mount it (a container: docker run --ipc=host)",
+    )
+  needed = shared_memory_needed(
+    machine.experiment, len(machine.gpus.visible) > 1
+  )
+  return judge_shared_memory(usage.total, usage.free, needed)
+
+
+def without_shared_memory(machine: Machine) -> str:
+  """Says that this system has no such thing, or ''."""
+  del machine
+  return "" if sys.platform == "linux" else f"no {_SHARED} on {sys.platform}"
+
+
+def shared_memory_needed(e: Experiment, several: bool) -> int:
+  """Returns the bytes that are needed; `several`: whether there are more GPUs.
+
+  An engine of vLLM has workers, and a queue to them, where the config's engine
+  takes more than one device.
+  """
+  vllm = e.engine.vllm
+  needed = _CONTAINER_DEFAULT + 1 if several else 0
+  if e.engine.name == "vllm" and vllm.tensor_parallel * vllm.data_parallel > 1:
+    needed = max(needed, _QUEUE * vllm.data_parallel)
+  return needed
+
+
+def judge_shared_memory(total: int, free: int, needed: int) -> Finding:
+  """Judges the bytes of /dev/shm."""
+  told = f"{_SHARED} has {total / _GIB:.2f} GiB, {free / _GIB:.2f} free"
+  remedy = "give the container more: docker run --ipc=host, or --shm-size=16g"
+  if free < needed or not free:
+    return finding.failed(
+      f"{told}, and NCCL and vLLM's processes need {needed / _GIB:.2f}", remedy
+    )
+  if free <= _CONTAINER_DEFAULT:
+    return finding.warning(f"{told}: too little for several GPUs", remedy)
+  return finding.ok(told)
+
+
+def open_files(machine: Machine) -> Finding:
+  """Checks the limit on open files."""
+  limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return judge_open_files(limit, most, machine.experiment)
+
+
+def judge_open_files(limit: int, most: int, experiment: Experiment) -> Finding:
+  """Judges the soft limit; `most` is what it can be raised to."""
+  engine = experiment.engine
+  programs = experiment.sandbox.workers or os.cpu_count() or 1
+  needed = _FILES_AT_REST + _FILES_A_PROGRAM * programs
+  if engine.name == "server":
+    needed += engine.server.concurrency * len(engine.server.urls)
+  if limit in (resource.RLIM_INFINITY, -1) or limit >= needed:
+    return finding.ok(f"{limit} at once, {needed} are enough here")
+  advice = f"ulimit -n {max(needed, 4096)}"
+  if most not in (resource.RLIM_INFINITY, -1) and most < needed:
+    advice += f", which root has to allow first (at most {most} now)"
+  return finding.failed(f"{limit} at once, and {needed} may be needed", advice)

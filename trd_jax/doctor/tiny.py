@@ -1,0 +1,66 @@
+"""A tiny random Qwen3 and an adapter for it, as folders that engines load.
+
+It is made without a device: neither JAX's backends nor a driver are touched,
+so that it is there where these are what is broken.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora import LoraConfig
+
+# Heads of 64 are what all attention kernels take, and eight of them divide by
+# what `tensor_parallel` is on a node.
+CONFIG = ModelConfig(
+  vocab_size=512,
+  hidden_size=128,
+  intermediate_size=256,
+  num_layers=2,
+  num_heads=8,
+  num_kv_heads=8,
+  head_dim=64,
+  max_positions=256,
+)
+LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0)
+# The likeliest token has a few percent of the mass: seeds matter, and rounding
+# rarely decides.
+_SCALE = 0.2
+
+
+def random_trees(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the base and the adapter as nested dicts of float32 on the host."""
+  import jax
+  from flax import nnx
+
+  from trd_jax.model.qwen3 import Qwen3
+
+  rng = np.random.default_rng(seed)
+
+  def fill(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: leaf(name, part) for name, part in tree.items()}
+
+  def leaf(name: str, part: Any) -> Any:
+    if isinstance(part, Mapping):
+      return fill(part)
+    if name == "scale":  # of a norm
+      return np.ones(part.shape, np.float32)
+    return (_SCALE * rng.standard_normal(part.shape)).astype(np.float32)
+
+  made = jax.eval_shape(lambda: Qwen3(CONFIG, lora=LORA, rngs=nnx.Rngs(0)))
+  _, lora, base = nnx.split(made, nnx.LoRAParam, ...)
+  return fill(nnx.to_pure_dict(base)), fill(nnx.to_pure_dict(lora))
+
+
+def write(folder: Path) -> tuple[Path, Path]:
+  """Writes both and returns the model's and the adapter's folder."""
+  from trd_jax import adapters, weights
+
+  model, adapter = folder / "model", folder / "adapter"
+  base, lora = random_trees()
+  weights.save_hf(CONFIG, base, model)
+  adapters.save_peft(lora, LORA, adapter, base=str(model))
+  return model, adapter

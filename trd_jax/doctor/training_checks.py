@@ -1,0 +1,177 @@
+"""Whether JAX's devices train right: attention, an update, sums over all."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trd_jax.doctor import finding
+from trd_jax.doctor.finding import Finding
+from trd_jax.doctor.machine import Machine
+from trd_jax.doctor.probe import Facts
+from trd_jax.experiment import Experiment
+
+_CHILD = "trd_jax.doctor.jax_probe"
+# Computers with one CPU device divide it: what is on trial is how work is split
+# and put together again.
+_HOST_DEVICES = 2
+_ON_HOST = f"--xla_force_host_platform_device_count={_HOST_DEVICES}"
+# It takes longer to compile these few programs than to run them.
+_QUICKLY = "--xla_backend_optimization_level=0"
+# Of float32, summed in another order.
+_TOLERANCE = 1e-4
+_QWEN3_8B_HEADS = (32, 8, 128)
+_LOG = "look into the log; all that trains goes this way"
+
+
+def _start(machine: Machine, kind: str, asked: Mapping[str, Any]) -> Facts:
+  environment = {}
+  if not machine.on_gpus:
+    environment["XLA_FLAGS"] = f"{_ON_HOST} {_QUICKLY}"
+  machine.start(
+    kind,
+    machine.trainer,
+    _CHILD,
+    {"kind": kind, **asked},
+    environment=environment,
+  )
+  return machine.result(kind)
+
+
+def without_kernel(machine: Machine) -> str:
+  """Says why there is no fused attention to check, or ''."""
+  if not machine.on_gpus:
+    return "attention is XLA's where there are no GPUs"
+  return ""
+
+
+def attention(machine: Machine) -> Finding:
+  """Checks fused attention on the heads of the config's models."""
+  from trd_jax import dry_run
+
+  e = machine.experiment
+  name = "tokamax" if e.train.attention == "tokamax" else "cudnn"
+  shapes = [
+    dry_run.shape_of(model, machine.workdir)
+    for model in (e.student, e.teacher_model)
+  ]
+  heads = [
+    (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    for shape in shapes
+    if shape is not None and machine.has_config
+  ]
+  heads = list(dict.fromkeys(heads or [_QWEN3_8B_HEADS]))
+  facts = _start(machine, "attention", {"implementation": name, "heads": heads})
+  return judge_attention(facts, name)
+
+
+def judge_attention(facts: Facts, name: str) -> Finding:
+  """Judges an attention's distance from the XLA path."""
+  # `choice.check` has held it against what rounding explains.
+  if "failure" in facts or not facts.get("errors"):
+    why = facts.get("failure", "it told nothing")
+    return finding.failed(f"{name}: {why}", "set train.attention=xla")
+  worst = max(facts["errors"])
+  if not math.isfinite(worst):
+    return finding.failed(f"{name}: not a number", "set train.attention=xla")
+  return finding.ok(
+    f"{name}: outputs and gradients within {worst:.1g} of XLA's, at"
+    f" {len(facts['errors'])} shapes"
+  )
+
+
+def by_kernel(experiment: Experiment) -> bool:
+  """Whether an experiment's training would use fused attention on GPUs."""
+  train = experiment.train
+  if train.attention == "auto":
+    half = {experiment.student.dtype, experiment.teacher_model.dtype}
+    return half == {"bfloat16"} and not train.packing
+  return train.attention != "xla"
+
+
+def update(machine: Machine) -> Finding:
+  """Checks that an update on all devices is the one of a single device."""
+  devices = len(machine.jax.get("kinds", ()))
+  if not machine.on_gpus:
+    devices = _HOST_DEVICES
+  shape = mesh_of(machine.experiment.mesh.sizes, devices)
+  facts = _start(machine, "update", {"mesh": shape})
+  return judge_update(facts, shape)
+
+
+def mesh_of(
+  sizes: tuple[int, int, int] | None, devices: int
+) -> tuple[int, int, int]:
+  """Returns the config's mesh where these devices can have it, or all data."""
+  if sizes is None:
+    return (devices, 1, 1)
+  fixed = math.prod(size for size in sizes if size != -1)
+  if devices % fixed or (-1 not in sizes and fixed != devices):
+    return (devices, 1, 1)
+  data, fsdp, tensor = (
+    devices // fixed if size == -1 else size for size in sizes
+  )
+  return (data, fsdp, tensor)
+
+
+def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Finding:
+  """Judges one update made twice."""
+  if "failure" in facts:
+    return finding.failed(facts["failure"], _LOG)
+  one, every = facts["one"], facts["all"]
+  loss = abs(one["loss"] - every["loss"]) / abs(one["loss"] or 1.0)
+  distances = {
+    "loss": loss,
+    "gradient": facts["gradient_distance"],
+    "adapter": facts["adapter_distance"],
+  }
+  axes = zip(("data", "fsdp", "tensor"), shape, strict=True)
+  where = ", ".join(f"{name}={size}" for name, size in axes if size > 1)
+  where = f"{facts['devices']} devices ({where or 'alone'}) against one"
+  told = ", ".join(f"{name} {value:.0e}" for name, value in distances.items())
+  # Not a number is no number below the tolerance.
+  if not all(value <= _TOLERANCE for value in distances.values()):
+    return finding.failed(
+      f"an update on {where}: relative distances {told}, more than"
+      f" {_TOLERANCE:.0e}",
+      "devices don't compute or don't exchange the same: try each alone"
+      " (CUDA_VISIBLE_DEVICES), and NCCL_P2P_DISABLE=1 for all",
+    )
+  if not one["grad_norm"] > 0:
+    return finding.failed(f"an update on {where}: the gradient is 0", _LOG)
+  return finding.ok(f"{where}: relative distances {told}")
+
+
+def without_several(machine: Machine) -> str:
+  """Says why there is nothing to sum over, or ''."""
+  if machine.on_gpus and len(machine.jax["kinds"]) < 2:
+    return "one device: nothing crosses"
+  return ""
+
+
+def reduce(machine: Machine) -> Finding:
+  """Checks that sums over all devices are right, and tells how fast."""
+  return judge_reduce(_start(machine, "reduce", {}))
+
+
+def judge_reduce(facts: Facts) -> Finding:
+  """Judges a sum over devices."""
+  advice = (
+    "see that /dev/shm is large enough, and try NCCL_P2P_DISABLE=1 and"
+    " NCCL_DEBUG=INFO"
+  )
+  if "failure" in facts:
+    return finding.failed(facts["failure"], advice)
+  devices, size, seconds = (
+    facts[name] for name in ("devices", "bytes", "seconds")
+  )
+  told = f"{size >> 20} MiB over {devices} devices"
+  if facts["error"] != 0:  # which holds for not a number, too
+    return finding.failed(
+      f"{told}: the sum is wrong by {facts['error']:g}", advice
+    )
+  # What each device sends and receives in a ring.
+  moved = 2 * (devices - 1) / devices * size
+  return finding.ok(
+    f"{told} in {1000 * seconds:.1f} ms: {moved / seconds / 1e9:.1f} GB/s in"
+    " and out of each"
+  )
