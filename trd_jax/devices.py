@@ -12,6 +12,9 @@ from trd_jax.keys import above, at_least, key
 # Share of a GPU's memory that a training takes at its start; JAX's own is 0.75.
 # What is left is for CUDA, NCCL and cuDNN, which allocate beside it.
 MEMORY_SHARE = 0.92
+# Share of a device's memory that is planned with: what follows is an estimate,
+# and allocators lose some to gaps.
+PLANNED_SHARE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)

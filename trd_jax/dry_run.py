@@ -43,6 +43,14 @@ def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
   return None
 
 
+def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
+  """Bytes of a model's weights; None where its shape is not known here."""
+  shape = shape_of(model, run_dir)
+  if shape is None:
+    return None
+  return shape.num_parameters() * _WIDTHS[model.dtype]
+
+
 def num_problems(experiment: Experiment) -> int | None:
   """How many problems there are, at most; None where nothing says."""
   data = experiment.data
@@ -100,7 +108,7 @@ def _of_a_round(
   if shape is not None and adapter is not None:
     merged = _FLOAT32 * adapter
     if e.engine.weights == "merged":
-      merged += shape.num_parameters() * _WIDTHS[e.student.dtype]
+      merged += weight_bytes(e.student, run_dir) or 0
   yield "merge", merged, "student and adapter"
 
 

@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trd_jax import devices, divergence, sharding
+from trd_jax.devices import PLANNED_SHARE
 from trd_jax.errors import UserError
 from trd_jax.layout import Layout, Rung
 from trd_jax.model.blockwise import BLOCK
@@ -31,9 +32,6 @@ from trd_jax.model.lora import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
 
 GIB = 2**30
-# Share of a device's memory that is planned with: what follows is an estimate,
-# and allocators lose some to gaps.
-_SHARE = 0.9
 # The adapter in float32: itself, the sums of its gradient, one pack's
 # gradient, and AdamW's two moments.
 _ADAPTER_COPIES = 5
@@ -205,14 +203,14 @@ def choose(sizes: Sizes, devices: int, limit: int) -> list[Estimate]:
   tried = []
   for shape in candidates(sizes, devices):
     tried.append(estimate(sizes, shape, models))
-    if tried[-1].total <= _SHARE * limit:
+    if tried[-1].total <= PLANNED_SHARE * limit:
       return tried
   best = min(tried, key=lambda e: e.total)
   part = max(best.parts, key=lambda name: best.parts[name])
   raise UserError(
-    f"mesh: of {limit / GIB:.1f} GiB a device, {_SHARE:.0%} are planned with,"
-    f" and at least {best.total / GIB:.1f} GiB are needed on each of {devices}"
-    f" ({_shown(best.shape)}; {part} {best.parts[part] / GIB:.1f}):"
+    f"mesh: of {limit / GIB:.1f} GiB a device, {PLANNED_SHARE:.0%} are planned"
+    f" with, and at least {best.total / GIB:.1f} GiB are needed on each of"
+    f" {devices} ({_shown(best.shape)}; {part} {best.parts[part] / GIB:.1f}):"
     f" {_remedy(sizes, part)}, or take more devices (mesh.data, mesh.fsdp and"
     " mesh.tensor, if given, are taken unchecked)"
   )
@@ -339,8 +337,8 @@ def table(tried: list[Estimate], limit: int) -> str:
   ]
   return "\n".join(
     [
-      f"mesh for {limit / GIB:.2f} GiB a device, of which {_SHARE:.0%} are"
-      " planned with:",
+      f"mesh for {limit / GIB:.2f} GiB a device, of which {PLANNED_SHARE:.0%}"
+      " are planned with:",
       *lines,
     ]
   )

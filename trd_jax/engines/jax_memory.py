@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from trd_jax.devices import PLANNED_SHARE
 from trd_jax.errors import UserError
 from trd_jax.model.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
 
 GIB = 2**30
-# Share of a device's memory that is planned with: what follows is an estimate,
-# and allocators lose some to gaps.
-_SHARE = 0.9
 # What is taken to be free where a device doesn't say how much it has.
 _UNKNOWN_FREE = 8 * GIB
 # Float32 copies of a slot's logits in a step that samples: themselves, scaled,
@@ -52,13 +50,14 @@ def free_bytes(devices: Sequence[Any]) -> int | None:
     devices: JAX devices of one platform.
 
   Returns:
-    What `_SHARE` of the smallest has beyond what is there now; None on CPUs.
+    What `PLANNED_SHARE` of the smallest has beyond what is there now; None on
+    CPUs.
   """
   if devices[0].platform == "cpu":
     return None
   told = [device.memory_stats() or {} for device in devices]
   return min(
-    int(_SHARE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
+    int(PLANNED_SHARE * stats["bytes_limit"]) - stats.get("bytes_in_use", 0)
     if "bytes_limit" in stats
     else _UNKNOWN_FREE
     for stats in told
