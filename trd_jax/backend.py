@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from trd_jax import nvidia
 from trd_jax.devices import MEMORY_SHARE
 from trd_jax.errors import UserError, one_line
 
@@ -70,7 +71,7 @@ def start(dev: Path = Path("/dev")) -> str:
     raise UserError(
       f"JAX runs on CPUs though JAX_PLATFORMS asks for {asked}: {_SEE_GPUS}"
     )
-  if count := len(gpu_names(dev)):
+  if count := len(nvidia.names(dev)):
     raise UserError(
       f"JAX runs on CPUs though NVIDIA GPUs are here ({count}): {_SEE_GPUS}"
     )
@@ -83,36 +84,12 @@ def expects_gpus(dev: Path = Path("/dev")) -> bool:
   Args:
     dev: where the system's device files are.
   """
-  return _asked_platform() in ("", "cuda", "gpu") and bool(gpu_names(dev))
+  return _asked_platform() in ("", "cuda", "gpu") and bool(nvidia.names(dev))
 
 
 def _asked_platform() -> str:
   """The first of `JAX_PLATFORMS`, '' where nobody has asked for one."""
   return (jax.config.values["jax_platforms"] or "").partition(",")[0]
-
-
-def gpu_names(dev: Path = Path("/dev")) -> list[str]:
-  """Returns the NVIDIA GPUs that this process may use, without a library.
-
-  Args:
-    dev: where the system's device files are.
-
-  Returns:
-    Their names in `CUDA_VISIBLE_DEVICES`, or else their numbers; none where
-    the machine has no GPU, or an empty list hides them.
-  """
-  files = [x.name.removeprefix("nvidia") for x in dev.glob("nvidia*")]
-  there = sorted(filter(str.isdecimal, files), key=int)
-  chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-  if chosen is None or not there:
-    return there
-  names = []
-  for name in map(str.strip, chosen.split(",")):
-    # CUDA reads the list up to the first entry that is no device's.
-    if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", name):
-      break
-    names.append(name)
-  return names
 
 
 def exact_products(platform: str, dtypes: Sequence[jax.typing.DTypeLike]):

@@ -31,7 +31,7 @@ _DEVICE = dict.fromkeys(("jax", "flax"), _INSTALL)
 _LEARNING = dict.fromkeys(("optax", "orbax", "grain"), _INSTALL)
 _VLLM = (
   "make an environment with third_party/vllm/install.sh and use its Python:"
-  " --config.python.generation=.venv-vllm/bin/python"
+  f" --config.python.generation={interpreters.VLLM}"
 )
 _GENERATING = ("rollout", "refine", "evaluate")
 
@@ -53,7 +53,7 @@ def enter(experiment: Experiment, run_dir: RunDir) -> None:
       print(f"note: {told}{one.told}", flush=True)
   if found:
     seconds = time.monotonic() - began
-    told = ", ".join(_summary(experiment, found))
+    told = ", ".join(summary(experiment, found))
     print(f"checked: {told} ({seconds:.1f} s)", flush=True)
 
 
@@ -194,8 +194,8 @@ def _interpreter(
   yield Finding("interpreters", "ok", f"{named}, {version}")
 
 
-def _summary(experiment: Experiment, found: Sequence[Finding]) -> Iterator[str]:
-  """What was found to be well, in a few words."""
+def summary(experiment: Experiment, found: Sequence[Finding]) -> Iterator[str]:
+  """Yields what was found to be well, in a few words each."""
   fine = [one.what for one in found if one.state == "ok"]
   for what in dict.fromkeys(fine):
     count = fine.count(what)

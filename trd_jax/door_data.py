@@ -135,7 +135,7 @@ def cache_dir(experiment: Experiment) -> Iterator[Finding]:
   train = experiment.train
   if train.teacher != "hidden_cache" or train.cache_dir is None:
     return
-  path = Path(train.cache_dir).expanduser().absolute()
+  path = Path(train.cache_dir).absolute()
   there = next(one for one in (path, *path.parents) if os.path.lexists(one))
   if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
     why = "can't be written" if there.is_dir() else "is no folder"

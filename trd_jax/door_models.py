@@ -188,7 +188,7 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
   path = experiment.student.adapter
   if path is None:
     return
-  folder = Path(path).expanduser()
+  folder = Path(path)
   if not folder.is_dir():
     raise UserError(
       f"student.adapter={path}: there is no such folder; name one that PEFT"

@@ -47,7 +47,7 @@ def model_folder(
     return _lab_folder(path)
   if path.startswith(_RANDOM):
     return _random_folder(path, run_dir)
-  if (folder := Path(path).expanduser()).is_dir():
+  if (folder := Path(path)).is_dir():
     if not (folder / "config.json").is_file():
       raise UserError(f"{path} has no config.json: it is no model folder")
     return folder
@@ -77,7 +77,7 @@ def is_hub_id(path: str) -> bool:
 
 def near_folder(path: str) -> str | None:
   """Returns a folder that is spelt nearly as `path`, which isn't there."""
-  here, absent = Path(path).expanduser(), []
+  here, absent = Path(path), []
   while not here.is_dir() and here != here.parent:
     absent.append(here.name)
     here = here.parent
@@ -110,7 +110,7 @@ def tokenizer_folder(
   Raises:
     UserError: as `model_folder`, or the folder has no tokenizer.json.
   """
-  folder = Path(path).expanduser()
+  folder = Path(path)
   if not folder.is_dir():
     folder = model_folder(path, run_dir, revision, TOKENIZER_FILES)
   if not (folder / "tokenizer.json").is_file():

@@ -1,19 +1,19 @@
 """The Python interpreters that stages are started with, tried beforehand."""
 
-import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trd_jax import commands, json_text
 from trd_jax.errors import UserError
 
 LEAST = (3, 11)
+VLLM = ".venv-vllm/bin/python"
 # Interpreters that a script of ours makes; absent they may be still to come.
 MADE_BY = {
-  ".venv-vllm/bin/python": "third_party/vllm/install.sh",
+  VLLM: "third_party/vllm/install.sh",
   ".venv-evalplus/bin/python": "third_party/evalplus/install.sh",
   ".venv-lcb/bin/python": "third_party/lcb_runner/install.sh",
 }
@@ -58,19 +58,12 @@ def check(
     NotMade: it isn't there yet.
   """
   named = f"{key}={python}" if python else f"{key} ({sys.executable})"
-  path = shutil.which(os.path.expanduser(python or sys.executable))
+  path = shutil.which(python or sys.executable)
   if path is None:
     raise _absent(named, key, python or sys.executable)
-  command = [path, "-c", _PROBE, *packages]
   try:
-    done = subprocess.run(
-      command,
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=_SECONDS,
-    )
-    version, missing = json.loads(done.stdout.splitlines()[-1])
+    answer = commands.ask([path, "-c", _PROBE, *packages], _SECONDS)
+    version, missing = json_text.loads(answer.out.splitlines()[-1])
   except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
     raise UserError(
       f"{named} can't be run as Python ({type(error).__name__}); name another"
@@ -92,7 +85,7 @@ def check(
 
 def _absent(named: str, key: str, python: str) -> Exception:
   """What to say of an interpreter that can't be found."""
-  path = Path(python).expanduser()
+  path = Path(python)
   for made, script in MADE_BY.items():
     if path.as_posix().endswith(made) and not path.exists():
       return NotMade(f"{named} is not there: {script} makes it")

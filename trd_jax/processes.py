@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from trd_jax import backend
+from trd_jax import backend, nvidia
 from trd_jax.devices import Distributed
 from trd_jax.errors import UserError
 
@@ -109,7 +109,7 @@ def claim_gpus(address: str, dev: Path = Path("/dev")) -> Iterator[None]:
     UserError: another process of the run holds one of them.
   """
   with contextlib.ExitStack() as stack:
-    for name in backend.gpu_names(dev):
+    for name in nvidia.names(dev):
       # A name of the kernel's, which is gone with the process.
       claim = stack.enter_context(socket.socket(socket.AF_UNIX))
       try:
@@ -143,7 +143,7 @@ def idle_gpus(
   tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
   if not tasks or environment.get(VARIABLES["coordinator"]):
     return ""
-  here, there = used * int(tasks[0]), len(backend.gpu_names(dev))
+  here, there = used * int(tasks[0]), len(nvidia.names(dev))
   if here >= there:
     return ""
   return (

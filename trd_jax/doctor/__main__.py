@@ -13,7 +13,7 @@ from trd_jax.run_dir import RunDir
 FLAGS = (
   cli.Flag("only", (), "the checks to run, or beginnings of names, as vllm"),
   cli.Flag("list", False, "name all checks and run none"),
-  cli.Flag("json", None, "a file for the findings, as JSON"),
+  cli.Flag("json", None, "a file for the diagnoses, as JSON", is_path=True),
 )
 
 

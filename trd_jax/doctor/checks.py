@@ -12,13 +12,12 @@ from trd_jax.doctor import (
   engines,
   gpus,
   graders,
-  inputs,
   room,
   software,
   training_checks,
 )
+from trd_jax.doctor.diagnosis import Check
 from trd_jax.doctor.engine_checks import Judge
-from trd_jax.doctor.finding import Check
 from trd_jax.experiment import Experiment
 
 
@@ -108,13 +107,6 @@ CHECKS: tuple[Check, ...] = (
     quick=True,
   ),
   Check(
-    "interpreters",
-    "every stage's interpreter is there",
-    demands.interpreters,
-    demands.without_config,
-    quick=True,
-  ),
-  Check(
     "workdir",
     "the workdir is this config's and can be written",
     demands.workdir,
@@ -123,7 +115,7 @@ CHECKS: tuple[Check, ...] = (
   ),
   Check(
     "gpus",
-    "nvidia-smi, JAX and vLLM's environment see the same GPUs",
+    "nvidia-smi (or /dev), JAX and vLLM's environment see the same GPUs",
     gpus.agree,
     quick=True,
   ),
@@ -155,23 +147,16 @@ CHECKS: tuple[Check, ...] = (
     demands.without_config,
   ),
   Check(
-    "servers",
-    "the servers that generate answer",
-    demands.servers,
-    demands.without_servers,
-  ),
-  Check(
-    "files",
-    "local models and data are there",
-    inputs.local,
+    "config",
+    "what the pipeline looks at first: models, data, interpreters, servers",
+    demands.config,
     demands.without_config,
   ),
   Check(
     "hub",
-    "the hub answers, or its cache holds what the config names",
-    inputs.from_hub,
-    needed=inputs.by_hub,
-    begin=inputs.begin_hub,
+    "the Hugging Face hub answers",
+    demands.hub,
+    demands.with_config,
   ),
   Check(
     "sandbox",

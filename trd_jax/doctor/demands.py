@@ -1,31 +1,23 @@
-"""What a config asks of a machine: devices, memory, interpreters, a workdir."""
+"""What a config asks of a machine: devices, memory, a workdir, all it names."""
 
 import dataclasses
 import math
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from trd_jax import experiment
-from trd_jax.devices import Mesh
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax import experiment, findings, hub_look
+from trd_jax.devices import PLANNED_SHARE, Mesh
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
+from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
+from trd_jax.findings import Finding
+from trd_jax.sections import Model
 
 _GIB = 1 << 30
-_WIDTHS = {"float32": 4, "bfloat16": 2}
-# As in `mesh_choice`: activations and what allocators lose need the rest.
-_SHARE = 0.9
-_SECONDS = 60
-_ANSWER_SECONDS = 5.0
-_FIND = (
-  "import importlib.util as u, sys; sys.exit(u.find_spec('trd_jax') is None)"
-)
+# What is asked for to see whether the hub answers.
+_PUBLIC_MODEL = "Qwen/Qwen3-8B"
 
 
 def without_config(machine: Machine) -> str:
@@ -33,17 +25,17 @@ def without_config(machine: Machine) -> str:
   return "" if machine.has_config else "no --config"
 
 
-def engine_devices(machine: Machine) -> Finding:
+def engine_devices(machine: Machine) -> Diagnosis:
   """Checks that there are as many GPUs as the engine wants."""
   return judge_engine_devices(
     machine.experiment, len(machine.gpus.visible) or machine.vllm_gpus
   )
 
 
-def judge_engine_devices(e: Experiment, gpus: int) -> Finding:
+def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
   """Judges the engine's number of devices against that of GPUs here."""
   if e.engine.name != "vllm":
-    return finding.ok(f"engine.name={e.engine.name} takes what there is")
+    return diagnosis.ok(f"engine.name={e.engine.name} takes what there is")
   vllm, actors = e.engine.vllm, e.engine.ray.actors
   wanted = vllm.tensor_parallel * vllm.data_parallel * max(actors, 1)
   told = (
@@ -51,22 +43,22 @@ def judge_engine_devices(e: Experiment, gpus: int) -> Finding:
     f" data_parallel={vllm.data_parallel}, engine.ray.actors={actors})"
   )
   if actors and e.engine.ray.address is not None:
-    return finding.ok(f"{told}, of the Ray cluster's")
+    return diagnosis.ok(f"{told}, of the Ray cluster's")
   here = "and one GPU is here" if gpus == 1 else f"and {gpus} GPUs are here"
   if wanted > max(gpus, 1):
-    return finding.failed(
+    return diagnosis.failed(
       f"{told}, {here}",
       "lower them (configs/opd.py and opsd.py: :gpus=N), or show it more GPUs",
     )
   if wanted < gpus:
-    return finding.warning(
+    return diagnosis.warning(
       f"{told}, {here}: the others stay idle",
       f"raise engine.vllm.data_parallel to {gpus // vllm.tensor_parallel}",
     )
-  return finding.ok(f"{told}, {here}" if gpus else f"{told}: this computer")
+  return diagnosis.ok(f"{told}, {here}" if gpus else f"{told}: this computer")
 
 
-def mesh(machine: Machine) -> Finding:
+def mesh(machine: Machine) -> Diagnosis:
   """Checks that the mesh fits JAX's devices.
 
   Raises:
@@ -78,7 +70,7 @@ def mesh(machine: Machine) -> Finding:
   return judge_mesh(section.mesh, devices, processes)
 
 
-def judge_mesh(section: Mesh, devices: int, processes: int) -> Finding:
+def judge_mesh(section: Mesh, devices: int, processes: int) -> Diagnosis:
   """Judges the mesh's sizes.
 
   Args:
@@ -87,14 +79,14 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Finding:
     processes: how many processes train together, with as many devices each.
   """
   if not devices:
-    return finding.failed(
+    return diagnosis.failed(
       "JAX sees no device, so that there is none to train on",
       "mend what the check gpus says",
     )
   total = devices * processes
   sizes = section.sizes
   if sizes is None:
-    return finding.ok(f"{total} devices; the sizes of the models choose")
+    return diagnosis.ok(f"{total} devices; the sizes of the models choose")
   axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
   told = ", ".join(f"mesh.{name}={size}" for name, size in axes)
   fixed = math.prod(size for size in sizes if size != -1)
@@ -102,34 +94,33 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Finding:
   told = f"{told}: {'a multiple of ' if -1 in sizes else ''}{fixed} devices"
   told += f" of {total} here"
   if not fits:
-    return finding.failed(told, "choose smaller sizes, or -1 for the rest")
+    return diagnosis.failed(told, "choose smaller sizes, or -1 for the rest")
   if -1 not in sizes and fixed < total:
-    return finding.warning(
+    return diagnosis.warning(
       f"{told}; the others stay idle", "set one of them to -1, the rest"
     )
-  return finding.ok(told)
+  return diagnosis.ok(told)
 
 
-def memory(machine: Machine) -> Finding:
+def memory(machine: Machine) -> Diagnosis:
   """Checks that the weights fit into the devices."""
   from trd_jax import dry_run
 
   e = machine.experiment
-  sizes = {}
-  for side, model in (("student", e.student), ("teacher", e.teacher_model)):
-    shape = dry_run.shape_of(model, machine.workdir)
-    sizes[side] = (
-      None if shape is None else shape.num_parameters() * _WIDTHS[model.dtype]
-    )
-  if e.regime == "opsd":
-    del sizes["teacher"]
+  models: dict[str, Model] = {"student": e.student}
+  if e.regime == "opd":
+    models["teacher"] = e.teacher
+  sizes = {
+    side: dry_run.weight_bytes(model, machine.workdir)
+    for side, model in models.items()
+  }
   on_gpus = machine.on_gpus or machine.vllm_gpus > 0
   totals = [gpu.total for gpu in machine.gpus.visible if gpu.total]
   totals = totals or [size for size in machine.jax.get("bytes", ()) if size]
   if on_gpus and totals:
     return judge_memory(e, sizes, min(totals), len(totals), "a GPU")
   if on_gpus:
-    return finding.warning(
+    return diagnosis.warning(
       "nvidia-smi doesn't say how much memory a GPU has",
       "see nvidia-smi itself",
     )
@@ -143,7 +134,7 @@ def judge_memory(
   each: int,
   devices: int,
   where: str,
-) -> Finding:
+) -> Diagnosis:
   """Judges the bytes of weights against those of devices.
 
   It is what can't do with less: activations, caches and the adapter come on
@@ -165,7 +156,7 @@ def judge_memory(
   if e.engine.name == "vllm":
     for side, size in known.items():
       if size > vllm.tensor_parallel * vllm.memory_share * each:
-        return finding.failed(
+        return diagnosis.failed(
           f"{told}, of which vLLM takes {vllm.memory_share:.0%} for the {side}",
           f"raise engine.vllm.tensor_parallel, or set {side}.dtype=bfloat16",
         )
@@ -174,84 +165,68 @@ def judge_memory(
   together = sum(known.values())
   if e.train.teacher != "recompute":
     together = max(known.values(), default=0)
-  if together > _SHARE * each * devices:
-    return finding.failed(
+  if together > PLANNED_SHARE * each * devices:
+    return diagnosis.failed(
       f"{told}; {devices} of it hold less than {together / _GIB:.1f}",
       "use bfloat16, smaller models, train.teacher=hidden_cache, or more"
       " devices",
     )
   if len(known) < len(sizes):
-    return finding.ok(f"{told}; the rest is not known before it is fetched")
-  return finding.ok(told)
+    return diagnosis.ok(f"{told}; the rest is not known before it is fetched")
+  return diagnosis.ok(told)
 
 
-def servers(machine: Machine) -> Finding:
-  """Checks that somebody listens at every server's address."""
-  urls = machine.experiment.engine.server.urls
-  for url in urls:
-    parts = urllib.parse.urlsplit(url)
-    port = parts.port or {"https": 443}.get(parts.scheme, 80)
-    try:
-      socket.create_connection((parts.hostname, port), _ANSWER_SECONDS).close()
-    except OSError as error:
-      return finding.failed(
-        f"engine.server.urls: nobody listens at {url} ({error})",
-        "start it (launch/serve.sh), or name another",
-      )
-  return finding.ok(f"somebody listens at {', '.join(urls)}")
+def config(machine: Machine) -> Diagnosis:
+  """Looks at all that the pipeline looks at before it begins.
 
+  Raises:
+    UserError: something is wrong or not there; all of it is told.
+  """
+  # Where a library is broken that it needs, the other checks run.
+  from trd_jax import door
 
-def without_servers(machine: Machine) -> str:
-  """Says why no server is looked at, or ''."""
-  if machine.experiment.engine.name == "server":
-    return ""
-  return "the config generates here"
-
-
-def interpreters(machine: Machine) -> Finding:
-  """Checks that every stage's interpreter is there and has the package."""
   e = machine.experiment
-  stages = ("evaluate", *e.stages)
-  if any(
-    model.path.startswith("random:") for model in (e.student, e.teacher_model)
-  ):
-    stages = ("convert", *stages)
-  by_python: dict[str, list[str]] = {}
-  for stage in stages:
-    if python := e.python.of(stage):
-      by_python.setdefault(python, []).append(stage)
-  if not by_python:
-    return finding.ok(f"all stages run with {sys.executable}")
-  for python, of in by_python.items():
-    if wrong := _unusable(python):
-      return finding.failed(
-        f"the interpreter of {', '.join(of)}: {python} {wrong}",
-        "make it (for vLLM: third_party/vllm/install.sh), or name another with"
-        f" --config.python.{'generation' if 'rollout' in of else of[0]}",
-      )
-  return finding.ok(
-    ", ".join(f"{' '.join(of)}: {python}" for python, of in by_python.items())
-  )
+  found = door.look(e, machine.workdir)
+  return judge_config(found, list(door.summary(e, found)))
 
 
-def _unusable(python: str) -> str:
-  """Says what an interpreter lacks, or ''."""
-  path = shutil.which(os.path.expanduser(python))
-  if path is None:
-    return "is not there"
+def judge_config(found: Sequence[Finding], summary: Sequence[str]) -> Diagnosis:
+  """Judges what was found at the door.
+
+  Args:
+    found: by `door.look`.
+    summary: what is well, by `door.summary`.
+
+  Raises:
+    UserError: something is wrong or not there; all of it is told.
+  """
+  findings.refuse(found, "wrong", "missing")
+  told = [one.told for one in found if one.state == "note"]
+  status = "warning" if told else "ok"
+  told = told or [", ".join(summary) or "all its stages are done"]
+  told += [f"not checked: {x.told}" for x in found if x.state == "unchecked"]
+  return Diagnosis(status, "; also: ".join(dict.fromkeys(told)))
+
+
+def hub(machine: Machine) -> Diagnosis:
+  """Checks that the hub answers at all."""
+  del machine
   try:
-    done = subprocess.run(
-      [path, "-c", _FIND],
-      capture_output=True,
-      timeout=_SECONDS,
-      check=False,
+    hub_look.look(_PUBLIC_MODEL, None, "model", "hub")
+  except (hub_look.Unreachable, UserError) as error:
+    return diagnosis.warning(
+      f"the hub doesn't answer ({error})",
+      "name local copies in the config, or fill the cache beforehand",
     )
-  except (OSError, subprocess.TimeoutExpired) as error:
-    return f"can't be run ({error})"
-  return "has no trd-jax" if done.returncode else ""
+  return diagnosis.ok("it answers")
 
 
-def workdir(machine: Machine) -> Finding:
+def with_config(machine: Machine) -> str:
+  """Says that the config's own demands are looked at instead, or ''."""
+  return "see config" if machine.has_config else ""
+
+
+def workdir(machine: Machine) -> Diagnosis:
   """Checks that the workdir is this config's, or can be made.
 
   Raises:
@@ -261,4 +236,4 @@ def workdir(machine: Machine) -> Finding:
   kept = dataclasses.replace(machine.experiment, preflight_only=False)
   run_dir.check(experiment.to_json(kept))
   there = "goes on there" if run_dir.config.exists() else "can be made"
-  return finding.ok(f"{run_dir.root}: {there}")
+  return diagnosis.ok(f"{run_dir.root}: {there}")

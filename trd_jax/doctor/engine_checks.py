@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.probe import Facts
 
-Judge = Callable[[Facts], Finding]
+Judge = Callable[[Facts], Diagnosis]
 
 # The mass of a whole softmax in float32 is 1 up to rounding.
 _MASS_ERROR = 1e-3
@@ -26,39 +26,39 @@ _MAKE_AGAIN = (
 )
 
 
-def _lacks(facts: Facts, phase: str) -> Finding | None:
+def _lacks(facts: Facts, phase: str) -> Diagnosis | None:
   """Returns what there is to say where a phase has left nothing."""
   if phase in facts:
     return None
   stopped = facts.get("phase", "start")
   if stopped != phase:
-    return finding.skipped(f"it came no further than its phase {stopped}")
+    return diagnosis.skipped(f"it came no further than its phase {stopped}")
   why = facts.get("failure", "it ended without a word")
-  return finding.failed(why, _MAKE_AGAIN)
+  return diagnosis.failed(why, _MAKE_AGAIN)
 
 
-def starts(facts: Facts) -> Finding:
+def starts(facts: Facts) -> Diagnosis:
   """Judges whether the engine loads the model."""
   if lack := _lacks(facts, "start"):
     return lack
-  return finding.ok(f"ready after {facts['start']:.0f} s")
+  return diagnosis.ok(f"ready after {facts['start']:.0f} s")
 
 
-def repeats(facts: Facts) -> Finding:
+def repeats(facts: Facts) -> Diagnosis:
   """Judges whether equal requests in equal batches get equal tokens."""
   for phase in ("runs", "alone", "other"):
     if lack := _lacks(facts, phase):
       return lack
   runs, alone = facts["runs"], facts["alone"]
   if alone[0] != alone[1]:
-    return finding.failed(
+    return diagnosis.failed(
       "a request by itself got other tokens the second time, with the same"
       f" seed ({_differ(*alone)})",
       "seeds don't reach the sampler, or a kernel isn't deterministic: check"
       " that the versions are the pinned ones",
     )
   if runs[-1] != runs[-2]:
-    return finding.failed(
+    return diagnosis.failed(
       f"the same batch with the same seeds got other tokens in each of"
       f" {len(runs)} runs ({_differ(*runs[-2:])})",
       "seeds don't reach the sampler, or a kernel isn't deterministic: check"
@@ -73,12 +73,12 @@ def repeats(facts: Facts) -> Finding:
   ]
   told = f"same batch and seeds, same tokens; {', '.join(said)}"
   if len(runs) > 2:
-    return finding.warning(
+    return diagnosis.warning(
       f"{told}; the first {len(runs) - 2} of {len(runs)} runs differed",
       "requests come one by one, so that batches are cut otherwise now and"
       " then: expect tokens to differ between runs here",
     )
-  return finding.ok(told)
+  return diagnosis.ok(told)
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -86,26 +86,26 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
   return f"{len(keys)} of {len(one)} requests"
 
 
-def surplus(facts: Facts) -> Finding:
+def surplus(facts: Facts) -> Diagnosis:
   """Judges whether rows of the head that no token belongs to are drawn."""
   if lack := _lacks(facts, "surplus"):
     return lack
   drawn, limit, rows = facts["surplus"], facts["limit"], facts["rows"]
   wrong = [token for token in drawn if not 0 <= token < limit]
   if wrong or not drawn:
-    return finding.failed(
+    return diagnosis.failed(
       f"{len(wrong)} of {len(drawn)} tokens were of the head's surplus rows,"
       f" such as {wrong[0] if wrong else '-'} of {limit} ids",
       "the engine's limit on ids doesn't act: responses would hold tokens that"
       " decode to nothing; take the pinned version of vLLM",
     )
-  return finding.ok(
+  return diagnosis.ok(
     f"{len(drawn)} tokens at high temperature, none of the {rows - limit}"
     " surplus rows"
   )
 
 
-def logprobs(facts: Facts) -> Finding:
+def logprobs(facts: Facts) -> Diagnosis:
   """Judges shape, order and mass of the likeliest tokens' probabilities."""
   if lack := _lacks(facts, "top"):
     return lack
@@ -113,13 +113,13 @@ def logprobs(facts: Facts) -> Finding:
   for one in facts["top"]:
     wrong, off = _wrong_top(one, facts["rows"])
     if wrong:
-      return finding.failed(
+      return diagnosis.failed(
         f"top log-probabilities: {wrong}",
         "refine.teacher_top_k would record wrong numbers: take the pinned"
         " version of vLLM, or leave refine.teacher_top_k at 0",
       )
     worst = max(worst, off)
-  return finding.ok(
+  return diagnosis.ok(
     f"all {facts['rows']} rows, likeliest first, their mass 1 up to {worst:.0e}"
   )
 
@@ -147,14 +147,14 @@ def _wrong_top(one: Mapping[str, Any], rows: int) -> tuple[str, float]:
   return "", off
 
 
-def adapter(facts: Facts) -> Finding:
+def adapter(facts: Facts) -> Diagnosis:
   """Judges whether an adapter is loaded and does something."""
   if lack := _lacks(facts, "adapter"):
     return lack
   for one in facts["adapter"]:
     wrong, _ = _wrong_top(one, facts["rows"])
     if wrong:
-      return finding.failed(
+      return diagnosis.failed(
         f"with the adapter, top log-probabilities: {wrong}",
         "set engine.weights=merged",
       )
@@ -164,12 +164,12 @@ def adapter(facts: Facts) -> Finding:
     for plain, adapted in zip(facts["top"], facts["adapter"], strict=True)
   )
   if not change > _LEAST_CHANGE:
-    return finding.failed(
+    return diagnosis.failed(
       f"the adapter changes no log-probability by more than {change:.2g} nats:"
       " it isn't applied",
       "set engine.weights=merged, and take the pinned version of vLLM",
     )
-  return finding.ok(
+  return diagnosis.ok(
     f"loaded from its folder, moves log-probabilities by up to {change:.1f}"
     " nats"
   )
@@ -181,7 +181,7 @@ def _by_id(one: Mapping[str, Any]) -> np.ndarray:
   return logprobs[np.argsort(ids)]
 
 
-def of_all(judge: Judge, facts: Sequence[tuple[str, Facts]]) -> Finding:
+def of_all(judge: Judge, facts: Sequence[tuple[str, Facts]]) -> Diagnosis:
   """Judges the engines of several GPUs.
 
   Args:
@@ -189,15 +189,15 @@ def of_all(judge: Judge, facts: Sequence[tuple[str, Facts]]) -> Finding:
     facts: by the engine's place, as 'GPU 3'.
 
   Returns:
-    The gravest finding. Where it is a failure it names the places that have
+    The gravest diagnosis. Where it is a failure it names the places that have
     one; else it says how many there are.
   """
   found = {where: judge(one) for where, one in facts}
-  worst = finding.gravest(list(found.values()))
+  worst = diagnosis.gravest(list(found.values()))
   if len(found) == 1:
     return worst
   same = [where for where, one in found.items() if one.status == worst.status]
   where = f"all {len(found)} GPUs" if len(same) == len(found) else same[0]
   if 1 < len(same) < len(found):
     where = ", ".join(same)
-  return Finding(worst.status, f"{where}: {worst.what}", worst.remedy)
+  return Diagnosis(worst.status, f"{where}: {worst.told}", worst.remedy)

@@ -5,31 +5,42 @@ They begin before anything else that takes long. What they say is judged by
 """
 
 import os
+import sys
 from typing import Any
 
-from trd_jax.doctor import finding
+from trd_jax import nvidia
+from trd_jax.doctor import diagnosis, tiny
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.engine_checks import Judge, of_all, starts
-from trd_jax.doctor.finding import Finding
 from trd_jax.doctor.machine import PROBE_SECONDS, Machine
 from trd_jax.doctor.probe import Facts
+from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 
 _CHILD = "trd_jax.doctor.engine_probe"
+_TINY = "tiny"
 _LAYOUT = "vllm-layout"
-# Of a GPU that others try as well; vLLM wants a share to be free even where the
-# cache has a size.
-_SPEC = {"kv_cache_gib": 0.25, "memory_share": 0.1, "eager": True}
+# On a GPU that others try as well.
+_SPEC = {"kv_cache_gib": 0.25, "eager": True}
 
 
 def _model(machine: Machine) -> tuple[str, str]:
-  """The folders of the tiny model and its adapter, made once."""
-  from trd_jax.doctor import tiny
+  """The folders of the tiny model and its adapter, made once.
 
-  folder = machine.folder / "tiny"
-  model, adapter = folder / "model", folder / "adapter"
-  if not adapter.exists():  # the last to be written
-    tiny.write(folder)
-  return str(model), str(adapter)
+  Raises:
+    UserError: they can't be made.
+  """
+  folder = machine.folder / _TINY
+  machine.start(
+    _TINY, sys.executable, "trd_jax.doctor.tiny", {"folder": str(folder)}
+  )
+  facts = machine.result(_TINY)
+  if "failure" in facts:
+    raise UserError(
+      f"a tiny model to try it with can't be made: {facts['failure']}; install"
+      f" JAX anew for {sys.executable}"
+    )
+  return str(folder / tiny.MODEL), str(folder / tiny.ADAPTER)
 
 
 def _start(
@@ -70,11 +81,10 @@ def places(machine: Machine) -> list[tuple[str, str | None]]:
   count = machine.vllm_gpus
   if not count:
     return [("vllm", None)]
-  shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-  words = [str(number) for number in range(count)]
-  if shown is not None:
-    words = list(filter(None, map(str.strip, shown.split(","))))[:count]
-  return [(f"GPU {word}", word) for word in words]
+  words = nvidia.shown(os.environ.get("CUDA_VISIBLE_DEVICES"))
+  if words is None:
+    words = [str(number) for number in range(count)]
+  return [(f"GPU {word}", word) for word in words[:count]]
 
 
 def begin_vllm(machine: Machine) -> None:
@@ -100,7 +110,7 @@ def _log(place: str) -> str:
   return place if place == "vllm" else f"vllm-{place.lower().replace(' ', '-')}"
 
 
-def of_vllm(machine: Machine, judge: Judge) -> Finding:
+def of_vllm(machine: Machine, judge: Judge) -> Diagnosis:
   """Judges vLLM, on every GPU."""
   begin_vllm(machine)
   facts = [(place, machine.result(_log(place))) for place, _ in places(machine)]
@@ -112,7 +122,7 @@ def begin_jax(machine: Machine) -> None:
   _start(machine, "engine", machine.trainer, "jax", gpu=machine.on_gpus)
 
 
-def of_jax(machine: Machine, judge: Judge) -> Finding:
+def of_jax(machine: Machine, judge: Judge) -> Diagnosis:
   """Judges the embedded engine."""
   begin_jax(machine)
   return judge(machine.result("engine"))
@@ -167,7 +177,7 @@ def begin_layout(machine: Machine) -> None:
   )
 
 
-def layout(machine: Machine) -> Finding:
+def layout(machine: Machine) -> Diagnosis:
   """Checks that vLLM starts over as many GPUs as the config says."""
   begin_layout(machine)
   vllm = machine.experiment.engine.vllm
@@ -175,13 +185,13 @@ def layout(machine: Machine) -> Finding:
   return judge_layout(facts, vllm.tensor_parallel, vllm.data_parallel)
 
 
-def judge_layout(facts: Facts, tensor: int, data: int) -> Finding:
+def judge_layout(facts: Facts, tensor: int, data: int) -> Diagnosis:
   """Judges an engine over several GPUs: it starts and generates."""
   told = f"tensor_parallel={tensor}, data_parallel={data}"
   if "failure" in facts:
-    return finding.failed(
+    return diagnosis.failed(
       f"{told}: {facts['failure']}",
       "see that /dev/shm is large enough, and try NCCL_P2P_DISABLE=1 and"
       " NCCL_DEBUG=INFO",
     )
-  return finding.ok(f"{told}: {starts(facts).what}")
+  return diagnosis.ok(f"{told}: {starts(facts).told}")

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trd_jax.doctor import checks, finding
-from trd_jax.doctor.finding import Check, Finding
+from trd_jax import parent
+from trd_jax.doctor import checks, diagnosis
+from trd_jax.doctor.diagnosis import Check, Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment import Experiment
@@ -42,14 +43,14 @@ def examine(
     has_config: whether somebody asked for it; else it is the default one.
     run_dir: the workdir, if one is named.
     only: names of checks, or their beginnings; empty for all.
-    json_file: where the findings go as well.
+    json_file: where the diagnoses go as well.
 
   Raises:
     UserError: `only` names no check, or the file can't be made; or what the
       experiment needs failed, or, without a config, anything.
   """
   chosen = choose(checks.CHECKS, only)
-  out = None if json_file is None else Path(json_file).expanduser()
+  out = None if json_file is None else Path(json_file)
   if out is not None and (out.is_dir() or not out.parent.is_dir()):
     raise UserError(
       f"--json={json_file}: name a file in a folder that is there"
@@ -57,8 +58,10 @@ def examine(
   folder = Path(tempfile.mkdtemp(prefix="trd-doctor-"))
   machine = Machine(experiment, has_config, run_dir, folder)
   began = time.monotonic()
-  found: dict[str, tuple[Finding, float]] = {}
+  found: dict[str, tuple[Diagnosis, float]] = {}
   begun = wrong = False
+  # Not even a killed doctor leaves a child behind, with a GPU's memory.
+  guard = parent.Guard()
   try:
     for check in chosen:
       if not (check.quick or begun):
@@ -77,6 +80,7 @@ def examine(
     wrong = any(one.status == "failed" for one, _ in found.values())
   finally:
     machine.close(keep_logs=wrong)
+    guard.close()
   counts = Counter(one.status for one, _ in found.values())
   told = ", ".join(f"{counts[name]} {word}" for name, word in _WORDS.items())
   seconds = time.monotonic() - began
@@ -119,16 +123,16 @@ def _begin(chosen: Iterable[Check], machine: Machine) -> None:
         check.begin(machine)
 
 
-def run_one(check: Check, machine: Machine) -> Finding:
+def run_one(check: Check, machine: Machine) -> Diagnosis:
   """Runs a check; whatever it raises is a failure of what it looks at."""
   try:
     if why := check.left_out(machine):
-      return finding.skipped(why)
+      return diagnosis.skipped(why)
     return check.run(machine)
   except UserError as error:
-    return finding.refused(error)
+    return diagnosis.refused(error)
   except Exception as error:  # a check that breaks is a line like the others
-    return finding.failed(
+    return diagnosis.failed(
       f"{type(error).__name__}: {one_line(error)}",
       "the check itself broke on this machine",
     )
@@ -141,7 +145,7 @@ def matters(check: Check, experiment: Experiment, has_config: bool) -> bool:
 
 def _line(
   check: Check,
-  found: Finding,
+  found: Diagnosis,
   seconds: float,
   experiment: Experiment,
   has_config: bool,
@@ -155,10 +159,10 @@ def _line(
 
 def to_json(
   chosen: Iterable[Check],
-  found: dict[str, tuple[Finding, float]],
+  found: dict[str, tuple[Diagnosis, float]],
   experiment: Experiment,
 ) -> list[dict[str, Any]]:
-  """Returns the findings as plain values."""
+  """Returns the diagnoses as plain values."""
   return [
     {
       "name": check.name,
@@ -172,7 +176,7 @@ def to_json(
 
 def _conclude(
   chosen: Iterable[Check],
-  found: dict[str, tuple[Finding, float]],
+  found: dict[str, tuple[Diagnosis, float]],
   experiment: Experiment,
   has_config: bool,
 ) -> None:

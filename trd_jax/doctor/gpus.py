@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
-from trd_jax.doctor import finding, nvidia
-from trd_jax.doctor.finding import Finding
+from trd_jax import nvidia
+from trd_jax.devices import MEMORY_SHARE
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.doctor.probe import Facts
 from trd_jax.experiment import Experiment
@@ -19,15 +21,15 @@ _VLLM_REMEDY = (
 )
 
 
-def driver(machine: Machine) -> Finding:
+def driver(machine: Machine) -> Diagnosis:
   """Checks that nvidia-smi answers."""
   return judge_driver(machine.gpus)
 
 
-def judge_driver(report: nvidia.Report) -> Finding:
+def judge_driver(report: nvidia.Report) -> Diagnosis:
   """Judges what nvidia-smi says."""
   if report.failure:
-    return finding.failed(
+    return diagnosis.failed(
       f"nvidia-smi: {report.failure}",
       "mend the driver (a container needs --gpus all), or, on a machine"
       " without GPUs, take nvidia-smi away",
@@ -37,26 +39,29 @@ def judge_driver(report: nvidia.Report) -> Finding:
   told = f"{version}: {len(report.gpus)} GPUs ({kinds})"
   if len(report.visible) < len(report.gpus):
     told += f", of which CUDA_VISIBLE_DEVICES shows {len(report.visible)}"
-  return finding.ok(told)
+  return diagnosis.ok(told)
 
 
 def without_driver(machine: Machine) -> str:
   """Says why no GPU is looked at, or ''."""
-  return "" if machine.gpus.there else "no nvidia-smi: no NVIDIA GPU here"
+  if machine.gpus.there:
+    return ""
+  found = len(machine.gpus.gpus)
+  return f"no nvidia-smi, and {found or 'no'} GPUs in /dev"
 
 
-def memory(machine: Machine) -> Finding:
+def memory(machine: Machine) -> Diagnosis:
   """Checks that the GPUs' memory is free."""
   return judge_memory(machine.gpus, machine.experiment)
 
 
-def judge_memory(report: nvidia.Report, experiment: Experiment) -> Finding:
+def judge_memory(report: nvidia.Report, experiment: Experiment) -> Diagnosis:
   """Judges how much memory is free on each GPU.
 
-  vLLM refuses to start where less than its share is free; training takes three
-  quarters of each GPU at once, as JAX does unless told otherwise.
+  vLLM refuses to start where less than its share is free; training takes
+  `MEMORY_SHARE` of each GPU at once.
   """
-  share = 0.75
+  share = MEMORY_SHARE
   who = "training"
   vllm = experiment.engine.vllm
   if experiment.engine.name == "vllm" and vllm.memory_share > share:
@@ -67,26 +72,26 @@ def judge_memory(report: nvidia.Report, experiment: Experiment) -> Finding:
     if gpu.total and gpu.free is not None
   ]
   if not known:
-    return finding.warning(
+    return diagnosis.warning(
       "nvidia-smi doesn't say how much memory is free", "see nvidia-smi itself"
     )
   for gpu, free, total in known:
     if free < share * total:
       holders = ", ".join(report.holders.get(gpu.uuid, ()))
-      return finding.failed(
+      return diagnosis.failed(
         f"GPU {gpu.index}: {free / _GIB:.1f} of {total / _GIB:.1f} GiB are"
         f" free, and {who} takes {share:.0%}; held by"
         f" {holders or 'a process that nvidia-smi does not show'}",
         "end that process, or leave the GPU out with CUDA_VISIBLE_DEVICES",
       )
   _, free, total = min(known, key=lambda one: one[1])
-  return finding.ok(
+  return diagnosis.ok(
     f"{free / _GIB:.1f} GiB and more are free of {total / _GIB:.1f}, on each of"
     f" {len(known)}"
   )
 
 
-def agree(machine: Machine) -> Finding:
+def agree(machine: Machine) -> Diagnosis:
   """Checks that nvidia-smi, JAX and vLLM's environment see the same GPUs."""
   torch = None if machine.vllm is None else machine.torch
   return judge_agreement(machine.gpus, machine.jax, torch)
@@ -94,37 +99,38 @@ def agree(machine: Machine) -> Finding:
 
 def judge_agreement(
   report: nvidia.Report, jax: Facts, torch: Mapping | None
-) -> Finding:
+) -> Diagnosis:
   """Judges who sees how many.
 
   Args:
-    report: nvidia-smi's.
+    report: nvidia-smi's, or what is in /dev.
     jax: `environment_probe`'s devices of JAX.
     torch: those of vLLM's environment; None where there is none.
   """
   if "failure" in jax:
-    return finding.failed(f"JAX can't start: {jax['failure']}", _JAX_REMEDY)
+    return diagnosis.failed(f"JAX can't start: {jax['failure']}", _JAX_REMEDY)
   if torch is not None and "failure" in torch:
-    return finding.failed(
+    return diagnosis.failed(
       f"vLLM's environment can't start torch: {torch['failure']}", _VLLM_REMEDY
     )
   on_gpu = jax["platform"] == "gpu"
   there = len(report.visible)
   by_jax = len(jax["kinds"]) if on_gpu else 0
   by_torch = None if torch is None else len(torch["kinds"])
-  told = f"nvidia-smi {there if report.there else 'is not there'}, JAX {by_jax}"
+  told = f"nvidia-smi {there}" if report.there else f"/dev {there}"
+  told += f", JAX {by_jax}"
   if not on_gpu:
     told += f" ({len(jax['kinds'])} {jax['platform']} devices)"
   if by_torch is not None:
     told += f", vLLM's environment {by_torch}"
   told = f"GPUs seen: {told}"
-  expected = there if report.there else max(by_jax, by_torch or 0)
+  expected = there if report.there else max(there, by_jax, by_torch or 0)
   if by_jax != expected:
-    return finding.failed(told, _JAX_REMEDY)
+    return diagnosis.failed(told, _JAX_REMEDY)
   if by_torch is not None and by_torch != expected:
     assert torch is not None
     build = torch.get("cuda") or "a build for CPUs"
-    return finding.failed(f"{told} (torch's CUDA: {build})", _VLLM_REMEDY)
+    return diagnosis.failed(f"{told} (torch's CUDA: {build})", _VLLM_REMEDY)
   if on_gpu:
     told += f": {', '.join(sorted(set(jax['kinds'])))}"
-  return finding.ok(told)
+  return diagnosis.ok(told)

@@ -2,8 +2,8 @@
 
 import os
 
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.experiment import Experiment
 from trd_jax.grading import evalplus, lcb_runner, sandbox
@@ -12,31 +12,32 @@ from trd_jax.problems import benchmarks
 _WORD = "it runs"
 
 
-def bubblewrap(machine: Machine) -> Finding:
+def bubblewrap(machine: Machine) -> Diagnosis:
   """Checks that a program runs in the sandbox.
 
   Raises:
     UserError: it doesn't.
   """
   section = machine.experiment.sandbox
-  box = sandbox.open(section.unsafe, section.python)
+  python = section.python or machine.experiment.python.of("rollout")
+  box = sandbox.open(section.unsafe, python)
   result = box.run(
     [box.python, "-c", f"print({_WORD!r})"],
     limits=sandbox.Limits(wall_seconds=30),
   )
   said = result.stdout.decode(errors="replace").strip()
   if result.exit_code or said != _WORD:
-    return finding.failed(
+    return diagnosis.failed(
       f"a program in the sandbox ended with {result.reason} and said"
       f" {said[:80]!r}",
       "install bubblewrap anew (Debian: apt-get install bubblewrap)",
     )
   if section.unsafe:
-    return finding.warning(
+    return diagnosis.warning(
       "sandbox.unsafe=True: programs that a model wrote run as you",
       "leave that key out where there is something to lose",
     )
-  return finding.ok("a program ran in it, without network or your files")
+  return diagnosis.ok("a program ran in it, without network or your files")
 
 
 def by_programs(experiment: Experiment) -> bool:
@@ -49,7 +50,7 @@ def _code_benchmarks(experiment: Experiment) -> set[str]:
   return names & {*evalplus.DATASETS, "livecodebench"}
 
 
-def with_evalplus(machine: Machine) -> Finding:
+def with_evalplus(machine: Machine) -> Diagnosis:
   """Checks that EvalPlus answers from the sandbox.
 
   Raises:
@@ -57,7 +58,7 @@ def with_evalplus(machine: Machine) -> Finding:
   """
   e = machine.experiment
   evalplus.check(e.python.evalplus, e.sandbox.unsafe)
-  return finding.ok(f"{evalplus.VERSION} answers from the sandbox")
+  return diagnosis.ok(f"{evalplus.VERSION} answers from the sandbox")
 
 
 def by_evalplus(experiment: Experiment) -> bool:
@@ -74,7 +75,7 @@ def without_evalplus(machine: Machine) -> str:
   return "no .venv-evalplus here, and no HumanEval+ or MBPP+ to judge"
 
 
-def with_lcb_runner(machine: Machine) -> Finding:
+def with_lcb_runner(machine: Machine) -> Diagnosis:
   """Checks that lcb_runner answers from the sandbox.
 
   Raises:
@@ -82,7 +83,7 @@ def with_lcb_runner(machine: Machine) -> Finding:
   """
   e = machine.experiment
   lcb_runner.check(e.python.lcb_runner, e.sandbox.unsafe)
-  return finding.ok("lcb_runner answers from the sandbox")
+  return diagnosis.ok("lcb_runner answers from the sandbox")
 
 
 def by_lcb_runner(experiment: Experiment) -> bool:

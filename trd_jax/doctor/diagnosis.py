@@ -1,4 +1,4 @@
-"""What a check is, and what it finds."""
+"""What a check is, and what it says of a machine."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,56 +15,56 @@ _GRAVEST: tuple[Status, ...] = ("failed", "warning", "ok", "skipped")
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-  """What a check found.
+class Diagnosis:
+  """What a check says.
 
   Attributes:
     status: 'failed' is what would stop or spoil a run, 'warning' what may,
       'skipped' a check that doesn't apply here.
-    what: one line: what was seen.
+    told: one line: what was seen.
     remedy: what to do about it; '' where there is nothing to do.
   """
 
   status: Status
-  what: str
+  told: str
   remedy: str = ""
 
   @property
   def text(self) -> str:
     """Returns both as one line."""
-    both = f"{self.what}; {self.remedy}" if self.remedy else self.what
+    both = f"{self.told}; {self.remedy}" if self.remedy else self.told
     return " ".join(both.split())
 
 
-def ok(what: str) -> Finding:
+def ok(told: str) -> Diagnosis:
   """Returns that all is well."""
-  return Finding("ok", what)
+  return Diagnosis("ok", told)
 
 
-def warning(what: str, remedy: str) -> Finding:
+def warning(told: str, remedy: str) -> Diagnosis:
   """Returns that something may be wrong."""
-  return Finding("warning", what, remedy)
+  return Diagnosis("warning", told, remedy)
 
 
-def failed(what: str, remedy: str) -> Finding:
+def failed(told: str, remedy: str) -> Diagnosis:
   """Returns that something is wrong."""
-  return Finding("failed", what, remedy)
+  return Diagnosis("failed", told, remedy)
 
 
-def skipped(why: str) -> Finding:
+def skipped(why: str) -> Diagnosis:
   """Returns that there was nothing to check."""
-  return Finding("skipped", why)
+  return Diagnosis("skipped", why)
 
 
-def refused(error: UserError) -> Finding:
+def refused(error: UserError) -> Diagnosis:
   """Returns a user's error, which ends in what to do, as a failure."""
-  what, _, remedy = str(error).rpartition("; ")
-  return failed(what or remedy, remedy if what else "")
+  told, _, remedy = str(error).rpartition("; ")
+  return failed(told or remedy, remedy if told else "")
 
 
-def gravest(findings: Sequence[Finding]) -> Finding:
+def gravest(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
   """Returns the first of the gravest; there has to be one."""
-  return min(findings, key=lambda finding: _GRAVEST.index(finding.status))
+  return min(diagnoses, key=lambda one: _GRAVEST.index(one.status))
 
 
 def _always(machine: "Machine") -> str:
@@ -93,7 +93,7 @@ class Check:
 
   name: str
   doc: str
-  run: Callable[["Machine"], Finding]
+  run: Callable[["Machine"], Diagnosis]
   left_out: Callable[["Machine"], str] = _always
   needed: Callable[[Experiment], bool] = _by_all
   begin: Callable[["Machine"], object] | None = None
