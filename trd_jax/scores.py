@@ -11,7 +11,12 @@ from typing import Any
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
 from trd_jax.problems.store import Questions
-from trd_jax.records import NO_ANSWER, GradedSample
+from trd_jax.records import (
+  NO_ANSWER,
+  GradedSample,
+  told_because,
+  unparsed_because,
+)
 from trd_jax.run_dir import RunDir
 from trd_jax.run_sections import Evaluate
 
@@ -47,7 +52,8 @@ def figures(
   Returns:
     What `estimators.summarize` gives; `verdicts` by question; the shares of
     samples that were truncated, have no answer (no box, no program), could
-    not be parsed or ran out of time; `median_tokens`; `graders`, how many
+    not be parsed or ran out of time; `unparsed_because`, see `records`;
+    `median_tokens`; `graders`, how many
     samples each version judged; `model`, `model_revision`; `data`; and with
     `base` the figures by difficulty as `buckets`.
   """
@@ -63,6 +69,7 @@ def figures(
     "truncated_share": _share(row.truncated for row in rows),
     "no_box_share": _share(row.reason in NO_ANSWER for row in rows),
     "unparsed_share": _share(row.reason == "unparsed" for row in rows),
+    "unparsed_because": unparsed_because((r.reason, r.detail) for r in rows),
     "timeout_share": _share(row.reason == "timeout" for row in rows),
     "median_tokens": statistics.median(row.num_tokens for row in rows),
     "graders": graders,
@@ -156,6 +163,8 @@ def table(summary: Mapping[str, Any]) -> str:
       lines.append((f"Avg@{k} {bucket} (n={part['n']})", shown))
     shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
     lines.append(("shares", ", ".join(shares)))
+    if because := told_because(row.get("unparsed_because", {})):
+      lines.append(("unparsed", because.strip()))
     title = f"{name} (n={row['n']})"
     rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
   return columns(rows)
