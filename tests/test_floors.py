@@ -18,6 +18,7 @@ NOUNS = {
   "engine_sections",
   "errors",
   "experiment",
+  "finite_weights",
   "hub",
   "json_text",
   "keys",

@@ -88,6 +88,7 @@ class JaxEngine:
     decode_steps: most tokens a slot gets before the host looks at what has
       ended.
     devices: each decodes its share of the slots; all local ones by default.
+    name: how messages refer to the model.
 
   Attributes:
     programs: what this engine has had compiled, as `(name, shape, ...)`.
@@ -103,6 +104,7 @@ class JaxEngine:
     slots: int | None = None,
     decode_steps: int = 16,
     devices: Sequence[Any] | None = None,
+    name: str = "the model",
   ):
     if (slots is not None and slots < 1) or decode_steps < 1:
       raise UserError(
@@ -110,6 +112,7 @@ class JaxEngine:
         " be at least 1"
       )
     devices = jax.local_devices() if devices is None else list(devices)
+    self.name = name
     self.config: ModelConfig = model.config
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
     self.mesh = make_mesh(devices=devices)
@@ -154,6 +157,8 @@ class JaxEngine:
     """
     if "devices" not in arguments:
       _use_cores(weights.read_config(folder))
+    named = f"{folder} with {adapter}" if adapter else str(folder)
+    arguments = {"name": named} | arguments
     if adapter is None:
       return cls(weights.load(folder, dtype=dtype), **arguments)
     lora, tree = adapters.load_peft(adapter, weights.read_config(folder))
@@ -173,7 +178,8 @@ class JaxEngine:
     Raises:
       UserError: before anything is generated, on an empty prompt, one that
         fills the model's longest context, an id outside of the vocabulary, a
-        negative limit, or more likeliest tokens than the head has rows.
+        negative limit, or more likeliest tokens than the head has rows; later,
+      where the model's logits are NaN or infinite.
     """
     requests = list(requests)
     if sampling.top_logprobs > self.config.vocab_size:
