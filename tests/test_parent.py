@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 
+import processes
 import pytest
 
 from trd_jax import parent
+from trd_jax.errors import Terminated
 
 STAGE = """
 import time
@@ -50,6 +52,15 @@ try:
   parent.run([sys.executable, "-c", sys.argv[1]])
 except KeyboardInterrupt:
   print("interrupted too")
+"""
+# The same as a pipeline does it.
+PIPE = """
+import sys
+from trd_jax import cli, parent
+def run(experiment, run_dir, flags):
+  sys.exit(parent.run([sys.executable, "-c", stage]))
+stage = sys.argv.pop(1)
+cli.main("pipeline", run, "runs a stage", standalone=True)
 """
 # An owner, with or without a process between it and its worker.
 OWNER = """
@@ -270,3 +281,76 @@ print("slept", flush=True)
   out, _ = interrupted(deaf, times=times, tidy_seconds=tidy_seconds)
   assert out == "interrupted too\n"
   assert time.monotonic() - began < 20
+
+
+def terminated(*command, group=False, whom=None, times=1):
+  """Exit code and words of what is terminated at work."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", *command],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == "at work\n"
+  for _ in range(times):
+    if group:
+      os.killpg(process.pid, signal.SIGTERM)
+    else:
+      os.kill(process.pid if whom is None else whom(process), signal.SIGTERM)
+    time.sleep(0.3)
+  out, err = process.communicate(timeout=30)
+  return process.returncode, out, err.splitlines()
+
+
+ENDED = "trd-jax {}: terminated; the same command goes on where it stopped"
+
+
+@pytest.mark.parametrize("times", [1, 2])  # at once: one that came twice
+def test_a_terminated_stage_tidies_up_and_says_a_line(times):
+  code, out, err = terminated(TIDY, times=times)
+  assert (code, out) == (143, "tidied up\n")
+  assert err == [ENDED.format("rollout")]
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_a_terminated_pipeline_passes_it_on_and_waits(group):
+  # As Slurm sends it, to all; and as a person does, to the pipeline alone.
+  code, out, err = terminated(PIPE, TIDY, group=group)
+  assert (code, out) == (143, "tidied up\n")
+  assert err == [ENDED.format("rollout"), ENDED.format("pipeline")]
+
+
+def test_a_pipeline_ends_with_its_terminated_stage():
+  def stage(process):
+    return processes.below(process.pid)[0]
+
+  code, out, err = terminated(PIPE, TIDY, whom=stage)
+  assert (code, out, err) == (143, "tidied up\n", [ENDED.format("rollout")])
+
+
+def test_what_was_started_to_ignore_the_signal_goes_on():
+  code = """
+import os, signal
+from trd_jax import parent
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with parent.terminable(), parent.deferred() as state:
+  os.kill(os.getpid(), signal.SIGTERM)
+  print(state.asked)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "False\n"
+
+
+def test_a_second_signal_while_something_is_finished_ends_it_at_once():
+  with parent.deferred() as state:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # at once: the same
+    assert state.asked
+    time.sleep(parent._SAME_SECONDS + 0.1)
+    with pytest.raises(Terminated):
+      os.kill(os.getpid(), signal.SIGTERM)
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from trd_jax.errors import Terminated
+
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
 machine, that a stage belongs to."""
@@ -49,7 +51,7 @@ def end_with_pipeline() -> None:
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-      _take_interrupts_once()
+      signal.signal(signal.SIGINT, _once(signal.default_int_handler))
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
@@ -74,6 +76,84 @@ def end_with_owner(owner: int) -> None:
   when_gone(owner, end)
 
 
+class Deferred:
+  """What `deferred` gives.
+
+  Attributes:
+    asked: whether SIGTERM has come.
+  """
+
+  asked = False
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """Has SIGTERM raise `Terminated` in the block, in the main thread.
+
+  One that comes again at once counts as the same: who ends a whole job sends it
+  to a pipeline and its stage, and the pipeline passes it on. A process that was
+  started to ignore the signal goes on ignoring it.
+  """
+
+  def terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+  with _handling(_once(terminate)):
+    yield
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Deferred]:
+  """Has SIGTERM in the block do no more than note that it has come.
+
+  A second one, after a while, raises `Terminated` at once.
+  """
+  state = Deferred()
+
+  def note(number: int, frame: FrameType | None) -> None:
+    if state.asked:
+      raise Terminated
+    state.asked = True
+
+  with _handling(note):
+    yield state
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], object]):
+  """Gives SIGTERM a handler in the block, where that can be done."""
+  before = signal.getsignal(signal.SIGTERM)
+  main = threading.current_thread() is threading.main_thread()
+  if before is signal.SIG_IGN or not main:
+    yield
+    return
+  signal.signal(signal.SIGTERM, _once(handler))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _once(
+  handler: Callable[[int, FrameType | None], object],
+) -> Callable[[int, FrameType | None], None]:
+  """Returns a handler to which a signal that comes again at once is one.
+
+  Else the second, which a pipeline passes on, would fall into the tidying up
+  that the first has begun.
+  """
+  last = float("-inf")
+
+  def handle(number: int, frame: FrameType | None) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last > _SAME_SECONDS:
+      last = now
+      handler(number, frame)
+
+  return handle
+
+
 def run(command: Sequence[str]) -> int:
   """Runs a stage or a pipeline that ends with this process; its exit code.
 
@@ -83,38 +163,24 @@ def run(command: Sequence[str]) -> int:
   Raises:
     KeyboardInterrupt: this process was interrupted. So was the other one,
       which had half a minute to tidy up; a second interrupt spares the rest.
+    Terminated: this process had a SIGTERM, and the other one has had it too
+      and has ended, in its own time: a training has an update to finish and to
+      save. Whoever sent it says by another signal that it takes too long.
   """
   environment = os.environ | {VARIABLE: str(os.getpid())}
   process = subprocess.Popen(command, env=environment)
   try:
     code = process.wait()
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     # From a terminal it came to both, from elsewhere perhaps to this one alone.
-    process.send_signal(signal.SIGINT)
+    terminated = isinstance(error, Terminated)
+    process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(_TIDY_SECONDS)
+      process.wait(None if terminated else _TIDY_SECONDS)
     raise
   finally:
     process.kill()
   return code if code >= 0 else 128 - code
-
-
-def _take_interrupts_once() -> None:
-  """Has an interrupt that comes again at once count as one.
-
-  Else the second, which a pipeline passes on, would fall into the tidying up
-  that the first has begun.
-  """
-  last = float("-inf")
-
-  def interrupt(number: int, frame: FrameType | None) -> None:
-    nonlocal last
-    now = time.monotonic()
-    if now - last > _SAME_SECONDS:
-      last = now
-      signal.default_int_handler(number, frame)
-
-  signal.signal(signal.SIGINT, interrupt)
 
 
 def _ancestors(pid: int) -> Iterator[int]:

@@ -157,7 +157,8 @@ class TeacherCache:
   def filling(self) -> Iterator["Filler"]:
     """A writer, for one process at a time; others wait until it is done.
 
-    What was added lands when the block ends, unless by an error.
+    What was added lands when the block ends, unless by an error; an interrupt
+    is none.
 
     Raises:
       UserError: the folder can't be written.
@@ -190,7 +191,11 @@ class TeacherCache:
         if path.name not in {_INDEX, *self._shards}:
           path.unlink()
       filler = Filler(self)
-      yield filler
+      try:
+        yield filler
+      except KeyboardInterrupt:  # SIGTERM too: what is computed is whole
+        filler.flush()
+        raise
       filler.flush()
 
   def read(self, key: str, tokens: int) -> np.ndarray:
