@@ -29,6 +29,7 @@ SHARES = {
 }
 """By key of `figures`: what the table calls it."""
 
+_IDENTICAL = "identical_to_base"
 _BASE = "evaluate/base"
 _ADVICE = "evaluate both on the same questions, equally often"
 
@@ -125,6 +126,60 @@ def base_verdicts(
         " evaluate.buckets_from"
       )
   return found
+
+
+def identical_to_base(
+  rows: Sequence[GradedSample], run_dir: RunDir
+) -> dict[str, float]:
+  """Returns by benchmark the share of samples that are base's, id for id.
+
+  A sample is compared with base's of the same question and number, where both
+  drew with the same seed; engines that were to sample from another model and
+  give all of base's samples had base's weights.
+
+  Args:
+    rows: the trained model's.
+    run_dir: where base's are, if they are.
+  """
+  columns = ["key", "benchmark", "problem_id", "sample", "seed", "response_ids"]
+  base = {
+    (row["benchmark"], row["problem_id"], row["sample"], row["seed"]): row[
+      "response_ids"
+    ]
+    for row in run_dir.table(_BASE, GradedSample, columns).to_pylist()
+  }
+  marks: dict[str, list[bool]] = {}
+  for row in rows:
+    name = (row.benchmark, row.problem_id, row.sample, row.seed)
+    if name in base:
+      same = list(row.response_ids) == base[name]
+      marks.setdefault(row.benchmark, []).append(same)
+  return {name: _share(same) for name, same in marks.items()}
+
+
+def served_base(summary: Mapping[str, Any]) -> str | None:
+  """Returns the warning about a trained model that samples as base does."""
+  same = [n for n, row in summary.items() if row.get(_IDENTICAL) == 1.0]
+  if not same:
+    return None
+  return (
+    f"warning: every sample of {', '.join(same)} is base's, token for token:"
+    " what was sampled from are base's weights, or an adapter too small to be"
+    " seen; look at merge/done.json (largest_logit_distance_to_base), and on a"
+    " server see that it has loaded the merged folder or the adapter anew"
+  )
+
+
+def told_identical(summary: Mapping[str, Any]) -> str | None:
+  """Returns the shares of samples that are base's as a line; None without."""
+  shares = [
+    f"{name} {100 * row[_IDENTICAL]:.1f}%"
+    for name, row in summary.items()
+    if _IDENTICAL in row
+  ]
+  if not shares:
+    return None
+  return f"identical to base's sample, token for token: {', '.join(shares)}"
 
 
 def _share(marks) -> float:
