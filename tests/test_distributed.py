@@ -155,13 +155,13 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
   assert_same(whole, began)
 
 
-@pytest.mark.parametrize("told", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("told", [[1], [0, 1]])
 def test_processes_that_are_terminated_stop_at_the_same_update(
   tmp_path, student, told
 ):
   run_dir = workdir(tmp_path, student, epochs=400, checkpoint_every=300)
   with Together(run_dir, 2) as both:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(rows(run_dir)) < 3 and time.monotonic() < deadline:
       time.sleep(0.05)
     for number in told:

@@ -105,7 +105,7 @@ def test_a_head_and_an_adapter_with_one_are_refused(whole, tmp_path):
   folder = shutil.copytree(whole, tmp_path / "model")
   patched(folder / FILE, "lm_head.weight")
   mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"))
-  with pytest.raises(UserError, match="lm_head.weight has 1 of"):
+  with pytest.raises(UserError, match=r"lm_head\.weight has 1 of"):
     weights.load_head(folder, dtype="float32", mesh=mesh)
   lora = tree(model(lora=LORA), nnx.LoRAParam)
   adapters.save_peft(lora, LORA, tmp_path / "adapter", base="b")
