@@ -120,6 +120,17 @@ def deferred() -> Iterator[Deferred]:
 
 
 @contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+  """Undoes what a library in the block does to the handling of SIGTERM."""
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    yield
+  finally:
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], object]):
   """Gives SIGTERM a handler in the block, where that can be done."""
   before = signal.getsignal(signal.SIGTERM)
