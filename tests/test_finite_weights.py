@@ -16,7 +16,14 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from small_models import LORA, SMALL, model, tree
 
-from trd_jax import adapters, experiment, finite_weights, rollout, weights
+from trd_jax import (
+  adapters,
+  evaluate,
+  experiment,
+  finite_weights,
+  rollout,
+  weights,
+)
 from trd_jax.checkpoint import Checkpoints
 from trd_jax.engines.engine import Request, Sampling
 from trd_jax.engines.jax_engine import JaxEngine
@@ -142,18 +149,37 @@ def chosen(folder, **engine):
   config.rollout.max_prompt_tokens = 448
   config.rollout.max_response_tokens = 16
   config.student.path = str(folder)
-  config.engine.update(engine)
+  config.evaluate.num_problems = 2
+  config.evaluate.max_prompt_tokens = 448
+  config.engine.update_from_flattened_dict(engine)
   return experiment.from_config(config)
 
 
-@pytest.mark.parametrize("name", ["jax", "server"])
-def test_a_stage_ends_before_a_sample_is_drawn(tmp_path, name):
+ENGINES = {
+  "jax": {"name": "jax"},
+  "server": {"name": "server", "server.urls": ("http://127.0.0.1:9",)},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_a_stage_ends_before_a_sample_is_drawn(tmp_path, engine):
   folder = shutil.copytree("trd_jax/lab/student", tmp_path / "student")
   patched(folder / FILE, "model.norm.weight")
   run_dir = RunDir(tmp_path / "run")
-  with pytest.raises(UserError, match=r"tensor model\.norm\.weight has 1 of"):
-    rollout.run(chosen(folder, name=name), run_dir, types.SimpleNamespace())
+  told = rf"{folder / FILE}: tensor model\.norm\.weight has 1 of"
+  with pytest.raises(UserError, match=told):
+    rollout.run(chosen(folder, **engine), run_dir, types.SimpleNamespace())
   assert not run_dir.keys("rollout")
+  # The same of the merged student, whose base is whole.
+  shutil.copytree(folder, run_dir.merged)
+  run_dir.mark_done("merge", {"merged": True})
+  flags = {flag.name: flag.key.default for flag in evaluate.FLAGS}
+  told = rf"{run_dir.merged / FILE}: tensor model\.norm\.weight has 1 of"
+  with pytest.raises(UserError, match=told):
+    evaluate.run(
+      chosen("lab:student", **engine), run_dir, types.SimpleNamespace(**flags)
+    )
+  assert not run_dir.keys("evaluate/trained")
 
 
 def test_vllms_interpreter_refuses_it_without_jax_and_before_vllm_starts(
