@@ -32,6 +32,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   del flags
   import jax
+  import jax.numpy as jnp
   import numpy as np
   from flax import nnx
 
@@ -113,8 +114,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     placed = jax.tree.map(
       lambda x, y: jax.device_put(x, y.sharding), again, adapter
     )
-    nnx.replace_by_pure_dict(fresh, placed)
-    read = nnx.merge(graph, fresh, base)
+    same = jax.tree.map(lambda x, y: bool(jnp.all(x == y)), placed, adapter)
+    if not all(jax.tree.leaves(same)):
+      raise UserError(
+        f"{run_dir.adapter} doesn't hold what was trained, though it was just"
+        " written: look at the disk, and give the same command again"
+      )
+    on_disk = jax.tree.map(lambda x: x, fresh)
+    nnx.replace_by_pure_dict(on_disk, placed)
+    read = nnx.merge(graph, on_disk, base)
     summary |= _distances(read, adapted, plain, contexts)
     _check(summary, student.name)
   run_dir.mark_done(STAGE, summary)

@@ -98,7 +98,7 @@ def terminable() -> Iterator[None]:
   def terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
-  with _handling(_once(terminate)):
+  with _handling(terminate):
     yield
 
 
