@@ -227,7 +227,7 @@ def _sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def is_zero(adapter: Tree) -> bool:
   """Returns whether an adapter changes nothing: its every B is zero."""
-  flat = flatten_dict(adapter)
+  flat: dict[Any, Any] = flatten_dict(adapter)
   return not any(
     bool(jnp.any(leaf)) for path, leaf in flat.items() if path[-1] == "lora_b"
   )
