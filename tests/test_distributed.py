@@ -163,6 +163,7 @@ def test_processes_that_are_terminated_stop_at_the_same_update(
   with Together(run_dir, 2) as both:
     deadline = time.monotonic() + 600
     while len(rows(run_dir)) < 3 and time.monotonic() < deadline:
+      assert all(process.poll() is None for process in both.started)
       time.sleep(0.05)
     for number in told:
       both.started[number].send_signal(signal.SIGTERM)

@@ -210,12 +210,17 @@ def test_an_adapter_that_the_cast_swallows_is_told(trained, tmp_path):
   chosen, _, adapted = trained
 
   def small(x):
-    return x * np.float32(2e-5)
+    return x * np.float32(2e-6)
 
   run_dir = _trained(tmp_path, adapted, small, [(0.5, 1e-3)])
   with pytest.raises(UserError, match=r"lost in the sum.*weights=adapter"):
     _run(merge, _with(chosen, "merged", "bfloat16"), run_dir)
   assert not run_dir.merged.exists()
+  lost = {"merged": True, "step": 9, "dtype": "bfloat16", "positions": 4}
+  lost |= {"compared_on": "ids", "largest_logit_difference": 0.03}
+  for far, warned in ((0.04, True), (0.4, False)):
+    lost["largest_logit_distance_to_base"] = far
+    assert ("WARNING" in merge.describe(lost)) == warned
   # It is there in float32.
   _run(merge, _with(chosen, "merged", "float32"), run_dir)
   summary = run_dir.done("merge")

@@ -146,6 +146,11 @@ def describe(summary: dict) -> str:
     told += (
       f" over {summary['positions']:,} positions of {summary['compared_on']}"
     )
+    if far and summary["largest_logit_difference"] > far / 2:
+      told += (
+        f". WARNING: the cast to {summary['dtype']} takes much of the adapter;"
+        " engine.weights=adapter keeps it whole"
+      )
   if summary.get("without_update"):
     told += "; no update of the training had a gradient and a learning rate"
   return told
