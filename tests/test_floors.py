@@ -21,6 +21,8 @@ NOUNS = {
   "experiment",
   "file_locks",
   "findings",
+  "finite_weights",
+  "guard",
   "hub",
   "hub_look",
   "interpreters",
