@@ -35,8 +35,8 @@ TIDY = """
 import time
 from trd_jax import cli
 def run(experiment, run_dir, flags):
-  print("at work", flush=True)
   try:
+    print("at work", flush=True)
     time.sleep(60)
   finally:
     time.sleep(1.5)
