@@ -60,7 +60,7 @@ if [ "$kind" = triton ]; then
   echo "installing Triton into $venv/triton (once)"
   rm -rf "$venv/triton"
   "$venv/bin/python" -m pip install --disable-pip-version-check --quiet \
-    --no-deps --target "$venv/triton" "$(grep ^triton== "$here/cpu.txt")"
+    --no-deps --target "$venv/triton" -r "$here/triton.txt"
   exit
 fi
 

@@ -178,7 +178,9 @@ class JaxEngine:
     if platform != "cpu":
       # Straight to where they stay: a device has them twice as it is.
       mesh = make_mesh(devices=arguments.get("devices") or jax.local_devices())
-    named = f"{folder} with {adapter}" if adapter else str(folder)
+    arguments.setdefault(
+      "name", f"{folder} with {adapter}" if adapter else str(folder)
+    )
     with enough_memory(
       "the embedded engine keeps all weights on each device, and twice: set the"
       " model's dtype to bfloat16, or take engine.name=vllm, which has them"
@@ -189,7 +191,7 @@ class JaxEngine:
         graph, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
         nnx.replace_by_pure_dict(fresh, jax.tree.map(jnp.asarray, tree))
         model = nnx.merge(graph, fresh, base)
-      return cls(model, **{"name": named} | arguments)
+      return cls(model, **arguments)
 
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
