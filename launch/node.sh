@@ -41,7 +41,8 @@ while (($#)); do
   shift
 done
 ((${#positional[@]} == 2)) || refuse "give CONFIG and WORKDIR; see --help"
-config=${positional[0]/#\~\//$HOME/} workdir=${positional[1]}
+config=${positional[0]} workdir=${positional[1]}
+[[ $config != \~/* ]] || config=~/${config#\~/}
 [[ -n $workdir ]] || refuse "WORKDIR is empty; name the run's directory"
 cd "$root"
 [[ -f ${config%%:*} ]] || refuse "there is no file ${config%%:*}"

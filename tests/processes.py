@@ -46,3 +46,17 @@ def still_there(pids: list[int], seconds: float) -> list[int]:
     if not living or time.monotonic() > deadline:
       return living
     time.sleep(0.1)
+
+
+def gone(pid: int, seconds: float = 20.0) -> bool:
+  """Whether a process ends within so many seconds."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    try:
+      with open(f"/proc/{pid}/stat") as file:
+        if file.read().rpartition(")")[2].split()[0] == "Z":
+          return True
+    except FileNotFoundError:
+      return True
+    time.sleep(0.05)
+  return False

@@ -45,8 +45,8 @@ def test_gpus_are_those_that_cuda_would_show(dev, monkeypatch, visible, names):
   assert nvidia.names(dev / "none") == []
 
 
-def started(dev, platforms) -> str:
-  """What `start` says in a fresh process."""
+def started(dev, platforms, modules="") -> subprocess.CompletedProcess:
+  """A fresh process that prints what `start` returns, or its refusal."""
   code = f"""
 from pathlib import Path
 from trd_jax import backend
@@ -58,28 +58,41 @@ except UserError as error:
 """
   environment = os.environ | {"JAX_PLATFORMS": platforms}
   environment.pop("CUDA_VISIBLE_DEVICES", None)
-  done = subprocess.run(
+  paths = (str(modules), environment.get("PYTHONPATH"))
+  environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+  return subprocess.run(
     [sys.executable, "-c", code],
     env=environment,
-    stdout=subprocess.PIPE,
+    capture_output=True,
     text=True,
     check=True,
   )
-  return done.stdout.rstrip("\n")
 
 
 # Where it sees no GPU, JAX takes CPUs even though a list begins with cuda.
+# And where it is installed for GPUs, it does so though nobody asks for CPUs.
 @pytest.mark.parametrize("platforms", ["", "cuda,cpu", "cuda"])
-def test_gpus_are_not_left_idle_without_a_word(dev, platforms):
-  told = started(dev, platforms)
+def test_gpus_are_not_left_idle_without_a_word(dev, tmp_path, platforms):
+  plugin = tmp_path / "modules" / "jax_cuda12_plugin"
+  plugin.mkdir(parents=True)
+  (plugin / "__init__.py").touch()  # it is there, and of no use
+  told = started(dev, platforms, plugin.parent).stdout.rstrip("\n")
   assert "\n" not in told
   assert told.startswith("refused: JAX ")
   assert "pip install 'jax[cuda12]'" in told
   assert "JAX_PLATFORMS=cpu" in told
 
 
+def test_jax_for_cpus_beside_a_gpu_goes_on_and_says_so(dev):
+  done = started(dev, "")
+  assert done.stdout == "cpu\n"
+  (line,) = [x for x in done.stderr.splitlines() if x.startswith("note:")]
+  assert "NVIDIA GPUs are here (2)" in line
+  assert "pip install 'jax[cuda12]'" in line
+
+
 def test_cpus_are_taken_where_they_are_all_or_asked_for(dev):
-  assert started(dev / "none", "") == "cpu"
+  assert started(dev / "none", "").stdout == "cpu\n"
   assert backend.start(dev) == "cpu"  # as conftest asks
 
 

@@ -16,6 +16,7 @@ import training_runs
 
 from trd_jax import processes
 from trd_jax.chat import Chat
+from trd_jax.checkpoint import Checkpoints
 from trd_jax.devices import Distributed
 from trd_jax.errors import UserError
 from trd_jax.experiment import to_json
@@ -153,6 +154,28 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
   assert "goes on after update 4" in told[0][0]
   assert began.done("train")["restarted_after"] == 4
   assert_same(whole, began)
+
+
+@pytest.mark.parametrize("told", [[1], [0, 1]])
+def test_processes_that_are_terminated_stop_at_the_same_update(
+  tmp_path, student, told
+):
+  run_dir = workdir(tmp_path, student, epochs=400, checkpoint_every=300)
+  with Together(run_dir, 2) as both:
+    deadline = time.monotonic() + 600
+    while len(rows(run_dir)) < 3 and time.monotonic() < deadline:
+      assert all(process.poll() is None for process in both.started)
+      time.sleep(0.05)
+    for number in told:
+      both.started[number].send_signal(signal.SIGTERM)
+      time.sleep(0.3)
+    codes, said = both.wait()
+  assert codes == [143, 143], said
+  # One line, of the one that speaks.
+  (line,) = [x for _, err in said for x in err.splitlines() if "termin" in x]
+  step = Checkpoints(run_dir.checkpoints, 1).latest()
+  assert f"after update {step}, which is saved" in line
+  assert len(rows(run_dir)) == step < 400
 
 
 def assert_same(one, other):

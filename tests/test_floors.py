@@ -22,6 +22,8 @@ NOUNS = {
   "experiment",
   "file_locks",
   "findings",
+  "finite_weights",
+  "guard",
   "hub",
   "hub_look",
   "interpreters",

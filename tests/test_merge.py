@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 from small_models import SMALL, model, tree
 
-from trd_jax import convert, evaluate, experiment, hub, merge
+from trd_jax import adapters, convert, evaluate, experiment, hub, merge
 from trd_jax.adapters import load_peft, logit_difference
 from trd_jax.chat import Chat
 from trd_jax.checkpoint import Checkpoints
 from trd_jax.errors import UserError
+from trd_jax.metrics import MetricWriter
 from trd_jax.model.lora import LoraConfig
 from trd_jax.problems import tokenizer
 from trd_jax.records import GradedSample, Trajectory
@@ -157,6 +158,127 @@ def test_the_summary_states_the_difference_on_real_contexts(merged):
   stated = summary["largest_logit_difference"]
   assert 0 < stated < 5e-5
   np.testing.assert_allclose(stated, again, rtol=0.5)
+
+
+def test_the_summary_states_the_distance_to_base(merged):
+  chosen, run_dir, _ = merged
+  summary = run_dir.done("merge")
+  plain = load(chosen.student.path, dtype="float32")
+  loaded = load(run_dir.merged, dtype="float32")
+  source, tokens, length = merge._contexts(run_dir, CONFIG.vocab_size)
+  assert source == summary["compared_on"]
+  again = logit_difference(plain, loaded, tokens, length)
+  stated = summary["largest_logit_distance_to_base"]
+  assert stated > 1
+  np.testing.assert_allclose(stated, again, rtol=1e-3)
+  told = merge.describe(summary)
+  assert f"and from base by up to {stated:.2g} over" in told
+  assert not summary["without_update"]
+
+
+def _trained(where, adapted, change, rows=()):
+  """A finished training whose adapter's B is what `change` makes of it."""
+  run_dir = RunDir(where)
+  adapter = tree(adapted, nnx.LoRAParam)
+  changed = jax.tree_util.tree_map_with_path(
+    lambda path, x: change(x) if "lora_b" in str(path[-1]) else x, adapter
+  )
+  checkpoints = Checkpoints(run_dir.checkpoints, 1)
+  checkpoints.save(9, {"lora": changed})
+  checkpoints.wait()
+  run_dir.mark_done("train", {"updates": 9})
+  with MetricWriter(run_dir.metrics_file("train"), 0, []) as writer:
+    for step, (grad_norm, rate) in enumerate(rows):
+      writer.write(step, {"grad_norm": grad_norm, "learning_rate": rate})
+  return run_dir
+
+
+def _with(chosen, weights="merged", dtype="float32"):
+  return dataclasses.replace(
+    chosen,
+    engine=dataclasses.replace(chosen.engine, weights=weights),
+    student=dataclasses.replace(chosen.student, dtype=dtype),
+  )
+
+
+@pytest.mark.parametrize("weights", ["merged", "adapter"])
+def test_an_adapter_of_zeros_is_merged_only_if_training_said_so(
+  trained, tmp_path, weights
+):
+  chosen, _, adapted = trained
+  chosen = _with(chosen, weights)
+  updates = [(0.5, 0.0), (0.5, 1e-3)]
+  run_dir = _trained(tmp_path / "lost", adapted, np.zeros_like, updates)
+  with pytest.raises(UserError, match=r"update 9 is zero.*not what was"):
+    _run(merge, chosen, run_dir)
+  assert run_dir.done("merge") is None
+  assert not run_dir.merged.exists()
+  # No row of metrics: nothing has been said.
+  run_dir = _trained(tmp_path / "silent", adapted, np.zeros_like)
+  with pytest.raises(UserError, match="update 9 is zero"):
+    _run(merge, chosen, run_dir)
+  idle = [(0.5, 0.0), (0.0, 1e-3)]
+  run_dir = _trained(tmp_path / "idle", adapted, np.zeros_like, idle)
+  _run(merge, chosen, run_dir)
+  summary = run_dir.done("merge")
+  assert summary["largest_logit_distance_to_base"] == 0
+  assert "no update of the training had" in merge.describe(summary)
+
+
+def test_an_adapter_that_the_cast_swallows_is_told(trained, tmp_path):
+  chosen, _, adapted = trained
+
+  def small(x):
+    return x * np.float32(2e-6)
+
+  run_dir = _trained(tmp_path, adapted, small, [(0.5, 1e-3)])
+  with pytest.raises(UserError, match=r"lost in the sum.*weights=adapter"):
+    _run(merge, _with(chosen, "merged", "bfloat16"), run_dir)
+  assert not run_dir.merged.exists()
+  lost = {"merged": True, "step": 9, "dtype": "bfloat16", "positions": 4}
+  lost |= {"compared_on": "ids", "largest_logit_difference": 0.03}
+  for far, warned in ((0.04, True), (0.4, False)):
+    lost["largest_logit_distance_to_base"] = far
+    assert ("WARNING" in merge.describe(lost)) == warned
+  # It is there in float32.
+  _run(merge, _with(chosen, "merged", "float32"), run_dir)
+  summary = run_dir.done("merge")
+  assert 0 < summary["largest_logit_distance_to_base"] < 0.1
+
+
+def test_an_unmerged_adapter_is_proved_by_what_is_on_disk(
+  trained, tmp_path, monkeypatch
+):
+  chosen, _, adapted = trained
+  chosen = _with(chosen, "adapter")
+  run_dir = _trained(tmp_path / "whole", adapted, lambda x: x, [(0.5, 1e-3)])
+  _run(merge, chosen, run_dir)
+  summary = run_dir.done("merge")
+  assert summary["largest_logit_difference"] == 0
+  assert summary["largest_logit_distance_to_base"] > 1
+  # A folder that lost the adapter on its way is seen.
+  save = adapters.save_peft
+
+  def loses(adapter, *args, **more):
+    save(jax.tree.map(np.zeros_like, adapter), *args, **more)
+
+  monkeypatch.setattr(adapters, "save_peft", loses)
+  run_dir = _trained(tmp_path / "lost", adapted, lambda x: x, [(0.5, 1e-3)])
+  with pytest.raises(UserError, match="hold what was trained"):
+    _run(merge, chosen, run_dir)
+  assert run_dir.done("merge") is None
+
+
+def test_logits_that_are_no_numbers_are_not_merged(trained, tmp_path):
+  chosen, _, adapted = trained
+
+  def huge(x):
+    return x * np.float32(1e37)
+
+  run_dir = _trained(tmp_path, adapted, huge, [(0.5, 1e-3)])
+  with pytest.raises(UserError, match="NaN or infinite"):
+    _run(merge, _with(chosen), run_dir)
+  assert not run_dir.merged.exists()
 
 
 def test_the_merged_folder_is_whole_and_speaks(merged):
@@ -376,8 +498,8 @@ def test_checkpoints_under_another_config_become_no_adapter(merged, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_an_engine_wears_the_adapter_unmerged(merged, tmp_path):
-  chosen, run_dir, _ = merged
+def _asked(chosen):
+  """The experiment with few questions, answered greedily."""
   asked = dataclasses.replace(
     chosen.evaluate,
     temperature=0.0,
@@ -386,7 +508,44 @@ def test_an_engine_wears_the_adapter_unmerged(merged, tmp_path):
     max_prompt_tokens=128,
     max_response_tokens=24,
   )
-  chosen = dataclasses.replace(chosen, evaluate=asked)
+  return dataclasses.replace(chosen, evaluate=asked)
+
+
+def test_a_trained_model_that_samples_as_base_does_is_told(
+  merged, tmp_path, capsys
+):
+  chosen, run_dir, _ = merged
+  chosen = _asked(chosen)
+  here = RunDir(tmp_path)
+  # Nothing is said where base has not been evaluated.
+  shutil.copytree(chosen.student.path, here.merged)
+  here.mark_done("merge", {"merged": True})
+  _run(evaluate, chosen, here, model="trained")
+  assert "identical" not in capsys.readouterr().out
+  (here.stage("evaluate/trained") / "done.json").unlink()
+  _run(evaluate, chosen, here, model="base")
+  # What was to be the trained model is base: a server that wasn't told.
+  _run(evaluate, chosen, here, model="trained")
+  out = capsys.readouterr().out
+  assert "token for token: arithmetic 100.0%" in out
+  assert "warning: every sample of arithmetic is base's" in out
+  assert here.done("evaluate/trained")["arithmetic"]["identical_to_base"] == 1
+  # The real one says otherwise.
+  (here.stage("evaluate/trained") / "done.json").unlink()
+  shutil.rmtree(here.merged)
+  shutil.copytree(run_dir.merged, here.merged)
+  _run(evaluate, chosen, here, model="trained")
+  out = capsys.readouterr().out
+  summary = json.loads(here.stage_summary("evaluate/trained").read_text())
+  share = summary["arithmetic"]["identical_to_base"]
+  assert 0 <= share < 1
+  assert f"token for token: arithmetic {100 * share:.1f}%" in out
+  assert "warning" not in out
+
+
+def test_an_engine_wears_the_adapter_unmerged(merged, tmp_path):
+  chosen, run_dir, _ = merged
+  chosen = _asked(chosen)
   unmerged = dataclasses.replace(
     chosen, engine=dataclasses.replace(chosen.engine, weights="adapter")
   )

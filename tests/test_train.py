@@ -111,6 +111,70 @@ def test_a_device_that_is_full_is_told_in_one_line(tmp_path, student):
   assert run_dir.done("train") is None
 
 
+# Sends itself what it is told to, in the midst of the update after so many.
+TERMINATED = """
+import os, signal, sys
+from trd_jax import cli, distiller, train
+update, made, after = distiller.Distiller.update, 0, int(sys.argv.pop(1))
+def noted(self, *arguments):
+  global made
+  made += 1
+  if made == after:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return update(self, *arguments)
+distiller.Distiller.update = noted
+cli.main("train", train.run, "", exclusive=False)
+"""
+
+
+def test_terminated_after_seven_updates_it_goes_on_at_seven(tmp_path, student):
+  chat = Chat.load(student)
+  run = experiment(student, train={"epochs": 8, "checkpoint_every": 5})
+  whole = training_runs.workdir(tmp_path / "whole", chat, count=6)
+  train.run(run, whole, None)
+
+  broken = training_runs.workdir(tmp_path / "broken", chat, count=6)
+  broken.claim(to_json(run))
+  command = [sys.executable, "-c", TERMINATED, "7", f"--workdir={broken.root}"]
+  ended = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert ended.returncode == 143, ended.stderr
+  assert [x for x in ended.stderr.splitlines() if "terminated" in x] == [
+    "trd-jax train: terminated after update 7, which is saved; the same command"
+    " goes on where it stopped"
+  ]
+  assert "Traceback" not in ended.stderr
+  assert saved(broken)[0] == len(rows(broken)) == 7
+  assert broken.done("train") is None
+  train.run(run, broken, None)
+  assert broken.done("train")["restarted_after"] == 7
+  assert rows(broken) == rows(whole)
+  (step, ours), (_, theirs) = saved(broken), saved(whole)
+  assert step == 12
+  for name, array in theirs.items():
+    np.testing.assert_array_equal(array, ours[name], err_msg=name)
+
+
+def test_terminated_before_the_first_update_it_ends_with_a_line(
+  tmp_path, student
+):
+  run = experiment(student, train={"epochs": 8})
+  run_dir = training_runs.workdir(tmp_path, Chat.load(student), count=6)
+  run_dir.claim(to_json(run))
+  command = [sys.executable, "-m", "trd_jax.train", f"--workdir={run_dir.root}"]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    assert process.stdout is not None
+    process.stdout.readline()  # it has begun to read
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+  assert process.returncode == 143
+  assert told.splitlines()[-1] == (
+    "trd-jax train: terminated; the same command goes on where it stopped"
+  )
+  assert not rows(run_dir)
+
+
 def test_an_epoch_takes_every_trajectory_once(tmp_path, student):
   chat = Chat.load(student)
   run_dir = training_runs.workdir(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from trd_jax import parent
 from trd_jax.engines import feeder
 from trd_jax.engines.engine import Completion, Request, Sampling
 from trd_jax.engines.feeder import Feeder
 from trd_jax.engines.vllm_engine import VllmEngine
 from trd_jax.errors import UserError
+from trd_jax.guard import Guard
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -36,7 +36,7 @@ class Swift:
     self.engine._llm = None
     self.engine._folder = Path(tempfile.mkdtemp())
     self.engine._failure = self.engine._folder / "failure"
-    self.engine._guard = parent.Guard()
+    self.engine._guard = Guard()
     self.engine._sequences = sequences
     self.engine._work = set()
     self.engine._loop = asyncio.new_event_loop()

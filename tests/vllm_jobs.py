@@ -73,8 +73,11 @@ class Driver:
         env=mine | dict(environment or {}),
       )
     assert self.process.stdout is not None
-    said = self.process.stdout.readline()
-    assert said == "done\n", (folder / "stderr").read_text()[-3000:]
+    said = " "
+    while said not in ("done\n", ""):
+      # vLLM's processes tell of their errors there, too.
+      said = self.process.stdout.readline()
+    assert said, (folder / "stderr").read_text()[-3000:]
     self.made = json.loads(done.read_text())
 
   def __getitem__(self, name: str) -> dict[str, Completion]:

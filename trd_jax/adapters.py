@@ -130,6 +130,14 @@ def begin_with(
   return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
 
 
+def is_zero(adapter: Tree) -> bool:
+  """Returns whether an adapter changes nothing: its every B is zero."""
+  flat: dict[Any, Any] = flatten_dict(adapter)
+  return not any(
+    bool(jnp.any(leaf)) for path, leaf in flat.items() if path[-1] == "lora_b"
+  )
+
+
 def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
   """The base with the adapter added to its kernels: W + (alpha / r) A B.
 

@@ -6,8 +6,10 @@ Every stage that computes with JAX asks here instead.
 """
 
 import contextlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -54,8 +56,9 @@ def start(dev: Path = Path("/dev")) -> str:
     The platform of JAX's devices: 'cpu', 'gpu', …
 
   Raises:
-    UserError: JAX can't start, or runs on CPUs beside NVIDIA GPUs though
-      nobody has asked it to.
+    UserError: JAX can't start, or runs on CPUs though it was asked, or is
+      installed, to run on NVIDIA GPUs that are here. One that is installed for
+      CPUs alone, as on a laptop, says so and goes on.
   """
   try:
     platform = jax.default_backend()
@@ -72,10 +75,24 @@ def start(dev: Path = Path("/dev")) -> str:
       f"JAX runs on CPUs though JAX_PLATFORMS asks for {asked}: {_SEE_GPUS}"
     )
   if count := len(nvidia.names(dev)):
-    raise UserError(
-      f"JAX runs on CPUs though NVIDIA GPUs are here ({count}): {_SEE_GPUS}"
+    told = f"JAX runs on CPUs though NVIDIA GPUs are here ({count})"
+    if _has_plugin():
+      raise UserError(f"{told}: {_SEE_GPUS}")
+    print(
+      f"note: {told}: it is installed for CPUs alone; pip install"
+      " 'jax[cuda12]' in this environment to use them",
+      file=sys.stderr,
+      flush=True,
     )
   return platform
+
+
+def _has_plugin() -> bool:
+  """Whether JAX is installed for NVIDIA GPUs here, whatever becomes of it."""
+  return any(
+    importlib.util.find_spec(name)
+    for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")
+  )
 
 
 def expects_gpus(dev: Path = Path("/dev")) -> bool:

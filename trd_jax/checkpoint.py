@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from trd_jax import finite_weights
 from trd_jax.errors import UserError
 
 _UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
@@ -94,8 +95,9 @@ class Checkpoints:
       back as numpy arrays, all other arrays as `jax.Array`s.
 
     Raises:
-      UserError: there is no checkpoint, it is damaged, or a leaf is missing,
-        left over, or of another shape or dtype.
+      UserError: there is no checkpoint, it is damaged, a leaf is missing,
+        left over, or of another shape or dtype, or an array has a value that
+        is NaN or infinite.
     """
     step = self.latest()
     if step is None:
@@ -116,6 +118,8 @@ class Checkpoints:
     except (OSError, ValueError, KeyError) as error:
       raise self._damaged(step, error) from error
     flat = flatten_dict(found, sep="/") | saved[1]
+    for name in arrays:
+      self._check_finite(step, name, flat[name])
     leaves = [flat[name] for name in wanted]
     _, structure = jax.tree.flatten(abstract_tree, is_leaf=_is_none)
     return step, jax.tree.unflatten(structure, leaves)
@@ -191,6 +195,21 @@ class Checkpoints:
         f"{self.directory / str(step)}: {more[0]} is {_shown(there[more[0]])}"
         " there and absent in this run; go back to the config that wrote it,"
         " or name another --workdir"
+      )
+
+  def _check_finite(self, step: int, name: str, array: Any) -> None:
+    """Refuses an array with values that are no numbers.
+
+    Of one that is split over devices this process looks at its own part.
+    """
+    parts = [array]
+    if isinstance(array, jax.Array):
+      parts = [shard.data for shard in array.addressable_shards]
+    counts = [(finite_weights.count(np.asarray(x)), x.size) for x in parts]
+    wrong, size = max(counts, default=(0, 0))
+    if wrong:
+      raise finite_weights.refusal(
+        self.directory / str(step), f"array {name}", wrong, size
       )
 
   def _damaged(self, step: int, error: Exception) -> UserError:

@@ -25,7 +25,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from trd_jax import config_file, experiment, parent, paths
-from trd_jax.errors import UserError, did_you_mean
+from trd_jax.errors import Terminated, UserError, did_you_mean
 from trd_jax.experiment import KEYS, Experiment
 from trd_jax.keys import Key
 from trd_jax.run_dir import RunDir
@@ -152,7 +152,7 @@ def main(
 
   Raises:
     SystemExit: 2 after a user's mistake (one line on stderr), 130 after an
-      interrupt, 141 where nobody reads the output any more.
+      interrupt, 143 after SIGTERM, 141 where nobody reads the output any more.
   """
   try:
     line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
@@ -162,7 +162,8 @@ def main(
       print(_help_config())
     else:
       parent.end_with_pipeline()
-      _run(stage_name, run, line, standalone, exclusive, looks_only)
+      with parent.terminable():
+        _run(stage_name, run, line, standalone, exclusive, looks_only)
     sys.stdout.flush()
   except BrokenPipeError:
     # Who read the output, as `head`, has seen enough. Python flushes once more.
@@ -172,6 +173,11 @@ def main(
     told = " ".join(str(error).split())
     print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
     sys.exit(2)
+  except Terminated as error:
+    after = f" {error}" if str(error) else ""
+    told = f"terminated{after}; the same command goes on where it stopped"
+    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)
   except KeyboardInterrupt:
     told = "interrupted; the same command goes on where it stopped"
     print(f"trd-jax {stage_name}: {told}", file=sys.stderr)

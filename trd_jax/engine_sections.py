@@ -28,7 +28,10 @@ class VllmEngine:
 
   tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
   data_parallel: int = key(
-    1, "copies of the model, each on devices of its own", at_least(1)
+    1,
+    "copies of the model, each on devices of its own, which one process feeds;"
+    " with engine.ray.actors each engine has a process of its own",
+    at_least(1),
   )
   max_num_seqs: int | None = key(
     None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)

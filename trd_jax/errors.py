@@ -14,6 +14,21 @@ class UserError(Exception):
   """
 
 
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, as Slurm and `kill` send it: what tidies up does so as ever.
+
+  `trd_jax.cli` says so in one line and exits with code 143.
+
+  Attributes:
+    agreed: whether all processes of the run end here together.
+  """
+
+  def __init__(self, after: str = "", agreed: bool = False):
+    """Says after what, for the line: 'after update 7, which is saved'."""
+    super().__init__(after)
+    self.agreed = agreed
+
+
 class ArgumentParser(argparse.ArgumentParser):
   """argparse's, whose errors are one line and exit code 2."""
 

@@ -267,12 +267,18 @@ def _finish(
     summary[name] = scores.figures(
       here, experiment.evaluate, asked.data, base.get(name)
     )
+  if stage != f"{STAGE}/base" and run_dir.done(f"{STAGE}/base") is not None:
+    for name, share in scores.identical_to_base(judged, run_dir).items():
+      summary[name]["identical_to_base"] = share
   write_json_atomic(
     run_dir.stage_summary(stage), scores.without_verdicts(summary)
   )
   run_dir.mark_done(stage, summary)
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
+  for line in (scores.told_identical(summary), scores.served_base(summary)):
+    if line is not None:
+      print(f"\n{stage}: {line}", flush=True)
   print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)
 
 

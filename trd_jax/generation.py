@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax import hub, samples, top_tokens, vocabulary
+from trd_jax import finite_weights, hub, samples, top_tokens, vocabulary
 from trd_jax.chat import Chat
 from trd_jax.engines import engine as engines
 from trd_jax.engines.engine import (
@@ -189,7 +189,8 @@ def generate(
     engine fails, first all that it has finished.
 
   Raises:
-    UserError: there are programs to grade and no sandbox to run them in.
+    UserError: there are programs to grade and no sandbox to run them in, or
+      the weights have values that are NaN or infinite.
   """
   if not prompts:
     return
@@ -207,6 +208,10 @@ def generate(
       # Before the model is loaded: a machine without a sandbox says so now.
       grader = code_grading.Grader(experiment.sandbox)
       programs = stack.enter_context(grader)
+    if experiment.engine.name != "jax":  # which looks as it loads
+      for folder in (who.folder, who.adapter):
+        if folder is not None:
+          finite_weights.check_folder(folder)
     engine = engines.make(
       experiment.engine,
       who.files,

@@ -1,10 +1,15 @@
 """Stage 4: the trained adapter is added to the student's weights.
 
 In float32, cast once to the student's dtype (SPEC §5.6), and measured: the
-summary says by how much the merged model's logits differ from those of base
-and adapter side by side. Both forms are written, for tools that read merged
-Hugging Face weights and for tools that load PEFT adapters.
+summary says by how much the logits of what is written differ from those of base
+and adapter side by side, which should be little, and from those of base alone,
+which proves that the adapter is in it. Both forms are written, for tools that
+read merged Hugging Face weights and for tools that load PEFT adapters.
 """
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trd_jax import cli
 from trd_jax.experiment import Experiment
@@ -22,9 +27,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: the training isn't finished, the student or the checkpoint can't
-      be read or don't fit, something foreign is where the adapter or the
-      weights will be written, JAX doesn't use the machine's GPUs, or their
-      memory is too small or another's.
+      be read or don't fit, the trained adapter changes no logit of base in what
+      is written, something foreign is where the adapter or the weights will be
+      written, JAX doesn't use the machine's GPUs, or their memory is too small
+      or another's.
   """
   del flags
   from trd_jax import backend
@@ -38,6 +44,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
 def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   """As `run`."""
+  import jax
+  import jax.numpy as jnp
   import numpy as np
   from flax import nnx
 
@@ -52,6 +60,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   )
   from trd_jax.checkpoint import Checkpoints
   from trd_jax.errors import UserError
+  from trd_jax.metrics import read_metrics
   from trd_jax.model.lora import LoraConfig
   from trd_jax.model_folder import check_replaceable, token_ids
 
@@ -87,19 +96,30 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     {"lora": nnx.to_pure_dict(fresh)}, partial=True
   )
   adapter = found["lora"]
+  nnx.replace_by_pure_dict(fresh, adapter)
+  adapted = nnx.merge(graph, fresh, base)
+  plain = adapters.plain_model(model.config, nnx.to_pure_dict(base))
+  source, *contexts = _contexts(run_dir, student.chat.vocab_size)
+  idle = _without_update(read_metrics(run_dir.metrics_file("train")))
 
   # 2. The adapter on disk, and that is all where engines wear it unmerged.
   adapters.save_peft(adapter, lora, run_dir.adapter, base=student.name)
-  summary = {"step": step, "dtype": student.dtype, "merged": False}
+  summary = {
+    "step": step,
+    "dtype": student.dtype,
+    "merged": experiment.engine.weights == "merged",
+    "without_update": idle,
+    "adapter_is_zero": adapters.is_zero(adapter),
+    "compared_on": source,
+    "positions": int(np.sum(contexts[1])),
+  }
   written = f"{run_dir.adapter}"
-  if experiment.engine.weights == "merged":
+  if summary["merged"]:
     # 3. The sum, and how far it is from its parts.
-    nnx.replace_by_pure_dict(fresh, adapter)
-    adapted = nnx.merge(graph, fresh, base)
     tree = adapters.merge(nnx.to_pure_dict(base), adapter, lora)
     merged = adapters.plain_model(model.config, tree)
-    source, tokens_BT, length_B = _contexts(run_dir, student.chat.vocab_size)
-    gap = adapters.logit_difference(adapted, merged, tokens_BT, length_B)
+    summary |= _distances(merged, adapted, plain, contexts)
+    _check(summary, student.name)
 
     # 4. The sum on disk.
     tokenizer = student.folder
@@ -114,13 +134,24 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
       special_ids=token_ids(student.folder),
       dtype=student.dtype,
     )
-    summary |= {
-      "merged": True,
-      "largest_logit_difference": gap,
-      "compared_on": source,
-      "positions": int(np.sum(length_B)),
-    }
     written = f"{run_dir.merged} and {run_dir.adapter}"
+  else:
+    # What an engine will load is what is on disk.
+    _, again = adapters.load_peft(run_dir.adapter, model.config)
+    placed = jax.tree.map(
+      lambda x, y: jax.device_put(x, y.sharding), again, adapter
+    )
+    same = jax.tree.map(lambda x, y: bool(jnp.all(x == y)), placed, adapter)
+    if not all(jax.tree.leaves(same)):
+      raise UserError(
+        f"{run_dir.adapter} doesn't hold what was trained, though it was just"
+        " written: look at the disk, and give the same command again"
+      )
+    on_disk = jax.tree.map(lambda x: x, fresh)
+    nnx.replace_by_pure_dict(on_disk, placed)
+    read = nnx.merge(graph, on_disk, base)
+    summary |= _distances(read, adapted, plain, contexts)
+    _check(summary, student.name)
   run_dir.mark_done(STAGE, summary)
   print(f"{STAGE}: {describe(summary)}", flush=True)
   print(f"written: {written}", flush=True)
@@ -128,16 +159,89 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
 
 def describe(summary: dict) -> str:
   """One line about a finished merge."""
+  how = f"added in float32 and cast to {summary['dtype']}"
   if not summary["merged"]:
-    return (
-      f"the adapter after update {summary['step']}, to be worn unmerged"
-      " (engine.weights=adapter)"
+    how = "to be applied unmerged (engine.weights=adapter)"
+  told = f"the adapter after update {summary['step']}, {how}"
+  if "largest_logit_difference" in summary:  # an earlier version's may lack it
+    told += (
+      "; logits differ from adapter-on by at most"
+      f" {summary['largest_logit_difference']:.2g}"
     )
-  return (
-    f"the adapter after update {summary['step']}, added in float32 and cast to"
-    f" {summary['dtype']}; logits differ from adapter-on by at most"
-    f" {summary['largest_logit_difference']:.2g} over"
-    f" {summary['positions']:,} positions of {summary['compared_on']}"
+    if (far := summary.get("largest_logit_distance_to_base")) is not None:
+      told += f" and from base by up to {far:.2g}"
+    told += (
+      f" over {summary['positions']:,} positions of {summary['compared_on']}"
+    )
+    if far and summary["largest_logit_difference"] > far / 2:
+      told += (
+        f". WARNING: the cast to {summary['dtype']} takes much of the adapter;"
+        " engine.weights=adapter keeps it whole"
+      )
+  if summary.get("without_update"):
+    told += "; no update of the training had a gradient and a learning rate"
+  return told
+
+
+def _distances(written, adapted, plain, contexts) -> dict[str, float]:
+  """Measures what is written against adapter-on and against base."""
+  from trd_jax import adapters
+
+  return {
+    name: adapters.logit_difference(one, other, *contexts)
+    for name, one, other in (
+      ("largest_logit_difference", adapted, written),
+      ("largest_logit_distance_to_base", plain, written),
+    )
+  }
+
+
+def _without_update(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether training itself says that the adapter is as it began.
+
+  Its rows of metrics do where in none of them a gradient met a learning rate.
+  """
+  return bool(rows) and not any(
+    row["grad_norm"] * row["learning_rate"] for row in rows
+  )
+
+
+def _check(summary: Mapping[str, Any], name: str) -> None:
+  """Refuses what would be evaluated as trained and isn't.
+
+  Raises:
+    UserError: a logit is no number, or none of base's has changed though
+      training had updates.
+  """
+  from trd_jax.errors import UserError
+
+  far = summary["largest_logit_distance_to_base"]
+  step = summary["step"]
+  if not math.isfinite(far + summary["largest_logit_difference"]):
+    raise UserError(
+      f"{name} with the adapter after update {step}: its logits are NaN or"
+      " infinite; train with a lower train.learning_rate in a new --workdir, or"
+      " with student.dtype=float32"
+    )
+  if far or summary["without_update"]:
+    return
+  what = f"the adapter after update {step}"
+  if not summary["adapter_is_zero"]:
+    # To set the two apart matters: unmerged it may still be there.
+    how = "is too small to change a logit"
+    advice = "train longer, or with a higher train.learning_rate"
+    if summary["merged"]:
+      how = (
+        f"is lost in the sum, which is base's when cast to {summary['dtype']}"
+      )
+      advice = (
+        "have the engine apply it unmerged with --config.engine.weights=adapter"
+      )
+    raise UserError(f"{what} {how}: {name} would be evaluated twice; {advice}")
+  raise UserError(
+    f"{what} is zero, so that {name} would be evaluated twice, though"
+    " training's updates had gradients: its checkpoint is not what was trained;"
+    " remove it to go on from the one before, or train in a new --workdir"
   )
 
 

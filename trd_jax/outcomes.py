@@ -6,7 +6,12 @@ from typing import Any
 
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
-from trd_jax.records import NO_ANSWER, Trajectory
+from trd_jax.records import (
+  NO_ANSWER,
+  Trajectory,
+  told_because,
+  unparsed_because,
+)
 from trd_jax.run_dir import RunDir
 
 
@@ -21,7 +26,7 @@ def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
     UserError: rows that were asked for are missing, so the stage can't be
       called done.
   """
-  columns = ["key", "correct", "reason", "truncated", "response_ids"]
+  columns = ["key", "correct", "reason", "detail", "truncated", "response_ids"]
   table = run_dir.table(stage, Trajectory, columns)
   rows = [row for row in table.to_pylist() if row["key"] in wanted]
   if missing := len(wanted) - len(rows):
@@ -42,13 +47,17 @@ def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
     "unjudged": sum(row["correct"] is None for row in rows),
     "truncated": sum(row["truncated"] for row in rows),
     "no_box": sum(row["reason"] in NO_ANSWER for row in rows),
+    "unparsed": sum(row["reason"] == "unparsed" for row in rows),
+    "unparsed_because": unparsed_because(
+      (row["reason"], row["detail"]) for row in rows
+    ),
     "tokens": sum(lengths),
     "median_tokens": statistics.median(lengths) if lengths else 0,
   }
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-  """One line about a stage's rows, from its summary."""
+  """Returns one line about a stage's rows, from its summary."""
   total = summary["samples"]
   parts = [
     f"{total:,} samples",
@@ -58,6 +67,9 @@ def describe(summary: Mapping[str, Any]) -> str:
   ]
   if summary["unjudged"]:
     parts.append(f"{_share(summary['unjudged'], total)} not judged")
+  if summary.get("unparsed"):  # an earlier version's summary has no count
+    why = told_because(summary["unparsed_because"])
+    parts.append(f"{summary['unparsed']:,} unparsed{why}")
   if summary.get("rejected"):
     parts.append(f"{summary['rejected']} problems set aside")
   if summary.get("shown_whole"):

@@ -1,49 +1,27 @@
-"""Ends what a process has started when the process itself is gone.
+"""How a stage and the pipeline that runs it end: in order, and together.
 
-A killed process can't tidy up. A stage that must not outlive its pipeline
-watches it. What a stage starts may be others' programs, as vLLM's processes,
-which hold a GPU's memory: a `Guard` watches the stage and ends them.
-
-Run as a script, with a process's id, this file is such a guard.
+A stage that is interrupted or terminated tidies up first. What a pipeline hears
+of that kind it passes on, and a stage ends when its pipeline is gone.
 """
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+
+from trd_jax.errors import Terminated
+from trd_jax.guard import when_gone
 
 VARIABLE = "TRD_JAX_PIPELINE"
 """Environment variable: id of the pipeline, or of the connection to another
 machine, that a stage belongs to."""
 
-_LOOK_SECONDS = 1.0
-_GLANCE_SECONDS = 0.5  # between two notes of who has started whom
 _TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
 _SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
-
-
-def when_gone(pid: int, do: Callable[[], object]) -> None:
-  """Calls `do`, from a thread of its own, once process `pid` has ended.
-
-  Args:
-    pid: a process that may have ended already; none below 1, of which there
-      is no end.
-    do: what ends this process; it must not take long.
-  """
-  if pid < 1:
-    return
-  wait = _by_descriptor if hasattr(os, "pidfd_open") else _by_looking
-  thread = threading.Thread(
-    target=lambda: (wait(pid), do()), name=f"watch-{pid}", daemon=True
-  )
-  thread.start()
 
 
 def end_with_pipeline() -> None:
@@ -54,72 +32,97 @@ def end_with_pipeline() -> None:
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-      _take_interrupts_once()
+      signal.signal(signal.SIGINT, _once(signal.default_int_handler))
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
 
-class Guard:
-  """Kills what this process has started, once this process is gone.
+class Deferred:
+  """What `deferred` gives.
 
-  A process of its own, so that it outlives a SIGKILL. It needs nothing of the
-  programs that it ends, and nothing happens where there is no /proc.
+  Attributes:
+    asked: whether SIGTERM has come.
   """
 
-  def __init__(self) -> None:
-    self._process = subprocess.Popen(
-      # Isolated, without site-packages: it is there at once.
-      [sys.executable, "-IS", __file__, str(os.getpid())],
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-      start_new_session=True,  # a terminal's interrupts are not for it
-    )
-
-  def close(self) -> None:
-    """Ends the watch, and no other process."""
-    self._process.kill()
-    self._process.wait()
+  asked = False
 
 
-def _guard(owner: int) -> None:
-  """Waits for the end of a process and kills what it has left behind.
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """Has SIGTERM raise `Terminated` in the block, in the main thread.
 
-  Who was started by whom can't be told any more by then: processes whose parent
-  has ended are given to another. So it is noted while the owner lives.
+  One that comes again at once counts as the same: who ends a whole job sends it
+  to a pipeline and its stage, and the pipeline passes it on. A process that was
+  started to ignore the signal goes on ignoring it.
   """
-  gone = threading.Event()
-  when_gone(owner, gone.set)
-  known: dict[int, int] = {}  # ids, and times of birth
-  ended = False
-  while not ended:
-    ended = gone.wait(_GLANCE_SECONDS)
-    families = _families()
-    # Of those that have ended the id may be another's by now.
-    known = {
-      pid: born
-      for pid, born in known.items()
-      if families.get(pid, (0, 0))[1] == born
-    }
-    above = [*known] if ended else [owner, *known]
-    for pid in above:
-      for child, (parent, born) in families.items():
-        if parent == pid and child not in known:
-          known[child] = born
-          above.append(child)
-  for pid in known.keys() - {os.getpid()}:
-    with contextlib.suppress(OSError):
-      os.kill(pid, signal.SIGKILL)
+
+  def terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+  with _handling(terminate):
+    yield
 
 
-def _families() -> dict[int, tuple[int, int]]:
-  """Returns every process's parent and time of birth, as far as Linux tells."""
-  found = {}
-  for stat in Path("/proc").glob("[0-9]*/stat"):
-    with contextlib.suppress(OSError):
-      # Behind the name, which may hold anything: the state, then numbers.
-      told = stat.read_bytes().rpartition(b")")[2].split()
-      found[int(stat.parent.name)] = int(told[1]), int(told[19])
-  return found
+@contextlib.contextmanager
+def deferred() -> Iterator[Deferred]:
+  """Has SIGTERM in the block do no more than note that it has come.
+
+  A second one, after a while, raises `Terminated` at once.
+  """
+  state = Deferred()
+
+  def note(number: int, frame: FrameType | None) -> None:
+    if state.asked:
+      raise Terminated
+    state.asked = True
+
+  with _handling(note):
+    yield state
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+  """Undoes what a library in the block does to the handling of SIGTERM."""
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    yield
+  finally:
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], object]):
+  """Gives SIGTERM a handler in the block, where that can be done."""
+  before = signal.getsignal(signal.SIGTERM)
+  main = threading.current_thread() is threading.main_thread()
+  if before is signal.SIG_IGN or not main:
+    yield
+    return
+  signal.signal(signal.SIGTERM, _once(handler))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _once(
+  handler: Callable[[int, FrameType | None], object],
+) -> Callable[[int, FrameType | None], None]:
+  """Returns a handler to which a signal that comes again at once is one.
+
+  Else the second, which a pipeline passes on, would fall into the tidying up
+  that the first has begun.
+  """
+  last = float("-inf")
+
+  def handle(number: int, frame: FrameType | None) -> None:
+    nonlocal last
+    now = time.monotonic()
+    if now - last > _SAME_SECONDS:
+      last = now
+      handler(number, frame)
+
+  return handle
 
 
 def run(command: Sequence[str]) -> int:
@@ -131,66 +134,21 @@ def run(command: Sequence[str]) -> int:
   Raises:
     KeyboardInterrupt: this process was interrupted. So was the other one,
       which had half a minute to tidy up; a second interrupt spares the rest.
+    Terminated: this process had a SIGTERM, and the other one has had it too
+      and has ended, in its own time: a training has an update to finish and to
+      save. Whoever sent it says by another signal that it takes too long.
   """
   environment = os.environ | {VARIABLE: str(os.getpid())}
   process = subprocess.Popen(command, env=environment)
   try:
     code = process.wait()
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as error:
     # From a terminal it came to both, from elsewhere perhaps to this one alone.
-    process.send_signal(signal.SIGINT)
+    terminated = isinstance(error, Terminated)
+    process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(_TIDY_SECONDS)
+      process.wait(None if terminated else _TIDY_SECONDS)
     raise
   finally:
     process.kill()
   return code if code >= 0 else 128 - code
-
-
-def _take_interrupts_once() -> None:
-  """Has an interrupt that comes again at once count as one.
-
-  Else the second, which a pipeline passes on, would fall into the tidying up
-  that the first has begun.
-  """
-  last = float("-inf")
-
-  def interrupt(number: int, frame: FrameType | None) -> None:
-    nonlocal last
-    now = time.monotonic()
-    if now - last > _SAME_SECONDS:
-      last = now
-      signal.default_int_handler(number, frame)
-
-  signal.signal(signal.SIGINT, interrupt)
-
-
-def _by_descriptor(pid: int) -> None:
-  """Waits for the kernel's word, which an unreaped process gives too."""
-  try:
-    descriptor = os.pidfd_open(pid)
-  except ProcessLookupError:
-    return
-  except OSError:  # an older kernel, or a sandbox, has no such call
-    _by_looking(pid)
-    return
-  poll = select.poll()
-  poll.register(descriptor, select.POLLIN)
-  poll.poll()
-  os.close(descriptor)
-
-
-def _by_looking(pid: int) -> None:
-  """Looks now and then, where a process has no descriptor."""
-  while True:
-    try:
-      os.kill(pid, 0)
-    except ProcessLookupError:
-      return
-    except PermissionError:
-      pass  # another user's, and there
-    time.sleep(_LOOK_SECONDS)
-
-
-if __name__ == "__main__":
-  _guard(int(sys.argv[1]))

@@ -265,6 +265,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     )
     for side, row in (("base", base[name]), ("trained", trained[name])):
       kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
+      kept += ("identical_to_base",)
       pair[side] |= {key: row[key] for key in kept if key in row}
     for key in ("data", "thinking"):
       pair[key] = trained[name].get(key)
@@ -303,6 +304,10 @@ def table(summary: dict[str, Any]) -> str:
     "",
   ]
   lines.append(scores.columns(rows))
+  trained = {n: pair["trained"] for n, pair in summary["benchmarks"].items()}
+  for told in (scores.told_identical(trained), scores.served_base(trained)):
+    if told is not None:
+      lines += ["", told]
   if summary["student"].startswith(_RANDOM):
     lines += [
       "",

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 from trd_jax import backend, nvidia
 from trd_jax.devices import Distributed
-from trd_jax.errors import UserError
+from trd_jax.errors import Terminated, UserError
 
 # Where a key says nothing, its variable is asked.
 VARIABLES = {
@@ -29,6 +31,8 @@ VARIABLES = {
   "processes": "TRD_PROCESSES",
   "process": "TRD_PROCESS",
 }
+# What the processes agree on; see `stop_before`.
+_STOP = "trd_jax/stop"
 # How long a process that is through waits for the others.
 _END_SECONDS = 300
 # XLA shares the trials of GPU kernels out among the processes that compile, and
@@ -82,9 +86,13 @@ def joined(
         stack.enter_context(contextlib.redirect_stderr(quiet))
       yield
     except BaseException as error:
+      if isinstance(error, Terminated) and error.agreed:
+        if not first():  # which speaks for all
+          raise SystemExit(128 + signal.SIGTERM) from None
+        raise
       # JAX would have this process wait, at its end, for the others, which wait
       # for this one.
-      codes = {UserError: 2, KeyboardInterrupt: 130}
+      codes = {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}
       atexit.register(_leave, codes.get(type(error), 1))
       raise
 
@@ -173,6 +181,33 @@ def check_same(number: int, what: str) -> None:
       f"the processes differ in {what} ({numbers}): give all of them the same"
       " --workdir, on a disk that they share"
     )
+
+
+def stop_before(step: int, asked: bool) -> bool:
+  """Whether the processes stop here, all before the same update.
+
+  Slurm's SIGTERM comes to them at different moments, or to one alone; if one
+  went on, it would wait for the others in its next update. Whoever is asked
+  first writes the update after the next into the coordinator's store. It is
+  seen in time: to begin an update a process has waited for the one before the
+  last, which takes all of them to have begun that, and so to have written.
+
+  Args:
+    step: of the update that would come next.
+    asked: whether this process is to end.
+  """
+  if jax.process_count() == 1:
+    return asked
+  store = distributed.global_state.client
+  assert store is not None
+  if asked:
+    # Somebody else's stands.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store.key_value_set(_STOP, str(step + 2))
+  try:
+    return step >= int(store.key_value_try_get(_STOP))
+  except jax.errors.JaxRuntimeError:  # nobody has written
+    return False
 
 
 def coordinates(section: Distributed) -> tuple[str, int, int] | None:

@@ -9,18 +9,19 @@ Every record has a `key`, unique among the rows of a stage: stages skip keys
 that are already on disk, and readers drop repeats of one.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 
-from trd_jax.errors import UserError
+from trd_jax.errors import UserError, one_line
 
 Domain = Literal["arithmetic", "math", "code"]
 FinishReason = Literal["stop", "length"]
@@ -39,6 +40,8 @@ Reason = Literal[
 ]
 NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
 """Reasons that say that a completion holds nothing to be judged."""
+
+_MOST_REASONS = 3  # that are told in a line
 
 _ARROW_TYPES: dict[Any, pa.DataType] = {
   str: pa.string(),
@@ -131,6 +134,46 @@ class Verdict(_Record):
   reason: Reason
   extracted: str | None
   detail: str | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    # Half a surrogate pair, which JSON can spell, is in no UTF-8 file.
+    for name in ("extracted", "detail"):
+      if (text := getattr(self, name)) is not None:
+        whole = text.encode("utf-8", "backslashreplace").decode()
+        object.__setattr__(self, name, whole)
+
+  @classmethod
+  def unparsed(cls, error: Exception) -> "Verdict":
+    """Returns the verdict on a text at which its grader itself failed.
+
+    One text that nobody has thought of takes its own sample along and not the
+    stage; `detail` says what was raised, for the stage's summary to count.
+    """
+    why = f"{type(error).__name__}: {one_line(error)}"
+    return cls(False, "unparsed", None, why)
+
+
+def unparsed_because(
+  verdicts: Iterable[tuple[str, str | None]],
+) -> dict[str, int]:
+  """Counts what graders raised, the most frequent first.
+
+  Args:
+    verdicts: reason and detail of each; see `Verdict.unparsed`.
+  """
+  counts = collections.Counter(
+    detail for reason, detail in verdicts if reason == "unparsed" and detail
+  )
+  return dict(counts.most_common())
+
+
+def told_because(counts: Mapping[str, int]) -> str:
+  """Returns what `unparsed_because` counted, in brackets; '' for nothing."""
+  told = [f"{n:,} {why}" for why, n in counts.items()]
+  if more := len(told) - _MOST_REASONS:
+    told[_MOST_REASONS:] = [f"{more} other errors"] if more > 0 else []
+  return f" (its grader raised: {'; '.join(told)})" if told else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,12 @@ from typing import Any
 from trd_jax.errors import UserError
 from trd_jax.grading import estimators
 from trd_jax.problems.store import Questions
-from trd_jax.records import NO_ANSWER, GradedSample
+from trd_jax.records import (
+  NO_ANSWER,
+  GradedSample,
+  told_because,
+  unparsed_because,
+)
 from trd_jax.run_dir import RunDir
 from trd_jax.run_sections import Evaluate
 
@@ -24,6 +29,7 @@ SHARES = {
 }
 """By key of `figures`: what the table calls it."""
 
+_IDENTICAL = "identical_to_base"
 _BASE = "evaluate/base"
 _ADVICE = "evaluate both on the same questions, equally often"
 
@@ -47,10 +53,11 @@ def figures(
   Returns:
     What `estimators.summarize` gives; `verdicts` by question; the shares of
     samples that were truncated, have no answer (no box, no program), could
-    not be parsed or ran out of time; `median_tokens`; `graders`, how many
-    samples each version judged; `model`, `model_revision`; `thinking`, whether
-    the prompts let a response think (None where the rows don't say); `data`;
-    and with `base` the figures by difficulty as `buckets`.
+    not be parsed or ran out of time; `unparsed_because`, see `records`;
+    `median_tokens`; `graders`, how many samples each version judged; `model`,
+    `model_revision`; `thinking`, whether the prompts let a response think (None
+    where the rows don't say); `data`; and with `base` the figures by difficulty
+    as `buckets`.
   """
   verdicts: Verdicts = {}
   graders: dict[str, int] = {}
@@ -64,6 +71,7 @@ def figures(
     "truncated_share": _share(row.truncated for row in rows),
     "no_box_share": _share(row.reason in NO_ANSWER for row in rows),
     "unparsed_share": _share(row.reason == "unparsed" for row in rows),
+    "unparsed_because": unparsed_because((r.reason, r.detail) for r in rows),
     "timeout_share": _share(row.reason == "timeout" for row in rows),
     "median_tokens": statistics.median(row.num_tokens for row in rows),
     "graders": graders,
@@ -150,6 +158,60 @@ def describe_modes(summary: Mapping[str, Any]) -> str:
   return f"thinking {' or '.join(dict.fromkeys(modes))}"
 
 
+def identical_to_base(
+  rows: Sequence[GradedSample], run_dir: RunDir
+) -> dict[str, float]:
+  """Returns by benchmark the share of samples that are base's, id for id.
+
+  A sample is compared with base's of the same question and number, where both
+  drew with the same seed; engines that were to sample from another model and
+  give all of base's samples had base's weights.
+
+  Args:
+    rows: the trained model's.
+    run_dir: where base's are, if they are.
+  """
+  columns = ["key", "benchmark", "problem_id", "sample", "seed", "response_ids"]
+  base = {
+    (row["benchmark"], row["problem_id"], row["sample"], row["seed"]): row[
+      "response_ids"
+    ]
+    for row in run_dir.table(_BASE, GradedSample, columns).to_pylist()
+  }
+  marks: dict[str, list[bool]] = {}
+  for row in rows:
+    name = (row.benchmark, row.problem_id, row.sample, row.seed)
+    if name in base:
+      same = list(row.response_ids) == base[name]
+      marks.setdefault(row.benchmark, []).append(same)
+  return {name: _share(same) for name, same in marks.items()}
+
+
+def served_base(summary: Mapping[str, Any]) -> str | None:
+  """Returns the warning about a trained model that samples as base does."""
+  same = [n for n, row in summary.items() if row.get(_IDENTICAL) == 1.0]
+  if not same:
+    return None
+  return (
+    f"warning: every sample of {', '.join(same)} is base's, token for token:"
+    " what was sampled from are base's weights, or an adapter too small to be"
+    " seen; look at merge/done.json (largest_logit_distance_to_base), and on a"
+    " server see that it has loaded the merged folder or the adapter anew"
+  )
+
+
+def told_identical(summary: Mapping[str, Any]) -> str | None:
+  """Returns the shares of samples that are base's as a line; None without."""
+  shares = [
+    f"{name} {100 * row[_IDENTICAL]:.1f}%"
+    for name, row in summary.items()
+    if _IDENTICAL in row
+  ]
+  if not shares:
+    return None
+  return f"identical to base's sample, token for token: {', '.join(shares)}"
+
+
 def _share(marks) -> float:
   marks = list(marks)
   return sum(marks) / len(marks)
@@ -187,6 +249,8 @@ def table(summary: Mapping[str, Any]) -> str:
     shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
     lines.append(("shares", ", ".join(shares)))
     lines.append(("thinking", _mode(row.get("thinking"))))
+    if because := told_because(row.get("unparsed_because", {})):
+      lines.append(("unparsed", because.strip()))
     title = f"{name} (n={row['n']})"
     rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
   return columns(rows)

@@ -158,7 +158,8 @@ class TeacherCache:
   def filling(self) -> Iterator["Filler"]:
     """A writer, for one process at a time; others wait until it is done.
 
-    What was added lands when the block ends, unless by an error.
+    What was added lands when the block ends, unless by an error; an interrupt
+    is none.
 
     Raises:
       UserError: the folder can't be written.
@@ -192,7 +193,11 @@ class TeacherCache:
         if mine and left.is_file() and left.name not in self._shards:
           left.unlink()
       filler = Filler(self)
-      yield filler
+      try:
+        yield filler
+      except KeyboardInterrupt:  # SIGTERM too: what is computed is whole
+        filler.flush()
+        raise
       filler.flush()
 
   def read(self, key: str, tokens: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that files may hold
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from trd_jax import json_text
+from trd_jax import finite_weights, json_text
 from trd_jax.errors import UserError
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -141,8 +141,24 @@ class TensorFiles:
     return {self._open[name].get_slice(name).get_dtype() for name in self}
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """A part of a tensor, in the file's dtype; all of it by default."""
-    return self._open[name].get_slice(name)[index or ...]
+    """Returns a part of a tensor in the file's dtype; all of it by default.
+
+    It is looked at as it is read, so that the disk is read once.
+
+    Raises:
+      UserError: it has a value that is NaN or infinite.
+    """
+    part = self._open[name].get_slice(name)
+    values = part[index or ...]
+    if finite_weights.count(values):
+      whole = part[...]
+      raise finite_weights.refusal(
+        self._file[name],
+        f"tensor {name}",
+        finite_weights.count(whole),
+        whole.size,
+      )
+    return values
 
   def equal(self, one: str, other: str) -> bool:
     """Whether two tensors hold the same values, compared by blocks of rows."""

@@ -12,7 +12,8 @@ import dataclasses
 import time
 from typing import Any, cast
 
-from trd_jax import cli
+from trd_jax import cli, parent
+from trd_jax.errors import Terminated
 from trd_jax.experiment import Experiment
 from trd_jax.run_dir import RunDir
 
@@ -31,6 +32,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Trains the adapter for `train.epochs` or `train.max_steps`.
 
   Raises:
+    Terminated: SIGTERM came; the update under way is finished and saved.
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
       the processes of the run can't join, JAX doesn't use the machine's GPUs,
@@ -274,7 +276,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   #    that packing overlaps with the devices' work.
   began = time.monotonic()
   seen = 0
+  done = start
   with (
+    # SIGTERM waits for the end of an update.
+    parent.deferred() as ending,
     MetricWriter(metrics_file, start, sinks)
     if writes
     else contextlib.nullcontext() as writer,
@@ -292,6 +297,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
     pending = None
     for step in range(start, num_steps):
+      if processes.stop_before(step, ending.asked):
+        break
       packs = packing.pack(batch := batches[step], shapes)
       state, metrics = distiller.update(
         state, packs if known is None else known.fill(batch, packs)
@@ -301,12 +308,19 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
       facts = _facts(batch, packs, shapes.work)
       seen += facts["tokens_student"] + facts["tokens_teacher"]
       pending = step, metrics, facts
-      if (step + 1) % train.checkpoint_every == 0 or step + 1 == num_steps:
+      done = step + 1
+      if done % train.checkpoint_every == 0 or done == num_steps:
         # Rows first: a run that goes on from here must find them written.
         record(*pending)
         pending = None
-        checkpoints.save(step + 1, state)
-  checkpoints.wait()
+        checkpoints.save(done, state)
+    if pending is not None:  # stopped between two checkpoints
+      record(*pending)
+      checkpoints.save(done, state)
+    checkpoints.wait()
+  if done < num_steps:
+    after = f"after update {done}, which is saved" if done else ""
+    raise Terminated(after, agreed=True)
 
   # 10. What was done.
   if not writes:

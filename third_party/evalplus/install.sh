@@ -35,7 +35,8 @@ esac
 venv=${1:-$root/.venv-evalplus}
 
 case $venv in
-  \~ | \~/*) venv=$HOME${venv#\~} ;;
+  \~) venv=~ ;;
+  \~/*) venv=~/${venv#\~/} ;;
 esac
 [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
   fail "$venv is there and no environment; name another, or move it away"

@@ -41,7 +41,8 @@ venv=${1:-$root/.venv-lcb}
 repository=${LCB_SOURCE:-https://github.com/LiveCodeBench/LiveCodeBench}
 
 case $venv in
-  \~ | \~/*) venv=$HOME${venv#\~} ;;
+  \~) venv=~ ;;
+  \~/*) venv=~/${venv#\~/} ;;
 esac
 [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
   fail "$venv is there and no environment; name another, or move it away"

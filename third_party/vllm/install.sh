@@ -41,7 +41,8 @@ esac
 [ $# -le 2 ] || fail "one environment at a time, not: ${*:2}"
 
 case $venv in
-  \~ | \~/*) venv=$HOME${venv#\~} ;;
+  \~) venv=~ ;;
+  \~/*) venv=~/${venv#\~/} ;;
 esac
 [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || [ -z "$(ls -A "$venv")" ] ||
   fail "$venv is there and no environment; name another, or move it away"

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trd_jax import parent
 from trd_jax.doctor import checks, diagnosis
 from trd_jax.doctor.diagnosis import Check, Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment import Experiment
+from trd_jax.guard import Guard
 from trd_jax.run_dir import RunDir
 
 _WORDS = {
@@ -61,7 +61,7 @@ def examine(
   found: dict[str, tuple[Diagnosis, float]] = {}
   begun = wrong = False
   # Not even a killed doctor leaves a child behind, with a GPU's memory.
-  guard = parent.Guard()
+  guard = Guard()
   try:
     for check in chosen:
       if not (check.quick or begun):

@@ -17,6 +17,7 @@ from trd_jax.engines.engine import Completion, Sampling, TopTokens
 from trd_jax.engines.jax_programs import Draw, Ends, Rows, bucket
 from trd_jax.engines.jax_prompts import Prompts, Runner, Staged
 from trd_jax.engines.sampling import Likeliest, Plan, seed_words
+from trd_jax.errors import UserError
 from trd_jax.model.qwen3 import KVCache
 from trd_jax.sharding import replicate
 
@@ -122,13 +123,26 @@ class Batch:
     self._coming = tuple(coming)
 
   def harvest(self) -> list[Completion]:
-    """Takes in the tokens of the chunk and gives what has ended."""
+    """Takes in the tokens of the chunk and gives what has ended.
+
+    Raises:
+      UserError: a request's logits are NaN or infinite.
+    """
     assert self._coming is not None
     out_CB, top_CBK = self._coming
     self._coming = None
     rows, ended = self._rows, []
     found = None if top_CBK is None else TopTokens(*map(np.asarray, top_CBK))
     out_BC = np.asarray(out_CB).T
+    if wrong := np.argwhere(out_BC == programs.NO_NUMBER).tolist():
+      slot, step = wrong[0]
+      answer = self.running[slot]
+      raise UserError(
+        f"{self._engine.name}: the logits of token {len(answer.ids) + step + 1}"
+        f" of request {answer.key} are NaN or infinite in"
+        f" {self._engine.dtype.name}, so that nothing can be drawn from them;"
+        " use dtype=float32 if it is bfloat16, or weights that don't overflow"
+      )
     count_B = np.sum(out_BC >= 0, axis=1)
     for slot in sorted(self.running):
       count = int(count_B[slot])

@@ -97,6 +97,7 @@ class JaxEngine:
     devices: each decodes its share of the slots; all local ones by default.
     free: bytes of a device beyond the weights that a call may plan with; None:
       what accelerators say, and CPUs' without a bound.
+    name: how messages refer to the model.
 
   Attributes:
     programs: what this engine has had compiled, as `(name, shape, ...)`.
@@ -113,6 +114,7 @@ class JaxEngine:
     decode_steps: int = 16,
     devices: Sequence[Any] | None = None,
     free: int | None = None,
+    name: str = "the model",
   ):
     if (slots is not None and slots < 1) or decode_steps < 1:
       raise UserError(
@@ -120,6 +122,7 @@ class JaxEngine:
         " be at least 1"
       )
     devices = jax.local_devices() if devices is None else list(devices)
+    self.name = name
     self.config: ModelConfig = model.config
     self.dtype: jnp.dtype = model.embed.embedding[...].dtype
     exact_products(devices[0].platform, [self.dtype])
@@ -175,6 +178,9 @@ class JaxEngine:
     if platform != "cpu":
       # Straight to where they stay: a device has them twice as it is.
       mesh = make_mesh(devices=arguments.get("devices") or jax.local_devices())
+    arguments.setdefault(
+      "name", f"{folder} with {adapter}" if adapter else str(folder)
+    )
     with enough_memory(
       "the embedded engine keeps all weights on each device, and twice: set the"
       " model's dtype to bfloat16, or take engine.name=vllm, which has them"
@@ -200,7 +206,7 @@ class JaxEngine:
         fills the model's longest context, an id outside of the vocabulary, a
         negative limit, more likeliest tokens than the head has rows, or a
         request that a device's memory has no room for. Later, when a device is
-        out of memory all the same.
+        out of memory all the same, or the model's logits are NaN or infinite.
     """
     requests = list(requests)
     check_sampling(sampling, self.config.vocab_size)

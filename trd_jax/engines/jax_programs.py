@@ -26,6 +26,11 @@ WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
 
+# What stands in a token's place.
+NO_TOKEN = -1  # the slot is inactive
+NO_NUMBER = -2  # the model's logits there are NaN or infinite
+
+
 def bucket(length: int) -> int:
   """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
   if length <= 64:
@@ -282,10 +287,13 @@ def decode(
   top: int = 0,
   mesh: Mesh,
 ) -> tuple[KVCache, jax.Array, Likeliest | None]:
-  """A chunk of decoding: the cache, and int32 tokens `[C, B]`, -1 for none.
+  """A chunk of decoding: the cache, and int32 tokens `[C, B]`.
+
+  In a token's place stands `NO_TOKEN` or `NO_NUMBER`; the latter comes with the
+  tokens, so that to look for it costs no transfer.
 
   Where `top` is positive, the likeliest tokens come as well, `[C, B, K]`;
-  those beside a token of -1 are no one's.
+  those beside no token are no one's.
 
   Args:
     decoder: weights, whole on each device.
@@ -336,7 +344,10 @@ def decode(
         top_p=draw.top_p,
       )
       active_B = rows.index < rows.limit
-      out_CB = out_CB.at[step].set(jnp.where(active_B, token_B, -1))
+      # A maximum carries a NaN and sees an infinity; it is one pass.
+      numbers_B = jnp.isfinite(jnp.max(logits_BV[:, :vocab_size], axis=1))
+      out_B = jnp.where(numbers_B, token_B, NO_NUMBER)
+      out_CB = out_CB.at[step].set(jnp.where(active_B, out_B, NO_TOKEN))
       index_B = rows.index + active_B
       stopped_B = jnp.any(token_B[:, None] == draw.stop_ids, axis=1)
       rows = rows._replace(
@@ -349,7 +360,7 @@ def decode(
       return step + 1, idle, rows, cache, out_CB, top_CBK
 
     B = rows.token.shape[0]
-    out_CB = jnp.full((steps, B), -1, jnp.int32)
+    out_CB = jnp.full((steps, B), NO_TOKEN, jnp.int32)
     top_CBK = None
     if top:
       shape = (steps, B, top)

@@ -33,6 +33,7 @@ _SHORT = range(24, 49, 4)
 class Runner(Protocol):
   """What prompts and batches need of their engine."""
 
+  name: str
   config: ModelConfig
   dtype: jnp.dtype
   mesh: Mesh

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from trd_jax import parent
 from trd_jax.engine_sections import Engine as Spec
 from trd_jax.engine_sections import Ray
 from trd_jax.engines import engine as engines
@@ -215,11 +216,13 @@ def _import() -> tuple[Any, Any]:
 def _connect(ray: Any, spec: Ray) -> None:
   """Joins the cluster that the config names, or starts a local one."""
   try:
-    ray.init(
-      address=spec.address or "local",
-      include_dashboard=False if spec.address is None else None,
-      logging_level=logging.WARNING,
-    )
+    # Ray would have SIGTERM end this process with a code of its own.
+    with parent.handlers_kept():
+      ray.init(
+        address=spec.address or "local",
+        include_dashboard=False if spec.address is None else None,
+        logging_level=logging.WARNING,
+      )
   except Exception as error:
     raise UserError(
       f"engine.ray.address={spec.address}: {one_line(error)}; give the"

@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax import parent
 from trd_jax.engine_sections import LORA_RANKS, vllm_refuses
 from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import (
@@ -47,6 +46,7 @@ from trd_jax.engines.engine import (
 from trd_jax.engines.feeder import Feeder
 from trd_jax.engines.server_protocol import MINUS_ONE
 from trd_jax.errors import UserError, one_line
+from trd_jax.guard import Guard
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model_folder import CONFIG, read_json
 
@@ -94,7 +94,7 @@ class VllmEngine:
     os.environ[self._worker.FAILURE] = str(self._failure)
     # vLLM's processes outlive a killed one, and with them its hold on the
     # GPU's memory.
-    self._guard = parent.Guard()
+    self._guard = Guard()
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
       target=_run, args=(self._loop,), name="vllm", daemon=True

@@ -17,6 +17,7 @@ Reasons of a verdict:
   memory    it took too much memory.
   output    it wrote too much.
   no_code   there is no code block, or the last one never closes.
+  unparsed  the judge itself failed at this program; `detail` says how.
   ungradable  correct is None: the problem has no tests that can be used, or a
             checker of its own.
 
@@ -181,11 +182,22 @@ class Grader:
       yield self._busy.pop(future), future.result()
 
   def grade(self, completion: str, problem: Problem) -> Verdict:
-    """Grades a model's whole output, thoughts included."""
-    program = extract_code.last_program(completion)
-    if program is None:
-      return Verdict(False, "no_code", None)
-    return self.grade_program(program, problem.tests, json.loads(problem.meta))
+    """Grades a model's whole output, thoughts included.
+
+    Raises:
+      UserError: the sandbox failed.
+      OSError: the machine did.
+    """
+    try:
+      program = extract_code.last_program(completion)
+      if program is None:
+        return Verdict(False, "no_code", None)
+      about = json.loads(problem.meta)
+      return self.grade_program(program, problem.tests, about)
+    except (UserError, OSError):
+      raise
+    except Exception as error:
+      return Verdict.unparsed(error)
 
   def grade_program(
     self, program: str, tests: Any, about: Mapping[str, Any] | None = None

@@ -27,7 +27,7 @@ _GAP_RULE = re.compile(r"\s*([-+*=_~|/])\1{2,}\s*\Z")
 _GAP_WORD = re.compile(r"[,;]|\b(?:and|or)\b")
 
 _TAIL = re.compile(
-  r"(?:\s*I hope (?:it|this) is correct\.?|<\|im_(?:start|end)\|>\s*\w*"
+  r"(?:I hope (?:it|this) is correct\.?|<\|im_(?:start|end)\|>\s*\w*"
   r"|<\|endoftext\|>|\s|[*□■∎])+\Z"
 )
 _ANCHOR = re.compile(

@@ -10,9 +10,9 @@ import re
 
 from trd_jax.grading.extract import final_text
 
-_FENCE = re.compile(
-  r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\r\n]*?)[ \t]*\r?$", re.MULTILINE
-)
+# Nothing that it has taken is given back: a line of 100,000 spaces, which a
+# model that has lost its way does write, is read once.
+_FENCE = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)([^`\r\n]*+)\r?$", re.MULTILINE)
 # `python`, `Python 3`, `python3.11`, `{.python .numberLines}`, `py,linenos`
 _PYTHON = re.compile(
   r"\{?[ \t]*\.?py(?:thon)?(?:3(?:\.\d+)*)?(?![\w.+#-])", re.IGNORECASE
@@ -25,6 +25,7 @@ def last_program(completion: str) -> str | None:
   opened, marked, unmarked = None, None, None
   for fence in _FENCE.finditer(text):
     indent, marks, language = fence.groups()
+    language = language.strip(" \t")
     if opened is None:
       opened = (fence.end() + 1, indent, marks, language)
       continue

@@ -8,7 +8,8 @@ leaves numbers for `grading.math` to compare.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from trd_jax.grading import extract, math
+from trd_jax.errors import UserError
+from trd_jax.grading import extract, judge, math
 from trd_jax.records import Verdict
 
 VERSION = f"formulas-1, {math.VERSION}"
@@ -62,8 +63,13 @@ def verify_batch(
     Verdicts in their order: right where both agree at all values.
   """
   verdicts = []
-  for completion, gold, values in questions:
-    verdicts.append(_verify(completion, gold, values))
+  for question in questions:
+    try:
+      verdicts.append(_verify(*question))
+    except UserError:
+      raise
+    except Exception as error:
+      verdicts.append(Verdict.unparsed(error))
     if progress:
       progress(len(verdicts))
   return verdicts
@@ -76,6 +82,8 @@ def _verify(
   if box is None or not (box.content or "").strip():
     return Verdict(False, "no_box", None)
   answer = (box.content or "").strip()
+  if len(answer) > judge.MAX_ANSWER:
+    return Verdict(False, "unparsed", answer)
   mine, golden = right_side(answer), right_side(gold)
   pairs = [
     (f"\\boxed{{{substitute(mine, some)}}}", substitute(golden, some))

@@ -7,6 +7,7 @@ ways, and says what is left to ask. The worker answers that with `decide`.
 from typing import NamedTuple
 
 from trd_jax.grading import extract, latex, numbers, shapes, structure
+from trd_jax.records import Verdict
 
 MAX_ANSWER = 2_000  # characters of an answer that is looked at by structure
 MAX_NESTING = 50
@@ -21,6 +22,7 @@ class Prepared(NamedTuple):
     extracted: the answer that was found, or None.
     question: (gold, answer) for `decide`; None where all is settled.
     boxed: whether the answer stood in a box.
+    detail: what was raised where the text could not be looked at.
   """
 
   correct: bool | None
@@ -28,6 +30,7 @@ class Prepared(NamedTuple):
   extracted: str | None
   question: tuple[str, str] | None = None
   boxed: bool = True
+  detail: str | None = None
 
 
 def _digits(text: str) -> str | None:
@@ -71,10 +74,20 @@ def _is_list(gold: str) -> bool:
 def prepare(completion: str, gold: str) -> Prepared:
   """Finds the answer in a completion and settles what is easily settled.
 
+  Whatever a text does to this module, it is `unparsed` and no error.
+
   Args:
     completion: a model's whole output, thoughts included.
     gold: the right answer, as its data set writes it.
   """
+  try:
+    return _prepare(completion, gold)
+  except Exception as error:
+    found = Verdict.unparsed(error)
+    return Prepared(False, "unparsed", None, detail=found.detail)
+
+
+def _prepare(completion: str, gold: str) -> Prepared:
   text = extract.final_text(completion)
   box = extract.last_box(text)
   if box is None:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trd_jax import json_text
 from trd_jax.errors import UserError
 from trd_jax.grading import code_tests, extract_code, sandbox
 from trd_jax.records import Problem, Verdict
@@ -181,7 +182,7 @@ def _run(
       ),
     )
     try:
-      answered = json.loads((folder / "answered.json").read_bytes())
+      answered = json_text.loads((folder / "answered.json").read_bytes())
       return {
         index: _verdict(codes, program)
         for codes, (index, program, _) in zip(answered, queue, strict=True)

@@ -71,6 +71,12 @@ def _check(workers: int | None, timeout: float) -> None:
     raise UserError(f"grading: workers is {workers}; give at least 1")
 
 
+def _settled(prepared: judge.Prepared) -> Verdict:
+  """The verdict on what took no algebra."""
+  correct, reason, extracted, *_, detail = prepared
+  return Verdict(correct, reason, extracted, detail)  # type: ignore[arg-type]
+
+
 def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   correct, reason = answer
   if correct is False and not prepared.boxed:
@@ -107,7 +113,7 @@ def verify_stream(
         found = judge.prepare(*pair)
         question = found.question
         if question is None:
-          yield position, Verdict(found.correct, found.reason, found.extracted)  # type: ignore[arg-type]
+          yield position, _settled(found)
         elif question in _known:
           yield position, _verdict(found, _known[question])
         elif question in waiting:
@@ -176,7 +182,7 @@ def verify(completion: str, gold: str, timeout: float = TIMEOUT) -> Verdict:
   """Grades one completion; see `verify_batch`."""
   found = judge.prepare(completion, gold)
   if found.question is None:
-    return Verdict(found.correct, found.reason, found.extracted)  # type: ignore[arg-type]
+    return _settled(found)
   return verify_batch([(completion, gold)], 1, timeout)[0]
 
 
@@ -237,7 +243,9 @@ def grade_file(
     if file is not None:
       for row, verdict in zip(rows, verdicts, strict=True):
         graded = row | dataclasses.asdict(verdict)
-        file.write((json.dumps(graded, ensure_ascii=False) + "\n").encode())
+        line = json.dumps(graded, ensure_ascii=False) + "\n"
+        # Half a surrogate pair stays what it was in the source: an escape.
+        file.write(line.encode("utf-8", "backslashreplace"))
   return collections.Counter(verdict.reason for verdict in verdicts)
 
 

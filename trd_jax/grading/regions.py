@@ -61,10 +61,20 @@ def unknown(text: str) -> str | None:
   found = {
     side.strip()
     for part in re.split(r",|\\cup", text)
-    for side in _COMPARISON.sub("\0", part).split("\0")
+    for side in _sides(part)
     if _COMPARISON.search(part) and _NAME.match(side.strip())
   }
   return found.pop() if len(found) == 1 else None
+
+
+def _sides(text: str) -> list[str]:
+  """Splits a text at its signs of comparison: one part more than signs."""
+  starts, ends = [0], []
+  for sign in _COMPARISON.finditer(text):
+    ends.append(sign.start())
+    starts.append(sign.end())
+  ends.append(len(text))
+  return [text[a:b] for a, b in zip(starts, ends, strict=True)]
 
 
 def parse(text: str) -> list[Span] | None:
@@ -164,7 +174,7 @@ def _negative(text: str) -> str:
 def _inequality(text: str) -> list[Span] | None:
   """`a < x`, `x \\ge b`, `a \\le x < b`, and the same of |x|."""
   signs = [one or two for one, two in _COMPARISON.findall(text)]
-  sides = [side.strip() for side in _COMPARISON.sub("\0", text).split("\0")]
+  sides = [side.strip() for side in _sides(text)]
   if not all(sides) or len(signs) > 2:
     return None
   if signs[0] in ("ge", ">"):
