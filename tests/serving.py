@@ -340,3 +340,16 @@ def scores(ids) -> np.ndarray:
   )
   rows_TV = jax.nn.log_softmax(logits(hidden, model.head_VD)[0])
   return np.asarray(rows_TV)[: len(ids)]
+
+
+def check_likeliest(request, done, top) -> None:
+  """Sees that a completion's likeliest tokens are the model's own."""
+  T = len(done.ids)
+  rows_TV = scores([*request.prompt_ids, *done.ids])[-T - 1 : -1]
+  assert done.top is not None
+  assert done.top.ids.shape == done.top.logprobs.shape == (T, top)
+  best_TK = -np.sort(-rows_TV, axis=1)[:, :top]
+  np.testing.assert_allclose(done.top.logprobs, best_TK, atol=2e-4)
+  picked_TK = np.take_along_axis(rows_TV, done.top.ids, axis=1)
+  np.testing.assert_allclose(done.top.logprobs, picked_TK, atol=2e-4)
+  assert all(len(set(row)) == top for row in done.top.ids.tolist())

@@ -20,7 +20,7 @@ from engine_env import ROOT
 from processes import below, still_there, title
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from serving import by_key, scores
+from serving import by_key, check_likeliest, scores
 from vllm_jobs import SPEC, Driver, job
 
 from trd_jax.engine_sections import VllmEngine as Spec
@@ -192,15 +192,7 @@ def test_the_likeliest_tokens_are_the_model_s_own(driver, asked):
   by_name = {request.key: request for request in asked}
   for name in ("warm with top", "hot with top"):
     for key, done in driver[name].items():
-      T = len(done.ids)
-      rows_TV = scores([*by_name[key].prompt_ids, *done.ids])[-T - 1 : -1]
-      assert done.top is not None
-      assert done.top.ids.shape == done.top.logprobs.shape == (T, TOP)
-      best_TK = -np.sort(-rows_TV, axis=1)[:, :TOP]
-      np.testing.assert_allclose(done.top.logprobs, best_TK, atol=2e-4)
-      picked_TK = np.take_along_axis(rows_TV, done.top.ids, axis=1)
-      np.testing.assert_allclose(done.top.logprobs, picked_TK, atol=2e-4)
-      assert all(len(set(row)) == TOP for row in done.top.ids.tolist())
+      check_likeliest(by_name[key], done, TOP)
 
 
 def test_keeping_the_likeliest_tokens_changes_none(driver):

@@ -7,11 +7,10 @@ has none of CUDA's kernels for top-k and top-p, so requests here use neither.
 import dataclasses
 import os
 
-import numpy as np
 import pytest
 import serving
 from engine_env import ROOT, triton_folder
-from serving import by_key, scores
+from serving import by_key, check_likeliest
 from vllm_jobs import SPEC, Driver, job
 
 TOP = 7
@@ -96,11 +95,4 @@ def test_the_likeliest_tokens_are_the_model_s_own(driver, asked):
   bare = driver["warm"]
   for key, done in driver["warm with top"].items():
     assert dataclasses.replace(done, top=None) == bare[key]
-    T = len(done.ids)
-    rows_TV = scores([*by_name[key].prompt_ids, *done.ids])[-T - 1 : -1]
-    assert done.top is not None
-    assert done.top.ids.shape == done.top.logprobs.shape == (T, TOP)
-    best_TK = -np.sort(-rows_TV, axis=1)[:, :TOP]
-    np.testing.assert_allclose(done.top.logprobs, best_TK, atol=2e-4)
-    picked_TK = np.take_along_axis(rows_TV, done.top.ids, axis=1)
-    np.testing.assert_allclose(done.top.logprobs, picked_TK, atol=2e-4)
+    check_likeliest(by_name[key], done, TOP)
