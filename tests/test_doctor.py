@@ -858,25 +858,35 @@ def test_a_check_that_breaks_is_a_line(tmp_path):
   ("end", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_children_end_with_the_doctor(tmp_path, end, code):
-  doctor = start("--only=update", environment={"TMPDIR": str(tmp_path)})
+  package, temporary = tmp_path / "hangs" / "jax", tmp_path / "tmp"
+  package.mkdir(parents=True)
+  temporary.mkdir()
+  (package / "__init__.py").write_text("import time; time.sleep(90)")
+  path = [str(package.parent), os.environ.get("PYTHONPATH", "")]
+  doctor = start(
+    "--only=gpus",
+    environment={
+      "TMPDIR": str(temporary),
+      "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    },
+  )
   deadline = time.monotonic() + 60
   working = []
-  # The child that updates, once it watches its owner: it has begun to compile.
   while time.monotonic() < deadline and not working:
     working = [
       pid
       for pid in processes.below(doctor.pid)
-      if "jax_probe" in processes.title(pid)
+      if "jax-devices" in processes.title(pid)
     ]
-    time.sleep(0.2)
+    time.sleep(0.1)
   assert working
-  time.sleep(3)
+  time.sleep(2)  # whoever watches has seen it
   doctor.send_signal(end)
   out, err = doctor.communicate(timeout=60)
   assert doctor.returncode == code
-  assert processes.still_there(working, 30) == []
+  assert processes.still_there(working, 20) == []
   if end == signal.SIGINT:
     assert err.count("\n") == 1
     assert "interrupted" in err
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == []
   assert "Traceback" not in out + err

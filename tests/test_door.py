@@ -386,6 +386,7 @@ def test_a_wrong_teacher_ends_a_fresh_run_before_it_begins(tmp_path, way):
   (line,) = ended.stderr.splitlines()
   assert line.startswith("trd-jax pipeline: teacher: this installation has no")
   assert "evaluate/base" not in ended.stdout
+  assert not list(tmp_path.rglob("*.parquet"))
   assert not (tmp_path / "run").exists()
 
 
