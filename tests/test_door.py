@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from trd_jax import door, experiment, hub, interpreters
+from trd_jax import door, door_models, experiment, hub, interpreters
 from trd_jax.errors import UserError
 from trd_jax.records import Problem, Trajectory
 from trd_jax.run_dir import RunDir
@@ -443,3 +443,18 @@ def test_config_and_tokenizer_of_a_hub_id_are_had_for_a_run(tmp_path):
   assert "its tokenizer gives other ids" in ended.stderr.splitlines()[-1]
   assert list(home.rglob("tokenizer.json"))
   assert not list(home.rglob("*.safetensors"))
+
+
+def test_an_adapter_that_vllm_would_refuse_on_gpus_is_noted(tmp_path):
+  (tmp_path / "nvidia0").touch()
+  on_vllm = {"name": "vllm", "weights": "adapter"}
+  for engine, dtype, notes in (
+    (on_vllm, "float32", 1),
+    (on_vllm, "bfloat16", 0),
+    (on_vllm | {"weights": "merged"}, "float32", 0),
+    (on_vllm | {"name": "jax"}, "float32", 0),
+  ):
+    e = experiment.from_config({"engine": engine, "student": {"dtype": dtype}})
+    found = door_models.unmerged(e, tmp_path)
+    assert [one.state for one in found] == ["note"] * notes
+    assert not door_models.unmerged(e, tmp_path / "none")

@@ -134,6 +134,7 @@ def _models(
   if student is None:
     return
   yield from _told(lambda: door_models.adapter(e, student))
+  yield from door_models.unmerged(e)
   if opened.keys() != sides.keys():
     return
   teacher = opened.get("teacher", student)

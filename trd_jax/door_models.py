@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from trd_jax import hub, hub_look, peft_files, vocabulary
+from trd_jax import hub, hub_look, nvidia, peft_files, vocabulary
 from trd_jax.chat import Chat
+from trd_jax.engine_sections import FLOAT32_ADAPTER
 from trd_jax.errors import UserError
 from trd_jax.experiment import Experiment
 from trd_jax.findings import Finding
@@ -200,6 +201,22 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
     lora, _ = peft_files.open_adapter(folder, student.config)
   peft_files.check_size(path, lora, experiment.lora)
   yield Finding("adapter", "ok", path)
+
+
+def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
+  """Notes that vLLM would refuse the trained adapter, hours later.
+
+  No mistake yet: vLLM's CPU build takes it, on a machine with GPUs, too.
+
+  Args:
+    experiment: how the trained student is evaluated.
+    dev: where the system's device files are.
+  """
+  e = experiment
+  applies = e.engine.name == "vllm" and e.engine.weights == "adapter"
+  if not applies or e.student.dtype != "float32" or not nvidia.names(dev):
+    return []
+  return [Finding("adapter", "note", FLOAT32_ADAPTER)]
 
 
 def _whole(folder: Path) -> ModelConfig:

@@ -72,6 +72,11 @@ class VllmEngine:
 _LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.01, 2.0
 # Ranks of adapters that vLLM 0.32 has room for.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+FLOAT32_ADAPTER = (
+  "engine.weights=adapter: vLLM applies adapters on GPUs in bfloat16 alone; set"
+  " student.dtype=bfloat16, or engine.weights=merged"
+)
+"""What is said of a float32 student where vLLM runs on GPUs."""
 
 
 def vllm_refuses(temperature: float) -> str | None:

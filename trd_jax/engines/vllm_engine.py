@@ -31,7 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax.engine_sections import LORA_RANKS, vllm_refuses
+from trd_jax.engine_sections import (
+  FLOAT32_ADAPTER,
+  LORA_RANKS,
+  vllm_refuses,
+)
 from trd_jax.engine_sections import VllmEngine as Spec
 from trd_jax.engines.engine import (
   Completion,
@@ -404,10 +408,7 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
       arguments["gpu_memory_utilization"] = _LEAST_SHARE
   if model.adapter is not None:
     if model.dtype == "float32" and not on_cpu:
-      raise UserError(
-        "engine.weights=adapter: vLLM applies adapters on GPUs in bfloat16"
-        " alone; set student.dtype=bfloat16, or engine.weights=merged"
-      )
+      raise UserError(FLOAT32_ADAPTER)
     rank = read_json(model.adapter / "adapter_config.json")["r"]
     arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
   return arguments
