@@ -121,15 +121,24 @@ def test_another_config_is_refused_in_one_line(finished):
 
 def test_a_failing_stage_ends_the_pipeline_with_its_exit_code(tmp_path):
   workdir = tmp_path / "run"
+  failed = run(workdir, *SMALL, "--config.rollout.max_prompt_tokens=5")
+  assert failed.returncode == 2
+  assert "raise rollout.max_prompt_tokens" in failed.stderr
+  assert RunDir(workdir).done("evaluate/base") is not None
+  # What the failure took is not told as the stage's time.
+  seconds = metrics.seconds_by_stage(RunDir(workdir).timings)
+  assert list(seconds) == ["evaluate/base", "rollout, stopped"]
+  assert seconds["rollout, stopped"] > 0
+
+
+def test_a_first_stage_that_fails_leaves_nothing(tmp_path):
+  workdir = tmp_path / "run"
   failed = run(workdir, *SMALL, "--config.evaluate.max_prompt_tokens=5")
   assert failed.returncode == 2
-  assert "raise evaluate.max_prompt_tokens" in failed.stderr
   # Mended, the same place can be used: nothing had been made there.
-  assert not (workdir / "config.json").exists()
-  # And what the failure took is not told as the stage's time.
-  seconds = metrics.seconds_by_stage(RunDir(workdir).timings)
-  assert list(seconds) == ["evaluate/base, stopped"]
-  assert seconds["evaluate/base, stopped"] > 0
+  assert {p.name for p in workdir.rglob("*") if p.is_file()} == {
+    "preflight.json"
+  }
 
 
 def test_opd_with_reverse_kl_trains_on_raw_rollouts(tmp_path):
