@@ -36,7 +36,7 @@ OVERRIDES := --config.engine.name=$(ENGINE) \
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed '/^#/!Q; s/^# \{0,1\}//' Makefile
 
 demo: $(VENV)/.runtime $(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/.$(VLLM))
 	@$(BIN)/python -m trd_jax.pipeline --config=$(CONFIG) \

@@ -458,3 +458,15 @@ def test_an_adapter_that_vllm_would_refuse_on_gpus_is_noted(tmp_path):
     found = door_models.unmerged(e, tmp_path)
     assert [one.state for one in found] == ["note"] * notes
     assert not door_models.unmerged(e, tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["merge/model", "merge/adapter"])
+def test_what_the_merge_would_replace_is_refused_before_all(tmp_path, name):
+  run_dir = RunDir(tmp_path / "run")
+  mine = run_dir.root / name / "thesis.tex"
+  mine.parent.mkdir(parents=True)
+  mine.write_text("mine")
+  e = experiment.from_config({})
+  wrong = [x.told for x in door.look(e, run_dir) if x.state == "wrong"]
+  assert [told for told in wrong if "thesis.tex, which would be lost" in told]
+  assert mine.read_text() == "mine"

@@ -283,3 +283,14 @@ def test_seconds_add_up_over_processes_and_stopped_ones_apart(tmp_path):
   assert 4001 <= sums["train"] < 4002
   assert 70.5 <= sums["rollout, stopped"] < 71
   assert sums["rollout"] < 1
+
+
+@pytest.mark.parametrize(
+  "content", [b"my notes\n", b"[1, 2]\n", b'{"note": "my own table"}\n']
+)
+def test_a_file_of_a_user_s_is_not_replaced(tmp_path, content):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="move the file away"):
+    MetricWriter(path)
+  assert path.read_bytes() == content

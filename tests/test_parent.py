@@ -106,7 +106,7 @@ def test_an_interrupted_stage_tidies_up_whoever_was_told(group):
   out, err = interrupted(TIDY, group=group)
   assert out == "tidied up\ninterrupted too\n"
   assert err.splitlines() == [
-    "trd-jax rollout: interrupted; the same command goes on where it stopped"
+    "trd-jax rollout: interrupted; the same command goes on from what is saved"
   ]
 
 
@@ -198,3 +198,55 @@ def test_a_second_signal_while_something_is_finished_ends_it_at_once():
     with pytest.raises(Terminated):
       os.kill(os.getpid(), signal.SIGTERM)
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+# Where Python prints an exception and goes on, and where extensions in C++ fall
+# over one: a signal that comes there is heard a moment later.
+LOST = """
+import gc, os, signal, sys, time
+from trd_jax import cli
+number = int(sys.argv.pop(1))
+class Grave:
+  def __del__(self):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+def collected(phase, info):
+  if phase == "start":
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+def run(experiment, run_dir, flags):
+  way = os.environ["WAY"]
+  if way == "del":
+    Grave()
+  elif way == "collector":
+    gc.callbacks.append(collected)
+    gc.collect()
+    gc.callbacks.remove(collected)
+  else:
+    import imported
+  print("it went on", flush=True)
+  time.sleep(20)
+  print("to its end", flush=True)
+cli.main("rollout", run, "is told at a bad moment", standalone=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["del", "collector", "import"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_not_lost_where_exceptions_are(way, number, tmp_path):
+  (tmp_path / "imported.py").write_text(
+    f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\n"
+    "done = True\n"
+  )
+  paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+  done = subprocess.run(
+    [sys.executable, "-c", LOST, str(int(number))],
+    env=os.environ | {"WAY": way, "PYTHONPATH": os.pathsep.join(paths)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 128 + number, done.stderr
+  assert done.stdout == "it went on\n"
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("trd-jax rollout: ")

@@ -22,6 +22,7 @@ from trd_jax.model.qwen3 import Qwen3, logits
 from trd_jax.model_folder import atomic_folder, write_json
 from trd_jax.peft_files import (
   CONFIG,
+  FILES,
   LINEAR,
   VARIANTS,
   WEIGHTS,
@@ -32,8 +33,6 @@ from trd_jax.peft_files import (
 
 Tree = Mapping[str, Any]
 
-FILES = (WEIGHTS, CONFIG)
-"""What `save_peft` writes."""
 # The adapted linear layers: name in the checkpoint, path in the tree.
 _LINEAR = tuple((name, ("layers", *path)) for name, path in LINEAR)
 # Positions whose logits of two models are in memory at a time.

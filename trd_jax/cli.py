@@ -175,12 +175,18 @@ def main(
     sys.exit(2)
   except Terminated as error:
     after = f" {error}" if str(error) else ""
-    told = f"terminated{after}; the same command goes on where it stopped"
+    goes_on = (
+      "" if looks_only else "; the same command goes on where it stopped"
+    )
+    told = f"terminated{after}{goes_on}"
     print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
     sys.exit(128 + signal.SIGTERM)
   except KeyboardInterrupt:
-    told = "interrupted; the same command goes on where it stopped"
-    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    # A training has what its last checkpoint holds.
+    goes_on = (
+      "" if looks_only else "; the same command goes on from what is saved"
+    )
+    print(f"trd-jax {stage_name}: interrupted{goes_on}", file=sys.stderr)
     sys.exit(130)
 
 

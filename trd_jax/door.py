@@ -92,6 +92,8 @@ def look(
   jobs.append(lambda: door_data.graders(experiment, evaluates, python))
   if "train" in left:
     jobs.append(lambda: door_data.cache_dir(experiment))
+  if "merge" in left:
+    jobs.append(lambda: door_data.outputs(experiment, run_dir))
   for url in experiment.engine.server.urls:
     jobs.append(lambda url=url: door_data.server(url))
   with ThreadPoolExecutor(_THREADS) as pool:

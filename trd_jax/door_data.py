@@ -6,11 +6,12 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trd_jax import hub_look, interpreters, problems
+from trd_jax import hub_look, interpreters, peft_files, problems
 from trd_jax.errors import UserError, did_you_mean
 from trd_jax.experiment import LABORATORY, Experiment
 from trd_jax.findings import Finding
 from trd_jax.grading import evalplus, lcb_runner, sandbox
+from trd_jax.model_folder import check_replaceable
 from trd_jax.problems import (
   arithmetic,
   benchmarks,
@@ -124,6 +125,18 @@ def _grader(key: str, path: str, package: str) -> Iterator[Finding]:
     yield Finding("interpreters", "ok", f"{key}: {path}, {version}")
   except interpreters.NotMade as error:
     yield Finding("interpreters", "missing", str(error))
+
+
+def outputs(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
+  """Sees that nothing of a user's is where the merge will write.
+
+  Raises:
+    UserError: something is.
+  """
+  check_replaceable(run_dir.adapter, compared_later=peft_files.FILES)
+  if experiment.engine.weights == "merged":
+    check_replaceable(run_dir.merged)
+  yield from ()
 
 
 def cache_dir(experiment: Experiment) -> Iterator[Finding]:

@@ -55,6 +55,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     generation,
     hub,
     outcomes,
+    peft_files,
     sharding,
     weights,
   )
@@ -74,7 +75,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     )
 
   # What lies where they will be written may be somebody's.
-  check_replaceable(run_dir.adapter, compared_later=adapters.FILES)
+  check_replaceable(run_dir.adapter, compared_later=peft_files.FILES)
   if experiment.engine.weights == "merged":
     check_replaceable(run_dir.merged)
   backend.exact_products(backend.start(), [experiment.student.dtype])

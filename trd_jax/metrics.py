@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
+from trd_jax import json_text
 from trd_jax.errors import UserError, one_line
 from trd_jax.records import content_key
 from trd_jax.shards import atomic_file
@@ -75,6 +76,9 @@ class MetricWriter:
     path: the JSON lines file, a row a step.
     start_step: the first step that this process will write.
     sinks: further places, of `open_sinks`; they are closed with this one.
+
+  Raises:
+    UserError: the file is there and holds something else.
   """
 
   def __init__(
@@ -83,7 +87,12 @@ class MetricWriter:
     self._sinks = sinks
     for sink in sinks:
       sink.begin(start_step)
-    kept = [row for row in read_metrics(path) if row["step"] < start_step]
+    kept = []
+    for row in read_metrics(path):
+      if not isinstance(row.get("step"), int):
+        raise UserError(f"{path} has rows without a step; move the file away")
+      if row["step"] < start_step:
+        kept.append(row)
     with atomic_file(path) as file:
       file.writelines(_json_line(row) for row in kept)
     self._file = path.open("ab")
@@ -118,11 +127,28 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The rows that `MetricWriter` wrote; a torn last line is no row."""
+  """Returns the rows that `MetricWriter` wrote; a torn last line is no row.
+
+  Raises:
+    UserError: a line is none of its rows: the file is somebody else's.
+  """
   if not path.exists():
     return []
   lines = path.read_bytes().splitlines(keepends=True)
-  return [json.loads(line) for line in lines if line.endswith(b"\n")]
+  rows = []
+  for number, line in enumerate(lines, 1):
+    if not line.endswith(b"\n"):
+      continue
+    try:
+      row = json_text.loads(line)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict):
+      raise UserError(
+        f"{path}, line {number}, is no row of trd-jax's; move the file away"
+      )
+    rows.append(row)
+  return rows
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ of that kind it passes on, and a stage ends when its pipeline is gone.
 """
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ machine, that a stage belongs to."""
 
 _TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
 _SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
+_AGAIN_SECONDS = 0.05  # until a signal that came at a bad moment comes again
 
 
 def end_with_pipeline() -> None:
@@ -50,15 +52,21 @@ class Deferred:
 def terminable() -> Iterator[None]:
   """Has SIGTERM raise `Terminated` in the block, in the main thread.
 
-  One that comes again at once counts as the same: who ends a whole job sends it
-  to a pipeline and its stage, and the pipeline passes it on. A process that was
-  started to ignore the signal goes on ignoring it.
+  An interrupt goes on raising `KeyboardInterrupt`. Neither is lost where Python
+  prints an exception and goes on (`_is_deaf`). One that comes again at once
+  counts as the same: who ends a whole job sends it to a pipeline and its stage,
+  and the pipeline passes it on. A process that was started to ignore a signal
+  goes on ignoring it.
   """
 
   def terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
-  with _handling(terminate):
+  interrupt = signal.default_int_handler
+  with contextlib.ExitStack() as stack:
+    if signal.getsignal(signal.SIGINT) is interrupt:
+      stack.enter_context(_handling(signal.SIGINT, interrupt))
+    stack.enter_context(_handling(signal.SIGTERM, terminate))
     yield
 
 
@@ -75,7 +83,7 @@ def deferred() -> Iterator[Deferred]:
       raise Terminated
     state.asked = True
 
-  with _handling(note):
+  with _handling(signal.SIGTERM, note):
     yield state
 
 
@@ -91,18 +99,20 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], object]):
-  """Gives SIGTERM a handler in the block, where that can be done."""
-  before = signal.getsignal(signal.SIGTERM)
+def _handling(
+  number: int, handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+  """Gives a signal a handler in the block, where that can be done."""
+  before = signal.getsignal(number)
   main = threading.current_thread() is threading.main_thread()
   if before is signal.SIG_IGN or not main:
     yield
     return
-  signal.signal(signal.SIGTERM, _once(handler))
+  signal.signal(number, _once(handler))
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    signal.signal(number, before or signal.SIG_DFL)
 
 
 def _once(
@@ -117,12 +127,34 @@ def _once(
 
   def handle(number: int, frame: FrameType | None) -> None:
     nonlocal last
+    if _is_deaf(frame):
+      again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+      again.daemon = True
+      again.start()
+      return
     now = time.monotonic()
     if now - last > _SAME_SECONDS:
       last = now
       handler(number, frame)
 
   return handle
+
+
+def _is_deaf(frame: FrameType | None) -> bool:
+  """Whether an exception that is raised in a frame would come to nothing good.
+
+  Of what the garbage collector calls Python prints it and goes on. In an import
+  it falls into the start of extensions written in C++, which end the process.
+  """
+  names = {"__del__", *(getattr(each, "__name__", "") for each in gc.callbacks)}
+  while frame is not None:
+    code = frame.f_code
+    if code.co_name in names or code.co_filename.startswith(
+      "<frozen importlib"
+    ):
+      return True
+    frame = frame.f_back
+  return False
 
 
 def run(command: Sequence[str]) -> int:

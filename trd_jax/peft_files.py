@@ -12,6 +12,8 @@ from trd_jax.tensor_table import BLOCK
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+FILES = (WEIGHTS, CONFIG)
+"""What a folder of an adapter's holds."""
 # The adapted linear layers: name in the checkpoint, path in a block's tree.
 LINEAR = tuple(
   (name, path[:-1]) for name, path, _ in BLOCK if path[-1] == "kernel"

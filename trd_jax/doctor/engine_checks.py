@@ -20,10 +20,7 @@ _MASS_ERROR = 1e-3
 # What the last bits of bfloat16's logits may move a log-probability by; an
 # adapter as large as the tiny one moves them by nats.
 _LEAST_CHANGE = 1e-2
-_MAKE_AGAIN = (
-  "make the engine's environment again (for vLLM: third_party/vllm/install.sh)"
-  " and look into the log"
-)
+_MAKE = "make the engine's environment (for vLLM: third_party/vllm/install.sh)"
 
 
 def _lacks(facts: Facts, phase: str) -> Diagnosis | None:
@@ -34,7 +31,7 @@ def _lacks(facts: Facts, phase: str) -> Diagnosis | None:
   if stopped != phase:
     return diagnosis.skipped(f"it came no further than its phase {stopped}")
   why = facts.get("failure", "it ended without a word")
-  return diagnosis.failed(why, _MAKE_AGAIN)
+  return diagnosis.failed(why, _MAKE)
 
 
 def starts(facts: Facts) -> Diagnosis:

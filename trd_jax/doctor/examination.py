@@ -188,9 +188,12 @@ def _conclude(
     and matters(check, experiment, has_config)
   ]
   if wrong:
+    failed = sum(found[check.name][0].status == "failed" for check in chosen)
+    others = failed - len(wrong)
+    told = f", and {others} that this config does without" if others else ""
     raise UserError(
-      f"{', '.join(wrong)} failed; mend what the lines above say and give the"
-      " same command again"
+      f"{', '.join(wrong)} failed{told}; mend what the lines above say and give"
+      " the same command again"
     )
 
 

@@ -13,10 +13,10 @@ from trd_jax.experiment import Experiment
 _GIB = 1 << 30
 _JAX_REMEDY = (
   "install JAX for the driver's CUDA (pip install -e '.[cuda12]'), see that"
-  " LD_LIBRARY_PATH and JAX_PLATFORMS are empty, and look into the log"
+  " LD_LIBRARY_PATH and JAX_PLATFORMS are empty"
 )
 _VLLM_REMEDY = (
-  "make the environment again: third_party/vllm/install.sh cuda; a driver that"
+  "make the environment: third_party/vllm/install.sh cuda; a driver that"
   " is older than its CUDA has to be updated"
 )
 

@@ -1,6 +1,7 @@
 """What judges answers: the sandbox, EvalPlus, lcb_runner."""
 
 import os
+import shutil
 
 from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
@@ -20,6 +21,8 @@ def bubblewrap(machine: Machine) -> Diagnosis:
   """
   section = machine.experiment.sandbox
   python = section.python or machine.experiment.python.of("rollout")
+  if python is not None and shutil.which(python) is None:
+    python = None  # which the check of the config says; this is the sandbox's
   box = sandbox.open(section.unsafe, python)
   result = box.run(
     [box.python, "-c", f"print({_WORD!r})"],

@@ -32,7 +32,7 @@ def trainer(machine: Machine) -> Diagnosis:
     },
   )
   return judge(
-    facts, machine.trainer, _SHOWN, "install again: pip install -e '.[cuda12]'"
+    facts, machine.trainer, _SHOWN, "install them: pip install -e '.[cuda12]'"
   )
 
 
@@ -57,7 +57,7 @@ def generation(machine: Machine) -> Diagnosis:
     facts,
     python,
     _SHOWN_OF_VLLM,
-    f"make it again: third_party/vllm/install.sh {kind}",
+    f"make it: third_party/vllm/install.sh {kind}",
   )
 
 
