@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trd_jax import experiment, problems
+from trd_jax import door_data, experiment, problems
 from trd_jax.errors import UserError
 from trd_jax.grading import code_tests, lcb_runner
 from trd_jax.problems import (
@@ -26,7 +26,6 @@ from trd_jax.problems import (
   store,
   taco,
 )
-from trd_jax.run_dir import RunDir
 from trd_jax.sections import Data
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -117,9 +116,9 @@ def test_a_missing_local_copy_is_told_by_its_key(tmp_path, folder, said):
   mine = chosen(tmp_path / folder, **names)
   with pytest.raises(UserError, match=said) as read:
     store.benchmark(mine, "hmmt25")
-  # A dry run looks at it too, and reads none.
+  # The door looks at it too, and reads none.
   with pytest.raises(UserError, match=said) as looked:
-    store.check_files(mine, RunDir(tmp_path / "run"))
+    list(door_data.benchmark(mine, "hmmt25"))
   for error in read, looked:
     assert "leave evaluate.root out to download it" in str(error.value)
     assert "data.root" not in str(error.value)
