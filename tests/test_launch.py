@@ -25,6 +25,7 @@ printf '%s %s\\n' "$(basename "$(dirname "$here")")" "$*" >> "$ASKED"
 case "$*" in
   "-m venv "*)
     mkdir -p "$3/bin"
+    touch "$3/pyvenv.cfg" # as venv writes it before all else
     cp "$0" "$3/bin/python"
     [[ $BREAKS != "$3" ]] || exit 1
     touch "$3/pip"
