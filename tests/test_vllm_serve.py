@@ -89,6 +89,7 @@ def urls():
   port = free_ports(2)
   command = [SCRIPT, "lab:student", "--servers", "2", f"--port={port}"]
   command += ["--lora", "8", "--", "--dtype", "float32", "--enforce-eager"]
+  command += ["--max-logprobs", "300"]
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, text=True, env=environment
   ) as script:
@@ -218,9 +219,15 @@ def test_the_likeliest_tokens_are_the_model_s_own(urls, asked):
 
 
 def test_more_likeliest_tokens_than_the_server_gives_are_refused(urls, asked):
-  how = dataclasses.replace(GREEDY, top_logprobs=1025)
-  with pytest.raises(UserError, match="--max-logprobs 1025"):
+  how = dataclasses.replace(GREEDY, top_logprobs=301)
+  with pytest.raises(UserError, match="--max-logprobs 301"):
     list(engine(urls).generate(asked[:1], how))
+
+
+def test_more_likeliest_tokens_than_there_are_are_refused(urls, asked):
+  how = dataclasses.replace(GREEDY, top_logprobs=1025)
+  with pytest.raises(UserError, match="1025 is more than the 416 tokens"):
+    engine(urls).generate(asked[:1], how)
 
 
 def test_a_wrong_key_is_refused_without_showing_it(urls, monkeypatch):
