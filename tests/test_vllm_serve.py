@@ -10,22 +10,18 @@ import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import serving
 from engine_env import ROOT, vllm_python
 from serving import by_key
-from small_models import forward
 
-from trd_jax import hub, weights
+from trd_jax import hub
 from trd_jax.engine_sections import ServerEngine as Spec
 from trd_jax.engines.engine import Request
 from trd_jax.engines.server_engine import ServerEngine
 from trd_jax.errors import UserError
-from trd_jax.model.qwen3 import logits
 from trd_jax.records import Trajectory
 from trd_jax.run_dir import RunDir
 
@@ -201,21 +197,8 @@ def test_the_likeliest_tokens_are_the_model_s_own(urls, asked):
   how = dataclasses.replace(WARM, temperature=2.0, top_logprobs=K)
   few = asked[:6]
   found = by_key(engine(urls).generate(few, how))
-  model = weights.load(serving.STUDENT, dtype="float32")
   for request in few:
-    done = found[request.key]
-    ids = jnp.asarray([*request.prompt_ids, *done.ids], jnp.int32)[None]
-    position = jnp.arange(ids.shape[1])[None]
-    hidden = forward(model, ids, position, jnp.ones_like(ids))
-    rows_TV = jax.nn.log_softmax(logits(hidden, model.head_VD)[0])
-    T = len(done.ids)
-    rows_TV = np.asarray(rows_TV)[-T - 1 : -1]
-    assert done.top is not None
-    assert done.top.ids.shape == done.top.logprobs.shape == (T, K)
-    best_TK = -np.sort(-rows_TV, axis=1)[:, :K]
-    np.testing.assert_allclose(done.top.logprobs, best_TK, atol=2e-4)
-    picked_TK = np.take_along_axis(rows_TV, done.top.ids, axis=1)
-    np.testing.assert_allclose(done.top.logprobs, picked_TK, atol=2e-4)
+    serving.check_likeliest(request, found[request.key], K)
 
 
 def test_more_likeliest_tokens_than_the_server_gives_are_refused(urls, asked):
