@@ -41,10 +41,10 @@ Complete = Callable[[], list[int]]
 
 def make_task(args) -> dict:
   """What every variant is given, as JSON."""
-  from trd_jax import hub
-  from trd_jax.chat import Chat
-  from trd_jax.problems import arithmetic
-  from trd_jax.prompts import fit_initial
+  from trd_jax.data.chat import Chat
+  from trd_jax.data.problems import arithmetic
+  from trd_jax.data.prompts import fit_initial
+  from trd_jax.model.weights import hub
 
   folder = hub.model_folder(args.model, None)
   chat = Chat.load(folder)
@@ -67,8 +67,8 @@ def make_task(args) -> dict:
 def of_jax(task: dict) -> Complete:
   """The embedded engine."""
   sys.path.insert(0, str(results.ROOT))
-  from trd_jax.engines.engine import Request, Sampling
-  from trd_jax.engines.jax_engine import JaxEngine
+  from trd_jax.generation.engines.engine import Request, Sampling
+  from trd_jax.generation.engines.jax_engine import JaxEngine
 
   engine = JaxEngine.load(
     task["folder"],

@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trd_jax.devices import MEMORY_SHARE  # noqa: E402
+from trd_jax.experiment.devices import MEMORY_SHARE  # noqa: E402
 
 DEVICES = 8
 BATCH = 128
@@ -160,8 +160,8 @@ def loss_alone(experiment, sides, slots: int, mesh):
   import steps
   from flax import nnx
 
-  from trd_jax import sharding
-  from trd_jax.packing import Slots
+  from trd_jax.distill.packing.packing import Slots
+  from trd_jax.model import sharding
 
   heads = jax.eval_shape(
     lambda lora, base, teacher_base: (
@@ -190,7 +190,8 @@ def rows_of(name: str, args, devices) -> Iterator[dict[str, Any]]:
   import shapes
   import steps
 
-  from trd_jax import packing, sharding
+  from trd_jax.distill.packing import packing
+  from trd_jax.model import sharding
 
   case = CASES[name]
   student = shapes.MODELS[case.student]

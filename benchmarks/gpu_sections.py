@@ -18,10 +18,12 @@ import shapes
 import steps
 from gpu_scale import Case, Clock, Measures, Scale
 
-from trd_jax import layout, packing, row_statistics, sharding
-from trd_jax.divergence import Divergence, token_stats
-from trd_jax.model import attention as attention_module
-from trd_jax.model.attention import attend
+from trd_jax.distill.loss import row_statistics
+from trd_jax.distill.loss.divergence import Divergence, token_stats
+from trd_jax.distill.packing import layout, packing
+from trd_jax.model import sharding
+from trd_jax.model.attention import attention as attention_module
+from trd_jax.model.attention.attention import attend
 
 
 def copy(scale: Scale, clock: Clock) -> Iterator[Case]:

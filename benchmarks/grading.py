@@ -87,7 +87,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--cases", type=Path)
   arguments = parser.parse_args()
-  from trd_jax.grading import math as grading
+  from trd_jax.grading.math import verifier as grading
 
   rng = random.Random(0)
   # The first verdicts start the workers and import sympy on both sides.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trd_jax import row_statistics
-from trd_jax.divergence import Divergence, token_stats
+from trd_jax.distill.loss import row_statistics
+from trd_jax.distill.loss.divergence import Divergence, token_stats
 
 # As many onset ids as the paper's list has forms, about.
 _ONSETS = 40

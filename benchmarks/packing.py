@@ -59,7 +59,7 @@ def padded(samples, by_length: bool):
   Returns:
     The micro-batches and the slots of the teacher's buffer.
   """
-  from trd_jax import packing
+  from trd_jax.distill.packing import packing
 
   if by_length:
     samples = sorted(samples, key=lambda s: s.teacher_length)
@@ -83,7 +83,7 @@ def _round_up(length: int) -> int:
 
 
 def _shapes(samples, slots):
-  from trd_jax.layout import Layout, Rung
+  from trd_jax.distill.packing.layout import Layout, Rung
 
   student = _round_up(max(s.student_length for s in samples))
   teacher = _round_up(max(s.teacher_length for s in samples))
@@ -125,7 +125,7 @@ def _stack(packs):
 def prepare(variant: str, folder: Path):
   """A variant's process: see `turns.serve`."""
   sys.path.insert(0, str(results.ROOT))
-  from trd_jax import layout, packing
+  from trd_jax.distill.packing import layout, packing
 
   samples = training.load_samples(folder / "samples.npz")
   if variant == PACKED:

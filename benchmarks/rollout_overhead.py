@@ -42,7 +42,7 @@ SIDES = (BARE, ORDERED, STAGE)
 
 def experiment_of(args):
   """The demo, with as many problems as there are requests."""
-  from trd_jax import config_file, experiment
+  from trd_jax.experiment import config_file, experiment
 
   config, source = config_file.load(str(CONFIG))
   return experiment.from_config(
@@ -74,10 +74,10 @@ def bare(args, longest_first: bool = False):
   os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
   from vllm import LLM, SamplingParams
 
-  from trd_jax import generation
-  from trd_jax.problems import store
-  from trd_jax.prompts import fit_initials
-  from trd_jax.run_dir import RunDir
+  from trd_jax.data.problems import store
+  from trd_jax.data.prompts import fit_initials
+  from trd_jax.experiment.run_dir import RunDir
+  from trd_jax.generation import generate as generation
 
   e = experiment_of(args)
   who = generation.speaker(e.student, None)
@@ -137,13 +137,13 @@ def bare(args, longest_first: bool = False):
 def stage(args):
   """`trd_jax.rollout`, whole, on an engine that is loaded already."""
   from trd_jax import rollout
-  from trd_jax.engines import engine as engines
-  from trd_jax.problems import store
-  from trd_jax.records import Trajectory
-  from trd_jax.run_dir import RunDir
+  from trd_jax.data.problems import store
+  from trd_jax.experiment.records import Trajectory
+  from trd_jax.experiment.run_dir import RunDir
+  from trd_jax.generation.engines import factory
 
   e = experiment_of(args)
-  make, loaded, ends = engines.make, [], []
+  make, loaded, ends = factory.make, [], []
 
   def keep(*arguments, **keywords):
     if not loaded:
@@ -158,7 +158,7 @@ def stage(args):
     yield from generate(*arguments)
     ends.append(time.perf_counter())
 
-  engines.make = keep
+  factory.make = keep
 
   def work() -> dict:
     folder = Path(tempfile.mkdtemp())

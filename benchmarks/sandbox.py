@@ -19,9 +19,11 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from trd_jax.grading import code, code_tests, sandbox
-from trd_jax.grading.code_compare import same_output
-from trd_jax.sections import Sandbox
+from trd_jax.experiment.sections import Sandbox
+from trd_jax.grading.code import code_tests
+from trd_jax.grading.code import programs as code
+from trd_jax.grading.code.compare import same_output
+from trd_jax.grading.sandbox import sandbox
 
 PROGRAM = "print(sum(map(int, input().split())))"
 TESTS = {

@@ -103,10 +103,13 @@ def step_cost(axis: str, devices: int, sizes: dict, rows: int, length: int):
   import optax
   from flax import nnx
 
-  from trd_jax import distill_step, objective, packing, sharding
-  from trd_jax.model import blockwise
+  from trd_jax.distill import step as distill_step
+  from trd_jax.distill.loss import objective
+  from trd_jax.distill.packing import packing
+  from trd_jax.model import sharding
+  from trd_jax.model.attention import blockwise
   from trd_jax.model.config import ModelConfig
-  from trd_jax.model.lora import LoraConfig
+  from trd_jax.model.lora_config import LoraConfig
   from trd_jax.model.qwen3 import Qwen3
 
   mesh = sharding.make_mesh(

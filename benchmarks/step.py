@@ -69,7 +69,7 @@ def of_ours(folder: Path, samples):
   """Our distiller with token weights 1 / (tokens of the batch)."""
   import numpy as np
 
-  from trd_jax import layout, packing
+  from trd_jax.distill.packing import layout, packing
 
   shapes = layout.plan(samples, groups=1, batch_size=len(samples))
   total = sum(len(s.response) for s in samples)

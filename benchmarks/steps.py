@@ -14,13 +14,20 @@ import numpy as np
 from flax import nnx
 from shapes import Lengths
 
-from trd_jax import divergence, layout, objective, optimizer, sharding
-from trd_jax.distill_step import Setup
-from trd_jax.distiller import Distiller
-from trd_jax.experiment import Experiment, default_config, from_config
-from trd_jax.layout import Layout, Sample
+from trd_jax.distill import optimizer
+from trd_jax.distill.distiller import Distiller
+from trd_jax.distill.loss import divergence, objective
+from trd_jax.distill.packing import layout
+from trd_jax.distill.packing.layout import Layout, Sample
+from trd_jax.distill.step import Setup
+from trd_jax.experiment.experiment import (
+  Experiment,
+  default_config,
+  from_config,
+)
+from trd_jax.model import sharding
 from trd_jax.model.config import ModelConfig
-from trd_jax.model.lora import LoraConfig
+from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
 
 # Updates that the paper's run has: 40,245 trajectories in batches of 128.

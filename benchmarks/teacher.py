@@ -44,8 +44,8 @@ def stage(
 
 def share(source: Path, workdir: Path, k: int) -> None:
   """A workdir with another's trajectories and the first k recorded tokens."""
-  from trd_jax.records import Trajectory
-  from trd_jax.run_dir import RunDir
+  from trd_jax.experiment.records import Trajectory
+  from trd_jax.experiment.run_dir import RunDir
 
   made, run_dir = RunDir(source), RunDir(workdir)
   workdir.mkdir(parents=True)
@@ -76,8 +76,8 @@ def main() -> None:
   parser.add_argument("--workdir", type=Path, default=Path("runs/teacher"))
   args = parser.parse_args()
 
-  from trd_jax.metrics import read_metrics
-  from trd_jax.run_dir import RunDir
+  from trd_jax.experiment.metrics import read_metrics
+  from trd_jax.experiment.run_dir import RunDir
 
   shared = args.workdir / f"trajectories-{args.regime}"
   for name in ("rollout", "refine"):

@@ -25,7 +25,7 @@ ONSETS = tuple(range(40))
 
 def make_samples(count: int, scale: int, vocab: int) -> list:
   """Trajectories of random ids with the paper's lengths over `scale`."""
-  from trd_jax.layout import Sample
+  from trd_jax.distill.packing.layout import Sample
 
   rng = np.random.default_rng(0)
 
@@ -62,7 +62,7 @@ def save_samples(samples: Sequence, path: Path) -> None:
 
 def load_samples(path: Path) -> list:
   """What `save_samples` wrote."""
-  from trd_jax.layout import Sample
+  from trd_jax.distill.packing.layout import Sample
 
   fields: dict[str, dict[str, Any]] = {}
   with np.load(path) as file:
@@ -98,10 +98,10 @@ def save_model(folder: Path, sizes: dict) -> None:
   """
   from flax import nnx
 
-  from trd_jax import adapters, weights
   from trd_jax.model.config import ModelConfig
-  from trd_jax.model.lora import LoraConfig
+  from trd_jax.model.lora_config import LoraConfig
   from trd_jax.model.qwen3 import Qwen3
+  from trd_jax.model.weights import adapters, hf
 
   config, lora = ModelConfig(**sizes), LoraConfig(RANK, ALPHA, 0.0)
   model = Qwen3(config, lora=lora, rngs=nnx.Rngs(0))
@@ -114,7 +114,7 @@ def save_model(folder: Path, sizes: dict) -> None:
     ),
     adapter,
   )
-  weights.save_hf(config, nnx.to_pure_dict(base), folder / "model")
+  hf.save_hf(config, nnx.to_pure_dict(base), folder / "model")
   adapters.save_peft(
     nnx.to_pure_dict(scattered), lora, folder / "adapter", base="random"
   )
@@ -134,17 +134,17 @@ class Run:
     import optax
     from flax import nnx
 
-    from trd_jax import adapters, objective, sharding, weights
-    from trd_jax.distill_step import Setup
-    from trd_jax.distiller import Distiller
+    from trd_jax.distill.distiller import Distiller
+    from trd_jax.distill.loss import objective
+    from trd_jax.distill.step import Setup
+    from trd_jax.model import sharding
     from trd_jax.model.qwen3 import Qwen3
+    from trd_jax.model.weights import adapters, hf
 
-    config = weights.read_config(folder / "model")
+    config = hf.read_config(folder / "model")
     lora, tree = adapters.load_peft(folder / "adapter", config)
     mesh = sharding.make_mesh(1, 1, 1)
-    model = weights.load(
-      folder / "model", dtype="float32", mesh=mesh, lora=lora
-    )
+    model = hf.load(folder / "model", dtype="float32", mesh=mesh, lora=lora)
     graph, adapter, base = nnx.split(model, nnx.LoRAParam, ...)
     places = nnx.to_pure_dict(sharding.shardings(adapter, mesh))
     adapter = jax.device_put(tree, places)
@@ -175,7 +175,7 @@ class Run:
     """One update, waited for; returns its loss."""
     import jax
 
-    from trd_jax import objective
+    from trd_jax.distill.loss import objective
 
     self._state, metrics = self._distiller.update(self._state, batches)
     return objective.finish(jax.device_get(metrics))["loss"]

@@ -16,7 +16,7 @@ updates, budgets of hundreds of tokens, and no rematerialisation, since all of
 it fits.
 """
 
-from trd_jax import experiment
+from trd_jax.experiment import experiment
 
 
 def get_config(arg=None):

@@ -54,7 +54,7 @@ Problems that a benchmark holds, too, are taken out and counted
 student alike.
 """
 
-from trd_jax import recipe
+from trd_jax.experiment import recipe
 
 
 def get_config(arg=None):

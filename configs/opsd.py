@@ -67,7 +67,7 @@ the real chat template. Its accuracy is 0: what it proves is the path.
         --workdir=runs/opsd-nano
 """
 
-from trd_jax import recipe
+from trd_jax.experiment import recipe
 
 
 def get_config(arg=None):

@@ -90,8 +90,8 @@ else
   model=$(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$python" - "$model" <<'END'
 import sys
 
-from trd_jax import hub
-from trd_jax.errors import UserError
+from trd_jax.model.weights import hub
+from trd_jax.experiment.errors import UserError
 
 try:
   print(hub.model_folder(sys.argv[1]).resolve())

@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import processes
 import pytest
-import test_distributed as distributed
-import training_runs
 
-from trd_jax.metrics import read_metrics
+from tests.distill import test_distributed as distributed
+from tests.support import processes, training_runs
+from tests.support.places import ROOT
+from trd_jax.experiment.metrics import read_metrics
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+LAUNCH = ROOT / "launch"
 NODE = LAUNCH / "node.sh"
 # A Python that makes environments with itself, and notes what it is asked.
 PYTHON = """#!/usr/bin/env bash

@@ -9,19 +9,21 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from small_models import SMALL, model, tree
 
-from trd_jax import adapters, convert, evaluate, experiment, hub, merge
-from trd_jax.adapters import load_peft, logit_difference
-from trd_jax.chat import Chat
-from trd_jax.checkpoint import Checkpoints
-from trd_jax.errors import UserError
-from trd_jax.metrics import MetricWriter
-from trd_jax.model.lora import LoraConfig
-from trd_jax.problems import tokenizer
-from trd_jax.records import GradedSample, Trajectory
-from trd_jax.run_dir import RunDir
-from trd_jax.weights import load, save_hf
+from tests.support.small_models import SMALL, model, tree
+from trd_jax import convert, evaluate, merge
+from trd_jax.data.chat import Chat
+from trd_jax.distill.checkpoint import Checkpoints
+from trd_jax.experiment import experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.metrics import MetricWriter
+from trd_jax.experiment.records import GradedSample, Trajectory
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.lab import tokenizer
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.weights import adapters, hub
+from trd_jax.model.weights.adapters import load_peft, logit_difference
+from trd_jax.model.weights.hf import load, save_hf
 
 LORA = LoraConfig(rank=4, alpha=6.0, dropout=0.0)
 CONFIG = dataclasses.replace(SMALL, vocab_size=416, tie_embeddings=True)

@@ -7,25 +7,23 @@ import subprocess
 import sys
 
 import pytest
-import sandboxes
-import test_stages
-from test_benchmarks import lcb_row, write
-from test_scores import sample
 
-from trd_jax import (
-  benchmark_grading,
-  evaluate,
-  experiment,
-  parent,
-  pipeline,
-)
-from trd_jax.errors import UserError
-from trd_jax.grading import code as code_grading
-from trd_jax.grading import formulas
-from trd_jax.grading import math as math_grading
-from trd_jax.problems import livecodebench, rows, store
-from trd_jax.records import GradedSample
-from trd_jax.run_dir import RunDir, read_json
+from tests import test_stages
+from tests.data.test_benchmarks import lcb_row, write
+from tests.grading.test_scores import sample
+from tests.support import sandboxes
+from trd_jax import evaluate
+from trd_jax.data.problems import livecodebench, rows, store
+from trd_jax.experiment import experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.records import GradedSample
+from trd_jax.experiment.run_dir import RunDir, read_json
+from trd_jax.grading import benchmarks
+from trd_jax.grading.code import programs as code_grading
+from trd_jax.grading.math import formulas
+from trd_jax.grading.math import verifier as math_grading
+from trd_jax.pipeline import pipeline
 
 STAGE = "evaluate/base"
 LIVECODEBENCH = ("livecodebench", "LiveCodeBench-v6", "livecodebenchv6")
@@ -59,9 +57,9 @@ def turned(row):
 def test_regrading_brings_verdicts_back_and_samples_nothing(
   finished, tmp_path, monkeypatch
 ):
-  from trd_jax import generation
+  from trd_jax.generation import generate
 
-  monkeypatch.setattr(generation, "generate", lambda *_, **__: 1 / 0)
+  monkeypatch.setattr(generate, "generate", lambda *_, **__: 1 / 0)
   other = copy_of(finished, tmp_path, turned)
   go(evaluate, small(), other, model="base", regrade=True)
   rows_ = finished.read(STAGE, GradedSample)
@@ -141,10 +139,10 @@ def of_other_questions(finished, folder):
 def test_unfit_buckets_are_refused_before_anything_is_drawn(
   finished, tmp_path, monkeypatch, make, told
 ):
-  from trd_jax import generation
+  from trd_jax.generation import generate
 
-  monkeypatch.setattr(generation, "fill", lambda *_, **__: 1 / 0)
-  monkeypatch.setattr(parent, "run", lambda *_, **__: 1 / 0)
+  monkeypatch.setattr(generate, "fill", lambda *_, **__: 1 / 0)
+  monkeypatch.setattr(supervise, "run", lambda *_, **__: 1 / 0)
   base = make(finished, tmp_path / "base")
   named = small(**{"evaluate.buckets_from": str(base.root)})
   fresh = RunDir(tmp_path / "fresh")
@@ -214,13 +212,13 @@ def test_formulas_wait_for_their_grader_and_are_judged_once():
     answer(problem, "\\boxed{2(n+1)}", benchmark="amobench"),
     answer(problem, "\\boxed{4n}", 1, benchmark="amobench"),
   ]
-  judged = benchmark_grading.settle(there, asked, chosen())
+  judged = benchmarks.settle(there, asked, chosen())
   assert [row.correct for row in judged] == [True, False]
   assert {row.grader_version for row in judged} == {formulas.VERSION}
-  assert benchmark_grading.settle(judged, asked, chosen()) == judged
+  assert benchmarks.settle(judged, asked, chosen()) == judged
   lied = [dataclasses.replace(row, correct=True) for row in judged]
-  assert benchmark_grading.settle(lied, asked, chosen()) == lied
-  again = benchmark_grading.settle(lied, asked, chosen(), again=True)
+  assert benchmarks.settle(lied, asked, chosen()) == lied
+  again = benchmarks.settle(lied, asked, chosen(), again=True)
   assert again == judged
 
 
@@ -229,14 +227,12 @@ def test_what_is_graded_as_it_is_sampled_is_left_alone():
   row = answer(problem, "\\boxed{2}", benchmark="aime24")
   row = dataclasses.replace(row, grader_version="math-0", correct=False)
   asked = questions("aime24", [problem])
-  assert benchmark_grading.settle([row], asked, chosen()) == [row]
-  (again,) = benchmark_grading.settle([row], asked, chosen(), again=True)
+  assert benchmarks.settle([row], asked, chosen()) == [row]
+  (again,) = benchmarks.settle([row], asked, chosen(), again=True)
   assert (again.correct, again.grader_version) == (True, math_grading.VERSION)
   # Of a question that isn't asked any more nothing is known.
   other = dataclasses.replace(row, problem_id="another")
-  assert benchmark_grading.settle([other], asked, chosen(), again=True) == [
-    other
-  ]
+  assert benchmarks.settle([other], asked, chosen(), again=True) == [other]
 
 
 @sandboxes.needed
@@ -257,7 +253,7 @@ def test_livecodebench_is_run_by_us_where_its_runner_is_not(
       ["print(int(input()) + 1)", "print(2)", "raise SystemExit(1)"]
     )
   ]
-  judged = benchmark_grading.settle(there, asked, chosen(**config), again=True)
+  judged = benchmarks.settle(there, asked, chosen(**config), again=True)
   assert [(row.correct, row.reason) for row in judged] == [
     (True, "match"),
     (False, "mismatch"),  # the public test passes, the packed one does not
@@ -289,16 +285,16 @@ def test_livecodebench_has_one_grader_however_it_is_called(
 ):
   monkeypatch.chdir(tmp_path)
   problem = livecodebench.problem(lcb_row(7), "livecodebench")
-  grader = benchmark_grading.grader_of(name, problem, chosen())
+  grader = benchmarks.grader_of(name, problem, chosen())
   assert grader == "code"
   # One that is named and missing is an error, not a reason to do without.
   missing = chosen(**{"python.lcb_runner": str(tmp_path / "none")})
-  assert benchmark_grading.grader_of(name, problem, missing) == "lcb_runner"
+  assert benchmarks.grader_of(name, problem, missing) == "lcb_runner"
   row = answer(problem, "```python\nprint(1)\n```", benchmark=name)
   with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
-    benchmark_grading.settle([row], questions(name, [problem]), missing)
+    benchmarks.settle([row], questions(name, [problem]), missing)
   environment = tmp_path / ".venv-lcb" / "bin"
   environment.mkdir(parents=True)
   (environment / "python").symlink_to(sys.executable)
-  grader = benchmark_grading.grader_of(name, problem, chosen())
+  grader = benchmarks.grader_of(name, problem, chosen())
   assert grader == "lcb_runner"

@@ -8,11 +8,12 @@ import sys
 import types
 
 import pytest
-from killed_stage import ROWS_PER_SHARD, Rollout
 
-from trd_jax import experiment, rollout
-from trd_jax.records import Trajectory
-from trd_jax.run_dir import RunDir
+from tests.support.killed_stage import ROWS_PER_SHARD, Rollout
+from trd_jax import rollout
+from trd_jax.experiment import experiment
+from trd_jax.experiment.records import Trajectory
+from trd_jax.experiment.run_dir import RunDir
 
 SAMPLES = 96
 

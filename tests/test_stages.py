@@ -7,13 +7,19 @@ import types
 
 import pyarrow.parquet as pq
 import pytest
-import sandboxes
 
-from trd_jax import evaluate, experiment, refine, rollout
-from trd_jax.errors import UserError
-from trd_jax.grading import code
-from trd_jax.records import GradedSample, Problem, Rejected, Trajectory
-from trd_jax.run_dir import RunDir
+from tests.support import sandboxes
+from trd_jax import evaluate, refine, rollout
+from trd_jax.experiment import experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import (
+  GradedSample,
+  Problem,
+  Rejected,
+  Trajectory,
+)
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.grading.code import programs
 
 
 def small(**changes):
@@ -75,13 +81,13 @@ def test_rollouts_of_code_problems_are_graded(tmp_path):
   assert [(row.correct, row.reason) for row in found] == 3 * [
     (False, "no_code")
   ]
-  assert {row.grader_version for row in found} == {code.VERSION}
+  assert {row.grader_version for row in found} == {programs.VERSION}
   assert run_dir.done("rollout")["no_box"] == 3
 
 
 def test_a_refinement_prompt_holds_its_draft_and_the_reference(done):
-  from trd_jax import hub
-  from trd_jax.chat import Chat
+  from trd_jax.data.chat import Chat
+  from trd_jax.model.weights import hub
 
   _, run_dir = done
   chat = Chat.load(hub.model_folder("lab:student"))
@@ -105,8 +111,8 @@ def test_the_teacher_of_opd_never_sees_the_reference(done, tmp_path):
   run_dir = RunDir(tmp_path)
   go(rollout, chosen, run_dir)
   go(refine, chosen, run_dir)
-  from trd_jax import hub
-  from trd_jax.chat import Chat
+  from trd_jax.data.chat import Chat
+  from trd_jax.model.weights import hub
 
   chat = Chat.load(hub.model_folder("lab:student"))
   for row in run_dir.read("refine", Trajectory):
@@ -224,7 +230,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path):
-  from trd_jax import hub, random_model
+  from trd_jax.lab import random_model
+  from trd_jax.model.weights import hub
 
   small_head = tmp_path / "model"
   lab = hub.model_folder("lab:student")
@@ -242,7 +249,7 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path):
 
 
 def test_a_damaged_config_is_named_in_one_line(tmp_path):
-  from trd_jax import hub
+  from trd_jax.model.weights import hub
 
   model = tmp_path / "model"
   shutil.copytree(hub.model_folder("lab:student"), model)

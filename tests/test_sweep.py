@@ -5,18 +5,18 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import processes
 import pytest
 from matplotlib import figure
 
-from trd_jax import config_file, experiment, sweep, sweep_points
-from trd_jax.errors import UserError
-from trd_jax.run_dir import RunDir, write_json_atomic
-from trd_jax.sweep_points import point, product, zipped
+from tests.support import processes
+from tests.support.places import ROOT
+from trd_jax import sweep
+from trd_jax.experiment import config_file, experiment, sweep_points
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.run_dir import RunDir, write_json_atomic
+from trd_jax.experiment.sweep_points import point, product, zipped
 
-ROOT = Path(__file__).parent.parent
 SMALL = (
   "--config.data.arithmetic.num_problems=16",
   "--config.train.batch_size=8",
@@ -73,7 +73,7 @@ def test_points_are_products_and_zips_with_names_of_their_own():
 def test_names_tell_the_keys_of_a_sweep_apart(tmp_path):
   path = tmp_path / "twins.py"
   path.write_text(
-    "from trd_jax.sweep_points import point, product, zipped\n"
+    "from trd_jax.experiment.sweep_points import point, product, zipped\n"
     "def get_sweep():\n"
     "  return [\n"
     "    point('mine', {'evaluate.seed': 1}),\n"
@@ -120,7 +120,7 @@ def test_a_point_stays_where_a_sweep_with_fewer_keys_has_put_it(base, tmp_path):
     ("def get_sweep(): return [{'method': 'trd'}]", "a dict is no point"),
     ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),
     (
-      "from trd_jax.sweep_points import point\n"
+      "from trd_jax.experiment.sweep_points import point\n"
       "def get_sweep(): return [point('a'), point('a')]",
       "two points are called a",
     ),

@@ -10,30 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_folders import QWEN, needs_qwen, real_chat
-from stage_runs import chosen
-from test_preflight import go
-from test_recipe import CONFIGS, resolve
 
-from trd_jax import (
-  config_file,
-  evaluate,
-  experiment,
-  generation,
-  hub,
-  prompts,
-  refine,
-  rollout,
-  training_set,
+from tests.experiment.test_recipe import CONFIGS, resolve
+from tests.generation.test_preflight import go
+from tests.support.chat_folders import QWEN, needs_qwen, real_chat
+from tests.support.stage_runs import chosen
+from trd_jax import evaluate, refine, rollout
+from trd_jax.data import prompts
+from trd_jax.data.chat import Chat
+from trd_jax.data.problems import store
+from trd_jax.distill import training_set
+from trd_jax.experiment import config_file, experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import (
+  GradedSample,
+  Problem,
+  Trajectory,
+  Verdict,
 )
-from trd_jax.chat import Chat
-from trd_jax.engines.engine import Completion
-from trd_jax.errors import UserError
-from trd_jax.generation import Speaker
-from trd_jax.problems import store
-from trd_jax.records import GradedSample, Problem, Trajectory, Verdict
-from trd_jax.run_dir import RunDir, read_json
-from trd_jax.samples import Prompt, Sample
+from trd_jax.experiment.run_dir import RunDir, read_json
+from trd_jax.generation import generate
+from trd_jax.generation.engines.engine import Completion
+from trd_jax.generation.generate import Speaker
+from trd_jax.generation.samples import Prompt, Sample
+from trd_jax.model.weights import hub
 
 STUDENTS = {"opd": ("1.7b", "4b", "nano"), "opsd": ("8b", "4b", "nano")}
 THINKING = ("default", "on", "off")
@@ -87,7 +87,7 @@ def written(e, root):
       key = f"{stage}-{problem.problem_id}"
       prompt = Prompt(key, problem, ids, 0, draft_key=draft)
       response = (*who.chat.encode("It is 7."), IM_END)
-      yield generation.trajectory(
+      yield generate.trajectory(
         Sample(
           prompt,
           Completion(key, response, "stop"),

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import training_runs
 
-from trd_jax import train, weights
-from trd_jax.chat import Chat
-from trd_jax.checkpoint import Checkpoints
-from trd_jax.errors import UserError
-from trd_jax.experiment import to_json
-from trd_jax.metrics import read_metrics
+from tests.support import training_runs
+from trd_jax import train
+from trd_jax.data.chat import Chat
+from trd_jax.distill.checkpoint import Checkpoints
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import to_json
+from trd_jax.experiment.metrics import read_metrics
+from trd_jax.model.weights import hf
 
 LORA = {"rank": 4, "alpha": 8.0}
 
@@ -114,7 +115,9 @@ def test_a_device_that_is_full_is_told_in_one_line(tmp_path, student):
 # Sends itself what it is told to, in the midst of the update after so many.
 TERMINATED = """
 import os, signal, sys
-from trd_jax import cli, distiller, train
+from trd_jax import train
+from trd_jax.distill import distiller
+from trd_jax.experiment import cli
 update, made, after = distiller.Distiller.update, 0, int(sys.argv.pop(1))
 def noted(self, *arguments):
   global made
@@ -237,6 +240,6 @@ def test_a_writer_that_refuses_the_run_is_told_before_models_are_loaded(
   chosen = experiment(student, metrics={"wandb": True})
   run_dir = training_runs.workdir(tmp_path / "run", Chat.load(student))
   monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-  monkeypatch.setattr(weights, "load", load)
+  monkeypatch.setattr(hf, "load", load)
   with pytest.raises(UserError, match=r"metrics.wandb: .*\(no key\)"):
     train.run(chosen, run_dir, None)

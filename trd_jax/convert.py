@@ -14,11 +14,11 @@ a stage of the pipeline. With --source and --target it converts:
 import os
 from pathlib import Path
 
-from trd_jax import cli
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
-from trd_jax.sections import Model
+from trd_jax.experiment import cli
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Model
 
 STAGE = "convert"
 FLAGS = (
@@ -71,12 +71,12 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   source, target = map(Path, own[:2])
   is_shipped = str(source).startswith(_LAB)
   if is_shipped:
-    from trd_jax import hub
+    from trd_jax.model.weights import hub
 
     source = hub.model_folder(str(source))
   if not source.is_dir():
     raise UserError(f"--source={source} is no folder; name one to convert")
-  from trd_jax.model_folder import check_replaceable
+  from trd_jax.model.weights.model_folder import check_replaceable
 
   here, there = source.resolve(), Path(os.path.realpath(target))
   if there in (here, *here.parents):
@@ -194,7 +194,7 @@ def _trained_by(checkpoints: Path, given: Experiment | None) -> Experiment:
   Raises:
     UserError: there is neither, or they differ in the adapter.
   """
-  from trd_jax import experiment
+  from trd_jax.experiment import experiment
 
   # Alpha is in no array, and another one is another adapter.
   run_dir = RunDir(checkpoints.resolve().parent.parent)
@@ -228,9 +228,9 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
     )
   if run_dir is None:
     raise UserError("--workdir=DIR is missing: random models live in it")
-  from trd_jax import hub
-  from trd_jax.model_folder import check_replaceable
-  from trd_jax.random_model import random_folder
+  from trd_jax.lab.random_model import random_folder
+  from trd_jax.model.weights import hub
+  from trd_jax.model.weights.model_folder import check_replaceable
 
   made = {}
   for number, (name, section) in enumerate(sections):
@@ -260,10 +260,14 @@ def _hf_to_orbax(source: Path, target: Path, *_) -> None:
 
   from flax import nnx
 
-  from trd_jax import weights
-  from trd_jax.model_folder import CONFIG, atomic_folder, copy_companions
+  from trd_jax.model.weights import hf
+  from trd_jax.model.weights.model_folder import (
+    CONFIG,
+    atomic_folder,
+    copy_companions,
+  )
 
-  model = weights.load(source, dtype=weights.stored_dtype(source))
+  model = hf.load(source, dtype=hf.stored_dtype(source))
   with atomic_folder(target) as out:
     copy_companions(source, out)
     shutil.copyfile(source / CONFIG, out / CONFIG)
@@ -273,8 +277,8 @@ def _hf_to_orbax(source: Path, target: Path, *_) -> None:
 def _copy(source: Path, target: Path, *_) -> None:
   import shutil
 
-  from trd_jax import ownership
-  from trd_jax.model_folder import atomic_folder
+  from trd_jax.experiment.files import ownership
+  from trd_jax.model.weights.model_folder import atomic_folder
 
   with atomic_folder(target) as out:
     others = shutil.ignore_patterns(ownership.MARKER)
@@ -282,11 +286,11 @@ def _copy(source: Path, target: Path, *_) -> None:
 
 
 def _orbax_to_hf(source: Path, target: Path, *_) -> None:
-  from trd_jax import weights
+  from trd_jax.model.weights import hf
 
   base = _restore(source / _ORBAX, "base")
-  weights.save_hf(
-    weights.read_config(source),
+  hf.save_hf(
+    hf.read_config(source),
     base,
     target,
     tokenizer_from=source,
@@ -299,12 +303,12 @@ def _peft_to_orbax(
 ) -> None:
   import shutil
 
-  from trd_jax import adapters, hub, weights
-  from trd_jax.model_folder import atomic_folder
+  from trd_jax.model.weights import adapters, hf, hub
+  from trd_jax.model.weights.model_folder import atomic_folder
 
   student = experiment.student
   folder = hub.model_folder(student.path, run_dir, student.revision)
-  _, adapter = adapters.load_peft(source, weights.read_config(folder))
+  _, adapter = adapters.load_peft(source, hf.read_config(folder))
   with atomic_folder(target) as out:
     shutil.copyfile(source / _ADAPTER_CONFIG, out / _ADAPTER_CONFIG)
     _save(out / _ORBAX, {"lora": adapter})
@@ -314,9 +318,9 @@ def _orbax_to_peft(
   source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
 ) -> None:
   del experiment, run_dir
-  from trd_jax import adapters, peft_files
+  from trd_jax.model.weights import adapters, peft
 
-  lora, base = peft_files.read_peft_config(source)
+  lora, base = peft.read_peft_config(source)
   tree = _restore(source / _ORBAX, "lora")
   adapters.save_peft(tree, lora, target, base=base)
 
@@ -325,8 +329,8 @@ def _checkpoints_to_peft(
   source: Path, target: Path, experiment: Experiment, run_dir: RunDir | None
 ) -> None:
   del run_dir
-  from trd_jax import adapters
-  from trd_jax.model.lora import LoraConfig
+  from trd_jax.model.lora_config import LoraConfig
+  from trd_jax.model.weights import adapters
 
   lora = LoraConfig(**vars(experiment.lora))
   tree = _restore(source, "lora")
@@ -334,7 +338,7 @@ def _checkpoints_to_peft(
 
 
 def _save(folder: Path, tree: dict) -> None:
-  from trd_jax.checkpoint import Checkpoints
+  from trd_jax.distill.checkpoint import Checkpoints
 
   checkpoints = Checkpoints(folder, keep=1)
   checkpoints.save(0, tree)
@@ -345,7 +349,7 @@ def _restore(folder: Path, name: str) -> dict:
   """One subtree of the newest checkpoint in a folder."""
   from flax.traverse_util import unflatten_dict
 
-  from trd_jax.checkpoint import Checkpoints
+  from trd_jax.distill.checkpoint import Checkpoints
 
   checkpoints = Checkpoints(folder, keep=1)
   like = {

@@ -12,10 +12,10 @@ that the two are compared question by question.
 from collections.abc import Mapping
 from typing import Any
 
-from trd_jax import cli
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "evaluate"
 FLAGS = (
@@ -42,7 +42,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       there yet, a benchmark question over the prompt budget, a grader that
       isn't installed, or no base samples where `evaluate.buckets_from` says.
   """
-  from trd_jax import outcomes, scores
+  from trd_jax.generation import summaries
+  from trd_jax.grading import scores
 
   for name in ("model", "compare_model"):
     if getattr(flags, name) not in ("base", "trained", None):
@@ -54,21 +55,22 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     _compare(experiment, run_dir, flags)
   elif flags.regrade:
     _regrade(experiment, run_dir, stage)
-  elif not outcomes.skip_if_done(run_dir, stage, scores.describe):
+  elif not summaries.skip_if_done(run_dir, stage, scores.describe):
     _evaluate(experiment, run_dir, stage)
 
 
 def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   """Samples what isn't there yet, and finishes."""
-  from trd_jax import benchmark_grading, generation, preflight, scores
-  from trd_jax.engines.engine import check_installed
-  from trd_jax.problems import store
-  from trd_jax.prompts import fit_initials
-  from trd_jax.records import GradedSample, Rejected
+  from trd_jax.data.problems import store
+  from trd_jax.data.prompts import fit_initials
+  from trd_jax.experiment.records import GradedSample, Rejected
+  from trd_jax.generation import generate, preflight
+  from trd_jax.generation.engines.factory import check_installed
+  from trd_jax.grading import benchmarks, scores
 
   if not experiment.preflight_only:
     check_installed(experiment.engine)
-    benchmark_grading.check(experiment)
+    benchmarks.check(experiment)
   section, thinking = experiment.evaluate, experiment.evaluation_thinking
 
   # 1. Questions and the model.
@@ -80,7 +82,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   scores.base_verdicts(section, run_dir, stage, questions, thinks)  # or refused
 
   # 2. K prompts a question; none may be left out of a benchmark.
-  prompts: list[generation.Prompt] = []
+  prompts: list[generate.Prompt] = []
   rejected: list[Rejected] = []
   of_benchmark: dict[str, str] = {}
   for name, asked in questions.items():
@@ -95,15 +97,15 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       if isinstance(ids, Rejected):
         rejected.append(ids)
         continue
-      sampled = benchmark_grading.to_sample(name, problem, experiment)
+      sampled = benchmarks.to_sample(name, problem, experiment)
       for sample in range(section.k):
-        key, _ = generation.identity(
+        key, _ = generate.identity(
           stage, who, section, ids, name, problem.problem_id, sample
         )
-        seed = generation.paired_seed(
+        seed = generate.paired_seed(
           section.seed, name, problem.problem_id, sample
         )
-        prompts.append(generation.Prompt(key, sampled, ids, seed, sample))
+        prompts.append(generate.Prompt(key, sampled, ids, seed, sample))
         of_benchmark[key] = name
   every = [p for asked in questions.values() for p in asked.problems]
   preflight.publish(
@@ -131,7 +133,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  generation.fill(
+  generate.fill(
     experiment,
     run_dir,
     stage,
@@ -139,7 +141,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     section,
     prompts,
     GradedSample,
-    lambda sample: generation.graded_sample(
+    lambda sample: generate.graded_sample(
       sample,
       of_benchmark[sample.prompt.key],
       who,
@@ -157,7 +159,7 @@ def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
   Raises:
     UserError: it isn't there.
   """
-  from trd_jax import generation
+  from trd_jax.generation import generate
 
   trained = stage.endswith("trained")
   merged = run_dir.done("merge")
@@ -174,8 +176,8 @@ def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
       " again"
     )
   if not trained:
-    return generation.student_speaker(experiment, run_dir)
-  return generation.speaker(
+    return generate.student_speaker(experiment, run_dir)
+  return generate.speaker(
     experiment.student,
     run_dir,
     folder=None if unmerged else run_dir.merged,
@@ -189,9 +191,9 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   Raises:
     UserError: it isn't finished, or its questions are others now.
   """
-  from trd_jax import benchmark_grading, scores
-  from trd_jax.problems import store
-  from trd_jax.records import GradedSample
+  from trd_jax.data.problems import store
+  from trd_jax.experiment.records import GradedSample
+  from trd_jax.grading import benchmarks, scores
 
   done = run_dir.done(stage)
   if done is None:
@@ -199,7 +201,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       f"{run_dir.stage(stage)}: the evaluation isn't finished; run it without"
       " --regrade first"
     )
-  benchmark_grading.check(experiment)
+  benchmarks.check(experiment)
   names = experiment.evaluate.benchmarks
   questions = {name: store.benchmark(experiment, name) for name in names}
   for name, asked in questions.items():
@@ -242,9 +244,9 @@ def _finish(
   Raises:
     UserError: samples are missing, or a grader is.
   """
-  from trd_jax import benchmark_grading, scores
-  from trd_jax.json_files import write_json_atomic
-  from trd_jax.records import GradedSample
+  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.records import GradedSample
+  from trd_jax.grading import benchmarks, scores
 
   every = run_dir.read(stage, GradedSample)
   mine = [row for row in every if row.key in keys]
@@ -254,9 +256,7 @@ def _finish(
   for name, asked in questions.items():
     # A benchmark at a time: what has been judged is not lost.
     before = judged
-    judged = benchmark_grading.settle(
-      before, {name: asked}, experiment, again=again
-    )
+    judged = benchmarks.settle(before, {name: asked}, experiment, again=again)
     if judged != before:
       others = [row for row in every if row.key not in keys]
       run_dir.replace(stage, GradedSample, judged + others)
@@ -288,8 +288,8 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: one isn't finished, or they weren't asked the same.
   """
-  from trd_jax import scores
-  from trd_jax.json_files import write_json_atomic
+  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.grading import scores
 
   whose = flags.compare_model or flags.model
   sides = {

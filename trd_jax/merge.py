@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trd_jax import cli
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "merge"
 
@@ -33,7 +33,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       or another's.
   """
   del flags
-  from trd_jax import backend
+  from trd_jax.model import backend
 
   with backend.enough_memory(
     "end the server or engine that holds its memory, or merge on CPUs with"
@@ -49,25 +49,18 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   import numpy as np
   from flax import nnx
 
-  from trd_jax import (
-    adapters,
-    backend,
-    generation,
-    hub,
-    outcomes,
-    peft_files,
-    sharding,
-    weights,
-  )
-  from trd_jax.checkpoint import Checkpoints
-  from trd_jax.errors import UserError
-  from trd_jax.metrics import read_metrics
-  from trd_jax.model.lora import LoraConfig
-  from trd_jax.model_folder import check_replaceable, token_ids
+  from trd_jax.distill.checkpoint import Checkpoints
+  from trd_jax.experiment.errors import UserError
+  from trd_jax.experiment.metrics import read_metrics
+  from trd_jax.generation import generate, summaries
+  from trd_jax.model import backend, sharding
+  from trd_jax.model.lora_config import LoraConfig
+  from trd_jax.model.weights import adapters, hf, hub, peft
+  from trd_jax.model.weights.model_folder import check_replaceable, token_ids
 
-  if outcomes.skip_if_done(run_dir, STAGE, describe):
+  if summaries.skip_if_done(run_dir, STAGE, describe):
     return
-  outcomes.refuse_preflight(experiment, STAGE)
+  summaries.refuse_preflight(experiment, STAGE)
   if run_dir.done("train") is None:
     raise UserError(
       f"{run_dir.root}: the training is not finished; run trd_jax.train with"
@@ -75,20 +68,18 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     )
 
   # What lies where they will be written may be somebody's.
-  check_replaceable(run_dir.adapter, compared_later=peft_files.FILES)
+  check_replaceable(run_dir.adapter, compared_later=peft.FILES)
   if experiment.engine.weights == "merged":
     check_replaceable(run_dir.merged)
   backend.exact_products(backend.start(), [experiment.student.dtype])
 
   # 1. The student's weights, and the adapter as it is after training.
-  student = generation.speaker(experiment.student, run_dir)
+  student = generate.speaker(experiment.student, run_dir)
   # Split over this process's devices, however many trained: it is no work to
   # speak of, and the sum in float32 takes more memory than training does.
   mesh = sharding.make_mesh(1, -1, 1)
   lora = LoraConfig(**vars(experiment.lora))
-  model = weights.load(
-    student.folder, dtype=student.dtype, mesh=mesh, lora=lora
-  )
+  model = hf.load(student.folder, dtype=student.dtype, mesh=mesh, lora=lora)
   graph, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
   checkpoints = Checkpoints(
     run_dir.checkpoints, experiment.train.keep_checkpoints
@@ -126,7 +117,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     tokenizer = student.folder
     if experiment.student.tokenizer is not None:
       tokenizer = hub.tokenizer_folder(experiment.student.tokenizer, run_dir)
-    weights.save_hf(
+    hf.save_hf(
       model.config,
       tree,
       run_dir.merged,
@@ -186,7 +177,7 @@ def describe(summary: dict) -> str:
 
 def _distances(written, adapted, plain, contexts) -> dict[str, float]:
   """Measures what is written against adapter-on and against base."""
-  from trd_jax import adapters
+  from trd_jax.model.weights import adapters
 
   return {
     name: adapters.logit_difference(one, other, *contexts)
@@ -214,7 +205,7 @@ def _check(summary: Mapping[str, Any], name: str) -> None:
     UserError: a logit is no number, or none of base's has changed though
       training had updates.
   """
-  from trd_jax.errors import UserError
+  from trd_jax.experiment.errors import UserError
 
   far = summary["largest_logit_distance_to_base"]
   step = summary["step"]
@@ -250,7 +241,7 @@ def _contexts(run_dir: RunDir, vocab_size: int):
   """Where the logits are compared: what they are, padded ids, lengths."""
   import numpy as np
 
-  from trd_jax.records import Trajectory
+  from trd_jax.experiment.records import Trajectory
 
   columns = ("prompt_ids", "response_ids")
   rows = run_dir.table("rollout", Trajectory, columns)

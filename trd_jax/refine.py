@@ -4,9 +4,9 @@ In OPD the separate teacher sees the problem and y_o; in OPSD the student's own
 base also sees the reference y* (Equation 5).
 """
 
-from trd_jax import cli
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "refine"
 
@@ -23,14 +23,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       is drawn then.
   """
   del flags
-  from trd_jax import generation, outcomes, preflight
-  from trd_jax.engines.engine import check_installed
-  from trd_jax.errors import UserError
-  from trd_jax.leaks import count_leaks
-  from trd_jax.metrics import Progress
-  from trd_jax.problems import store
-  from trd_jax.prompts import VERSION, fit_refinements
-  from trd_jax.records import Rejected, Trajectory
+  from trd_jax.data.leakage import count_leaks
+  from trd_jax.data.problems import store
+  from trd_jax.data.prompts import VERSION, fit_refinements
+  from trd_jax.experiment.errors import UserError
+  from trd_jax.experiment.metrics import Progress
+  from trd_jax.experiment.records import Rejected, Trajectory
+  from trd_jax.generation import generate, preflight, summaries
+  from trd_jax.generation.engines.factory import check_installed
 
   if not experiment.refines:
     raise UserError(
@@ -39,7 +39,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     )
   if run_dir.done(STAGE) is not None:
     store.check_source(experiment, run_dir)  # or else as they are loaded
-  if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
+  if summaries.skip_if_done(run_dir, STAGE, summaries.describe):
     return
   if not experiment.preflight_only:
     check_installed(experiment.engine)
@@ -53,10 +53,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # 1. Drafts, problems and the model that rewrites.
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
   drafts = run_dir.read("rollout", Trajectory)
-  who = generation.speaker(experiment.teacher_model, run_dir)
+  who = generate.speaker(experiment.teacher_model, run_dir)
 
   # 2. Refinement prompts, within their budget, and what they amount to.
-  prompts: list[generation.Prompt] = []
+  prompts: list[generate.Prompt] = []
   rejected: list[Rejected] = []
   with Progress(len(drafts), "refinement prompts", "prompts") as progress:
     every = fit_refinements(
@@ -73,11 +73,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       if isinstance(fitted, Rejected):
         rejected.append(fitted)
         continue
-      key, seed = generation.identity(
+      key, seed = generate.identity(
         STAGE, who, section, fitted.ids, draft.key, experiment.seed
       )
       prompts.append(
-        generation.Prompt(
+        generate.Prompt(
           key,
           problems[draft.problem_id],
           fitted.ids,
@@ -95,7 +95,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  generation.fill(
+  generate.fill(
     experiment,
     run_dir,
     STAGE,
@@ -103,7 +103,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     section,
     prompts,
     Trajectory,
-    lambda sample: generation.trajectory(
+    lambda sample: generate.trajectory(
       sample, STAGE, who, section, section.thinking, VERSION
     ),
     desc=STAGE,
@@ -112,7 +112,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out, and how it compares with the drafts.
-  summary = outcomes.settle(run_dir, STAGE, {p.key for p in prompts})
+  summary = summaries.settle(run_dir, STAGE, {p.key for p in prompts})
   summary |= {"rejected": len(rejected), "trimmed": report.trimmed}
   summary["shown_whole"] = report.all_thoughts
   refined = run_dir.read(STAGE, Trajectory)
@@ -120,7 +120,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   leaks = count_leaks(row.text for row in refined)
   summary |= {"leaks": leaks.anywhere, "leaks_in_thoughts": leaks.in_thoughts}
   run_dir.mark_done(STAGE, summary)
-  print(f"refine: {outcomes.describe(summary)}", flush=True)
+  print(f"refine: {summaries.describe(summary)}", flush=True)
 
 
 def confusion(drafts, refined) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Stage 1: the student answers every problem; y_o with its verdict."""
 
-from trd_jax import cli
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "rollout"
 
@@ -19,16 +19,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       then.
   """
   del flags
-  from trd_jax import generation, outcomes, preflight
-  from trd_jax.engines.engine import check_installed
-  from trd_jax.metrics import Progress
-  from trd_jax.problems import store
-  from trd_jax.prompts import VERSION, fit_initials
-  from trd_jax.records import Rejected, Trajectory
+  from trd_jax.data.problems import store
+  from trd_jax.data.prompts import VERSION, fit_initials
+  from trd_jax.experiment.metrics import Progress
+  from trd_jax.experiment.records import Rejected, Trajectory
+  from trd_jax.generation import generate, preflight, summaries
+  from trd_jax.generation.engines.factory import check_installed
 
   if run_dir.done(STAGE) is not None:
     store.check_source(experiment, run_dir)  # or else as they are loaded
-  if outcomes.skip_if_done(run_dir, STAGE, outcomes.describe):
+  if summaries.skip_if_done(run_dir, STAGE, summaries.describe):
     return
   if not experiment.preflight_only:
     check_installed(experiment.engine)
@@ -36,11 +36,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. The model that answers, and the problems. What can be wrong with the
   #    model is seen before anything is written.
-  who = generation.student_speaker(experiment, run_dir)
+  who = generate.student_speaker(experiment, run_dir)
   problems = store.load(experiment, run_dir)
 
   # 2. Prompts, within their budget, and what they amount to.
-  prompts: list[generation.Prompt] = []
+  prompts: list[generate.Prompt] = []
   rejected: list[Rejected] = []
   fitted = fit_initials(
     who.chat, problems, student.thinking, section.max_prompt_tokens
@@ -52,10 +52,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         rejected.append(ids)
         continue
       for sample in range(section.samples):
-        key, seed = generation.identity(
+        key, seed = generate.identity(
           STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
         )
-        prompts.append(generation.Prompt(key, problem, ids, seed, sample))
+        prompts.append(generate.Prompt(key, problem, ids, seed, sample))
   preflight.publish(
     preflight.of_rollout(experiment, run_dir, who, problems, prompts, rejected),
     run_dir,
@@ -65,7 +65,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  generation.fill(
+  generate.fill(
     experiment,
     run_dir,
     STAGE,
@@ -73,7 +73,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     section,
     prompts,
     Trajectory,
-    lambda sample: generation.trajectory(
+    lambda sample: generate.trajectory(
       sample, STAGE, who, section, student.thinking, VERSION
     ),
     desc=STAGE,
@@ -81,10 +81,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   run_dir.write_rejected(STAGE, rejected)
 
   # 4. What came out.
-  summary = outcomes.settle(run_dir, STAGE, {p.key for p in prompts})
+  summary = summaries.settle(run_dir, STAGE, {p.key for p in prompts})
   summary["rejected"] = len(rejected)
   run_dir.mark_done(STAGE, summary)
-  print(f"rollout: {outcomes.describe(summary)}", flush=True)
+  print(f"rollout: {summaries.describe(summary)}", flush=True)
 
 
 if __name__ == "__main__":

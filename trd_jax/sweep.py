@@ -16,13 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trd_jax import cli, experiment, parent, scopes, scores, sweep_points
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
-from trd_jax.json_files import read_json, write_json_atomic
-from trd_jax.run_dir import RunDir
-from trd_jax.shards import atomic_file
-from trd_jax.sweep_points import Point
+from trd_jax.experiment import cli, experiment, scopes, sweep_points
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.files.json_files import read_json, write_json_atomic
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.shards import atomic_file
+from trd_jax.experiment.sweep_points import Point
+from trd_jax.grading import scores
 
 FLAGS = (
   cli.Flag("sweep", None, "file of the sweep's points, required", is_path=True),
@@ -99,7 +101,7 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     is_new = where.claim(experiment.to_json(one.experiment))
     for stage, donor in one.donors.items():
       _take_over(where, _whose(run_dir, plans[donor]), stage)
-    code = parent.run(_command(one, run_dir, flags.config_argv))
+    code = supervise.run(_command(one, run_dir, flags.config_argv))
     if code == 2 and is_new:
       where.abandon()
     if code:

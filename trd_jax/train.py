@@ -12,10 +12,11 @@ import dataclasses
 import time
 from typing import Any, cast
 
-from trd_jax import cli, parent
-from trd_jax.errors import Terminated
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.errors import Terminated
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "train"
 
@@ -40,7 +41,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       loss stops being a number.
   """
   del flags
-  from trd_jax import backend, processes
+  from trd_jax.distill import processes
+  from trd_jax.model import backend
 
   backend.reserve_memory()
   # Before JAX is used: from here on its devices are those of all processes.
@@ -62,36 +64,31 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   import jax
   from flax import nnx
 
-  from trd_jax import (
-    adapters,
-    backend,
-    generation,
-    layout,
-    mesh_choice,
-    objective,
-    optimizer,
-    outcomes,
-    packing,
-    processes,
-    sharding,
-    tail_divergence,
-    teacher_source,
-    training_set,
-    vocabulary,
-    weights,
-    work,
+  from trd_jax.data import vocabulary
+  from trd_jax.distill import mesh_choice, optimizer, processes, training_set
+  from trd_jax.distill.checkpoint import Checkpoints
+  from trd_jax.distill.distiller import Distiller
+  from trd_jax.distill.loss import objective, tail_divergence
+  from trd_jax.distill.packing import flops as work
+  from trd_jax.distill.packing import layout, packing
+  from trd_jax.distill.step import Setup
+  from trd_jax.distill.teacher import source
+  from trd_jax.experiment.metrics import (
+    MetricWriter,
+    Progress,
+    open_sinks,
+    read_metrics,
   )
-  from trd_jax.checkpoint import Checkpoints
-  from trd_jax.distill_step import Setup
-  from trd_jax.distiller import Distiller
-  from trd_jax.metrics import MetricWriter, Progress, open_sinks, read_metrics
-  from trd_jax.model import choice
-  from trd_jax.model.lora import LoraConfig
+  from trd_jax.generation import generate, summaries
+  from trd_jax.model import backend, sharding
+  from trd_jax.model.attention import choice
+  from trd_jax.model.lora_config import LoraConfig
   from trd_jax.model.qwen3 import Qwen3, Remat
+  from trd_jax.model.weights import adapters, hf
 
-  if outcomes.skip_if_done(run_dir, STAGE, describe):
+  if summaries.skip_if_done(run_dir, STAGE, describe):
     return
-  outcomes.refuse_preflight(experiment, STAGE)
+  summaries.refuse_preflight(experiment, STAGE)
   train, teacher_model = experiment.train, experiment.teacher_model
 
   platform = jax.default_backend()
@@ -105,9 +102,9 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
 
   # 1. Who learns and who teaches: they must speak in the same ids.
-  student = generation.speaker(experiment.student, run_dir)
-  teacher = generation.speaker(teacher_model, run_dir)
-  configs = [weights.read_config(s.folder) for s in (student, teacher)]
+  student = generate.speaker(experiment.student, run_dir)
+  teacher = generate.speaker(teacher_model, run_dir)
+  configs = [hf.read_config(s.folder) for s in (student, teacher)]
   vocabulary.check_same(
     [experiment.student.path, teacher_model.path],
     [student.chat, teacher.chat],
@@ -192,7 +189,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     return [data.samples[i] for i in chosen]
 
   batches = [batch_of(step) for step in range(num_steps)]
-  known = teacher_source.known(
+  known = source.known(
     experiment,
     run_dir,
     teacher,
@@ -206,7 +203,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 5. The models, placed on the mesh. In OPSD the teacher is the student's
   #    own base: the same arrays under a graph definition without adapters.
-  model = weights.load(
+  model = hf.load(
     student.folder,
     dtype=student.dtype,
     mesh=mesh,
@@ -223,7 +220,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     # Recorded tokens are scored without a teacher: its place is held.
     teacher_graph, teacher_base = _base_graph(Qwen3, model), base
   else:
-    load = weights.load if known is None else weights.load_head
+    load = hf.load if known is None else hf.load_head
     other = load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
     teacher_graph, teacher_base = nnx.split(other)
     teacher_base = nnx.to_pure_dict(teacher_base)
@@ -279,7 +276,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   done = start
   with (
     # SIGTERM waits for the end of an update.
-    parent.deferred() as ending,
+    supervise.deferred() as ending,
     MetricWriter(metrics_file, start, sinks)
     if writes
     else contextlib.nullcontext() as writer,
@@ -338,7 +335,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "seconds": round(seconds, 3),
     "tokens_per_second": round(seen / seconds, 1),
     "restarted_after": start,
-    "teacher": teacher_source.summary(known, logged),
+    "teacher": source.summary(known, logged),
   }
   run_dir.mark_done(STAGE, summary)
   print(f"train: {describe(summary)}", flush=True)
@@ -369,7 +366,7 @@ def _base_graph(model_class, model):
 
 def _facts(batch, packs, work) -> dict[str, float]:
   """What the host knows of an update."""
-  from trd_jax import packing
+  from trd_jax.distill.packing import packing
 
   padded = packing.padded_tokens(packs)
   # Of a teacher that is known beforehand no token is computed here.
@@ -391,7 +388,7 @@ def _facts(batch, packs, work) -> dict[str, float]:
 def _check_finite(step: int, row: dict[str, float]) -> None:
   import math
 
-  from trd_jax.errors import UserError
+  from trd_jax.experiment.errors import UserError
 
   if not all(math.isfinite(row[name]) for name in ("loss", "grad_norm")):
     raise UserError(

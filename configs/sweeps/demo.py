@@ -7,7 +7,7 @@ Rollouts, refinements and the base's evaluation are made by the first point and
 taken over by the other three.
 """
 
-from trd_jax.sweep_points import product
+from trd_jax.experiment.sweep_points import product
 
 
 def get_sweep():

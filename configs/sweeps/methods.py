@@ -7,8 +7,8 @@ The baselines train on the same y_o, and trd refines them. The README has more
 methods, which are no rows of the paper's tables; a sweep may name them, too.
 """
 
-from trd_jax.recipe import METHODS
-from trd_jax.sweep_points import product
+from trd_jax.experiment.recipe import METHODS
+from trd_jax.experiment.sweep_points import product
 
 
 def get_sweep():

@@ -6,9 +6,9 @@ One line a check: ok, or what is wrong and what to do. Without a config all that
 applies to the machine is looked at. Nothing is written where the workdir is.
 """
 
-from trd_jax import cli
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment import cli
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
 
 FLAGS = (
   cli.Flag("only", (), "the checks to run, or beginnings of names, as vllm"),

@@ -18,7 +18,7 @@ from trd_jax.doctor import (
 )
 from trd_jax.doctor.diagnosis import Check
 from trd_jax.doctor.engine_checks import Judge
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.experiment import Experiment
 
 
 def _both(

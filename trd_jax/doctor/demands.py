@@ -5,15 +5,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 
-from trd_jax import experiment, findings, hub_look
-from trd_jax.devices import PLANNED_SHARE, Mesh
 from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
-from trd_jax.findings import Finding
-from trd_jax.sections import Model
+from trd_jax.experiment import experiment, findings
+from trd_jax.experiment.devices import PLANNED_SHARE, Mesh
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.findings import Finding
+from trd_jax.experiment.sections import Model
+from trd_jax.model.weights import hub_look
 
 _GIB = 1 << 30
 # What is asked for to see whether the hub answers.
@@ -104,7 +105,7 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Diagnosis:
 
 def memory(machine: Machine) -> Diagnosis:
   """Checks that the weights fit into the devices."""
-  from trd_jax import dry_run
+  from trd_jax.pipeline import dry_run
 
   e = machine.experiment
   models: dict[str, Model] = {"student": e.student}
@@ -183,7 +184,7 @@ def config(machine: Machine) -> Diagnosis:
     UserError: something is wrong or not there; all of it is told.
   """
   # Where a library is broken that it needs, the other checks run.
-  from trd_jax import door
+  from trd_jax.pipeline import door
 
   e = machine.experiment
   found = door.look(e, machine.workdir)

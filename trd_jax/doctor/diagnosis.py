@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
 
 if TYPE_CHECKING:
   from trd_jax.doctor.machine import Machine

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trd_jax import engine_sections
 from trd_jax.doctor.probe import Facts, Tell, answer
-from trd_jax.engines import engine as engines
-from trd_jax.engines.engine import ModelFiles, Request, Sampling
+from trd_jax.experiment import engine_sections
+from trd_jax.generation.engines import factory
+from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.model.config import read_size
-from trd_jax.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_files import ModelFiles
+from trd_jax.model.weights.model_folder import CONFIG, read_json
 
 _PROMPTS = 4
 _TOKENS = 12
@@ -83,7 +84,7 @@ def examine(asked: Facts, tell: Tell) -> None:
     spec = engine_sections.Engine(
       name=asked["engine"], vllm=engine_sections.VllmEngine(**asked["spec"])
     )
-    return engines.make(spec, files, max_model_tokens=_LONGEST)
+    return factory.make(spec, files, max_model_tokens=_LONGEST)
 
   tell(phase="start", rows=rows, limit=rows // 2)
   began = time.monotonic()

@@ -8,14 +8,14 @@ import os
 import sys
 from typing import Any
 
-from trd_jax import nvidia
 from trd_jax.doctor import diagnosis, tiny
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.engine_checks import Judge, of_all, starts
 from trd_jax.doctor.machine import PROBE_SECONDS, Machine
 from trd_jax.doctor.probe import Facts
-from trd_jax.errors import UserError
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.processes import nvidia
 
 _CHILD = "trd_jax.doctor.engine_probe"
 _TINY = "tiny"

@@ -13,10 +13,10 @@ from typing import Any
 from trd_jax.doctor import checks, diagnosis
 from trd_jax.doctor.diagnosis import Check, Diagnosis
 from trd_jax.doctor.machine import Machine
-from trd_jax.errors import UserError, did_you_mean, one_line
-from trd_jax.experiment import Experiment
-from trd_jax.guard import Guard
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment.errors import UserError, did_you_mean, one_line
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.processes.guard import Guard
+from trd_jax.experiment.run_dir import RunDir
 
 _WORDS = {
   "ok": "ok",

@@ -3,12 +3,13 @@
 import os
 import shutil
 
+from trd_jax.data.problems import benchmarks
 from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
-from trd_jax.experiment import Experiment
-from trd_jax.grading import evalplus, lcb_runner, sandbox
-from trd_jax.problems import benchmarks
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.grading.code import evalplus, lcb_runner
+from trd_jax.grading.sandbox import sandbox
 
 _WORD = "it runs"
 

@@ -23,7 +23,7 @@ def attention(asked: Facts, tell: Tell) -> None:
   import dataclasses
 
   from trd_jax.doctor import tiny
-  from trd_jax.model import choice
+  from trd_jax.model.attention import choice
 
   name = asked["implementation"]
   errors = []
@@ -49,7 +49,7 @@ def update(asked: Facts, tell: Tell) -> None:
   import jax
   import numpy as np
 
-  from trd_jax import backend
+  from trd_jax.model import backend
 
   # Else sums of another order differ.
   backend.exact_products(jax.default_backend(), ["float32"])
@@ -85,12 +85,14 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
   import optax
   from flax import nnx
 
-  from trd_jax import layout, objective, packing, sharding
-  from trd_jax.distill_step import Setup
-  from trd_jax.distiller import Distiller
+  from trd_jax.distill.distiller import Distiller
+  from trd_jax.distill.loss import objective
+  from trd_jax.distill.loss.objective import Objective
+  from trd_jax.distill.packing import layout, packing
+  from trd_jax.distill.step import Setup
   from trd_jax.doctor import tiny
+  from trd_jax.model import sharding
   from trd_jax.model.qwen3 import Qwen3
-  from trd_jax.objective import Objective
 
   rng = np.random.default_rng(0)
 
@@ -154,7 +156,7 @@ def reduce(asked: Facts, tell: Tell) -> None:
   import jax.numpy as jnp
   from jax.sharding import PartitionSpec as P
 
-  from trd_jax import sharding
+  from trd_jax.model import sharding
 
   del asked
   mesh = sharding.make_mesh()

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax import interpreters, nvidia
 from trd_jax.doctor.probe import Facts, Probe
-from trd_jax.experiment import Experiment
-from trd_jax.run_dir import RunDir
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.processes import interpreters, nvidia
+from trd_jax.experiment.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package: the project's, where it is a checkout."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax.errors import UserError
+from trd_jax.experiment.errors import UserError
 
 Facts = dict[str, Any]
 Tell = Callable[..., None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.experiment import Experiment
 
 _GIB = 1 << 30
 _SHARED = Path("/dev/shm")
@@ -24,7 +24,7 @@ _FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
 
 def disk(machine: Machine) -> Diagnosis:
   """Checks that what the stages write has room."""
-  from trd_jax import dry_run
+  from trd_jax.pipeline import dry_run
 
   needed: dict[str, int | None] = {}
   if machine.has_config:

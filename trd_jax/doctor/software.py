@@ -6,7 +6,7 @@ from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import ROOT, Machine
 from trd_jax.doctor.probe import Facts
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.experiment import Experiment
 
 _OWN = "trd-jax"
 # What trains; an environment that generates has none of it.

@@ -61,11 +61,11 @@ def random_trees(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def write(asked: Facts, tell: Tell) -> None:
   """Writes both."""
-  from trd_jax import adapters, weights
+  from trd_jax.model.weights import adapters, hf
 
   folder = Path(asked["folder"])
   base, lora = random_trees()
-  weights.save_hf(CONFIG, base, folder / MODEL)
+  hf.save_hf(CONFIG, base, folder / MODEL)
   adapters.save_peft(lora, LORA, folder / ADAPTER, base=str(folder / MODEL))
   tell(made=True)
 

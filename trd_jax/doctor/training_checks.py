@@ -8,7 +8,7 @@ from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.doctor.probe import Facts
-from trd_jax.experiment import Experiment
+from trd_jax.experiment.experiment import Experiment
 
 _CHILD = "trd_jax.doctor.jax_probe"
 # Computers with one CPU device divide it: what is on trial is how work is split
@@ -46,7 +46,7 @@ def without_kernel(machine: Machine) -> str:
 
 def attention(machine: Machine) -> Diagnosis:
   """Checks fused attention on the heads of the config's models."""
-  from trd_jax import dry_run
+  from trd_jax.pipeline import dry_run
 
   e = machine.experiment
   name = "tokamax" if e.train.attention == "tokamax" else "cudnn"

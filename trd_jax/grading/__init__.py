@@ -1,0 +1,1 @@
+"""Is an answer right, and what do graded answers add up to?"""

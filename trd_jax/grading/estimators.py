@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trd_jax.errors import UserError
+from trd_jax.experiment.errors import UserError
 
 LEVEL = 0.95
 _BLOCK = 1 << 22  # elements of a resampling block

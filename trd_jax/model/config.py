@@ -9,7 +9,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from trd_jax.errors import UserError
+from trd_jax.experiment.errors import UserError
 
 
 class Architecture(NamedTuple):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trd_jax.model.attention import attend_one
+from trd_jax.model.attention.attention import attend_one
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.layers import rope_table
 from trd_jax.model.lora import Linear

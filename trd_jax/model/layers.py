@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trd_jax.model.attention import Implementation, attend
-from trd_jax.model.blockwise import Places
+from trd_jax.model.attention.attention import Implementation, attend
+from trd_jax.model.attention.blockwise import Places
 from trd_jax.model.config import ModelConfig, rope_frequencies
-from trd_jax.model.lora import Linear, LoraConfig
+from trd_jax.model.lora import Linear
+from trd_jax.model.lora_config import LoraConfig
 
 
 class RMSNorm(nnx.Module):

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from trd_jax.model.attention import Implementation
-from trd_jax.model.blockwise import SAVED
+from trd_jax.model.attention.attention import Implementation
+from trd_jax.model.attention.blockwise import SAVED
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.layers import Block, RMSNorm, rope_table
-from trd_jax.model.lora import LoraConfig
-from trd_jax.sharding import constrain
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.sharding import constrain
 
 # Rows stay where the batch put them. Left alone, the compiler follows the
 # split of the weights under FSDP and gathers activations instead of weights.

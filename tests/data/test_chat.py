@@ -1,0 +1,369 @@
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.chat_folders import (
+  CONTROLS,
+  HYBRID,
+  INSTRUCT,
+  QWEN,
+  TEMPLATE,
+  needs_qwen,
+  small_tokenizer,
+  write_folder,
+)
+from tests.support.places import ROOT
+from trd_jax.data.chat import ONSET_WORDS, Chat
+from trd_jax.experiment.errors import UserError
+
+# What a template, a tokenizer or a model could trip over.
+FRAGMENTS = [
+  *CONTROLS,
+  "<tool_call>",
+  "<tool_response>",
+  "</tool_response>",
+  "<|fim_pad|>",
+  "<|im_",
+  "end|>",
+  "<thi",
+  "nk>",
+  "{{ messages }}",
+  "{% raw %}",
+  "qqUserTextGoesHereqq",
+  "user\n",
+  " ",
+  "\n",
+  "\n\n",
+  "\t",
+  "\u00a0",
+  "Ünï\u0301cødé",
+  "e\u0301",
+  "😀👩‍🔬",
+  "解",
+  "12345",
+  "\\boxed{7}",
+  "x",
+  "'s",
+]
+texts = st.lists(
+  st.sampled_from(FRAGMENTS) | st.text(max_size=6), max_size=8
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+  return Chat.load(write_folder(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module")
+def qwen():
+  if not QWEN.exists():
+    pytest.skip(f"no real tokenizer at {QWEN}")
+  return {
+    "hybrid": Chat.load(QWEN, HYBRID),
+    "instruct": Chat.load(QWEN, INSTRUCT),
+  }
+
+
+@pytest.fixture(scope="module")
+def theirs():
+  """transformers' tokenizer on the same files."""
+  transformers = pytest.importorskip("transformers")
+  return transformers.AutoTokenizer.from_pretrained(QWEN)
+
+
+def nfc(text):
+  return tokenizers.normalizers.NFC().normalize_str(text)
+
+
+def harmless(text, tokenizer):
+  return not any(c in text for c in tokenizer.get_added_vocab())
+
+
+MODES = [
+  ("hybrid", None),
+  ("hybrid", True),
+  ("hybrid", False),
+  ("instruct", None),
+]
+
+
+@needs_qwen
+@pytest.mark.parametrize(("name", "thinking"), MODES)
+def test_equals_transformers_token_for_token(qwen, theirs, name, thinking):
+  template = (HYBRID if name == "hybrid" else INSTRUCT).read_text("utf-8")
+  extra = {} if thinking is None else {"enable_thinking": thinking}
+  golden = json.loads((QWEN / "golden_encodings.json").read_text("utf-8"))
+  seen = 0
+
+  def check(text):
+    nonlocal seen
+    if not harmless(text, theirs):
+      return
+    seen += 1
+    expected = theirs.apply_chat_template(
+      [{"role": "user", "content": text}],
+      chat_template=template,
+      add_generation_prompt=True,
+      tokenize=True,
+      return_dict=False,
+      **extra,
+    )
+    assert qwen[name].render(text, thinking) == expected
+
+  for row in golden:
+    for text in (row["text"], f"\n {row['text']}\n\n", f"{row['text']}  \t"):
+      check(text)
+  for text in ("", " ", "\n\n", "{{ 7 }}", "<tool_call", "< think >"):
+    check(text)
+  settings(max_examples=150, deadline=None, database=None, derandomize=True)(
+    given(texts)(check)
+  )()
+  assert seen > 200
+
+
+@needs_qwen
+def test_golden_encodings(qwen, theirs):
+  golden = json.loads((QWEN / "golden_encodings.json").read_text("utf-8"))
+  plain = [row for row in golden if harmless(row["text"], theirs)]
+  assert len(plain) > 40
+  for row in plain:
+    assert qwen["hybrid"].encode(row["text"]) == row["ids"]
+
+
+@needs_qwen
+@settings(max_examples=150, deadline=None)
+@given(text=texts, mode=st.sampled_from(MODES))
+def test_user_text_never_makes_a_control_token(qwen, text, mode):
+  check_controls(qwen[mode[0]], text, mode[1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts, thinking=st.sampled_from([None, True, False]))
+def test_user_text_never_makes_a_control_token_small(small, text, thinking):
+  check_controls(small, text, thinking)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  some=st.lists(texts, max_size=6), thinking=st.sampled_from([None, False])
+)
+def test_many_at_once_are_what_each_is_alone(small, some, thinking):
+  many = small.render_many(iter(some), thinking)
+  assert many == [small.render(text, thinking) for text in some]
+
+
+@needs_qwen
+@settings(max_examples=60, deadline=None)
+@given(
+  some=st.lists(texts, max_size=6), thinking=st.sampled_from([None, False])
+)
+def test_many_at_once_with_the_real_tokenizer(qwen, some, thinking):
+  many = qwen["hybrid"].render_many(some, thinking)
+  assert many == [qwen["hybrid"].render(text, thinking) for text in some]
+
+
+def test_marks_that_are_spelt_out_are_told(small):
+  assert small.control_marks("a <think>b</think> <think> <|im_") == {
+    "<think>",
+    "</think>",
+  }
+  for mark in CONTROLS:
+    assert small.control_marks(f"x{mark}y") == {mark}
+  assert small.control_marks("") == set()
+
+
+def check_controls(chat, text, thinking):
+  """The template's control ids and no others; and no letter is lost."""
+  rendered = chat.render_with_offsets(text, thinking)
+  assert rendered.ids == chat.render(text, thinking)
+
+  def controls(ids):
+    return [i for i in ids if i in chat.control_ids]
+
+  assert controls(rendered.ids) == controls(chat.render("x", thinking))
+  whole = chat.decode([*rendered.ids, chat.stop_ids[0]])
+  assert nfc(text) in whole
+  assert len(whole) - len(nfc(text)) == len(
+    chat.decode([*chat.render("x", thinking), chat.stop_ids[0]])
+  ) - len("x")
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=texts)
+def test_offsets_say_which_characters_an_id_covers(small, text):
+  rendered = small.render_with_offsets(text, None)
+  ranges = [r for r in rendered.offsets if r is not None]
+  core = text.strip()
+  if len(core) < len(core.encode()) or nfc(text) != text:
+    assert all(0 <= a <= b <= len(text) for a, b in ranges)
+    return  # several ids may share a character
+  for i, found in zip(rendered.ids, rendered.offsets, strict=True):
+    if found is not None:
+      assert small.decode([i]) == text[slice(*found)]
+  assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
+  if not ranges:
+    return
+  # At each end at most one id is shared with the template.
+  known = [k for k, found in enumerate(rendered.offsets) if found is not None]
+  before, after = text[: ranges[0][0]].lstrip(), text[ranges[-1][1] :].rstrip()
+  assert small.decode([rendered.ids[known[0] - 1]]).endswith(before)
+  assert small.decode([rendered.ids[known[-1] + 1]]).startswith(after)
+
+
+def test_offsets_of_an_accented_character(small):
+  rendered = small.render_with_offsets("ab\U0001f600cd", None)
+  shared = [r for r in rendered.offsets if r == (2, 3)]
+  assert len(shared) == 4  # one character of four bytes
+
+
+def test_thinking_modes(small):
+  on, off = small.render("x", True), small.render("x", False)
+  assert small.render("x", None) == on
+  assert off[: len(on)] == on
+  assert small.decode(off[len(on) :]) == "<think>\n\n</think>\n\n"
+  assert [small.thinks(mode) for mode in (None, True, False)] == [
+    True,
+    True,
+    False,
+  ]
+
+
+@needs_qwen
+def test_a_model_without_thinking_refuses_it(qwen):
+  instruct = qwen["instruct"]
+  assert not instruct.supports_thinking
+  assert instruct.render("x", False) == instruct.render("x", None)
+  assert not instruct.thinks(None)
+  with pytest.raises(UserError, match="no enable_thinking and never thinks"):
+    instruct.render("x", True)
+  assert qwen["hybrid"].supports_thinking
+
+
+def test_a_model_that_always_thinks_refuses_not_to(tmp_path):
+  template = TEMPLATE.split("{% if enable")[0] + "<think>\n{% endif %}"
+  chat = Chat.load(write_folder(tmp_path, template=template))
+  assert chat.thinks(None)
+  assert chat.render("x", True) == chat.render("x", None)
+  with pytest.raises(UserError, match="always thinks"):
+    chat.render("x", False)
+
+
+def test_a_template_that_trims_trims_user_text_too(tmp_path):
+  template = TEMPLATE.replace("message.content", "message.content | trim")
+  chat = Chat.load(write_folder(tmp_path, template=template))
+  assert chat.render("  a b \n", None) == chat.render("a b", None)
+
+
+def test_a_control_token_that_eats_white_space(tmp_path):
+  tokenizer = small_tokenizer()
+  tokenizer.add_special_tokens(
+    [
+      tokenizers.AddedToken("<u>", rstrip=True),
+      tokenizers.AddedToken("</u>", lstrip=True),
+    ]
+  )
+  template = "<u>{% for m in messages %}{{ m.content }}{% endfor %}</u> go"
+  chat = Chat.load(
+    write_folder(tmp_path, tokenizer=tokenizer, template=template)
+  )
+  for text in ("hi", "  hi there\n ", ""):
+    assert chat.render(text, None) == tokenizer.encode(f"<u>{text}</u> go").ids
+
+
+def test_decode_leaves_out_the_final_stop_token_only(small):
+  stop = small.stop_ids[0]
+  think = small.encode("a")
+  marks = small.render("", False)[-4:]  # holds <think> and </think>
+  assert "</think>" in small.decode(marks)
+  assert small.decode([*think, stop]) == "a"
+  assert small.decode([stop, *think, stop, stop]) == "<|im_end|>a<|im_end|>"
+  assert small.decode([*think, small.vocab_size + 7]) == "a"
+  assert small.decode([]) == ""
+
+
+def test_stop_and_pad_ids(tmp_path):
+  folder = write_folder(tmp_path)
+  chat = Chat.load(folder)
+  end, text = (small_tokenizer().token_to_id(c) for c in CONTROLS[1:3])
+  assert chat.stop_ids == (end,)
+  assert chat.pad_id == text
+  generation = folder / "generation_config.json"
+  generation.write_text(json.dumps({"eos_token_id": [end, text]}))
+  assert Chat.load(folder).stop_ids == (end, text)
+  generation.write_text(json.dumps({"eos_token_id": text}))
+  assert Chat.load(folder).stop_ids == (text,)
+  write_folder(folder, pad_token=None, eos_token={"content": "<|im_end|>"})
+  assert Chat.load(folder).pad_id == text  # then the stop id
+  generation.unlink()
+  assert Chat.load(folder).stop_ids == (end,)
+
+
+def test_vocab_size_bounds_every_id(small):
+  assert small.vocab_size == max(small.control_ids) + 1
+  assert max(small.encode("any text at all")) < small.vocab_size
+
+
+@needs_qwen
+def test_qwen_sizes_and_ids(qwen):
+  chat = qwen["hybrid"]
+  assert chat.vocab_size == 151_669
+  assert chat.stop_ids == (151_645,)
+  assert chat.pad_id == 151_643
+  assert {151_667, 151_668} <= chat.control_ids
+
+
+@needs_qwen
+def test_onset_ids_are_the_first_sub_words(qwen, theirs):
+  expected = {
+    theirs.encode(prefix + word, add_special_tokens=False)[0]
+    for word in ONSET_WORDS
+    for prefix in ("", " ")
+  }
+  assert len(ONSET_WORDS) == 16
+  assert qwen["hybrid"].onset_ids() == tuple(sorted(expected))
+
+
+def test_onset_ids_leave_out_a_bare_space(tmp_path):
+  bytes_only = Chat.load(
+    write_folder(tmp_path, tokenizer=small_tokenizer(merges=0))
+  )
+  found = [bytes_only.decode([i]) for i in bytes_only.onset_ids()]
+  assert sorted(found) == sorted({word[0] for word in ONSET_WORDS})
+
+
+def test_same_ids(tmp_path, small):
+  again = Chat.load(write_folder(tmp_path / "a", template=TEMPLATE + "\n"))
+  other = Chat.load(
+    write_folder(tmp_path / "b", tokenizer=small_tokenizer(merges=61))
+  )
+  assert small.same_ids(again)
+  assert not small.same_ids(other)
+  assert not other.same_ids(small)
+
+
+def test_importing_chat_brings_no_heavy_library():
+  code = (
+    "import sys, trd_jax.data.chat; "
+    "print([m for m in ('jax', 'torch', 'transformers', 'pyarrow') "
+    "if m in sys.modules])"
+  )
+  out = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == "[]"
+
+
+def test_plain_text_of_a_template_after_the_users_stays(tmp_path):
+  folder = ROOT / "trd_jax" / "lab" / "student"
+  template = tmp_path / "plain.jinja"
+  template.write_text("{{ '7 + ' + messages[0]['content'] + ' = 3' }}")
+  chat = Chat.load(folder, template)
+  for text in ("1 + 2", "4"):
+    assert chat.render(text, None) == chat.encode(f"7 + {text} = 3")

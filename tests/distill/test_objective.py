@@ -1,0 +1,334 @@
+"""Losses and metrics are sums that no layout of the slots changes."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.distill.test_divergence import make_inputs
+from tests.support.divergence_reference import error, reference
+from trd_jax.distill.loss import objective
+from trd_jax.distill.loss.divergence import Divergence, TokenStats
+from trd_jax.distill.loss.objective import (
+  Objective,
+  finish,
+  slot_loss,
+  token_loss,
+)
+from trd_jax.experiment import experiment
+
+LENGTHS = (5, 1, 9, 3, 7)
+CORRECT = (1, 0, -1, 0, 1)
+FIELDS = TokenStats._fields
+
+
+class FlatSlots(NamedTuple):
+  label: np.ndarray
+  weight: np.ndarray
+  trajectory: np.ndarray
+  offset: np.ndarray
+  correct: np.ndarray
+
+
+def lay_out(order=(0, 1, 2, 3, 4), gaps=None):
+  """Slots of trajectories in an order, with padding after each; and rows.
+
+  `rows` says which token of the batch a slot holds, 0 for padding.
+  """
+  starts = np.cumsum((0, *LENGTHS))
+  gaps = gaps or [0] * len(LENGTHS)
+  columns = {name: [] for name in ("weight", "trajectory", "offset", "correct")}
+  rows = []
+  for i, gap in zip(order, gaps, strict=False):
+    length = LENGTHS[i]
+    rows += [*range(starts[i], starts[i] + length), *[0] * gap]
+    columns["weight"] += [1 / (length * len(LENGTHS))] * length + [0] * gap
+    columns["trajectory"] += [i] * length + [-1] * gap
+    columns["offset"] += [*range(length), *[0] * gap]
+    columns["correct"] += [CORRECT[i]] * length + [-1] * gap
+  arrays = {
+    name: np.array(x, np.float32 if name == "weight" else np.int32)
+    for name, x in columns.items()
+  }
+  rows = np.array(rows)
+  return FlatSlots(label=rows.astype(np.int32), **arrays), rows
+
+
+SLOTS, _ = lay_out()
+
+
+def make_stats(seed=0, signed=False):
+  rng = np.random.default_rng(seed)
+  stats = {
+    name: rng.gamma(1.0, 0.3, sum(LENGTHS)).astype(np.float32)
+    for name in FIELDS
+  }
+  if signed:
+    stats["divergence"] -= 0.3
+  return TokenStats(**stats)
+
+
+def take(stats, rows):
+  return TokenStats(*(x[rows] for x in stats))
+
+
+def score(stats, slots, spec):
+  """(loss, sums, d loss / d divergence)."""
+
+  def loss(divergence):
+    return token_loss(stats._replace(divergence=divergence), slots, spec)
+
+  (value, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    stats.divergence
+  )
+  return value, sums, gradient
+
+
+def each_trajectory():
+  start = 0
+  for length in LENGTHS:
+    yield slice(start, start + length)
+    start += length
+
+
+OBJECTIVES = {
+  "plain": Objective(),
+  "clip": Objective(clip=0.2),
+  "tip": Objective(Divergence("reverse_kl"), token_weights=True, clip=0.4),
+  "sampled": Objective(Divergence("sampled_reverse_kl"), discount=0.8),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_order_padding_and_cuts_change_nothing(name):
+  spec, signed = OBJECTIVES[name], name == "sampled"
+  stats = make_stats(signed=signed)
+  loss, sums, gradient = score(stats, SLOTS, spec)
+
+  slots, rows = lay_out(order=(3, 0, 4, 2, 1), gaps=(0, 3, 1, 0, 2))
+  # What stands in padding slots must not matter, so let it be large.
+  padded = take(stats, rows)
+  padded = TokenStats(*(np.where(slots.weight > 0, x, 99) for x in padded))
+  moved, moved_sums, moved_gradient = score(padded, slots, spec)
+  np.testing.assert_allclose(moved, loss, rtol=1e-6)
+  for key in sums:
+    np.testing.assert_allclose(moved_sums[key], sums[key], rtol=1e-6)
+  back = np.zeros(sum(LENGTHS))
+  np.add.at(back, rows, moved_gradient)
+  np.testing.assert_allclose(back, gradient, rtol=1e-5, atol=1e-8)
+  assert (moved_gradient[slots.weight == 0] == 0).all()
+
+  cut = sum(LENGTHS[:2])
+  halves = [
+    score(take(stats, part), FlatSlots(*(x[part] for x in SLOTS)), spec)
+    for part in (slice(None, cut), slice(cut, None))
+  ]
+  np.testing.assert_allclose(halves[0][0] + halves[1][0], loss, rtol=1e-6)
+  for key in sums:
+    added = np.add(halves[0][1][key], halves[1][1][key])
+    np.testing.assert_allclose(added, sums[key], rtol=1e-6)
+
+
+def test_plain_loss_is_the_mean_over_trajectories_of_token_means():
+  stats = make_stats()
+  loss, _, gradient = score(stats, SLOTS, Objective())
+  means = [stats.divergence[part].mean() for part in each_trajectory()]
+  np.testing.assert_allclose(loss, np.mean(means), rtol=1e-6)
+  np.testing.assert_allclose(gradient, SLOTS.weight, rtol=1e-6)
+
+
+def test_clip_caps_a_token_and_stops_its_gradient():
+  stats = make_stats()
+  over = stats.divergence > 0.2
+  assert 0 < over.mean() < 1
+  loss, sums, gradient = score(stats, SLOTS, Objective(clip=0.2))
+  np.testing.assert_allclose(
+    loss, SLOTS.weight @ np.minimum(stats.divergence, 0.2), rtol=1e-6
+  )
+  np.testing.assert_allclose(gradient, np.where(over, 0, SLOTS.weight))
+  share = finish(sums)["clipped_share"]
+  assert share == pytest.approx(over.mean())
+  assert finish(sums)["D"] == pytest.approx(stats.divergence.mean())
+
+
+def test_a_clip_hides_no_nan():
+  stats = make_stats()
+  stats.divergence[3] = np.nan
+  assert np.isnan(score(stats, SLOTS, Objective(clip=0.2))[0])
+
+
+@pytest.mark.parametrize("parts", [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
+def test_token_weights_are_the_soft_or_of_a_trajectory(parts):
+  stats = make_stats()
+  spec = Objective(
+    Divergence("reverse_kl"),
+    token_weights=True,
+    tip_entropy=parts[0],
+    tip_divergence=parts[1],
+  )
+  weights = np.ones(sum(LENGTHS))
+  for part in each_trajectory():
+    h, d = (
+      (x - x.min()) / (np.ptp(x) or 1)
+      for x in (stats.student_entropy[part], stats.divergence[part])
+    )
+    s = parts[0] * h + parts[1] * (1 - h) * d
+    if s.any():
+      weights[part] = s / s.mean()
+    assert weights[part].mean() == pytest.approx(1)
+  loss, _, gradient = score(stats, SLOTS, spec)
+  np.testing.assert_allclose(
+    loss, (SLOTS.weight * weights) @ stats.divergence, rtol=1e-5
+  )
+  # Constant weights: the loss is linear in the divergence.
+  np.testing.assert_allclose(gradient, SLOTS.weight * weights, rtol=1e-5)
+
+
+def returns(delta, discount):
+  out = np.array(delta, np.float64)
+  for part in each_trajectory():
+    for t in range(part.stop - 2, part.start - 1, -1):
+      out[t] += discount * out[t + 1]
+  return out
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.8, 1.0])
+def test_sampled_gradient_is_the_return_to_go(discount):
+  stats = make_stats(signed=True)
+  spec = Objective(Divergence("sampled_reverse_kl"), discount=discount)
+  loss, _, gradient = score(stats, SLOTS, spec)
+  np.testing.assert_allclose(loss, SLOTS.weight @ stats.divergence, rtol=1e-5)
+  np.testing.assert_allclose(
+    gradient,
+    SLOTS.weight * returns(stats.divergence, discount),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+
+@pytest.mark.parametrize("method", experiment.METHODS)
+def test_each_method_end_to_end_equals_float64(method):
+  """Gradient with respect to hidden states, through chunks, clip and all."""
+  inputs = make_inputs(sum(LENGTHS), 300)
+  loss_config = {"top_k": 5, "chunk_tokens": 8, "discount": 1.0, "clip": None}
+  if method == "forward_kl_clip":
+    loss_config["clip"] = 1.5
+  asked = experiment.from_config({"method": method, "loss": loss_config})
+  spec = Objective.of(asked)
+  slots = SLOTS._replace(label=inputs[4])
+  loss = slot_loss(spec, tuple(inputs[5].tolist()))
+  (value, sums), gradient = jax.jit(
+    jax.value_and_grad(lambda h: loss(h, *inputs[1:4], slots), has_aux=True)
+  )(inputs[0])
+
+  kind = {
+    "trd": "forward_kl",
+    "forward_kl_clip": "forward_kl",
+    "tip": "reverse_kl",
+  }.get(method, method)
+  wanted = reference(inputs, kind=kind, top_k=5)
+  divergence = wanted["divergence"]
+  factor, per_token = np.ones(len(divergence)), divergence
+  if method == "forward_kl_clip":
+    assert 0 < (divergence > 1.5).mean() < 1
+    factor, per_token = divergence < 1.5, np.minimum(divergence, 1.5)
+  elif method == "sampled_reverse_kl":
+    factor = returns(divergence, 1.0)
+  elif method == "tip":
+    stats = TokenStats(**{name: jnp.float32(wanted[name]) for name in FIELDS})
+    factor = np.asarray(
+      objective.tip_weights(stats, slots, entropy=1.0, divergence=1.0)
+    )
+    per_token = factor * divergence
+  np.testing.assert_allclose(value, slots.weight @ per_token, rtol=1e-5)
+  wanted_gradient = (slots.weight * factor)[:, None] * wanted["gradient"]
+  assert error(gradient, wanted_gradient) < 1e-5
+  for name, (numerator, denominator) in sums.items():
+    assert np.isfinite(numerator), name
+    assert denominator > 0, name
+
+
+def test_metrics_are_token_means_by_outcome_and_perplexities():
+  stats = make_stats()
+  _, sums, _ = score(stats, SLOTS, Objective())
+  metrics = finish(sums)
+  correct = np.repeat(CORRECT, LENGTHS)
+  first = np.concatenate([np.arange(n) < 5 for n in LENGTHS])
+  wanted = {
+    "D": stats.divergence.mean(),
+    "D_correct": stats.divergence[correct == 1].mean(),
+    "D_incorrect": stats.divergence[correct == 0].mean(),
+    "D_first_5": stats.divergence[first].mean(),
+    "response_length": np.mean(LENGTHS),
+    "tokens": sum(LENGTHS),
+    "nll_student": stats.student_nll.mean(),
+    "nll_teacher": stats.teacher_nll.mean(),
+    "ppl_student": math.exp(stats.student_nll.mean()),
+    "ppl_teacher": math.exp(stats.teacher_nll.mean()),
+    "ppl_gap": math.exp(stats.student_nll.mean())
+    - math.exp(stats.teacher_nll.mean()),
+    "entropy_student": stats.student_entropy.mean(),
+    "epistemic_mass_student": stats.student_onset_mass.mean(),
+    "epistemic_mass_teacher": stats.teacher_onset_mass.mean(),
+    "top16_mass_student": stats.student_top16_mass.mean(),
+    "top16_mass_teacher": stats.teacher_top16_mass.mean(),
+  }
+  assert metrics == pytest.approx(wanted, rel=1e-5)
+
+
+def test_finish_leaves_out_what_nothing_was_counted_for():
+  stats = make_stats()
+  slots = SLOTS._replace(correct=np.ones_like(SLOTS.correct))
+  absent = stats._replace(student_nll=None, student_top16_mass=None)
+  metrics = finish(token_loss(absent, slots, Objective())[1])
+  assert "D_correct" in metrics
+  assert "D_incorrect" not in metrics
+  assert not {"ppl_student", "ppl_gap", "top16_mass_student"} & metrics.keys()
+  assert finish({"nll_student": np.array([5e3, 1.0])})["ppl_student"] < math.inf
+  assert finish({"grad_norm": np.array([3.0, 2.0])}) == {"grad_norm": 1.5}
+
+
+@pytest.mark.parametrize(
+  ("method", "regime", "kind", "clip"),
+  [
+    ("trd", "opsd", "forward_kl", None),
+    ("forward_kl", "opd", "forward_kl", None),
+    ("forward_kl_clip", "opd", "forward_kl", 0.1),
+    ("forward_kl_clip", "opsd", "forward_kl", 0.06),
+    ("reverse_kl", "opd", "reverse_kl", None),
+    ("reverse_kl_topk", "opd", "reverse_kl_topk", None),
+    ("sampled_reverse_kl", "opsd", "sampled_reverse_kl", None),
+    ("jsd", "opsd", "jsd", None),
+    ("tip", "opsd", "reverse_kl", None),
+  ],
+)
+def test_objectives_of_the_methods(method, regime, kind, clip):
+  made = Objective.of(
+    experiment.from_config({"method": method, "regime": regime})
+  )
+  assert (made.divergence.kind, made.clip) == (kind, clip)
+  assert made.divergence.temperature == 1
+  assert made.divergence.top_k == 32
+  assert made.token_weights == (method == "tip")
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"clip": 0.0}, "clip"),
+    ({"discount": 1.5}, "discount"),
+    ({"divergence": Divergence("sampled_reverse_kl"), "clip": 1.0}, "negative"),
+    (
+      {"divergence": Divergence("reverse_kl_topk"), "token_weights": True},
+      "ent",
+    ),
+    ({"token_weights": True, "tip_entropy": 0, "tip_divergence": 0}, "both"),
+  ],
+)
+def test_objectives_that_make_no_sense_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(Objective(), **settings)

@@ -1,0 +1,197 @@
+"""Which trajectories are trained on, and in which contexts."""
+
+import pytest
+
+from tests.support import chat_folders, training_runs
+from trd_jax.data import prompts
+from trd_jax.data.chat import Chat
+from trd_jax.distill import training_set
+from trd_jax.experiment.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("chat")
+  return Chat.load(chat_folders.write_folder(folder))
+
+
+def keys(data):
+  return [s.key for s in data.samples]
+
+
+def build(root, chat, *, refine=None, rollout=None, **fields):
+  run_dir = training_runs.workdir(root, chat, refine=refine, rollout=rollout)
+  experiment = training_runs.experiment("unused", **fields)
+  return training_set.build(experiment, run_dir, chat, chat)
+
+
+def test_trd_is_taught_by_the_very_prompt_that_made_y_r(tmp_path, chat):
+  odd = chat.render("a prompt with its middle left out", None)
+  data = build(tmp_path, chat, refine={2: {"prompt_ids": odd}})
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  for n, s in enumerate(data.samples):
+    problem = training_runs.problem(n)
+    made = training_runs.trajectory(chat, problem, "refine", n)
+    initial = chat.render(prompts.initial(problem), None)
+    assert s.student_prompt.tolist() == initial
+    assert s.teacher_prompt.tolist() == (odd if n == 2 else made.prompt_ids)
+    assert s.response.tolist() == made.response_ids
+    assert s.response[-1] == chat.stop_ids[0]
+
+
+@pytest.mark.parametrize("regime", ["opsd", "opd"])
+def test_raw_rollouts_are_taught_by_x_or_by_x_and_the_reference(
+  tmp_path, chat, regime
+):
+  data = build(tmp_path, chat, method="forward_kl", regime=regime)
+  assert keys(data) == [f"rollout-{n}" for n in range(6)]
+  for n, s in enumerate(data.samples):
+    problem = training_runs.problem(n)
+    shown = {"opsd": prompts.privileged, "opd": prompts.initial}[regime]
+    assert s.teacher_prompt.tolist() == chat.render(shown(problem), None)
+    assert (s.teacher_prompt.tolist() == s.student_prompt.tolist()) == (
+      regime == "opd"
+    )
+
+
+def test_the_verdict_is_stage_ones(tmp_path, chat):
+  refine = {n: {"correct": n % 2 == 1} for n in range(6)}
+  rollout = {3: {"correct": None}}
+  data = build(tmp_path, chat, refine=refine, rollout=rollout)
+  assert [s.correct for s in data.samples] == [
+    True,
+    False,
+    True,
+    None,
+    True,
+    False,
+  ]
+
+
+@pytest.mark.parametrize("method", ["trd", "forward_kl"])
+@pytest.mark.parametrize(
+  ("subset", "chosen"),
+  [
+    ("all", [0, 1, 2, 3, 4, 5]),
+    ("succ", [0, 2]),
+    ("fail", [1, 3, 5]),
+    ("fail_to_succ", [3]),
+  ],
+)
+def test_subsets_go_by_the_verdicts(tmp_path, chat, method, subset, chosen):
+  data = build(
+    tmp_path,
+    chat,
+    method=method,
+    train={"subset": subset},
+    rollout={4: {"correct": None}},
+    refine={3: {"correct": True}, 4: {"correct": True}, 5: {"correct": None}},
+  )
+  stage = "refine" if method == "trd" else "rollout"
+  assert keys(data) == [f"{stage}-{n}" for n in chosen]
+  left_out = 6 - len(chosen)
+  assert data.dropped == (
+    {f"outside train.subset={subset}": left_out} if left_out else {}
+  )
+
+
+def test_nothing_is_cut_and_all_that_falls_out_is_counted(tmp_path, chat):
+  plain = training_runs.trajectory(chat, training_runs.problem(0), "refine", 0)
+  long = {"response_ids": list(range(3, 103))}
+  bound = len(plain.prompt_ids) + 50
+  data = build(
+    tmp_path,
+    chat,
+    refine={
+      0: {"finish_reason": "length", "truncated": True},
+      1: {"response_ids": [chat.stop_ids[0]], "text": ""},
+      2: long,
+      3: {"prompt_ids": list(range(3, 3 + bound))},
+    },
+    train={"max_student_tokens": 100, "max_teacher_tokens": bound},
+  )
+  assert keys(data) == ["refine-4", "refine-5"]
+  assert data.dropped == {
+    "truncated": 1,
+    "empty": 1,
+    "over train.max_student_tokens=100": 1,
+    f"over train.max_teacher_tokens={bound}": 1,
+  }
+  assert [(r.problem_id, r.reason) for r in data.rejected] == [
+    (f"p{n}", reason) for n, reason in enumerate(data.dropped)
+  ]
+
+
+def test_a_truncated_trajectory_can_be_kept_as_it_is(tmp_path, chat):
+  cut = {"finish_reason": "length", "truncated": True, "response_ids": [7, 8]}
+  data = build(tmp_path, chat, refine={0: cut}, train={"truncated": "keep"})
+  assert data.samples[0].response.tolist() == [7, 8]
+  assert data.samples[0].truncated
+  # Counted and told either way.
+  assert data.truncated == 1
+  first, *_ = data.describe()
+  assert first == "6 trajectories, 1 of them truncated"
+  data = build(tmp_path / "drop", chat, refine={0: cut})
+  assert data.truncated == 0
+  first, *_ = data.describe()
+  assert first == ("5 trajectories, 0 of them truncated; left out: 1 truncated")
+
+
+def test_contexts_follow_the_rows_and_not_the_config(tmp_path, chat):
+  """Two rows written without thinking among others that were with it."""
+  off = {"thinking": False}
+  made = {}
+  for n in (1, 4):
+    message = prompts.refinement(training_runs.problem(n), "d", "opsd")
+    made[n] = off | {"prompt_ids": chat.render(message, False)}
+  data = build(tmp_path, chat, refine=made)
+  block = chat.render("x", False)[len(chat.render("x", True)) :]
+  for n, s in enumerate(data.samples):
+    on = n not in made
+    assert (s.student_prompt.tolist()[-len(block) :] == block) != on
+    assert (s.teacher_prompt.tolist()[-len(block) :] == block) != on
+    initial = prompts.initial(training_runs.problem(n))
+    assert s.student_prompt.tolist() == chat.render(initial, on)
+  assert data.thinking == [
+    dict.fromkeys(("written", "student", "teacher"), on)
+    | {"trajectories": count}
+    for on, count in ((True, 4), (False, 2))
+  ]
+  assert [note.split(",")[0] for note in data.notes] == [
+    "4 written and scored with thinking on",
+    "2 written and scored with thinking off",
+  ]
+
+
+def test_a_key_overrides_the_mode_and_is_warned_of(tmp_path, chat):
+  data = build(
+    tmp_path,
+    chat,
+    method="forward_kl",
+    train={"student_thinking": False},
+    teacher={"thinking": False},
+  )
+  problem = training_runs.problem(0)
+  for ids, message in (
+    (data.samples[0].student_prompt, prompts.initial),
+    (data.samples[0].teacher_prompt, prompts.privileged),
+  ):
+    assert ids.tolist() == chat.render(message(problem), False)
+  (told, *warnings) = data.notes
+  assert told.startswith("6 written with thinking on, scored by the student")
+  assert ["mixed thinking modes" in line for line in warnings] == [True, True]
+  assert "train.student_thinking=False" in warnings[0]
+  assert "teacher.thinking=False" in warnings[1]
+
+
+def test_stages_that_are_missing_or_do_not_fit_are_named(tmp_path, chat):
+  experiment = training_runs.experiment("unused")
+  empty = training_runs.RunDir(tmp_path / "empty")
+  with pytest.raises(UserError, match="refine: this stage has not finished"):
+    training_set.build(experiment, empty, chat, chat)
+  with pytest.raises(UserError, match="rollout-2: its stored prompt is not"):
+    build(tmp_path / "prompt", chat, rollout={2: {"prompt_ids": [5, 6]}})
+  with pytest.raises(UserError, match="draft rollout-9 is not among"):
+    build(tmp_path / "draft", chat, refine={2: {"draft_key": "rollout-9"}})
+  with pytest.raises(UserError, match=r"no trajectory is left .*6 over train"):
+    build(tmp_path / "none", chat, train={"max_student_tokens": 2})

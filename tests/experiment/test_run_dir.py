@@ -1,0 +1,579 @@
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trd_jax.experiment import experiment, records, shards
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.run_dir import RunDir, write_json_atomic
+
+
+def _problem(name, text="1+1"):
+  return Problem(str(name), text, "2", None, "arithmetic", "s", None, "{}")
+
+
+def _config(**sections):
+  return experiment.to_json(experiment.from_config(sections))
+
+
+# Writes the rows 0 … 20 that are not there yet, ever larger ones. It dies at
+# the n-th flush to the disk or renaming, or in the middle of the first file
+# that outgrows a limit (the kernel's SIGXFSZ, which is sent at that byte).
+_MORTAL = """
+import os, pathlib, random, resource, signal, sys
+root, fatal, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+from trd_jax.experiment.records import Problem
+from trd_jax.experiment.run_dir import RunDir
+count = 0
+def mortal(function):
+  def call(*args):
+    global count
+    count += 1
+    if count == fatal:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args)
+  return call
+os.fsync = mortal(os.fsync)
+pathlib.Path.replace = mortal(pathlib.Path.replace)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+if limit:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+run_dir = RunDir(root)
+there = run_dir.keys('problems')
+with run_dir.shard_writer('problems', Problem, rows_per_shard=3) as writer:
+  for i in range(21):
+    text = random.Random(i).randbytes(100 * i).hex()
+    if str(i) not in there:
+      writer.add(Problem(str(i), text, '', None, 'math', 's', None, '{}'))
+run_dir.mark_done('problems', {'rows': 21})
+"""
+
+
+def _visible(run_dir):
+  """The rows in all files that a reader sees, repeats included."""
+  return [
+    row
+    for path in run_dir.problems_dir.glob("*.parquet")
+    for row in records.from_table(Problem, shards.read_table(path, Problem))
+  ]
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_rows_none_twice(tmp_path):
+  run_dir = RunDir(tmp_path)
+  deaths, most = [], 0
+  for fatal, limit in (
+    *((fatal, 0) for fatal in range(1, 6)),
+    *((0, limit) for limit in (4000, 5000, 7000)),
+    (0, 0),
+  ):
+    command = [sys.executable, "-c", _MORTAL, str(tmp_path)]
+    command += [str(fatal), str(limit)]
+    ended = subprocess.run(command, check=False, capture_output=True)
+    deaths.append(-ended.returncode)
+    rows = _visible(run_dir)
+    assert len({row.key for row in rows}) == len(rows) >= most
+    assert run_dir.keys("problems") == {row.key for row in rows}
+    assert (run_dir.done("problems") is None) == bool(ended.returncode)
+    most = len(rows)
+  assert deaths == [signal.SIGKILL] * 5 + [signal.SIGXFSZ] * 3 + [0]
+  rows = run_dir.read("problems", Problem)
+  assert [row.key for row in rows] == sorted(str(i) for i in range(21))
+  for row in rows:
+    text = random.Random(int(row.key)).randbytes(100 * int(row.key)).hex()
+    assert row.text == text
+  assert run_dir.done("problems") == {"rows": 21}
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_row_that_waits_lands_without_another_one(tmp_path):
+  run_dir = RunDir(tmp_path)
+  writer = run_dir.shard_writer("problems", Problem, flush_seconds=0.01)
+  with writer as rows:
+    rows.add(_problem("p"))
+    for _ in range(1000):
+      if run_dir.keys("problems"):
+        break
+      time.sleep(0.01)
+    assert run_dir.keys("problems") == {"p"}
+
+
+def _write_and_fail(run_dir, error):
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("p"))
+    raise error
+
+
+def test_rows_added_before_an_error_land(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(ZeroDivisionError):
+    _write_and_fail(run_dir, ZeroDivisionError())
+  assert run_dir.keys("problems") == {"p"}
+
+
+@pytest.mark.parametrize("flush_seconds", [0.01, 60.0])
+def test_a_full_disk_is_told_with_what_is_kept(
+  tmp_path, monkeypatch, flush_seconds
+):
+  run_dir = RunDir(tmp_path)
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("kept"))
+
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def write():
+    sizes = {"rows_per_shard": 2, "flush_seconds": flush_seconds}
+    with run_dir.shard_writer("problems", Problem, **sizes) as writer:
+      for i in range(100):
+        writer.add(_problem(i))
+        time.sleep(0.01)
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(UserError, match="No space left on device") as error:
+    write()
+  assert str(run_dir.problems_dir) in str(error.value)
+  assert "the same command goes on" in str(error.value)
+  assert run_dir.keys("problems") == {"kept"}
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
+def _write_a_bad_row_and_go_on(run_dir, added):
+  bad = Problem("p", None, "2", None, "math", "s", None, "{}")  # type: ignore
+  writer = run_dir.shard_writer("problems", Problem, flush_seconds=0.01)
+  with writer as rows:
+    rows.add(bad)
+    for i in range(100):
+      time.sleep(0.01)
+      rows.add(_problem(i))
+      added.append(i)
+
+
+def test_a_failed_write_in_the_background_stops_who_adds_rows(tmp_path):
+  added = []
+  with pytest.raises(ValueError, match=r"Problem\.text is None"):
+    _write_a_bad_row_and_go_on(RunDir(tmp_path), added)
+  assert len(added) < 100
+
+
+def test_repeated_keys_are_read_once_and_the_first_stays(tmp_path):
+  run_dir = RunDir(tmp_path)
+  for text in ("first", "second"):
+    with run_dir.shard_writer("problems", Problem, rows_per_shard=1) as writer:
+      writer.add(_problem("b", text))
+      writer.add(_problem("a", text))
+  rows = run_dir.read("problems", Problem)
+  assert [(row.key, row.text) for row in rows] == [
+    ("a", "first"),
+    ("b", "first"),
+  ]
+  table = run_dir.table("problems", Problem, columns=["text"])
+  assert table.to_pydict() == {"text": ["first", "first"]}
+
+
+def test_more_text_than_one_array_holds_is_read(tmp_path, monkeypatch):
+  # One buffer that every row shares: nothing of it is ever touched.
+  size, data = (1 << 30) + 1, pa.py_buffer(bytes((1 << 30) + 1))
+  offsets = pa.py_buffer(np.array([0, size], np.int32))
+  text = pa.StringArray.from_buffers(1, offsets, data)
+
+  def read_table(path, record_cls, columns):
+    table = records.to_table([_problem(path.stem)], record_cls)
+    column = table.schema.get_field_index("text")
+    return table.set_column(column, table.field("text"), text).select(columns)
+
+  run_dir = RunDir(tmp_path)
+  run_dir.problems_dir.mkdir()
+  for name in ("shard-c", "shard-a", "shard-b"):
+    (run_dir.problems_dir / f"{name}.parquet").touch()
+  monkeypatch.setattr(shards, "read_table", read_table)
+  table = run_dir.table("problems", Problem)
+  assert table["problem_id"].to_pylist() == ["shard-a", "shard-b", "shard-c"]
+  assert table["text"].nbytes > 3 << 30
+  assert table.schema.equals(records.schema(Problem), check_metadata=True)
+
+
+def test_a_stage_without_rows_reads_as_empty(tmp_path):
+  assert RunDir(tmp_path).read("rollout", records.Trajectory) == []
+  assert RunDir(tmp_path).keys("rollout") == set()
+  assert RunDir(tmp_path).read_rejected("rollout") == []
+  assert RunDir(tmp_path).done("rollout") is None
+
+
+def test_a_damaged_shard_and_a_foreign_one_are_named(tmp_path):
+  run_dir = RunDir(tmp_path)
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(_problem("p"))
+  with pytest.raises(UserError, match="holds Problem version 1"):
+    run_dir.read("problems", Rejected)
+  (shard,) = run_dir.problems_dir.glob("*.parquet")
+  shard.write_bytes(shard.read_bytes()[:-9])
+  with pytest.raises(UserError, match=f"{shard.name} cannot be read"):
+    run_dir.read("problems", Problem)
+
+
+_HOLDER = """
+import sys
+from trd_jax.experiment.run_dir import RunDir
+with RunDir(sys.argv[1]).lock('evaluate/base'):
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path):
+  run_dir = RunDir(tmp_path)
+  command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+  pipe = subprocess.PIPE
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    writer = run_dir.shard_writer("evaluate/base", Problem)
+    with pytest.raises(UserError, match=f"process {holder.pid} on .* is at"):
+      writer.__enter__()
+    with run_dir.lock("evaluate/trained"):
+      pass
+    holder.kill()
+  # The kernel took the lock from the killed process.
+  with run_dir.lock("evaluate/base"):
+    second = subprocess.run(command, input=b"", capture_output=True)
+  assert b"is at work on evaluate/base" in second.stderr
+  third = subprocess.run(command, input=b"", capture_output=True)
+  assert third.stdout == b"held\n"
+
+
+def test_leaving_an_inner_lock_keeps_the_outer_one(tmp_path):
+  with RunDir(tmp_path).lock("evaluate/base"):
+    with RunDir(tmp_path).lock("evaluate/base"):
+      pass
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+    second = subprocess.run(command, input=b"", capture_output=True)
+    assert b"is at work on evaluate/base" in second.stderr
+
+
+def test_a_claim_holds_against_another_config_and_names_the_keys(tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.claim(_config(method="trd"))
+  run_dir.claim(_config(method="trd"))
+  run_dir.mark_done("train", {})
+  with pytest.raises(UserError) as error:
+    run_dir.claim(_config(method="jsd", train={"epochs": 3}))
+  told = str(error.value)
+  assert 'method is "trd" there and "jsd" here' in told
+  assert "train.epochs is 1 there and 3 here; train there depends on" in told
+  assert str(run_dir.root) in told
+  assert "\n" not in told
+  assert json.loads(run_dir.config.read_text())["method"] == "trd"
+
+
+# What a stage leaves, and a key of each kind with another value.
+_LEFT = {
+  "problems": "done.json",
+  "models": "random-nano/model.safetensors",
+  "evaluate/base": "shard-1.parquet",
+  "rollout": "shard-1.parquet",
+  "refine": "shard-1.parquet",
+  "train": "checkpoints/50/_CHECKPOINT_METADATA",
+  "merge": "adapter/adapter_model.safetensors",
+  "evaluate/trained": "done.json",
+}
+_OTHER = {
+  "data.limit": 7,
+  "student.thinking": True,
+  "rollout.temperature": 1.0,
+  "teacher.path": "lab:student",
+  "teacher.thinking": False,
+  "refine.top_p": 0.5,
+  "method": "jsd",
+  "train.learning_rate": 1.0,
+  "loss.beta": 0.3,
+  "evaluate.root": "elsewhere",
+  "evaluate.k": 3,
+  "seed": 5,
+}
+
+
+@pytest.mark.parametrize(
+  ("made", "free"),
+  [
+    ([], {*_OTHER}),
+    (["problems"], {*_OTHER} - {"data.limit"}),
+    (["models"], {*_OTHER} - {"seed"}),
+    (
+      ["problems", "rollout"],
+      {"teacher.path", "teacher.thinking", "refine.top_p", "method"}
+      | {"train.learning_rate", "loss.beta", "evaluate.root", "evaluate.k"},
+    ),
+    (
+      ["evaluate/base"],
+      {*_OTHER} - {"student.thinking", "evaluate.root", "evaluate.k", "seed"},
+    ),
+    (
+      ["problems", "rollout", "refine"],
+      {"teacher.thinking", "method", "train.learning_rate", "loss.beta"}
+      | {"evaluate.root", "evaluate.k"},
+    ),
+    (["train"], {"evaluate.root", "evaluate.k"}),
+    (["merge"], {"evaluate.root", "evaluate.k"}),
+    (["evaluate/trained"], set()),
+  ],
+)
+def test_a_key_is_free_until_something_was_made_with_it(tmp_path, made, free):
+  for name, value in _OTHER.items():
+    run_dir = RunDir(tmp_path / name)
+    run_dir.claim(_config(regime="opd"))
+    for stage in made:
+      path = run_dir.stage(stage) / _LEFT[stage]
+      path.parent.mkdir(parents=True)
+      path.touch()
+    before = run_dir.config.read_bytes()
+    other = experiment.from_config({"regime": "opd", name: value})
+    other = experiment.to_json(other)
+    if name in free:
+      assert run_dir.check(other)
+      assert run_dir.config.read_bytes() == before
+      assert run_dir.claim(other)
+      assert run_dir.config.read_text() == other
+      continue
+    with pytest.raises(UserError, match=rf"{name} is .* there and") as error:
+      run_dir.claim(other)
+    assert any(f"{stage} there" in str(error.value) for stage in made)
+    assert run_dir.config.read_bytes() == before
+
+
+def test_reports_hold_no_key(tmp_path):
+  run_dir = RunDir(tmp_path)
+  run_dir.claim(_config())
+  run_dir.write_rejected("train", [Rejected("p", "s", "train", "too long")])
+  write_json_atomic(run_dir.preflight("rollout"), {})
+  run_dir.metrics_file("train").write_text("{}\n")
+  assert run_dir.claim(_config(train={"epochs": 3}, rollout={"top_k": 1}))
+
+
+def test_problems_are_held_by_the_benchmarks_that_they_must_not_hold(tmp_path):
+  for how, is_free in (("none", True), ("exact", False)):
+    run_dir = RunDir(tmp_path / how)
+    run_dir.claim(_config(data={"decontaminate": how}))
+    run_dir.mark_done("problems", {})
+    other = _config(data={"decontaminate": how}, evaluate={"root": "here"})
+    if is_free:
+      assert run_dir.claim(other)
+      continue
+    with pytest.raises(UserError, match=r"evaluate\.root .* problems there"):
+      run_dir.claim(other)
+
+
+def test_a_random_model_is_held_by_what_it_was_made_of(tmp_path):
+  def config(student="random:nano", teacher="random:nano", tokenizer="t"):
+    sides = {
+      "student": {"path": student, "tokenizer": tokenizer},
+      "teacher": {"path": teacher},
+    }
+    return _config(regime="opd", **sides)
+
+  run_dir = RunDir(tmp_path, config(teacher="nowhere"))
+  run_dir.mark_done("convert", {})
+  assert run_dir.claim(config(teacher="elsewhere"))
+  for other in (config(), config(student="mine"), config(tokenizer="u")):
+    with pytest.raises(UserError, match="convert there depends"):
+      run_dir.claim(other)
+
+
+def test_an_unknown_key_holds_whatever_was_made(tmp_path):
+  run_dir = RunDir(tmp_path, _config())
+  newer = json.loads(run_dir.config.read_text()) | {"novel": {"key": 3}}
+  run_dir.config.write_text(json.dumps(newer))
+  assert run_dir.check(_config())
+  run_dir.mark_done("evaluate/base", {})
+  with pytest.raises(UserError, match=r"novel\.key is 3 there and null here"):
+    run_dir.claim(_config())
+
+
+def test_a_config_that_was_given_up_is_the_former_one_again(tmp_path):
+  former = _config(train={"epochs": 2})
+  RunDir(tmp_path, former).mark_done("rollout", {})
+  run_dir = RunDir(tmp_path, _config(train={"epochs": 3}))
+  run_dir.abandon()
+  assert run_dir.config.read_text() == former
+  run_dir = RunDir(tmp_path, _config(train={"epochs": 3}))
+  run_dir.mark_done("train", {})
+  run_dir.abandon()
+  assert run_dir.config.read_text() == _config(train={"epochs": 3})
+
+
+def test_nobodys_config_is_changed_while_he_is_at_work(tmp_path):
+  RunDir(tmp_path, _config())
+  command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+  pipe = subprocess.PIPE
+  other = _config(train={"epochs": 3})
+  with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=r"at work in .* train\.epochs is 1"):
+      RunDir(tmp_path, other)
+    RunDir(tmp_path, _config(mesh={"fsdp": 2}))
+    holder.kill()
+  # Who claimed it first and comes to a lock last finds another's config there.
+  late = RunDir(tmp_path, _config())
+  RunDir(tmp_path, other)
+  with pytest.raises(UserError, match="by another config meanwhile"):
+    late.lock("rollout").__enter__()
+  with RunDir(tmp_path, other).lock("rollout"):
+    pass
+
+
+def test_keys_that_compute_nothing_may_differ(tmp_path):
+  config = RunDir(tmp_path, _config()).config
+  before = config.read_bytes()
+  other = _config(
+    engine={"jax": {"slots": 3}},
+    mesh={"fsdp": 2},
+    metrics={"tensorboard": True},
+    python={"train": "python3.12"},
+    train={"log_every": 5},
+  )
+  RunDir(tmp_path, other)
+  assert config.read_bytes() == before
+
+
+def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
+  run_dir = RunDir(tmp_path, _config())
+  older = json.loads(run_dir.config.read_text())
+  del older["evaluate"]["root"]
+  run_dir.config.write_text(json.dumps(older))
+  run_dir.claim(_config())
+  run_dir.mark_done("evaluate/base", {})
+  with pytest.raises(UserError, match=r"evaluate\.root is null there"):
+    run_dir.claim(_config(evaluate={"root": "elsewhere"}))
+
+
+def test_a_workdir_that_cannot_be_one_is_told(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="is a file, not a folder; name another"):
+    RunDir(tmp_path / "file", _config())
+  with pytest.raises(UserError, match="cannot be written"):
+    RunDir(tmp_path / "file" / "below", _config())
+
+
+def test_a_look_at_a_workdir_that_cannot_be_one_tells_it(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+  with pytest.raises(UserError, match="is a file, not a folder; name another"):
+    RunDir(tmp_path / "file").check(_config())
+  for name in ("file/below/it", "lost", "lost/below/it"):
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+      RunDir(tmp_path / name).check(_config())
+  RunDir(tmp_path / "not" / "yet").check(_config())
+  assert not (tmp_path / "not").exists()
+
+
+_LOOK = """
+import os, sys
+from trd_jax.experiment import experiment
+from trd_jax.experiment.run_dir import RunDir
+if os.getuid() == 0:
+  os.setuid(65534)  # root may write anywhere
+RunDir(sys.argv[1]).check(experiment.to_json(experiment.from_config({})))
+"""
+
+
+def test_a_look_at_a_workdir_below_an_unwritable_folder_tells_it(tmp_path):
+  locked = tmp_path / "locked"
+  locked.mkdir(mode=0o555)
+  for name in (".", "run", "below/it"):
+    command = [sys.executable, "-c", _LOOK, str(locked / name)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "cannot be written: Permission denied" in ended.stderr
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "summary.json"
+  write_json_atomic(path, {"avg": 0.5, "name": "é"})
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    write_json_atomic(path, {"avg": float("nan")})
+  assert json.loads(path.read_text()) == {"avg": 0.5, "name": "é"}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_half(path):
+  with shards.atomic_file(path) as file:
+    file.write(b"half of the new")
+    raise ZeroDivisionError
+
+
+def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):
+  path = tmp_path / "file"
+  path.write_bytes(b"old")
+  with pytest.raises(ZeroDivisionError):
+    _write_half(path)
+  assert path.read_bytes() == b"old"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+  """Also where they have one process id, as in two containers."""
+  path = tmp_path / "file"
+  with shards.atomic_file(path) as slow:
+    slow.write(b"slow, ")
+    with shards.atomic_file(path) as quick:
+      quick.write(b"quick")
+    assert path.read_bytes() == b"quick"
+    slow.write(b"and whole")
+  assert path.read_bytes() == b"slow, and whole"
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rejected_rows_are_kept_with_their_reasons(tmp_path):
+  run_dir = RunDir(tmp_path)
+  rows = [Rejected("p", "jsonl", "problems", "no answer")]
+  run_dir.write_rejected("problems", rows)
+  run_dir.write_rejected("problems", rows)
+  assert run_dir.read_rejected("problems") == rows
+  assert run_dir.keys("problems") == set()
+
+
+def test_every_path_is_inside_the_directory(tmp_path):
+  run_dir = RunDir(tmp_path)
+  paths: list[Path] = [
+    run_dir.problems_dir,
+    run_dir.stage("evaluate/base"),
+    run_dir.checkpoints,
+    run_dir.adapter,
+    run_dir.merged,
+    run_dir.metrics_file("train"),
+    run_dir.rejected("rollout"),
+    run_dir.summary,
+    run_dir.timings,
+    run_dir.config,
+    run_dir.model_folder_for_random("nano"),
+  ]
+  assert len(set(paths)) == len(paths)
+  assert all(path.is_relative_to(tmp_path) for path in paths)
+  for outside in ("../x", "/x", "a//b", "", "A"):
+    with pytest.raises(ValueError, match="is no name"):
+      run_dir.stage(outside)
+
+
+def test_a_claim_under_which_nothing_was_made_can_be_given_up(tmp_path):
+  run_dir = RunDir(tmp_path)
+  assert run_dir.claim(_config(method="trd"))
+  run_dir.mark_done("problems", {})
+  with run_dir.lock("rollout"):
+    run_dir.abandon()
+  assert run_dir.done("problems") is None
+  other = _config(rollout={"top_k": 1})
+  assert run_dir.claim(other)
+  assert not run_dir.claim(other)
+  run_dir.mark_done("rollout", {})
+  run_dir.abandon()
+  with pytest.raises(UserError, match="made by another config"):
+    run_dir.claim(_config(method="trd"))

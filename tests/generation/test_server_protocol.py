@@ -1,0 +1,80 @@
+"""What is sent to a server, and how its answers are read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.support import serving
+from trd_jax.experiment.errors import UserError
+from trd_jax.generation.engines.engine import Request
+from trd_jax.generation.engines.server_protocol import body, completion
+
+GREEDY = serving.sampling()
+
+
+def sent(request=None, sampling=GREEDY, **fields):
+  known = {"model": "m", "head_rows": 416, "context": 1024}
+  request = request or Request("k", np.array([3, 4]), 7, 5)
+  return body(request, sampling, **known | fields)
+
+
+def test_what_is_sent_leaves_nothing_to_the_server_s_defaults():
+  told = sent(sampling=serving.sampling(0.7, top_p=0.9))
+  assert told["logit_bias"] == {str(i): -100 for i in range(399, 416)}
+  assert (told["temperature"], told["top_p"], told["top_k"]) == (0.7, 0.9, -1)
+  assert told["prompt"] == [3, 4]
+  assert all(type(i) is int for i in told["prompt"])
+  for name in ("repetition_penalty", "min_p", "min_tokens", "ignore_eos"):
+    assert name in told
+  assert "logit_bias" not in sent(head_rows=399)
+  # To vLLM, -1 is no seed at all.
+  assert sent(Request("k", [1], -1, 5))["seed"] not in (-1, None)
+  assert sent(Request("k", [1], -(2**63), 5))["seed"] == -(2**63)
+
+
+def answer(ids, reason, **fields):
+  return {"choices": [{"finish_reason": reason, "token_ids": ids} | fields]}
+
+
+def read(told, sampling=GREEDY):
+  return completion(Request("k", [1], 0, 9), sampling, told, "http://x")
+
+
+@pytest.mark.parametrize(
+  ("told", "says"),
+  [
+    (answer([5, 6], "stop"), "at token id 6, which is no stop id"),
+    (answer([5, 400], "length"), "drew token id 400"),
+    (answer([5], "length", prompt_token_ids=[1, 2]), "another prompt"),
+    ({"object": "error"}, "something else than a completion"),
+    (None, "something else than a completion"),
+  ],
+)
+def test_answers_that_are_not_what_was_asked_are_refused(told, says):
+  with pytest.raises(UserError, match=says):
+    read(told)
+
+
+def test_a_stop_id_at_the_very_limit_is_a_stop():
+  done = read(answer([5, 396], "length"))
+  assert (done.ids, done.finish_reason) == ((5, 396), "stop")
+
+
+def test_the_likeliest_tokens_are_read_in_order():
+  # The drawn token comes first, where it is none of the likeliest.
+  positions = [
+    {"token_id:9": -7.0, "token_id:3": -0.5, "token_id:4": -1.5},
+    {"token_id:4": -2.0, "token_id:8": -0.25},
+  ]
+  both = dataclasses.replace(GREEDY, top_logprobs=2)
+  done = read(
+    answer([9, 4], "length", logprobs={"top_logprobs": positions}), both
+  )
+  assert done.top is not None
+  assert done.top.ids.tolist() == [[3, 4], [8, 4]]
+  assert done.top.logprobs.tolist() == [[-0.5, -1.5], [-0.25, -2.0]]
+  assert done.top.ids.dtype == np.int32
+  assert done.top.logprobs.dtype == np.float32
+  with pytest.raises(UserError, match="--max-logprobs 2"):
+    read(answer([9, 4], "length"), both)

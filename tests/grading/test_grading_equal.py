@@ -1,0 +1,400 @@
+"""What the math grader takes for equal, and what not.
+
+The tables are policies; test_grading_numbers.py has whole families of numbers.
+"""
+
+import pytest
+
+from trd_jax.grading.math import verifier as grading
+
+MATCHES = r"""
+1/2004! == \frac{1}{2004!}
+2^{-99} == \frac{1}{2^{99}}
+\frac{7}{2} == 3\frac{1}{2}
+\frac{7}{2} == 3.5
+\frac{1}{2} == \frac{2}{4}
+073 == 73
+1234567 == 1\,234\,567
+1234567 == 1,234,567
+10,\!080 == 10080
+1000 == 1 000
+100 == 100 dollars
+100 == \$100
+C == \text{(C) }\frac{1}{2}
+C == \textbf{(C)}
+\text{even} == Even
+42 == \text{The answer is }42
+\sqrt{3} == √3
+123 == １２３
+\sqrt{2+\sqrt{3}} == \frac{\sqrt{6}+\sqrt{2}}{2}
+e^{i\pi/3} == \frac12+\frac{\sqrt3}2 i
+[0,1) == 0\le x<1
+(0,1) == ]0,1[
+(-\infty,-1)\cup(1,\infty) == |x|>1
+(2,\infty) == x > 2
+x \in [-2,7] == -2 \le x \le 7
+90^\circ == 90
+90^\circ == 90 degrees
+28\% == 28
+15\mbox{ cm}^2 == 15\text{ square cm}
+12 == 12\,\mathrm{km/h}
+\{1,2,3\} == 3,2,1
+\{1,2,3\} == S = \{3,1,2\}
+\{(1,2)\} == (1,2)
+\{5\} == (5)
+1,2,3 == (1,2,3)
+(1,2,3) == 1,2,3
+1,2 == 2 and 1
+1 \pm \sqrt{19} == 1-\sqrt{19}, 1+\sqrt{19}
+x=5 == 5
+5 == x = 5
+4 == 2+2 = 4
+y = 2x+3 == 2x - y + 3 = 0
+x^2+y^2=4 == 4y^2 = 16 - 4x^2
+x < 1 == -x > -1
+x+y < 1 == -x-y > -1
+2k == k+k
+\frac{n(n+1)}{2} == \binom{n+1}{2}
+\frac{1}{3} == 0.333333
+42.43 == 42.4264
+42.43 == 30\sqrt{2}
+0.0000672 == 6.72\times 10^{-5}
+\begin{pmatrix}1\\2\end{pmatrix} == \begin{bmatrix} 1 \\ 2 \end{bmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} == (1,2)
+2:3 == \frac23
+8\binom{50}{19} == \binom{50}{31}\cdot 8
+6 == 3(2)
+2^{2026}-1 == 2\cdot 2^{2025} - 1
+\left(3,\frac{\pi}{2}\right) == (r,\theta)=(3,\pi/2)
+\frac{\sqrt{2}}{2} == \sin 45^\circ
+\log_2 8 == 3
+52_8 == 52_{8}
+\frac{2}{3} == \frac{2}{3} \approx 0.667
+55 == \sum_{k=1}^{10} k
+\emptyset == \varnothing
+\emptyset == \{\}
+\mathbb{R}\setminus\{3\} == x \ne 3
+(-\infty,1)\cup(1,3)\cup(3,\infty) == \mathbb{R}\setminus\{3,1\}
+[0,1] == \{x \in \mathbb{R} : 0 \le x \le 1\}
+x \le -1 \lor x \ge 1 == (-\infty,-1]\cup[1,\infty)
+x=1, x=2 == x \in \{1,2\}
+12 == twelve
+21 == \text{twenty-one}
+\frac{1}{3} == 0.\overline{3}
+\frac{1}{6} == 0.1\overline{6}
+1500000 == 1.5e6
+{10 \choose 3} == 120
+\frac{\pi}{4} == 45^\circ
+60^\circ == \frac{\pi}{3}
+5\text{ m/s} == 5 m/s
+12 == \text{12 apples}
+£12 == 12
+17 == 17 \pmod{20}
+x \equiv 3 \pmod 7 == 3 (mod 7)
+101_2 == 101_{\text{two}}
+101_2 == 101 (base 2)
+13,14,18 == \begin{pmatrix} 13 \\ 14 \\ 18 \end{pmatrix}
+13,14,18 == \begin{pmatrix} a \\ 13 \\ b \\ 14 \\ c \\ 18 \end{pmatrix}
+(1,2,3) == \langle 1,2,3\rangle
+(1,2,3) == \begin{pmatrix}1\\2\\3\end{pmatrix}
+(13,14,18) == a=13, b=14, c=18
+(a,b) = (1,2) == b=2, a=1
+2,3,5 == [2,3,5]
+5 == **5**
+3.14 == \approx 3.14
+\triangle ABC == ABC
+5\text{ cm}^2 == 5\text{ cm²}
+5\text{ square cm} == 5\text{ cm squared}
+5\text{ m/s} == 5\text{ meters per second}
+9.8\text{ m/s}^2 == 9.8 m/s^2
+60\text{ mph} == 60\text{ miles per hour}
+25 == 25 m/s
+30\text{ degrees Celsius} == 30^\circ\text{C}
+5\text{ apples} == 5\text{ red apples}
+5\text{ ways} == 5\text{ (way)}
+8 == 8 apples
+8 apples == 8
+5 == 5\text{ is the answer}
+10 == \text{about }10
+5\text{ million} == 5,000,000
+1.25\text{ million} == 1250000
+\$5 million == 5000000
+12000 == \text{12 thousand people}
+500000 == 5 hundred thousand
+3\text{ dozen eggs} == 36
+\ln(ab) == \ln a+\ln b
+\sqrt{ab} == \sqrt a\sqrt b
+2\ln x == \ln x^2
+\log_2(xy) == \log_2 x+\log_2 y
+n\sqrt n == \sqrt{n^3}
+\frac{\sqrt{x}}{x} == \frac{1}{\sqrt x}
+e^{\ln x} == x
+\ln\frac{x}{y} == \ln x - \ln y
+|ab| == |a||b|
+\sqrt{x^2} == |x|
+2\ln|x| == \ln x^2
+\sqrt[3]{x^3} == x
+\sqrt[3]{-x} == -\sqrt[3]{x}
+-2 == \sqrt[3]{-8}
+\sum_{k=1}^{2} f(k) == f(1)+f(2)
+\mathbb{R} == (-\infty,\infty)
+(-\infty,\infty) == \mathbb{R}
+(-\infty,\infty) == \text{all real numbers}
+\text{all real numbers} == x \in \mathbb R
+\mathbb{R} == \text{All reals}
+\mathbb{R}^+ == (0,\infty)
+(0,\infty) == \text{all positive real numbers}
+[0,\infty) == \mathbb{R}_{\geq 0}
+(-\infty,0) == \mathbb{R}^-
+2:30 == 2:30
+2:05\text{ PM} == 2:05
+1:2 == 5:10
+7:15 == 7{:}15
+7/3 == 2 1/3
+-2\frac13 == -2 1/3
+1.5 == 1 1/2
+\frac{x}{2} == f^{-1}(x)=x/2
+f^{-1}(x)=x/2 == \frac{x}{2}
+\begin{pmatrix}1\\2\end{pmatrix} == A^{-1} = \begin{pmatrix}1\\2\end{pmatrix}
+A,C == \text{A, C}
+A,C == \text{(C) and (A)}
+C == (C)\ 5
+C == \text{The answer is C}
+C == \text{Option (C)}
+2A == \text{2A}
+25\% == \text{25\%}
+\frac13 == 0.333...
+\frac16 == 0.1666\ldots
+\frac{4}{33} == 0.121212…
+\ln 2 == \log_e 2
+\log_{10}2 == \lg 2
+30^\circ == \frac{\pi}{6}\text{ rad}
+\emptyset == \text{no solution}
+\text{no solution} == \text{No solutions}
+1,000,000 == one million
+5 == 5\text{ real roots}
+5 == \text{The least root is }5
+10 == \text{a total of }10
+0.\overline{12} == 0.121212...
+\tan^{-1}(1) == \frac{\pi}{4}
+\cos^2 x - \sin^2 x == \cos(2x)
+\log_4 8 == \frac32
+\{-1,1\} == \pm 1
+2,-2 == x=2\text{ or }x=-2
+(1,2),(3,4) == \{(3,4),(1,2)\}
+(-\infty,3] == 3 \ge x
+2x+3y=6 == 4x+6y=12
+\frac{n!}{(n-2)!} == n(n-1)
+\frac{x^3}{3}+C == \frac{1}{3}x^3+C
+5\sqrt{2}\text{ cm} == 5\sqrt{2}
+\sqrt{-4} == 2i
+\lfloor x+1\rfloor == \lfloor x\rfloor+1
+-37_8 == -37_{8}
+201_{(5)} == 201_5
+a_{1337}=4011 == 4011
+x_1=2,x_2=3 == x_1=3,x_2=2
+(0,1) == 0<y<1
+2f'(x) == f'(x)+f'(x)
+15' == 15
+16'' == 16
+"""
+MISMATCHES = r"""
+\frac{1}{2004!} == \frac{1}{2006!}
+2^{-99} == 2^{-98}
+2^{2026}-1 == 2^{2026}
+2^{2026}+\sqrt2 == 2^{2026}
+1,2,\ldots,n == 1,3,\ldots,2n-1
+6 == 6 or 7
+6 == 6, 7
+6 == \pm 6
+0.5 == 50\%
+28\% == 0.28
+3.14 == \pi
+0.15 == 0.1523
+16386.17 == 16386.16
+\frac13 == 0.33
+1234567 == 1234567.4
+(1,2) == (2,1)
+(1,2) == \{1,2\}
+\{1,2\} == (1,2)
+\{1,2,3\} == (1,2,3)
+S = \{1,2,3\} == S = (1,2,3)
+\{1,2,3\} == [1,2,3]
+\{1,2,3\} == \begin{pmatrix}1\\2\\3\end{pmatrix}
+(1,2,3) == \{1,2,3\}
+(1,234) == 1234
+32349 == 32, 349
+[0,1) == [0,1]
+[0,1) == (0,1)
+\{1,2,3\} == \{1,2\}
+\{1,2\} == \{1,2,2\}
+x=5 == y=5
+12\text{ cm} == 12\text{ m}
+a+3z=0 == 0
+7=11a+c == 11a+c
+5 == 3(2)
+18 == 8\binom{5}{2}
+5 == 5c
+2 == 2m
+3 == 3x
+x^2 == x^3
+x == |x|
+R == r
+C == D
+\text{Evelyn} == \text{Evelyn or Karla}
+100 == \text{not }100
+52_8 == 52
+52_8 == 52_9
+\begin{pmatrix}1\\2\end{pmatrix} == (2,1)
+x>5 == x<5
+x+y<1 == x+y>1
+x+y<1 == -x-y<-1
+x+y<1 == x+y\le 1
+\frac{\sqrt{2}}{2^{399}} == \frac{\sqrt{2}}{2^{398}}
+x>5 == x\ge 5
+x<1 == x>-1
+12:00 == 1:00
+\infty == -\infty
+\frac{1}{0} == \frac{2}{0}
+10 == 1 0
+2 == \sqrt{4}+10^{-30}
+1 == 0.\overline{8}
+(13,14,18) == \begin{pmatrix} 14 \\ 13 \\ 18 \end{pmatrix}
+13,14,18 == \begin{pmatrix} 13 \\ 14 \\ 19 \end{pmatrix}
+[0,1] == \{x : 0 < x < 1\}
+\mathbb{R}\setminus\{3\} == x \ne 4
+\mathbb{R}\setminus\{1,3\} == (-\infty,1)\cup(3,\infty)
+17\pmod{20} == 17\pmod{21}
+17 == 18 \pmod{20}
+101_2 == 101_{\text{three}}
+45^\circ == \frac{\pi}{3}
+\frac{\pi}{2} == 90
+5\text{ m} == 5 km
+[1,2] == \langle 1,2\rangle
+[1,2,3] == [3,2,1]
+(3,4) == a=4, b=3
+(a,b) = (1,2) == b=1, a=2
+x\in\{1,2\} == x=1
+\emptyset == \{0\}
+1.5e6 == 1.5
+4 == three
+12 == \text{13 apples}
+\triangle ABC == ABD
+5 == 5\text{ million}
+5\text{ thousand} == 5
+5 == 5\text{ dozen}
+\frac12 == \frac12\text{ million}
+2.5\text{ million} == 2,500,001
+5 == 5\text{ or more}
+5 == 5\text{ or 6}
+5 == 5\text{ plus 1}
+5 == 5\text{ is wrong}
+5 == 5\text{ is not the answer}
+5 == 5\text{ squared}
+5 == 5\text{ pi}
+3 == 3\text{ n}
+3 == 3 factorial
+10 == \text{half of }10
+10 == \text{Not }10
+5 == \text{up to }5
+5\text{ m/s} == 5\text{ km/h}
+5\text{ m/s} == 5\text{ m}
+5\text{ apples} == 5\text{ oranges}
+8 apples == 8 pears
+30^\circ\text{C} == 30^\circ\text{F}
+12:30\text{ PM} == 12:30\text{ AM}
+8 == 8 abcd
+|x| == x
+n == |n|
+|ab| == ab
+|a+b| == |a|+|b|
+|a-b| == a-b
+\sqrt{x^2} == x
+\sqrt[3]{x^3} == |x|
+\ln|x| == \ln x
+\ln(a+b) == \ln a+\ln b
+\sqrt{x^2+y^2} == x+y
+(-1)^n == 1
+\mathbb{R} == (0,\infty)
+\mathbb{R} == \mathbb{R}^+
+\mathbb{R} == \mathbb{Q}
+\mathbb{R} == \text{no real numbers}
+\mathbb{R} == \text{real}
+[0,\infty) == \mathbb{R}^+
+STOP == POTS
+ABC == CBA
+2:30 == 5:75
+1:30 == 2:60
+2:05 == 4:10
+2 7/3 == 13/3
+1 1/2 == 11/2
+x^{-1} = 3 == 3
+C == \text{The answer is D}
+A, C == \text{A, D}
+2A == \text{2B}
+\pi == 3.1415...
+\frac13 == 0.33...
+30^\circ == 30\text{ rad}
+\text{no solution} == 0
+1,000,000 == one billion
+5 == five million
+5 == 5\text{ hundredths}
+5 == 5\text{ halves}
+5 == 5 lambda
+5 == 5\text{ doesn't work}
+5 == \text{the square of }5
+5 == \text{a multiple of }5
+5 == \text{any number but }5
+5 == \text{The wrong answer is }5
+2\text{ dollars per hour} == 2\text{ dollars per day}
+2\text{ hours} == 120\text{ minutes}
+2\text{ m}^2 == 2\text{ m}^3
+C == \text{The answer is not C}
+\text{A and B} == \text{A}
+1:05 == 1:5
+\frac{x^3}{3}+C == \frac{x^3}{3}
+5\sqrt{2}\text{ cm} == 5\sqrt{2}\text{ m}
+x=24 == y=24
+\begin{pmatrix}1&2\\3&4\end{pmatrix} == \begin{pmatrix}1&3\\2&4\end{pmatrix}
+\lceil n/3\rceil == \lceil n/2\rceil
+\lfloor n/2\rfloor == \lfloor (n-1)/2\rfloor
+-37_8 == -37_9
+201_{(5)} == 201_{(6)}
+a_{1337}=4011 == a_{1437}=4011
+x>5 == y>5
+s_3\ge 2s_1 == s_2\ge 2s_1
+f'(x)+1 == f(x)+1
+(S/S')^n == (S/S')^{2n}
+15' == 16'
+15' == 3-2\sqrt2
+"""
+
+
+def _pairs(table):
+  for line in table.strip().splitlines():
+    gold, _, answer = line.partition(" == ")
+    yield f"So it is \\boxed{{{answer}}}.", gold
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stop_the_workers():
+  yield
+  grading.close()
+
+
+def test_equal_answers_match_however_they_are_written():
+  pairs = list(_pairs(MATCHES))
+  verdicts = grading.verify_batch(pairs, workers=1)
+  wrong = [p for p, v in zip(pairs, verdicts, strict=True) if not v.correct]
+  assert not wrong
+  assert {verdict.reason for verdict in verdicts} == {"match"}
+
+
+def test_different_answers_do_not_match_however_alike():
+  pairs = list(_pairs(MISMATCHES))
+  verdicts = grading.verify_batch(pairs, workers=1)
+  wrong = [
+    p for p, v in zip(pairs, verdicts, strict=True) if v.correct is not False
+  ]
+  assert not wrong
+  assert {verdict.reason for verdict in verdicts} <= {"mismatch", "unparsed"}

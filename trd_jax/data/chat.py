@@ -1,0 +1,450 @@
+"""The tokenizer and the chat template: text in, prompt ids out.
+
+A model folder's `tokenizer.json` is read with the `tokenizers` library and its
+chat template is rendered with a sandboxed jinja2; `transformers` is left out
+because every stage pays for this import. For text without control marks the
+ids are those of `transformers.apply_chat_template`, token for token.
+
+What a user message says can never become a control token. The template is
+rendered around a placeholder, the result is split at the template's own
+control tokens, and the text between them, user text included, is encoded by a
+tokenizer that knows the base vocabulary only. A draft that quotes `<think>` or
+`<|im_end|>` is therefore plain letters to the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import tokenizers
+
+from trd_jax.data.chat_files import (
+  compile_template,
+  find_template,
+  read_json,
+  special_tokens,
+)
+from trd_jax.experiment.errors import UserError, one_line
+
+_ONSETS = (
+  "Wait Actually However Alternatively Oops Wrong Error Incorrect Correction "
+  "Sorry Hmm Oh Hold Pause Uh Um"
+)
+ONSET_WORDS = tuple(_ONSETS.split())
+"""Words that open a doubt (Appendix C.5); see `Chat.onset_ids`."""
+
+# Stands for the user's text while the template runs; plain letters, so that no
+# filter of a template changes it.
+_PLACEHOLDER = "qqUserTextGoesHereqq"
+_PROBE = "Probe: 1 + 2 = 3,\nthen stop."
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+  """Prompt ids and where each came from in the user's text.
+
+  Attributes:
+    ids: the prompt, generation prompt included.
+    offsets: for each id the half-open character range of the user's text that
+      it covers, or None where any of it comes from the template.
+  """
+
+  ids: list[int]
+  offsets: list[tuple[int, int] | None]
+
+
+class _Piece(NamedTuple):
+  """Part of a prompt: plain text, or the ids of a control token.
+
+  Attributes:
+    text: is encoded with the base vocabulary; '' beside `ids`.
+    core_at: where the user's text begins in it, or None.
+    ids: the control token's, else nothing.
+  """
+
+  text: str
+  core_at: int | None
+  ids: tuple[int, ...] = ()
+
+
+class Chat:
+  """One model's tokenizer, chat template, stop ids and thinking modes."""
+
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer,
+    template: str,
+    *,
+    name: str,
+    special: dict[str, str],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    digest: str = "",
+  ):
+    """Prefer `Chat.load`.
+
+    Args:
+      tokenizer: with its added tokens.
+      template: jinja source of the chat template.
+      name: how messages refer to this chat.
+      special: variables such as `eos_token` that templates may read.
+      stop_ids: ids that end a response.
+      pad_id: an id to fill up with; masks never depend on it.
+      digest: hash of the tokenizer's file, a short cut for `same_ids`.
+
+    Raises:
+      UserError: the template is broken, has no place for a user message, or
+        the tokenizer can't keep user text and control tokens apart.
+    """
+    self.name = name
+    self.stop_ids = tuple(stop_ids)
+    self.pad_id = pad_id
+    self._tokenizer = tokenizer
+    self._digest = digest
+    self._special = special
+    added = tokenizer.get_added_tokens_decoder()
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    self.control_ids = frozenset(
+      i for i, token in added.items() if token.content != unknown
+    )
+    self._controls = {t.content: (i, t) for i, t in added.items()}
+    longest_first = sorted(self._controls, key=len, reverse=True)
+    self._control_pattern = re.compile(
+      "|".join(map(re.escape, longest_first)) or r"(?!)"
+    )
+    self._plain = tokenizers.Tokenizer(tokenizer.model)  # shares the model
+    if tokenizer.normalizer is not None:
+      self._plain.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+      self._plain.pre_tokenizer = tokenizer.pre_tokenizer
+    self._template, variables = compile_template(template, name)
+    self._frames: dict[bool | None, tuple[_Piece, str, str, _Piece]] = {}
+    self._tails: dict[bool | None, str] = {}
+    self.supports_thinking = "enable_thinking" in variables
+    self._check()
+
+  @classmethod
+  def load(cls, folder: str | Path, template: str | Path | None = None) -> Chat:
+    """Reads a model folder's tokenizer.
+
+    Args:
+      folder: holds `tokenizer.json` and `tokenizer_config.json`, perhaps
+        `generation_config.json` (its `eos_token_id` gives the stop ids) and
+        `chat_template.jinja` (which wins over the config's own template).
+      template: a jinja file to use instead of the folder's template.
+
+    Raises:
+      UserError: a file is missing or unreadable, or names no template or no
+        end token.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    try:
+      content = path.read_bytes()
+      tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except OSError as error:
+      raise UserError(
+        f"{path}: can't be read ({error.strerror}); a model folder needs the "
+        "Hugging Face files tokenizer.json and tokenizer_config.json"
+      ) from error
+    except Exception as error:  # the library raises bare Exception
+      raise UserError(
+        f"{path}: not a tokenizer ({one_line(error)}); fetch the file again"
+      ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    config = read_json(folder / "tokenizer_config.json", required=True)
+    generation = read_json(folder / "generation_config.json", required=False)
+    special = special_tokens(config)
+
+    def to_id(key: str) -> int | None:
+      if key not in special:
+        return None
+      found = tokenizer.token_to_id(special[key])
+      if found is None:
+        raise UserError(
+          f"{folder / 'tokenizer_config.json'}: {key} {special[key]!r} is not "
+          "in tokenizer.json; the two files belong to different tokenizers"
+        )
+      return found
+
+    eos = generation.get("eos_token_id")
+    stop_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    stop_ids = stop_ids or [i for i in [to_id("eos_token")] if i is not None]
+    if not stop_ids:
+      raise UserError(
+        f"{folder}: no end token; set eos_token in tokenizer_config.json or "
+        "eos_token_id in generation_config.json"
+      )
+    for i in stop_ids:
+      if not isinstance(i, int) or tokenizer.id_to_token(i) is None:
+        raise UserError(
+          f"{folder / 'generation_config.json'}: eos_token_id {i!r} is not an "
+          "id of tokenizer.json; the two files belong to different models"
+        )
+    pad_id = to_id("pad_token")
+    return cls(
+      tokenizer,
+      find_template(folder, config, template),
+      name=str(folder),
+      special=special,
+      stop_ids=stop_ids,
+      pad_id=stop_ids[0] if pad_id is None else pad_id,
+      digest=hashlib.sha256(content).hexdigest(),
+    )
+
+  def render(self, user_text: str, thinking: bool | None) -> list[int]:
+    """Prompt ids of one user message, generation prompt included.
+
+    Args:
+      user_text: any text; its control marks stay plain text.
+      thinking: True or False passes `enable_thinking`; None leaves the
+        template's default.
+
+    Raises:
+      UserError: the template has no such mode.
+    """
+    return self.render_with_offsets(user_text, thinking).ids
+
+  def render_many(
+    self, user_texts: Iterable[str], thinking: bool | None
+  ) -> list[list[int]]:
+    """`render` of each text, encoded on all cores at once."""
+    prompts = [self._pieces(text, thinking) for text in user_texts]
+    plain = [p.text for pieces in prompts for p in pieces if p.text]
+    encoded = iter(
+      self._plain.encode_batch_fast(plain, add_special_tokens=False)
+    )
+    return [
+      [i for p in pieces for i in (next(encoded).ids if p.text else p.ids)]
+      for pieces in prompts
+    ]
+
+  def render_with_offsets(
+    self, user_text: str, thinking: bool | None
+  ) -> Rendered:
+    """As `render`, and says which characters each id covers."""
+    lead = len(user_text) - len(user_text.lstrip())
+    size = len(user_text.strip())
+    ids: list[int] = []
+    offsets: list[tuple[int, int] | None] = []
+    for piece in self._pieces(user_text, thinking):
+      ids.extend(piece.ids)
+      offsets.extend([None] * len(piece.ids))
+      encoding = self._plain.encode(piece.text, add_special_tokens=False)
+      ids.extend(encoding.ids)
+      for a, b in encoding.offsets:
+        if piece.core_at is None:
+          offsets.append(None)
+          continue
+        a, b = a - piece.core_at, b - piece.core_at
+        inside = a >= 0 and b <= size
+        offsets.append((a + lead, b + lead) if inside else None)
+    return Rendered(ids, offsets)
+
+  def _pieces(self, user_text: str, thinking: bool | None) -> list[_Piece]:
+    """A prompt, split at the template's control tokens."""
+    # White space stays outside the placeholder: a template that trims a
+    # message trims it here too.
+    core = user_text.strip()
+    lead = user_text[: len(user_text) - len(user_text.lstrip())]
+    trail = user_text[len(lead) + len(core) :]
+    if lead or trail or not core:
+      return self._split(lead, core, trail, thinking)
+    # Nearly always: what the template says is split and encoded but once.
+    if thinking not in self._frames:
+      self._frames[thinking] = self._frame(thinking)
+    head, left, right, tail = self._frames[thinking]
+    return [head, _Piece(left + core + right, len(left)), tail]
+
+  def _frame(self, thinking: bool | None) -> tuple[_Piece, str, str, _Piece]:
+    """What stands around any text that neither begins nor ends in a space.
+
+    That is what comes before the piece that the text is in, how this piece
+    begins and ends, and what comes after it.
+    """
+    pieces = self._split("", _PLACEHOLDER, "", thinking)
+    (at,) = (n for n, p in enumerate(pieces) if p.core_at is not None)
+    left, right = pieces[at].text.split(_PLACEHOLDER)
+    head, tail = (
+      _Piece("", None, tuple(i for p in some for i in self._ids(p)))
+      for some in (pieces[:at], pieces[at + 1 :])
+    )
+    return head, left, right, tail
+
+  def _ids(self, piece: _Piece) -> Sequence[int]:
+    return self.encode(piece.text) if piece.text else piece.ids
+
+  def _split(
+    self, lead: str, core: str, trail: str, thinking: bool | None
+  ) -> list[_Piece]:
+    """`_pieces` of a text and the white space on its sides."""
+    before, after = self._around(lead, trail, thinking)
+    pieces: list[_Piece] = []
+    strip_left = False  # a control token with rstrip eats what follows it
+    text, core_at = "", None
+
+    def flush(strip_right: bool) -> None:
+      nonlocal text, core_at
+      start = len(text) - len(text.lstrip()) if strip_left else 0
+      end = len(text.rstrip()) if strip_right else len(text)
+      at = None if core_at is None else core_at - start
+      pieces.append(_Piece(text[start:end], at))
+      text, core_at = "", None
+
+    for part, ends_in_core in ((before, True), (after, False)):
+      at = 0
+      for match in self._control_pattern.finditer(part):
+        text += part[at : match.start()]
+        i, token = self._controls[match.group()]
+        flush(token.lstrip)
+        pieces.append(_Piece("", None, (i,)))
+        strip_left = token.rstrip
+        at = match.end()
+      text += part[at:]
+      if ends_in_core:
+        core_at = len(text)
+        text += core
+    flush(False)
+    return pieces
+
+  def control_marks(self, text: str) -> set[str]:
+    """Control tokens that are spelt out in a text.
+
+    In a user message they are plain text (see the module's head); a reader of
+    the prompt sees no difference.
+    """
+    found = set(self._control_pattern.findall(text))
+    return {
+      mark for mark in found if self._controls[mark][0] in self.control_ids
+    }
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of `text` as plain text: never a control id."""
+    return self._plain.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of a response.
+
+    Only a final stop id is left out; `<think>` and every other mark that the
+    model wrote stays. Ids without a token (left-over head rows) give no text.
+    """
+    ids = [int(i) for i in ids]
+    if ids and ids[-1] in self.stop_ids:
+      ids.pop()
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+  @functools.cached_property
+  def vocab_size(self) -> int:
+    """Largest id plus one; a model's head needs at least so many rows."""
+    return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+  def onset_ids(self) -> tuple[int, ...]:
+    """Ids that open an `ONSET_WORDS` word, for the epistemic mass.
+
+    The first sub-word id of each word, bare and after a space, sorted and
+    without repeats. A first id that is white space or unknown tells nothing
+    about the word and is left out (small vocabularies).
+    """
+    unknown = getattr(self._tokenizer.model, "unk_token", None)
+    found = set()
+    for word in ONSET_WORDS:
+      for text in (word, " " + word):
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        if not encoding.ids or encoding.tokens[0] == unknown:
+          continue
+        if self._tokenizer.decode(encoding.ids[:1]).strip():
+          found.add(encoding.ids[0])
+    return tuple(sorted(found))
+
+  def same_ids(self, other: Chat) -> bool:
+    """Whether both map every id to the same token."""
+    if self._digest and self._digest == other._digest:
+      return True
+    return self._tokenizer.get_vocab(True) == other._tokenizer.get_vocab(True)
+
+  def thinks(self, thinking: bool | None) -> bool:
+    """Whether a response to a prompt in this mode may open a thinking block.
+
+    False for a model without one and for a prompt that closes an empty block.
+
+    Raises:
+      UserError: the template has no such mode.
+    """
+    if self.opens_thoughts(thinking):
+      return True
+    return self.supports_thinking and "<think>" not in self._tails[thinking]
+
+  def opens_thoughts(self, thinking: bool | None) -> bool:
+    """Whether the prompt itself opens the block, so no response does."""
+    if thinking not in self._tails:
+      self._tails[thinking] = self._around("", "", thinking)[1]
+    tail = self._tails[thinking]
+    return tail.count("<think>") > tail.count("</think>")
+
+  def _around(
+    self, lead: str, trail: str, thinking: bool | None
+  ) -> tuple[str, str]:
+    """The rendered template before and after the user's text."""
+    variables: dict[str, Any] = dict(self._special)
+    if thinking is not None and self.supports_thinking:
+      variables["enable_thinking"] = thinking
+    message = {"role": "user", "content": lead + _PLACEHOLDER + trail}
+    try:
+      text = self._template.render(
+        messages=[message],
+        tools=None,
+        documents=None,
+        add_generation_prompt=True,
+        **variables,
+      )
+    except jinja2.TemplateError as error:
+      raise UserError(
+        f"chat template of {self.name}: {one_line(error)}; give another one "
+        "with the key chat_template"
+      ) from error
+    if text.count(_PLACEHOLDER) != 1:
+      raise UserError(
+        f"chat template of {self.name}: writes the user message "
+        f"{text.count(_PLACEHOLDER)} times, not once; give another one with "
+        "the key chat_template"
+      )
+    before, after = text.split(_PLACEHOLDER)
+    if thinking is not None and not self.supports_thinking:
+      # Where the template decides, asking for what it does anyway is fine.
+      always = after.count("<think>") > after.count("</think>")
+      if thinking != always:
+        raise UserError(
+          f"{self.name}: its chat template has no enable_thinking and "
+          f"{'always' if always else 'never'} thinks; set this model's "
+          f"thinking key to None or {always}"
+        )
+    return before, after
+
+  def _check(self) -> None:
+    """Proves at the door that splitting the prompt changes nothing."""
+    for content, (i, _) in self._controls.items():
+      if i in self.control_ids and i in self.encode(content):
+        raise UserError(
+          f"{self.name}: the base vocabulary spells the control token "
+          f"{content!r}, so user text could produce it; rebuild tokenizer.json "
+          "with it as an added token only"
+        )
+    for thinking in (None, False, True) if self.supports_thinking else (None,):
+      before, after = self._around("", "", thinking)
+      whole = self._tokenizer.encode(
+        before + _PROBE + after, add_special_tokens=False
+      ).ids
+      if self.render(_PROBE, thinking) != whole:
+        raise UserError(
+          f"{self.name}: this tokenizer encodes text differently between "
+          "control tokens (a prefix added to the first piece?); only "
+          "byte-level tokenizers such as Qwen3's are supported"
+        )

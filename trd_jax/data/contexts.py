@@ -1,0 +1,242 @@
+"""What student and teacher read before the response that both score.
+
+Student and teacher each have their own prompt, their own chat template and
+their own lengths; the response's token ids are the same. So position
+`len(context) - 1 + t` predicts response token t on both sides.
+
+Both contexts are in the thinking mode in which the response was written (SPEC
+§5.1). A model that thinks opens its response with a thinking block; in a
+context of the other mode the first token's divergence is huge, says nothing
+about the problem, and teaches the student to open its block or not to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trd_jax.data.chat import Chat
+from trd_jax.data.prompts import check_regime, initial, privileged
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.records import Problem
+
+
+class Modes(NamedTuple):
+  """The thinking modes around trajectories of one kind.
+
+  Attributes:
+    written: whether they were written with thinking on.
+    student: the switch of the student's contexts, as `Chat.render` takes it.
+    teacher: the switch of the teacher's.
+  """
+
+  written: bool
+  student: bool | None
+  teacher: bool | None
+
+
+def planned_modes(
+  experiment: Experiment, student: Chat, teacher: Chat
+) -> Modes:
+  """The modes around the trajectories that an experiment is going to make.
+
+  Raises:
+    UserError: a thinking key asks for a mode that a template hasn't.
+  """
+  section = experiment.refine if experiment.refines else experiment.student
+  return scoring_modes(experiment, student, teacher, section.thinking)
+
+
+def scoring_modes(
+  experiment: Experiment, student: Chat, teacher: Chat, recorded: bool | None
+) -> Modes:
+  """The modes in which a trajectory is scored: as it was written, or by key.
+
+  A model without the mode scores in the only one that it has.
+
+  Args:
+    experiment: `train.student_thinking` and `teacher.thinking` override the
+      mode of their side. The latter isn't read by trd, whose teacher has the
+      refinement prompt as its context.
+    student: renders rollout prompts and the student's contexts.
+    teacher: renders refinement prompts and the teacher's contexts.
+    recorded: `Trajectory.thinking`; None stands for the writer's default.
+
+  Raises:
+    UserError: a thinking key asks for a mode that a template hasn't.
+  """
+  written = (teacher if experiment.refines else student).thinks(recorded)
+  override = None if experiment.refines else experiment.teacher.thinking
+  return Modes(
+    written,
+    _switch(student, experiment.train.student_thinking, written),
+    _switch(teacher, override, written),
+  )
+
+
+def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
+  if override is not None:
+    chat.thinks(override)  # or a refusal
+    return override
+  if chat.supports_thinking or chat.thinks(None) == written:
+    return written
+  return None
+
+
+def student_context(
+  chat: Chat, problem: Problem, thinking: bool | None
+) -> list[int]:
+  """The student's prompt before a response it learns: x alone, always."""
+  return chat.render(initial(problem), thinking)
+
+
+def teacher_context(
+  chat: Chat,
+  problem: Problem,
+  method: str,
+  regime: str,
+  thinking: bool | None,
+  refinement_ids: list[int] | None = None,
+) -> list[int]:
+  """The teacher's prompt before the same response.
+
+  Args:
+    chat: the teacher's.
+    problem: x and y*.
+    method: 'trd' scores y_r after the refinement prompt it was made from;
+      every other method scores y_o after x (OPD) or x and y* (OPSD).
+    regime: 'opd' or 'opsd'.
+    thinking: as in `Chat.render`; 'trd' takes the stored prompt's.
+    refinement_ids: the stored refinement prompt, used verbatim; 'trd' only.
+
+  Raises:
+    UserError: 'trd' without `refinement_ids`, or OPSD without a reference.
+  """
+  if method == "trd":
+    if not refinement_ids:
+      raise UserError(
+        f"problem {problem.problem_id}: method=trd needs the prompt of the "
+        "refine stage; run that stage first"
+      )
+    return list(refinement_ids)
+  check_regime(regime)
+  message = privileged if regime == "opsd" else initial
+  return chat.render(message(problem), thinking)
+
+
+def describe_modes(student: Chat, teacher: Chat, modes: Modes) -> str:
+  """One line: how trajectories are written, and in which modes scored."""
+  bound = [
+    side
+    for side, chat in (("student", student), ("teacher", teacher))
+    if not chat.supports_thinking
+  ]
+  only = f" (the {' and the '.join(bound)} can't do otherwise)" if bound else ""
+  sides = student.thinks(modes.student), teacher.thinks(modes.teacher)
+  written = on_or_off(modes.written)
+  if sides == (modes.written, modes.written):
+    return f"written and scored with thinking {written}{only}"
+  return (
+    f"written with thinking {written}, scored by the student with thinking"
+    f" {on_or_off(sides[0])} and by the teacher with thinking"
+    f" {on_or_off(sides[1])}{only}"
+  )
+
+
+def mode_warnings(
+  experiment: Experiment, student: Chat, teacher: Chat, modes: Modes
+) -> list[str]:
+  """One line for each side that scores trajectories in another mode.
+
+  Only a key makes it so, or a model that has one mode alone.
+  """
+  along, method = experiment.trains_on, experiment.method
+  override = experiment.teacher.thinking
+  sides = [
+    (
+      "student",
+      student,
+      modes.student,
+      "train.student_thinking",
+      experiment.train.student_thinking,
+    )
+  ]
+  warnings = []
+  if not experiment.refines:
+    sides.append(
+      ("teacher", teacher, modes.teacher, "teacher.thinking", override)
+    )
+  elif override is not None:
+    warnings.append(
+      f"teacher.thinking={override} is not read: with method={method} the"
+      f" teacher scores {along} after the prompt that it was written after"
+    )
+  writer = teacher if experiment.refines else student
+  opened = writer.opens_thoughts(_switch(writer, None, modes.written))
+  for side, chat, switch, key, value in sides:
+    thinks = chat.thinks(switch)
+    if thinks != modes.written:
+      why = f"{chat.name} can't do otherwise"
+      if value is not None:
+        why = f"{key}={value}"
+      warnings.append(
+        f"mixed thinking modes: {along} is written with thinking"
+        f" {on_or_off(modes.written)}, and the {side} scores it with thinking"
+        f" {on_or_off(thinks)} ({why}); the first tokens' divergence will be"
+        " dominated by that"
+      )
+    elif thinks and chat.opens_thoughts(switch) != opened:
+      warnings.append(
+        f"one of the templates of {writer.name} and {chat.name} opens the"
+        f" thinking block in the prompt, the other leaves it to {along}; the"
+        " first tokens' divergence will be dominated by that"
+      )
+  return warnings
+
+
+class Outlook(NamedTuple):
+  """What is known of thinking modes before anything is generated.
+
+  Attributes:
+    stages: whether a stage's prompts let a response think, by stage.
+    scoring: what `describe_modes` says; None without both models' templates.
+    warnings: what `mode_warnings` gives.
+  """
+
+  stages: dict[str, bool]
+  scoring: str | None
+  warnings: list[str]
+
+  def without(self, stage: str) -> dict[str, bool]:
+    """The modes of the other stages."""
+    return {name: on for name, on in self.stages.items() if name != stage}
+
+
+def outlook(
+  experiment: Experiment, student: Chat | None, teacher: Chat | None
+) -> Outlook:
+  """The modes of an experiment, as far as templates are at hand.
+
+  Raises:
+    UserError: a thinking key asks for a mode that a template hasn't.
+  """
+  stages = {}
+  if student is not None:
+    stages["rollout"] = student.thinks(experiment.student.thinking)
+  if teacher is not None and experiment.refines:
+    stages["refine"] = teacher.thinks(experiment.refine.thinking)
+  if student is not None:
+    stages["evaluate"] = student.thinks(experiment.evaluation_thinking)
+  if student is None or teacher is None:
+    return Outlook(stages, None, [])
+  modes = planned_modes(experiment, student, teacher)
+  return Outlook(
+    stages,
+    f"{experiment.trains_on}: {describe_modes(student, teacher, modes)}",
+    mode_warnings(experiment, student, teacher, modes),
+  )
+
+
+def on_or_off(thinks: bool) -> str:
+  """A mode as people call it."""
+  return "on" if thinks else "off"

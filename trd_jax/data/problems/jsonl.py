@@ -1,0 +1,82 @@
+"""Anybody's own problems: JSON lines, JSON lists or parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_jax.data.problems import arithmetic, rows, sources
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.sections import Data
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """Problems from the file, or all data files of the folder, `data.root`.
+
+  Columns: `problem` (or `question`), `answer`, and where there are such
+  `solution` (the reference y*), `tests` (a text, or JSON that becomes one),
+  `domain` (default `code` for a row with tests, else `math`). A row with tests
+  may do without an answer, one of the laboratory's `arithmetic` has one of its
+  numbers. Other scalar columns are kept in `meta`.
+
+  Raises:
+    UserError: no `data.root`, or it is missing, unreadable or empty.
+  """
+  return rows.collect("jsonl", files(data.root), _problem)
+
+
+def files(root: str | None) -> list[Path]:
+  """The local files that the problems are read from.
+
+  Raises:
+    UserError: there is no `root`, nothing at it, or no data file in it.
+  """
+  if root is None:
+    raise UserError(
+      "data.source=jsonl: no file; set data.root to a .jsonl, .json or "
+      ".parquet file with the columns problem and answer"
+    )
+  path = sources.local_root(root, downloads=False)
+  if path.is_file():
+    return [path]
+  found = sources.data_files(path)
+  if not found:
+    raise UserError(
+      f"data.root={root}: no data file in this folder; give one that "
+      f"ends in {', '.join(sources.SUFFIXES)}"
+    )
+  return found
+
+
+def _problem(row: Mapping[str, Any]) -> Problem:
+  tests = row.get("tests")
+  if tests is not None and not isinstance(tests, str):
+    tests = json.dumps(tests)
+  tests = tests or None
+  domain = row.get("domain") or ("code" if tests else "math")
+  has_answer = row.get("answer") not in (None, "") or row.get("Answer")
+  problem = rows.to_problem(
+    row,
+    "jsonl",
+    answer="" if tests and not has_answer else None,
+    domain=domain,
+    tests=tests,
+  )
+  if domain == "arithmetic" and not _is_of_laboratory(problem.answer):
+    raise rows.BadRow(
+      f"answer {problem.answer[:40]} is none of the laboratory's arithmetic,"
+      f" which is modulo {arithmetic.MODULUS}; give an integer from 0 to"
+      f" {arithmetic.MODULUS - 1}"
+    )
+  return problem
+
+
+def _is_of_laboratory(answer: str) -> bool:
+  """Whether an answer is a number that the laboratory's chains end in."""
+  try:
+    return float(rows.comparable(answer)) in range(arithmetic.MODULUS)
+  except ValueError:
+    return False

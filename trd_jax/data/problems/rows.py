@@ -1,0 +1,368 @@
+"""Rows of data files: read, checked, counted.
+
+A source says how one row becomes a `Problem` and raises `BadRow` for a row
+that can't; `collect` does the rest. No row vanishes: it becomes a problem, or
+a `Rejected` that says why not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import re
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_jax.data.problems.sources import SUFFIXES
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import json_text
+from trd_jax.experiment.records import Domain, Problem, Rejected, content_key
+
+STAGE = "problems"
+
+# What ends the reason of a row that an earlier one has the statement of.
+WORD_FOR_WORD = ", word for word"
+
+_DOMAINS: tuple[str, ...] = typing.get_args(Domain)
+_PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
+_ANSWER_KEYS = ("answer", "Answer")
+_SOLUTION_KEYS = ("solution", "Solution")
+
+
+class BadRow(Exception):
+  """A row that can't become a problem; its text is the reason."""
+
+
+def read(path: Path) -> Iterator[tuple[str, Any]]:
+  """Yields `(where, row)`; a line that is no JSON yields a `BadRow` as row.
+
+  Raises:
+    UserError: the file can't be read, is of a kind that we don't know, or is
+      empty.
+  """
+  count = 0
+  for where, row in _read(path):
+    count += 1
+    yield where, row
+  if not count:
+    raise UserError(f"{path}: no rows; give a file with at least one problem")
+
+
+def collect(
+  source: str,
+  files: Iterable[Path],
+  build: Callable[[Mapping[str, Any]], Problem | None],
+  reader: Callable[[Path], Iterator[tuple[str, Any]]] | None = None,
+) -> tuple[list[Problem], list[Rejected]]:
+  """All rows of some files as problems, each statement once.
+
+  Rows that repeat a statement (up to white space) with the same answer are
+  set aside but for one, preferably one with a worked solution. Where they
+  disagree on the answer all of them are, since none can be trusted.
+
+  Args:
+    source: names the source.
+    files: read one after the other.
+    build: one row to one problem, or raises `BadRow`; None for a row of the
+      file that isn't the source's.
+    reader: a file's rows, as `read` gives them (the default).
+  """
+  groups: dict[str, list[_Row]] = {}
+  aside: list[tuple[_Row, str]] = []
+  for path in files:
+    for where, row in (reader or read)(path):
+      verbatim = _verbatim(row)
+      try:
+        if isinstance(row, BadRow):
+          raise row
+        if not isinstance(row, Mapping):
+          raise BadRow(f"a {type(row).__name__}, not an object with columns")
+        problem = build(row)
+      except (BadRow, RecursionError) as error:
+        # What could just be read may still be too deep to be looked through.
+        why = error if isinstance(error, BadRow) else "nested too deeply"
+        aside.append((_Row(where, None, verbatim), f"{where}: {why}"))
+        continue
+      if problem is not None:
+        groups.setdefault(problem.problem_id, []).append(
+          _Row(where, problem, verbatim)
+        )
+  kept: list[_Row] = []
+  for group in groups.values():
+    answers = {comparable(row.problem.answer) for row in group}
+    if len(answers) > 1:
+      shown = ", ".join(dict.fromkeys(r.problem.answer for r in group))
+      aside += [
+        (
+          row,
+          f"{row.where}: {len(group)} rows of this problem disagree on its"
+          f" answer ({shown[:80]})",
+        )
+        for row in group
+      ]
+      continue
+    best = next((row for row in group if row.problem.solution), group[0])
+    kept.append(best)
+    aside += [
+      (row, f"{row.where}: repeats {best.where}")
+      for row in group
+      if row is not best
+    ]
+  seen = {row.verbatim for row in kept}
+  rejected = []
+  for row, reason in aside:
+    name = row.problem.problem_id if row.problem else row.where
+    if row.verbatim is not None and row.verbatim in seen:
+      reason += WORD_FOR_WORD
+    seen.add(row.verbatim)
+    rejected.append(Rejected(name, source, STAGE, reason))
+  return [row.problem for row in kept], rejected
+
+
+class _Row(NamedTuple):
+  """A row of a file: where it is, its problem, and its statement as it is."""
+
+  where: str
+  problem: Any
+  verbatim: str | None
+
+
+def _verbatim(row: Any) -> str | None:
+  if not isinstance(row, Mapping):
+    return None
+  found = column(row, _PROBLEM_KEYS)
+  return found if isinstance(found, str) else None
+
+
+def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
+  """What a source's rows came to, for a person.
+
+  Args:
+    found: all problems of the source.
+    rejected: all rows that were set aside.
+  """
+  total = len(found) + len(rejected)
+  again = sum(row.reason.endswith(WORD_FOR_WORD) for row in rejected)
+  told = [
+    f"{total:,} rows",
+    f"{total - again:,} distinct prompts",
+    f"{len(found):,} problems",
+  ]
+  kinds = {
+    "repeat another but for white space": " repeats ",
+    "disagree on the answer": " disagree on its answer",
+    "have several answers": " different answers (",
+    "have no answer": ": no answer",
+  }
+  left = list(rejected)
+  for kind, mark in kinds.items():
+    here = [row for row in left if mark in row.reason]
+    left = [row for row in left if mark not in row.reason]
+    if here:
+      told.append(f"{len(here):,} {kind}")
+  if left:
+    told.append(f"{len(left):,} can't be used for other reasons")
+  return ", ".join(told)
+
+
+def to_problem(
+  row: Mapping[str, Any],
+  source: str,
+  *,
+  text: str | None = None,
+  answer: str | None = None,
+  solution: str | None = None,
+  domain: str = "math",
+  tests: str | None = None,
+) -> Problem:
+  """A problem of a row's columns; arguments win over columns.
+
+  Scalar columns that are not used otherwise go to `meta`.
+
+  Raises:
+    BadRow: a column is missing, empty or of the wrong type.
+  """
+  if text is None:
+    text = statement(row)
+  if answer is None:
+    answer = answer_text(column(row, _ANSWER_KEYS))
+  if solution is None:
+    solution = _optional_text(row, _SOLUTION_KEYS)
+  if domain not in _DOMAINS:
+    raise BadRow(f"domain {domain!r} is not one of {', '.join(_DOMAINS)}")
+  used = {*_PROBLEM_KEYS, *_ANSWER_KEYS, *_SOLUTION_KEYS, "tests", "domain"}
+  meta = {
+    key: value
+    for key, value in row.items()
+    if key not in used
+    and isinstance(value, str | int | float)
+    and not (isinstance(value, float) and not math.isfinite(value))
+  }
+  return Problem(
+    problem_id=problem_id(source, text),
+    text=text,
+    answer=answer,
+    solution=solution,
+    domain=typing.cast(Domain, domain),
+    source=source,
+    tests=tests,
+    meta=json.dumps(meta, sort_keys=True),
+  )
+
+
+def problem_id(source: str, text: str) -> str:
+  """The same for the same source and statement, white space apart."""
+  return f"{source}-{content_key(source, ' '.join(text.split()))[:16]}"
+
+
+def statement(row: Mapping[str, Any]) -> str:
+  """The problem statement of a row, without white space around it."""
+  return _text(column(row, _PROBLEM_KEYS), "problem")
+
+
+def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+  """The first of the named columns that holds something, or None."""
+  return next((row[n] for n in names if row.get(n) is not None), None)
+
+
+def answer_text(value: Any) -> str:
+  """A gold answer as text; whole floats as integers, one-element lists open.
+
+  Raises:
+    BadRow: there is none, or there are several that differ.
+  """
+  if isinstance(value, list | tuple):
+    answers: dict[str, str] = {}
+    for answer in map(answer_text, value):
+      answers.setdefault(comparable(answer), answer)
+    if len(answers) > 1:
+      raise BadRow(
+        f"{len(answers)} different answers ({', '.join(answers.values())}); "
+        "one can be graded"
+      )
+    value = next(iter(answers.values()), None)
+  if isinstance(value, float) and not math.isfinite(value):
+    value = None
+  if value is None or (isinstance(value, str) and not value.strip()):
+    raise BadRow("no answer")
+  if isinstance(value, bool) or not isinstance(value, str | int | float):
+    raise BadRow(f"answer is a {type(value).__name__}, not a text or a number")
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  return _text(str(value), "answer")
+
+
+def comparable(answer: str) -> str:
+  """An answer without differences of notation; for comparing golds only."""
+  answer = re.sub(r"\\[dt]frac", r"\\frac", answer)
+  answer = re.sub(r"\\left|\\right|\\[!,;\s]|\\\$|[\s$]", "", answer)
+  answer = answer.rstrip(".")
+  return str(int(answer)) if re.fullmatch(r"-?[0-9]{1,100}", answer) else answer
+
+
+def _text(value: Any, what: str) -> str:
+  if value is None:
+    raise BadRow(f"no {what}")
+  if not isinstance(value, str):
+    raise BadRow(f"{what} is a {type(value).__name__}, not a text")
+  if not (value := value.strip()):
+    raise BadRow(f"no {what}")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise BadRow(f"{what} is not valid Unicode") from error
+  return value
+
+
+def _optional_text(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+  value = column(row, names)
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return None
+  return _text(value, "solution")
+
+
+def _read(path: Path) -> Iterator[tuple[str, Any]]:
+  if path.name.endswith(".parquet"):
+    try:
+      rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+      raise UserError(
+        f"{path}: can't be read as parquet "
+        f"({str(error).splitlines()[0][:160]}); fetch the file again"
+      ) from error
+    for i, row in enumerate(rows):
+      yield f"{path.name} row {i + 1}", row
+    return
+  if path.name.endswith(".arrow"):
+    yield from _read_arrow(path)
+    return
+  if not path.name.endswith(SUFFIXES):
+    raise UserError(
+      f"{path}: not a data file; give one that ends in {', '.join(SUFFIXES)}"
+    )
+  try:
+    with _text_file(path) as file:
+      if ".jsonl" in path.name:
+        yield from _read_lines(path, file)
+        return
+      text = file.read()
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{path}: can't be read as text ({error}); fetch the file again"
+    ) from error
+  try:
+    rows = json_text.loads(text) if text.strip() else []
+  except ValueError as error:
+    if "Extra data" not in str(error):
+      raise UserError(
+        f"{path}: not JSON ({error}); fetch the file again"
+      ) from error
+    yield from _read_lines(path, io.StringIO(text, newline="\n"))
+    return
+  if not isinstance(rows, list):
+    raise UserError(
+      f"{path}: one JSON {type(rows).__name__}; give a list of objects"
+    )
+  for i, row in enumerate(rows):
+    yield f"{path.name} row {i + 1}", row
+
+
+def _text_file(path: Path) -> typing.TextIO:
+  """Opens a text; its lines end at line feeds, which JSON has in no string."""
+  if path.name.endswith(".gz"):
+    return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+  return path.open(encoding="utf-8-sig", newline="\n")
+
+
+def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+  for i, line in enumerate(lines):
+    if line.strip():
+      try:
+        row = json_text.loads(line)
+      except ValueError as error:
+        row = BadRow(f"not JSON ({error})")
+      yield f"{path.name} line {i + 1}", row
+
+
+def _read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
+  """A file as the library `datasets` keeps it, batch by batch."""
+  count = 0
+  try:
+    with pa.memory_map(str(path)) as source:
+      for batch in pa.ipc.open_stream(source):
+        for row in batch.to_pylist():
+          count += 1
+          yield f"{path.name} row {count}", row
+  except (OSError, pa.ArrowException) as error:
+    raise UserError(
+      f"{path}: can't be read as an arrow stream "
+      f"({str(error).splitlines()[0][:160]}); fetch the file again"
+    ) from error

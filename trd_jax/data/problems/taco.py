@@ -1,0 +1,159 @@
+"""TACO: competitive programming with tests and programs that solve them.
+
+`Problem.tests` is a row's `input_output`, JSON as it stands: without
+`fn_name` the inputs are texts for standard input, with it they are lists of
+arguments and the outputs lists of one result. The reference y* is the first
+solution that parses as Python 3.
+
+What comparing outputs can't grade is marked in `meta` as `special_judge`, and
+no verdict is given on it: interactive problems, and those of which several
+outputs are right. The latter are known where a file
+`<data file's stem>_special_judge_flags.jsonl` with `idx` (the row, from 0) and
+`special_judge` lies beside the data file.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trd_jax.data.problems import rows, sources
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import json_text
+from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.sections import Data
+
+HUB = ("BAAI/TACO", "train/*.arrow")
+_FLAGS = "_special_judge_flags"
+_SPECIAL = "special_judge"
+_INTERACTIVE = "this is an interactive problem"
+_META = ("difficulty", "source", "name", "url", "time_limit", "memory_limit")
+
+
+def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+  """The problems from `data.root` (a file or a folder) or the hub's training
+  split.
+
+  Raises:
+    UserError: a file is missing, unreadable or empty.
+  """
+  if data.root is None:
+    found = sources.fetch(*HUB, "data.source=taco")[1]
+  else:
+    found = [file for file in files(data.root) if _FLAGS not in file.name]
+    if not found:
+      raise UserError(
+        f"data.root={data.root}: no data file in this folder; give one that"
+        f" ends in {', '.join(sources.SUFFIXES)}"
+      )
+  return rows.collect("taco", found, problem, _flagged)
+
+
+def files(root: str) -> list[Path]:
+  """The local files that the problems are read from, flags among them.
+
+  Raises:
+    UserError: there is nothing at `root`.
+  """
+  path = sources.local_root(root)
+  if not path.is_file():
+    return sources.data_files(path)
+  beside = _flags_of(path)
+  return [path, beside] if beside.is_file() else [path]
+
+
+def problem(row: Mapping[str, Any]) -> Problem:
+  """A row with `question`, `input_output` and perhaps `solutions`.
+
+  Raises:
+    rows.BadRow: a column is missing or unusable.
+  """
+  text = rows.statement(row)
+  starter = row.get("starter_code")
+  if isinstance(starter, str) and starter.strip():
+    text = f"{text}\n\n```python\n{starter.rstrip()}\n```"
+  meta = {key: row[key] for key in _META if row.get(key) is not None}
+  if row.get(_SPECIAL) or _INTERACTIVE in text[:2000].lower():
+    meta[_SPECIAL] = True
+  return rows.to_problem(
+    meta,
+    "taco",
+    text=text,
+    answer="",
+    solution=_reference(row.get("solutions")),
+    domain="code",
+    tests=tests(row.get("input_output")),
+  )
+
+
+def tests(input_output: Any) -> str:
+  """The tests of a row, checked for their form; the text stays as it is.
+
+  Integers of any length are left as digits, so that none is too long.
+
+  Raises:
+    rows.BadRow: there are none, or as many outputs as inputs are not there.
+  """
+  if not isinstance(input_output, str) or not input_output.strip():
+    raise rows.BadRow("no input_output")
+  try:
+    found = json_text.loads(input_output, parse_int=str)
+  except ValueError as error:
+    raise rows.BadRow(f"input_output is not JSON ({error})") from None
+  if not isinstance(found, dict):
+    raise rows.BadRow("input_output is no JSON object")
+  inputs, outputs = found.get("inputs"), found.get("outputs")
+  if not (isinstance(inputs, list) and isinstance(outputs, list) and inputs):
+    raise rows.BadRow("input_output has no inputs and outputs")
+  if len(inputs) != len(outputs):
+    raise rows.BadRow(f"{len(inputs)} inputs but {len(outputs)} outputs")
+  return input_output
+
+
+def _reference(solutions: Any) -> str | None:
+  """The first solution in Python 3, as a response would give it."""
+  if isinstance(solutions, str) and solutions.strip():
+    try:
+      solutions = json_text.loads(solutions)
+    except ValueError:
+      raise rows.BadRow("solutions is not JSON") from None
+  for program in solutions or ():
+    if isinstance(program, str) and _is_python(program):
+      return f"```python\n{program.strip()}\n```"
+  return None
+
+
+def _is_python(program: str) -> bool:
+  """Whether it parses, to some statement; which runs nothing."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # of odd escapes in old programs
+      return bool(ast.parse(program).body)
+  except (SyntaxError, ValueError, RecursionError, MemoryError):
+    return False
+
+
+def _flags_of(path: Path) -> Path:
+  stem = path.name.partition(".")[0]
+  return path.with_name(f"{stem}{_FLAGS}.jsonl")
+
+
+def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
+  """A file's rows, with what is known of special judges."""
+  beside = _flags_of(path)
+  flags = {}
+  if beside.is_file():
+    for where, row in rows.read(beside):
+      if not isinstance(row, Mapping) or not {"idx", _SPECIAL} <= row.keys():
+        raise UserError(
+          f"{where}: a row of flags has the fields idx and {_SPECIAL}; mend the"
+          " file, or remove it where nothing is known of special judges"
+        )
+      flags[row["idx"]] = bool(row[_SPECIAL])
+  for index, (where, row) in enumerate(rows.read(path)):
+    if isinstance(row, Mapping) and flags:
+      row = {**row, _SPECIAL: flags.get(index, False)}
+    yield where, row

@@ -1,0 +1,259 @@
+"""Checkpoints of a training run, in orbax's format.
+
+A checkpoint is a tree of arrays and plain values (text, numbers, None). On
+disk the arrays are nested dicts with readable names, the plain values JSON;
+the caller's own structure (named tuples, optimizer states) comes back from
+the abstract tree that `restore` is given, and what doesn't agree with it is
+an error, never a guess.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.model.weights import finite_weights
+
+_UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
+_ARRAYS = "arrays"
+
+
+class Checkpoints:
+  """The checkpoints in one directory.
+
+  A checkpoint appears whole or not at all: a save that was killed leaves
+  nothing that `latest` sees. Saves run in the background; the arrays may be
+  donated as soon as `save` returns.
+
+  Args:
+    directory: where they are; made by the first save.
+    keep: how many of the newest stay.
+  """
+
+  def __init__(self, directory: Path | str, keep: int):
+    self.directory = Path(directory).absolute()
+    self.keep = keep
+    self._open: ocp.CheckpointManager | None = None
+    self._cleared = False
+
+  def save(self, step: int, tree: Any) -> None:
+    """Starts to write a checkpoint; one of the same step stays as it is.
+
+    Args:
+      step: updates done.
+      tree: arrays (of JAX, sharded or not, or numpy) and plain values.
+
+    Raises:
+      ValueError: two leaves have one name, or a leaf is neither an array nor
+        plain.
+    """
+    arrays, plain = {}, {}
+    for name, leaf in _named(tree).items():
+      if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        arrays[name] = leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+      elif leaf is None or isinstance(leaf, str | int | float):
+        plain[name] = leaf
+      else:
+        raise ValueError(f"{name} is a {type(leaf).__name__}, not an array")
+    if not self._cleared and jax.process_index() == 0:
+      for left_over in self.directory.glob(_UNFINISHED):
+        if left_over.is_dir() and not left_over.is_symlink():
+          shutil.rmtree(left_over)
+    self._cleared = True
+    manager = self._manager()
+    if step not in manager.all_steps():
+      items = {
+        _ARRAYS: ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
+        "plain": ocp.args.JsonSave(plain),
+      }
+      manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def latest(self) -> int | None:
+    """The newest checkpoint's step, None where there is no whole one."""
+    if not self.directory.exists():
+      return None
+    return self._manager().latest_step()
+
+  def restore(
+    self, abstract_tree: Any, *, partial: bool = False
+  ) -> tuple[int, Any]:
+    """The newest checkpoint, in the structure of `abstract_tree`.
+
+    Args:
+      abstract_tree: like the tree that was saved: `jax.ShapeDtypeStruct`s
+        (with the shardings wanted) or arrays; the values of its plain leaves
+        don't matter.
+      partial: whether the checkpoint may hold more than is asked for.
+
+    Returns:
+      The step and the tree, bit for bit as it was saved. Numpy leaves come
+      back as numpy arrays, all other arrays as `jax.Array`s.
+
+    Raises:
+      UserError: there is no checkpoint, it is damaged, a leaf is missing,
+        left over, or of another shape or dtype, or an array has a value that
+        is NaN or infinite.
+    """
+    step = self.latest()
+    if step is None:
+      raise UserError(f"{self.directory} holds no checkpoint")
+    wanted = _named(abstract_tree)
+    arrays = {n: x for n, x in wanted.items() if hasattr(x, "shape")}
+    saved = self._saved(step)
+    self._compare(step, wanted, saved, partial)
+    nested = unflatten_dict(arrays, sep="/")
+    how = ocp.args.PyTreeRestore(
+      jax.tree.map(_abstract, nested),
+      restore_args=jax.tree.map(_restore_args, nested),
+      partial_restore=partial,
+    )
+    items = ocp.args.Composite(arrays=how)
+    try:
+      found = self._manager().restore(step, args=items)["arrays"]
+    except (OSError, ValueError, KeyError) as error:
+      raise self._damaged(step, error) from error
+    flat = flatten_dict(found, sep="/") | saved[1]
+    for name in arrays:
+      self._check_finite(step, name, flat[name])
+    leaves = [flat[name] for name in wanted]
+    _, structure = jax.tree.flatten(abstract_tree, is_leaf=_is_none)
+    return step, jax.tree.unflatten(structure, leaves)
+
+  def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of the newest checkpoint by name.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+    step = self.latest()
+    if step is None:
+      raise UserError(f"{self.directory} holds no checkpoint")
+    return {
+      name: jax.ShapeDtypeStruct(shape, dtype)
+      for name, (shape, dtype) in self._saved(step)[0].items()
+    }
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk; raises what went wrong in it."""
+    if self._open is not None:
+      self._open.wait_until_finished()
+
+  def _manager(self) -> ocp.CheckpointManager:
+    if self._open is None:
+      # Orbax takes each folder with a number for a checkpoint, and in time
+      # removes all but the newest.
+      for path in sorted(self.directory.glob("*")):
+        if path.name.isdecimal() and not (path / _ARRAYS).is_dir():
+          raise UserError(f"{path} is no checkpoint of trd-jax; move it away")
+      self._open = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(max_to_keep=self.keep),
+        item_handlers={
+          _ARRAYS: ocp.PyTreeCheckpointHandler(),
+          "plain": ocp.JsonCheckpointHandler(),
+        },
+      )
+    return self._open
+
+  def _saved(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Names with shape and dtype of a checkpoint's arrays; its plain part."""
+    try:
+      about = self._manager().item_metadata(step)["arrays"].tree
+      items = ocp.args.Composite(plain=ocp.args.JsonRestore())
+      plain = self._manager().restore(step, args=items)["plain"]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+      raise self._damaged(step, error) from error
+    flat: dict[str, Any] = flatten_dict(about, sep="/")
+    arrays = {
+      name: (tuple(leaf.shape), np.dtype(leaf.dtype))
+      for name, leaf in flat.items()
+    }
+    return arrays, plain
+
+  def _compare(
+    self, step: int, wanted: dict[str, Any], saved: Any, partial: bool
+  ) -> None:
+    """Refuses a checkpoint of another tree: orbax would pad, cut or cast."""
+    there = saved[0] | dict.fromkeys(saved[1], "a plain value")
+    for name, leaf in wanted.items():
+      here = "a plain value"
+      if hasattr(leaf, "shape"):
+        here = (tuple(leaf.shape), np.dtype(leaf.dtype))
+      if there.get(name) != here:
+        raise UserError(
+          f"{self.directory / str(step)}: {name} is {_shown(there.get(name))}"
+          f" there and {_shown(here)} in this run; go back to the config that"
+          " wrote it, or name another --workdir"
+        )
+    if not partial and (more := sorted(there.keys() - wanted.keys())):
+      raise UserError(
+        f"{self.directory / str(step)}: {more[0]} is {_shown(there[more[0]])}"
+        " there and absent in this run; go back to the config that wrote it,"
+        " or name another --workdir"
+      )
+
+  def _check_finite(self, step: int, name: str, array: Any) -> None:
+    """Refuses an array with values that are no numbers.
+
+    Of one that is split over devices this process looks at its own part.
+    """
+    parts = [array]
+    if isinstance(array, jax.Array):
+      parts = [shard.data for shard in array.addressable_shards]
+    counts = [(finite_weights.count(np.asarray(x)), x.size) for x in parts]
+    wrong, size = max(counts, default=(0, 0))
+    if wrong:
+      raise finite_weights.refusal(
+        self.directory / str(step), f"array {name}", wrong, size
+      )
+
+  def _damaged(self, step: int, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(
+      f"{self.directory / str(step)} can't be read ({reason}); remove it to go"
+      " on from the one before"
+    )
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  """The leaves by name: dict keys, fields and indices joined by '/'."""
+  named = {}
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
+  for path, leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name in named:
+      raise ValueError(f"two leaves are named {name}")
+    named[name] = leaf
+  return named
+
+
+def _is_none(leaf: Any) -> bool:
+  return leaf is None
+
+
+def _abstract(leaf: Any) -> Any:
+  if isinstance(leaf, np.ndarray | np.generic):
+    return np.empty(leaf.shape, leaf.dtype)
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+  if isinstance(leaf, np.ndarray | np.generic):
+    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+  sharding = getattr(leaf, "sharding", None)
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return ocp.ArrayRestoreArgs(
+    sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
+  )
+
+
+def _shown(about: Any) -> str:
+  if about is None:
+    return "absent"
+  return about if isinstance(about, str) else f"{about[0]} {about[1]}"

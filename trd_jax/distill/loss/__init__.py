@@ -1,0 +1,1 @@
+"""Divergences between student and teacher, and the loss made of them."""

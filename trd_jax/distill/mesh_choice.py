@@ -1,0 +1,450 @@
+"""Which mesh a run needs: what a device would hold, against what it has.
+
+With a frozen base, replicated weights move the fewest bytes: the adapter's
+gradients alone cross the mesh, once an update. So the base is replicated
+where that fits, split over as few devices as it takes (fsdp) where it
+doesn't, and split within layers (tensor) where that isn't enough. Only sizes
+are looked at; no array is made.
+
+Shape key as in `packing` and `layers`: C buffer slots, R response slots, S
+tokens, D residual width, F inner width, N query heads, K key heads, H head
+width, L layers, V vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from trd_jax.distill.loss import divergence
+from trd_jax.distill.packing.layout import Layout, Rung
+from trd_jax.experiment import devices
+from trd_jax.experiment.devices import PLANNED_SHARE
+from trd_jax.experiment.errors import UserError
+from trd_jax.model import sharding
+from trd_jax.model.attention.blockwise import BLOCK
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.qwen3 import Qwen3
+
+GIB = 2**30
+# The adapter in float32: itself, the sums of its gradient, one pack's
+# gradient, and AdamW's two moments.
+_ADAPTER_COPIES = 5
+# A chunk's logits in float32: student's, teacher's, and their gradient.
+_LOGITS = 3
+
+# What to lower, by the part that takes most.
+_REMEDIES = {
+  "adapter": "lower lora.rank",
+  "buffer": "lower train.batch_size",
+  "activations": "lower train.pack_tokens and train.teacher_pack_tokens,"
+  " train.rows_per_device, or train.max_teacher_tokens and"
+  " train.max_student_tokens",
+  "loss": "lower loss.chunk_tokens",
+}
+
+
+class Side(NamedTuple):
+  """A model that every device takes part in.
+
+  Attributes:
+    config: its shape.
+    dtype: of its weights and activations, as "bfloat16".
+  """
+
+  config: ModelConfig
+  dtype: str
+
+  @property
+  def itemsize(self) -> int:
+    """Bytes of a weight."""
+    return jnp.dtype(self.dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """All that a device's memory depends on besides the mesh.
+
+  Attributes:
+    student: the model that learns.
+    teacher: a teacher of its own; None where it is the student's base.
+    lora: the adapter.
+    plan: the run's shapes for a number of groups.
+    chunk_tokens: response tokens whose logits exist at once; None: automatic.
+    remat: what the student's backward pass keeps.
+    source: `train.teacher`. With `hidden_cache` the teacher fills the cache
+      before the student is there, and training holds its head alone; with
+      `topk_from_rollout` it is never loaded.
+    recorded: tokens a position that are recorded, with `topk_from_rollout`.
+  """
+
+  student: Side
+  teacher: Side | None
+  lora: LoraConfig
+  plan: Callable[[int], Layout]
+  chunk_tokens: int | None
+  remat: str
+  source: str = "recompute"
+  recorded: int = 0
+
+  def vocab(self, tensor: int) -> int:
+    """Rows of a head that a device scores with, of `tensor` that share it."""
+    rows = self.student.config.vocab_size
+    split = self.source != "topk_from_rollout" and rows % tensor == 0
+    return rows // tensor if split else rows
+
+
+Shape = tuple[int, int, int]
+
+
+class Estimate(NamedTuple):
+  """A mesh and the bytes that each device would hold, by part."""
+
+  shape: Shape
+  parts: Mapping[str, int]
+
+  @property
+  def total(self) -> int:
+    """Bytes in all."""
+    return sum(self.parts.values())
+
+
+def make(
+  section: devices.Mesh, sizes: Sizes, attention: str = "xla"
+) -> tuple[Mesh, str]:
+  """The mesh that the config asks for, or the one that its sizes need.
+
+  Args:
+    section: the config's; with sizes in it nothing is estimated.
+    sizes: what there is to hold.
+    attention: what computes it; a kernel gets whole key heads only.
+
+  Returns:
+    The mesh, and how it was chosen: '' where there was nothing to choose.
+
+  Raises:
+    UserError: the sizes given don't fit the devices or the attention, or the
+      models don't fit into their memory, however split.
+  """
+  asked = section.sizes
+  if asked is not None:
+    mesh = sharding.make_mesh(*asked)
+    _check_heads(sizes, mesh.shape["tensor"], attention)
+    return mesh, ""
+  limit = device_memory(section.memory_gib)
+  count = jax.device_count()
+  if limit is None:
+    told = (
+      f"{count} devices, data={count}: weights replicated; this platform"
+      " doesn't say how much memory a device has (mesh.memory_gib)"
+    )
+    return sharding.make_mesh(), told if count > 1 else ""
+  tried = choose(sizes, count, limit)
+  return sharding.make_mesh(*tried[-1].shape), table(tried, limit)
+
+
+def _check_heads(sizes: Sizes, tensor: int, attention: str) -> None:
+  """Sees that a kernel gets whole key heads on each device.
+
+  Raises:
+    UserError: a model's key heads don't divide.
+  """
+  if attention == "xla":
+    return
+  for side in (sizes.student, sizes.teacher):
+    if side and side.config.num_kv_heads % tensor:
+      raise UserError(
+        f"mesh.tensor={tensor}: {attention} attention can't split"
+        f" {side.config.num_kv_heads} key heads over {tensor} devices; set"
+        " mesh.tensor to a divisor of them, or train.attention=xla"
+      )
+
+
+def device_memory(gib: float | None) -> int | None:
+  """Bytes of the smallest device of all processes; None if nobody knows."""
+  if gib is not None:
+    return int(gib * GIB)
+  known = [
+    (device.memory_stats() or {}).get("bytes_limit", 0)
+    for device in jax.local_devices()
+  ]
+  least = min(known)
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    # In MiB: without 64-bit integers, bytes wouldn't fit.
+    all_known = multihost_utils.process_allgather(np.int32(least // 2**20))
+    least = int(np.min(all_known)) * 2**20
+  return least or None
+
+
+def choose(sizes: Sizes, devices: int, limit: int) -> list[Estimate]:
+  """Goes from replicated weights to ever more parts until a device holds them.
+
+  Every mesh uses all devices.
+
+  Args:
+    sizes: what there is to hold.
+    devices: how many there are.
+    limit: bytes of memory of a device.
+
+  Returns:
+    What was tried; the last fits.
+
+  Raises:
+    UserError: nothing fits; it names the largest part and what to lower.
+  """
+  models = _abstract(sizes)
+  tried = []
+  for shape in candidates(sizes, devices):
+    tried.append(estimate(sizes, shape, models))
+    if tried[-1].total <= PLANNED_SHARE * limit:
+      return tried
+  best = min(tried, key=lambda e: e.total)
+  part = max(best.parts, key=lambda name: best.parts[name])
+  raise UserError(
+    f"mesh: of {limit / GIB:.1f} GiB a device, {PLANNED_SHARE:.0%} are planned"
+    f" with, and at least {best.total / GIB:.1f} GiB are needed on each of"
+    f" {devices} ({_shown(best.shape)}; {part} {best.parts[part] / GIB:.1f}):"
+    f" {_remedy(sizes, part)}, or take more devices (mesh.data, mesh.fsdp and"
+    " mesh.tensor, if given, are taken unchecked)"
+  )
+
+
+def _remedy(sizes: Sizes, part: str) -> str:
+  if part in _REMEDIES:
+    return _REMEDIES[part]
+  wide = [
+    f"{name}.dtype"
+    for name, side in (("student", sizes.student), ("teacher", sizes.teacher))
+    if side and side.dtype == "float32"
+  ]
+  if wide:
+    return f"set {' and '.join(wide)} to bfloat16"
+  return "choose smaller models"
+
+
+def candidates(sizes: Sizes, devices: int) -> Iterator[Shape]:
+  """Meshes of all the devices, from the least traffic to the most.
+
+  The fsdp axis divides every residual width, the tensor axis the key heads
+  and inner widths of both models.
+  """
+  configs = [side.config for side in (sizes.student, sizes.teacher) if side]
+  width = math.gcd(*(c.hidden_size for c in configs))
+  inner = math.gcd(
+    *(math.gcd(c.num_kv_heads, c.intermediate_size) for c in configs)
+  )
+  for tensor in _divisors(devices):
+    for fsdp in _divisors(devices // tensor):
+      if width % fsdp == 0 and inner % tensor == 0:
+        yield devices // tensor // fsdp, fsdp, tensor
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def estimate(
+  sizes: Sizes, shape: Shape, models: list[nnx.State] | None = None
+) -> Estimate:
+  """The bytes that a device holds at the worst moment of an update.
+
+  Weights and adapter are counted from the parameters and `sharding.RULES`;
+  what is computed is estimated from the shapes of the packs.
+
+  Args:
+    sizes: what there is to hold.
+    shape: devices along data, fsdp and tensor.
+    models: what an earlier call has made of `sizes`.
+  """
+  mesh = AbstractMesh(
+    shape, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * len(shape)
+  )
+  _, fsdp, tensor = shape
+  student, teacher = sizes.student, sizes.teacher or sizes.student
+  layout = sizes.plan(shape[0] * fsdp)
+  adapter, *bases = (
+    _bytes(state, mesh) for state in models or _abstract(sizes)
+  )
+  parts = {"student": bases[0]}
+  if sizes.teacher:
+    parts["teacher"] = bases[1]
+  parts["adapter"] = _ADAPTER_COPIES * adapter
+  slot = teacher.config.hidden_size * teacher.itemsize
+  if sizes.source == "topk_from_rollout":
+    slot = sizes.recorded * (4 + 4) + 4
+  parts["buffer"] = layout.buffer_slots * slot
+  if sizes.source != "recompute":
+    # The next one comes from the host while this one is read.
+    parts["buffer"] *= 2
+  if fsdp * tensor > 1:
+    # The layer at work and the next one, and what the loss reads of the heads.
+    vocab = sizes.vocab(tensor)
+    heads = {id(side): _head(side, vocab) for side in (student, teacher)}
+    layer = max(_layer(side) // tensor for side in (student, teacher))
+    parts["gathered"] = 2 * layer + sum(heads.values())
+  # The teacher's forward pass and the student's two passes take turns.
+  learning = [
+    (_kept(sizes, rung, tensor), _loss(sizes, rung, tensor))
+    for rung in layout.student
+  ]
+  activations, loss = max(learning, key=sum)
+  teaching = max(_forward(teacher, rung, tensor) for rung in layout.teacher)
+  if sizes.source == "recompute" and teaching > activations + loss:
+    activations, loss = teaching, 0
+  parts["activations"], parts["loss"] = activations, loss
+  found = Estimate(shape, parts)
+  if sizes.source != "hidden_cache":
+    return found
+  filling = {
+    "teacher": bases[-1],
+    "buffer": parts["buffer"],
+    "gathered": parts.get("gathered", 0),
+    "activations": teaching,
+  }
+  if sizes.teacher:
+    rows = teacher.config.vocab_size
+    parts["teacher"] = _head(teacher, rows) // (fsdp * tensor)
+  return max(found, Estimate(shape, filling), key=lambda e: e.total)
+
+
+def table(tried: list[Estimate], limit: int) -> str:
+  """The arithmetic of a choice in a few lines."""
+  names = list(dict.fromkeys(name for e in tried for name in e.parts))
+  rows = [
+    [
+      _shown(e.shape),
+      *(f"{e.parts.get(name, 0) / GIB:.2f}" for name in names),
+      f"{e.total / GIB:.2f}",
+      "fits" if e is tried[-1] else "too much",
+    ]
+    for e in tried
+  ]
+  rows.insert(0, ["GiB a device", *names, "all", ""])
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(
+      [row[0].ljust(widths[0])]
+      + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+    ).rstrip()
+    for row in rows
+  ]
+  return "\n".join(
+    [
+      f"mesh for {limit / GIB:.2f} GiB a device, of which {PLANNED_SHARE:.0%}"
+      " are planned with:",
+      *lines,
+    ]
+  )
+
+
+def _shown(shape: Shape) -> str:
+  return " ".join(
+    f"{name}={size}"
+    for name, size in zip(sharding.MESH_AXES, shape, strict=True)
+  )
+
+
+def _abstract(sizes: Sizes) -> list[nnx.State]:
+  """The adapter, the student's base, and the teacher's where it has one."""
+
+  def model(side: Side, lora: LoraConfig | None) -> Qwen3:
+    return jax.eval_shape(
+      lambda: Qwen3(side.config, lora=lora, dtype=side.dtype, rngs=nnx.Rngs(0))
+    )
+
+  states = nnx.split(model(sizes.student, sizes.lora), nnx.LoRAParam, ...)
+  made = list(states[1:])
+  if sizes.teacher:
+    made.append(nnx.state(model(sizes.teacher, None)))
+  return made
+
+
+def _bytes(state: nnx.State, mesh: AbstractMesh) -> int:
+  """Bytes of a device's part of a state."""
+  places = sharding.shardings(state, mesh)
+  return sum(
+    math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
+    for x, place in zip(
+      jax.tree.leaves(state), jax.tree.leaves(places), strict=True
+    )
+  )
+
+
+def _head(side: Side, rows: int) -> int:
+  return rows * side.config.hidden_size * side.itemsize
+
+
+def _layer(side: Side) -> int:
+  return side.config.linear_parameters() * side.itemsize
+
+
+def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
+  """D, and N x H, K x H and F of one device."""
+  c = side.config
+  return (
+    c.hidden_size,
+    c.num_heads * c.head_dim // tensor,
+    c.num_kv_heads * c.head_dim // tensor,
+    c.intermediate_size // tensor,
+  )
+
+
+def _scores(side: Side, rung: Rung, tensor: int) -> int:
+  """One block of scores, in float32."""
+  heads = -(-side.config.num_heads // tensor)
+  return 4 * rung.rows * heads * min(rung.length, BLOCK) ** 2
+
+
+def _forward(side: Side, rung: Rung, tensor: int) -> int:
+  """Of a forward pass that nothing is kept of."""
+  D, queries, keys, inner = _widths(side, tensor)
+  width = 3 * D + queries + 2 * keys + 2 * inner
+  tokens = rung.rows * rung.length
+  return tokens * width * side.itemsize + _scores(side, rung, tensor)
+
+
+def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
+  """Of the student's forward and backward pass."""
+  side, rank = sizes.student, sizes.lora.rank
+  D, queries, keys, inner = _widths(side, tensor)
+  # What the backward pass of one block reads.
+  block = 4 * D + 4 * queries + 4 * keys + 4 * inner
+  # The inputs of the seven adapters after their dropout.
+  dropped = 5 * D + queries + inner if sizes.lora.dropout else 0
+  products = 2 * D + queries + 2 * keys + 2 * inner
+  kept = {
+    "full": D,
+    "attention": D + queries,
+    "dots": D + 2 * products + 7 * rank,  # the kernel's and the adapter's
+    "none": block + dropped,
+  }[sizes.remat]
+  layers = side.config.num_layers
+  tokens = rung.rows * rung.length
+  bytes_ = tokens * (layers * kept + 2 * block) * side.itemsize
+  # Scores, their softmax, and its gradient.
+  scores = 3 * _scores(side, rung, tensor)
+  if sizes.remat == "none" and rung.length <= BLOCK:
+    scores *= layers
+  return bytes_ + scores
+
+
+def _loss(sizes: Sizes, rung: Rung, tensor: int) -> int:
+  """Of a chunk's logits, and of both sides' hidden states at the slots."""
+  student, teacher = sizes.student, sizes.teacher or sizes.student
+  slots = rung.rows * rung.slots
+  D, other = student.config.hidden_size, teacher.config.hidden_size
+  vocab = sizes.vocab(tensor)
+  spec = divergence.Divergence(chunk_tokens=sizes.chunk_tokens)
+  chunk = min(slots, spec.chunk(D, vocab, jnp.dtype(student.dtype)))
+  # The student's once more for the gradient, in float32.
+  hidden = D * (student.itemsize + 4) + other * teacher.itemsize
+  return _LOGITS * 4 * chunk * vocab + slots * hidden

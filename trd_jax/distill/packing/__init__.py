@@ -1,0 +1,1 @@
+"""Trajectories as arrays of a few static shapes."""

@@ -1,0 +1,340 @@
+"""Trajectories of one optimizer batch as arrays of few, fixed shapes.
+
+A micro-batch is a list of teacher packs, which fill a buffer of hidden
+states, and a list of student packs, which read it: the two sides are packed
+on their own, because their prompts, and so their lengths, differ.
+
+Shape key: G groups (shards of the batch, one a data-parallel device), B rows
+of a pack on one device, S tokens of a student row, T tokens of a teacher row,
+R response slots of a student row, C slots of a group's teacher buffer.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from trd_jax.distill.packing.flops import Work
+from trd_jax.distill.packing.layout import Layout, Rung, Sample
+
+# A slot of the packs' `correct` where the verdict is neither right nor wrong.
+UNJUDGED = -1
+
+
+class Rows(NamedTuple):
+  """Inputs of a model, several trajectories to a row; all int32 `[G, B, S]`.
+
+  Attributes:
+    tokens: ids, 0 in padding.
+    positions: each trajectory's own from 0.
+    segments: from 1 in each row, 0 in padding.
+  """
+
+  tokens: np.ndarray
+  positions: np.ndarray
+  segments: np.ndarray
+
+
+class TeacherPack(NamedTuple):
+  """Rows of the teacher and where their hidden states go.
+
+  Attributes:
+    rows: `[G, B, T]`.
+    slot: int32 `[G, B, T]` slot of the group's buffer that the position's
+      hidden state belongs to; C, one past the end, where it predicts no
+      response token.
+  """
+
+  rows: Rows
+  slot: np.ndarray
+
+
+class Slots(NamedTuple):
+  """Response tokens, one a slot; a trajectory's are consecutive, in order.
+
+  Padding slots have weight 0, trajectory -1 and read position 0.
+
+  Attributes:
+    index: int32 `[G, B, R]`, the position in the row whose hidden state
+      predicts the slot's token: `prompt_len - 1 + t` from the trajectory's
+      start.
+    teacher_slot: int32 `[G, B, R]`, the same token in the group's buffer.
+    label: int32 `[G, B, R]`, the response token.
+    weight: float32 `[G, B, R]`, `1 / (|y| * trajectories of the batch)`.
+    trajectory: int32 `[G, B, R]`, the trajectory's number in the batch.
+    offset: int32 `[G, B, R]`, the token's number t in its response.
+    correct: int32 `[G, B, R]`, stage-1 verdict: 1, 0 or UNJUDGED.
+  """
+
+  index: np.ndarray
+  teacher_slot: np.ndarray
+  label: np.ndarray
+  weight: np.ndarray
+  trajectory: np.ndarray
+  offset: np.ndarray
+  correct: np.ndarray
+
+
+class StudentPack(NamedTuple):
+  """Rows of the student `[G, B, S]` and their response slots `[G, B, R]`."""
+
+  rows: Rows
+  slots: Slots
+
+
+class MicroBatch(NamedTuple):
+  """What fills the teacher's buffer once, and student packs that read it.
+
+  Attributes:
+    teacher: packs whose hidden states go there; none where the layout has no
+      shapes for them.
+    student: the packs.
+    buffer: its contents where they are known, a tree of host arrays
+      `[G, C, ...]`; None where the teacher's packs make them.
+  """
+
+  teacher: list[TeacherPack]
+  student: list[StudentPack]
+  buffer: Any = None
+
+
+def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
+  """One optimizer batch in the layout's shapes, the same every time.
+
+  Dearest first, each trajectory goes to the group with the least work so far
+  (longest processing time first) and there, on each side, into the first row
+  with room (first-fit decreasing), or without packing into one of its own.
+  A batch whose responses overflow the teacher buffer becomes several
+  micro-batches. The weights of all slots together sum to 1.
+
+  Args:
+    samples: the whole optimizer batch; its size is the B of the weights.
+    layout: the run's shapes.
+
+  Raises:
+    ValueError: a sample is longer than the layout's longest row, or has an
+      empty prompt or response.
+  """
+  for s in samples:
+    if not (len(s.student_prompt) and len(s.teacher_prompt)):
+      raise ValueError(f"sample {s.key} has an empty prompt")
+    if not len(s.response):
+      raise ValueError(f"sample {s.key} has an empty response")
+  numbered = sorted(
+    enumerate(samples),
+    key=lambda item: (-_cost(item[1], layout.work), item[0]),
+  )
+  for parts in range(1, len(samples) + 1):
+    dealt = _deal(numbered, parts, layout)
+    if all(
+      sum(len(s.response) for _, s in group) <= layout.buffer_slots
+      for part in dealt
+      for group in part
+    ):
+      return [_micro_batch(part, layout, len(samples)) for part in dealt]
+  raise ValueError(
+    f"a response exceeds the teacher buffer's {layout.buffer_slots} slots"
+  )
+
+
+def blank(layout: Layout) -> MicroBatch:
+  """A pack of each shape that the layout has, all padding."""
+  rows = [[] for _ in range(layout.groups)]
+  return MicroBatch(
+    [_teacher_pack(rows, rung, layout.buffer_slots) for rung in layout.teacher],
+    [_student_pack(rows, rung, 1) for rung in layout.student],
+  )
+
+
+def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
+  """Positions that the student and the teacher compute, padding included."""
+  return (
+    sum(p.rows.tokens.size for m in batches for p in m.student),
+    sum(p.rows.tokens.size for m in batches for p in m.teacher),
+  )
+
+
+def imbalance(
+  samples: Sequence[Sample], batches: Sequence[MicroBatch], work: Work
+) -> float:
+  """Work of the group that has most over the groups' mean; 1 is even.
+
+  Args:
+    samples: the optimizer batch that was packed.
+    batches: what `pack` made of it.
+    work: what a sample costs.
+  """
+  load = np.zeros(batches[0].student[0].rows.tokens.shape[0])
+  for batch in batches:
+    for packed in batch.student:
+      for g, trajectory in enumerate(packed.slots.trajectory):
+        numbers = np.unique(trajectory[trajectory >= 0])
+        load[g] += sum(_cost(samples[i], work) for i in numbers)
+  return float(load.max() / load.mean())
+
+
+def _cost(sample: Sample, work: Work) -> float:
+  return work.of(
+    sample.student_length, sample.teacher_length, len(sample.response)
+  )
+
+
+def _deal(numbered, parts, layout):
+  """Numbered samples, dearest first, to the group with the least work.
+
+  Returns the groups' hands of every part; a group's work goes on from part
+  to part, since nothing waits in between.
+  """
+  load = [0.0] * layout.groups
+  dealt = []
+  for part in range(parts):
+    hands = [[] for _ in range(layout.groups)]
+    for number, sample in numbered[part::parts]:
+      g = load.index(min(load))
+      hands[g].append((number, sample))
+      load[g] += _cost(sample, layout.work)
+    dealt.append(hands)
+  return dealt
+
+
+class _Row:
+  """A row that is being filled."""
+
+  def __init__(self, rung: int, shape: Rung):
+    self.rung = rung
+    self.tokens_left = shape.length
+    self.slots_left = shape.slots
+    self.items = []
+
+  def take(self, item, tokens: int, slots: int) -> bool:
+    if tokens > self.tokens_left or slots > self.slots_left:
+      return False
+    self.tokens_left -= tokens
+    self.slots_left -= slots
+    self.items.append(item)
+    return True
+
+
+def _first_fit(group, rungs, length_of, packing):
+  """Rows by rung of one group's `(number, sample, buffer_offset)` items."""
+  rows = []
+  order = sorted(group, key=lambda item: (-length_of(item[1]), item[0]))
+  for item in order:
+    need = length_of(item[1]), len(item[1].response)
+    if packing and any(row.take(item, *need) for row in rows):
+      continue
+    for i, shape in enumerate(rungs):
+      row = _Row(i, shape)
+      if row.take(item, *need):
+        rows.append(row)
+        break
+    else:
+      raise ValueError(
+        f"sample {item[1].key} has {need[0]} tokens and the longest row"
+        f" {rungs[-1].length}"
+      )
+  return [
+    [row.items for row in rows if row.rung == i] for i in range(len(rungs))
+  ]
+
+
+def _micro_batch(dealt, layout, batch_size):
+  groups = []
+  for hand in dealt:
+    offset, placed = 0, []
+    for number, sample in hand:
+      placed.append((number, sample, offset))
+      offset += len(sample.response)
+    groups.append(placed)
+
+  def rows(rungs, length_of):
+    # No rungs: a side that is known beforehand has no rows.
+    return [
+      _first_fit(g, rungs, length_of, layout.packing) for g in groups if rungs
+    ]
+
+  student = rows(layout.student, lambda s: s.student_length)
+  teacher = rows(layout.teacher, lambda s: s.teacher_length)
+  return MicroBatch(
+    teacher=[
+      _teacher_pack(rows, shape, layout.buffer_slots)
+      for rows, shape in _cut(teacher, layout.teacher)
+    ],
+    student=[
+      _student_pack(rows, shape, batch_size)
+      for rows, shape in _cut(student, layout.student)
+    ],
+  )
+
+
+def _cut(by_group, rungs):
+  """Cuts every group's rows into packs, the longest rung's first."""
+  for i, shape in reversed(list(enumerate(rungs))):
+    most = max(len(rows[i]) for rows in by_group)
+    for start in range(0, most, shape.rows):
+      stop = start + shape.rows
+      yield [rows[i][start:stop] for rows in by_group], shape
+
+
+def _blank(groups, shape, width, count, dtype: DTypeLike = np.int32, fill=0):
+  return [
+    np.full((groups, shape.rows, width), fill, dtype) for _ in range(count)
+  ]
+
+
+def _lay(rows, arrays, prompt_of):
+  """Writes inputs into tokens, positions and segments.
+
+  Yields `(group, row, start, item)` where the item's inputs begin in its row.
+  """
+  tokens, positions, segments = arrays
+  for g, group_rows in enumerate(rows):
+    for r, items in enumerate(group_rows):
+      start = 0
+      for segment, item in enumerate(items, 1):
+        ids = np.concatenate([prompt_of(item[1]), item[1].response[:-1]])
+        at = (g, r, slice(start, start + len(ids)))
+        tokens[at] = ids
+        positions[at] = np.arange(len(ids))
+        segments[at] = segment
+        yield g, r, start, item
+        start += len(ids)
+
+
+def _teacher_pack(rows, shape, buffer_slots) -> TeacherPack:
+  inputs = _blank(len(rows), shape, shape.length, 3)
+  (slot,) = _blank(len(rows), shape, shape.length, 1, fill=buffer_slots)
+  for g, r, start, item in _lay(rows, inputs, lambda s: s.teacher_prompt):
+    _, sample, offset = item
+    first = start + len(sample.teacher_prompt) - 1
+    length = len(sample.response)
+    slot[g, r, first : first + length] = offset + np.arange(length)
+  return TeacherPack(Rows(*inputs), slot)
+
+
+def _student_pack(rows, shape, batch_size) -> StudentPack:
+  groups = len(rows)
+  inputs = _blank(groups, shape, shape.length, 3)
+  index, teacher_slot, label, offsets = _blank(groups, shape, shape.slots, 4)
+  (weight,) = _blank(groups, shape, shape.slots, 1, np.float32)
+  (trajectory,) = _blank(groups, shape, shape.slots, 1, fill=-1)
+  (correct,) = _blank(groups, shape, shape.slots, 1, fill=UNJUDGED)
+  used = np.zeros((groups, shape.rows), int)
+  for g, r, start, item in _lay(rows, inputs, lambda s: s.student_prompt):
+    number, sample, offset = item
+    length = len(sample.response)
+    t = np.arange(length)
+    at = (g, r, slice(used[g, r], used[g, r] + length))
+    used[g, r] += length
+    index[at] = start + len(sample.student_prompt) - 1 + t
+    teacher_slot[at] = offset + t
+    label[at] = sample.response
+    weight[at] = 1 / (length * batch_size)
+    trajectory[at] = number
+    offsets[at] = t
+    correct[at] = UNJUDGED if sample.correct is None else sample.correct
+  slots = Slots(
+    index, teacher_slot, label, weight, trajectory, offsets, correct
+  )
+  return StudentPack(Rows(*inputs), slots)

@@ -1,0 +1,320 @@
+"""One update of the adapter: pure functions, compiled once a shape.
+
+An update is `teach` for every teacher pack, then `learn` for every student
+pack, of each micro-batch; then `update` once. Each token brings its weight, so
+gradients and metrics are sums that nothing divides by the way. Where weights
+are replicated each device keeps its own sums and they cross the mesh once, in
+`update`; where they are split (fsdp, tensor) the compiler places the traffic.
+
+Shape key: G groups, C buffer slots, B rows, S and T tokens, R slots of a row
+as in `packing`; N = B x R slots of a pack on one device, D residual width, V
+vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from trd_jax.distill.packing.packing import StudentPack, TeacherPack
+from trd_jax.model import sharding
+from trd_jax.model.attention.attention import Implementation
+from trd_jax.model.qwen3 import Remat
+
+# A tree of arrays: nested dicts, named tuples.
+Tree = Any
+# (student_hidden_ND, the buffer's rows_N, student_head_VD, teacher_head_VD,
+# slots_N, vocab_axis) -> loss and name -> (numerator, denominator).
+SlotLoss = Callable[..., tuple[jax.Array, dict[str, tuple[Any, Any]]]]
+
+_GROUPS = P(sharding.RULES["batch"])
+
+
+class TrainState(NamedTuple):
+  """All that an update changes, and the key that it only reads.
+
+  Attributes:
+    step: int32 scalar, updates done.
+    lora: the adapter as nested dicts of float32.
+    opt_state: the optimizer's state.
+    rng: uint32 key data; dropout is keyed by (rng, step, pack, device).
+  """
+
+  step: jax.Array
+  lora: Tree
+  opt_state: Tree
+  rng: jax.Array
+
+
+class Totals(NamedTuple):
+  """Sums over the packs so far, a row for each device that keeps its own.
+
+  Attributes:
+    grads: the adapter's tree, each leaf with a leading axis of the rows.
+    metrics: `name -> float32 [rows, 2]`, numerators and denominators.
+  """
+
+  grads: Tree
+  metrics: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherSetup:
+  """What the teacher's program is compiled for besides shapes.
+
+  Attributes:
+    teacher: graph definition of the teacher; in OPSD that of the student
+      without adapters, and its arrays are the student's base arrays. Where
+      `teach` is not called, of anything with the teacher's `head_VD`.
+    mesh: where everything is placed.
+    attention: what computes it, see `attention.attend`.
+    deterministic: whether GPUs leave out what adds in no fixed order.
+  """
+
+  teacher: nnx.GraphDef
+  mesh: Mesh
+  attention: Implementation = "xla"
+  deterministic: bool = False
+
+  @property
+  def compiler_options(self) -> dict[str, bool]:
+    """What XLA is told, as `jax.jit` takes it.
+
+    In the programs' own options, because XLA reads its flags once a process.
+    """
+    if not self.deterministic:
+      return {}
+    return {"xla_gpu_exclude_nondeterministic_ops": True}
+
+  @property
+  def replicated(self) -> bool:
+    """Whether every device holds the whole of the weights."""
+    return self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] == 1
+
+  @property
+  def rows(self) -> int:
+    """Rows of `Totals`."""
+    return self.mesh.shape["data"] if self.replicated else 1
+
+  def on_each_device(self, f: Callable, split: Sequence[bool]) -> Callable:
+    """`f` on each device by itself, where weights are replicated.
+
+    The arguments that `split` marks, and all results, have one row a device
+    in front; where weights aren't replicated `f` gets everything at once.
+    """
+    if not self.replicated:
+      return f
+    specs = tuple(P("data") if s else P() for s in split)
+    # Nothing in here communicates, so there is nothing to check or transpose.
+    return jax.shard_map(
+      f, mesh=self.mesh, in_specs=specs, out_specs=P("data"), check_vma=False
+    )
+
+  def on_each_group(self, f: Callable, split: Sequence[bool]) -> Callable:
+    """`f` on each group by itself, inside `on_each_device`."""
+    if self.replicated:
+      return f
+    specs = tuple(_GROUPS if s else P() for s in split)
+    return jax.shard_map(
+      f, mesh=self.mesh, in_specs=specs, out_specs=_GROUPS, check_vma=False
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup(TeacherSetup):
+  """What the programs are compiled for besides shapes.
+
+  Attributes:
+    student: graph definition of the adapted model.
+    loss: scores the slots of one device.
+    optimizer: updates the adapter.
+    schedule: the optimizer's rate, for the metrics.
+    remat: what the student's backward pass keeps.
+    dropout: whether the adapters' dropout is on.
+    split_vocab: whether the loss can score with a part of the heads.
+  """
+
+  student: nnx.GraphDef
+  loss: SlotLoss
+  optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
+  remat: Remat = "full"
+  dropout: bool = True
+  split_vocab: bool = True
+
+
+def teach(
+  setup: TeacherSetup, buffer_GCD: jax.Array, base: Tree, pack: TeacherPack
+) -> jax.Array:
+  """The buffer with the teacher's hidden states of one pack in their slots."""
+
+  def run(buffer_GCD, base, pack):
+    model = nnx.merge(setup.teacher, base)
+    hidden = model(*map(_flat, pack.rows), attention=setup.attention)
+    scatter = setup.on_each_group(_scatter, (True, True, True))
+    return scatter(buffer_GCD, _groups(hidden, pack), pack.slot)
+
+  run = setup.on_each_device(run, (True, False, True))
+  return run(buffer_GCD, base, pack)
+
+
+def _scatter(buffer_GCD, hidden_GBTD, slot_GBT):
+  hidden_ND = hidden_GBTD.reshape(-1, hidden_GBTD.shape[-1])
+  # One slot past the end stands for none.
+  buffer_CD = buffer_GCD[0].at[slot_GBT.reshape(-1)].set(hidden_ND, mode="drop")
+  return buffer_CD[None]
+
+
+def _flat(x_GBS: jax.Array) -> jax.Array:
+  return x_GBS.reshape(-1, x_GBS.shape[-1])
+
+
+def _groups(hidden: jax.Array, pack: TeacherPack | StudentPack) -> jax.Array:
+  return hidden.reshape(*pack.rows.tokens.shape, hidden.shape[-1])
+
+
+def learn(
+  setup: Setup,
+  lora: Tree,
+  base: Tree,
+  teacher_base: Tree,
+  buffer: Tree,
+  pack: StudentPack,
+  key: jax.Array,
+) -> Totals:
+  """One pack's gradient and metrics.
+
+  Args:
+    setup: see `Setup`.
+    lora: the adapter; the gradient is with respect to it alone.
+    base: the student's frozen base.
+    teacher_base: the teacher's weights, for its head.
+    buffer: `[G, C, ...]`, the teacher's hidden states that `teach` has filled,
+      or whatever else of the teacher the loss reads.
+    pack: the student's rows and slots.
+    key: of the dropout of this pack.
+  """
+
+  def run(lora, base, teacher_base, buffer, pack, key):
+    if setup.replicated:
+      key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+    teacher_head_VD = nnx.merge(setup.teacher, teacher_base).head_VD
+
+    def loss(lora):
+      model = nnx.merge(setup.student, lora, base)
+      hidden = model(
+        *map(_flat, pack.rows),
+        remat=setup.remat,
+        dropout_key=key if setup.dropout else None,
+        attention=setup.attention,
+      )
+      loss_G, metrics = score_groups(
+        setup,
+        _groups(hidden, pack),
+        buffer,
+        pack.slots,
+        model.head_VD,
+        teacher_head_VD,
+      )
+      return loss_G.sum(), jax.tree.map(lambda x: x.sum(0), metrics)
+
+    grads, metrics = jax.grad(loss, has_aux=True)(lora)
+    return _row(Totals(grads, metrics))
+
+  run = setup.on_each_device(run, (False, False, False, True, True, False))
+  return run(lora, base, teacher_base, buffer, pack, key)
+
+
+def _row(tree: Tree) -> Tree:
+  return jax.tree.map(lambda x: x[None], tree)
+
+
+def score_groups(
+  setup, hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
+):
+  """`score` of each group: loss `[G]` and metrics `[G, 2]`.
+
+  A vocabulary that is split over devices stays so: each scores its slots with
+  its own part of the heads. One that doesn't divide is scored whole by all.
+  """
+  args = hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
+  if setup.replicated:
+    return score(setup.loss, *args)
+  size = student_head_VD.shape[0]
+  (axis,) = sharding.partition((size,), ("vocab",), setup.mesh)
+  if not setup.split_vocab or (axis and setup.mesh.shape[axis] == 1):
+    axis = None
+  head = P(axis)
+  # Checked, because then results known to be the same along an axis get their
+  # cotangents as they are, with no further all-reduce of hidden states' ones.
+  score_each = jax.shard_map(
+    functools.partial(score, setup.loss, vocab_axis=axis),
+    mesh=setup.mesh,
+    in_specs=(_GROUPS, _GROUPS, _GROUPS, head, head),
+    out_specs=_GROUPS,
+    check_vma=setup.split_vocab,
+  )
+  return score_each(*args)
+
+
+def score(
+  loss,
+  hidden_GBSD,
+  buffer,
+  slots_GBR,
+  student_head_VD,
+  teacher_head_VD,
+  vocab_axis=None,
+):
+  """Loss `[1]` and metrics `[1, 2]` of the one group that is here."""
+  index_BR = slots_GBR.index[0]
+  student_BRD = jnp.take_along_axis(hidden_GBSD[0], index_BR[..., None], axis=1)
+  slots_N = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
+  value, metrics = loss(
+    student_BRD.reshape(-1, student_BRD.shape[-1]),
+    jax.tree.map(lambda x_GC: x_GC[0][slots_N.teacher_slot], buffer),
+    student_head_VD,
+    teacher_head_VD,
+    slots_N,
+    vocab_axis=vocab_axis,
+  )
+  metrics["loss"] = value, slots_N.weight.sum()
+  pairs = {
+    name: jnp.stack([jnp.float32(part) for part in pair])
+    for name, pair in metrics.items()
+  }
+  return _row((value, pairs))
+
+
+def update(
+  setup: Setup, state: TrainState, totals: Totals
+) -> tuple[TrainState, Totals, dict[str, jax.Array]]:
+  """One step of the optimizer; also the totals of the next, all zero.
+
+  Returns:
+    The new state, the totals, and the metrics as `name -> float32 [2]`: those
+    of the totals, `grad_norm` before clipping, `adapter_norm` after the step,
+    and `learning_rate`.
+  """
+  grads = jax.tree.map(lambda x: x.sum(0), totals.grads)
+  updates, opt_state = setup.optimizer.update(
+    grads, state.opt_state, state.lora
+  )
+  lora = optax.apply_updates(state.lora, updates)
+  metrics = jax.tree.map(lambda x: x.sum(0), totals.metrics)
+  own = {
+    "grad_norm": optax.tree.norm(grads),
+    "adapter_norm": optax.tree.norm(lora),
+    "learning_rate": setup.schedule(state.step),
+  }
+  for name, value in own.items():
+    metrics[name] = jnp.stack([value, jnp.ones_like(value)])
+  state = TrainState(state.step + 1, lora, opt_state, state.rng)
+  return state, jax.tree.map(jnp.zeros_like, totals), metrics

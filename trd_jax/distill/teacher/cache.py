@@ -1,0 +1,286 @@
+"""The teacher's hidden states of responses, kept on disk.
+
+The teacher is frozen, so what it makes of a context and a response is the same
+in every epoch, under every divergence and every learning rate. A cache holds it
+for one teacher: the hidden states after the final norm, at the positions that
+predict the response's tokens.
+
+    <cache_dir>/<revision>-<computed>-<stored>/
+      index.json                 what is there, and the shards' checksums
+      hidden-<number>.safetensors   a tensor [T, D] a trajectory
+
+The folder's name is the teacher's identity, a tensor's that of the ids that it
+was computed from; so a run finds what another one with the same teacher has
+computed, and never what another teacher has. A shard is listed in the index
+once it is whole: a process that is killed loses the shard that it was filling.
+
+Shape key: T tokens of a response, D the teacher's residual width.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that shards may hold
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from trd_jax.distill.packing.layout import Sample
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import file_locks, ownership
+from trd_jax.experiment.files.json_files import read_json, write_json_atomic
+from trd_jax.experiment.shards import atomic_file
+
+VERSION = 1
+SHARD_BYTES = 128 * 2**20
+"""Bytes of hidden states after which a shard is written."""
+
+_INDEX = "index.json"
+_SHARD = "hidden-{:06d}.safetensors"
+_SHARD_NAME = re.compile(r"hidden-\d{6,}\.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+  """Whose hidden states a cache holds, and how.
+
+  Attributes:
+    revision: of the teacher's weights, see `hub.model_revision`.
+    computed: dtype of the teacher, "float32" or "bfloat16".
+    stored: dtype of the tensors on disk.
+    width: D.
+  """
+
+  revision: str
+  computed: str
+  stored: str
+  width: int
+
+  @property
+  def folder(self) -> str:
+    """The name of its folder."""
+    return f"{self.revision}-{self.computed}-{self.stored}"
+
+  @property
+  def token_bytes(self) -> int:
+    """Bytes of one token on disk."""
+    return self.width * np.dtype(self.stored).itemsize
+
+
+def entry_key(sample: Sample) -> str:
+  """A name for what the teacher's hidden states are computed from."""
+  digest = hashlib.sha256()
+  for ids in (sample.teacher_prompt, sample.response):
+    digest.update(len(ids).to_bytes(8, "little"))
+    digest.update(np.ascontiguousarray(ids, "<i4").tobytes())
+  return digest.hexdigest()[:32]
+
+
+class TeacherCache:
+  """The hidden states of one teacher; a mapping from `entry_key`s.
+
+  Args:
+    root: where caches are kept; this one's folder is in it.
+    identity: whose it is.
+
+  Raises:
+    UserError: the folder or its index can't be read, belongs to something
+      else, or a shard hasn't the size that the index says. A listed shard that
+      is not there counts as not computed.
+  """
+
+  def __init__(self, root: Path | str, identity: Identity):
+    self.identity = identity
+    self.folder = Path(root) / identity.folder
+    self._checked: set[str] = set()
+    self._shards: dict[str, dict[str, Any]] = {}
+    self._place: dict[str, str] = {}
+    self.reload()
+
+  def __contains__(self, key: str) -> bool:
+    return key in self._place
+
+  def reload(self) -> None:
+    """Reads the index again, as another process may have left it."""
+    path = self.folder / _INDEX
+    try:
+      index = read_json(path) if path.exists() else self._index({})
+      if {**index, "shards": None} != {**self._index({}), "shards": None}:
+        raise UserError(
+          f"{path} describes another teacher's cache, or one of another"
+          " version; name another train.cache_dir"
+        )
+      shards = {}
+      for name, shard in index["shards"].items():
+        file = self.folder / name
+        if not file.exists():
+          continue
+        if (size := file.stat().st_size) != shard["bytes"]:
+          raise _damaged(file, f"has {size} bytes of {shard['bytes']}")
+        shards[name] = shard
+      self._shards = shards
+      self._place = {
+        key: name for name, shard in shards.items() for key in shard["tokens"]
+      }
+    except (OSError, AttributeError, KeyError, TypeError) as error:
+      raise UserError(
+        f"{path} can't be read ({error}); remove it, or name another"
+        " train.cache_dir"
+      ) from error
+
+  def check_room(self, tokens: int) -> int:
+    """Sees that so many more tokens fit on the disk; the bytes that are free.
+
+    Raises:
+      UserError: they don't.
+    """
+    need = tokens * self.identity.token_bytes
+    there = self.folder
+    while not there.exists():
+      there = there.parent
+    free = shutil.disk_usage(there).free
+    if need > free:
+      raise UserError(
+        f"{self.folder}: the teacher's hidden states of {tokens:,} tokens need"
+        f" {need:,} bytes and {free:,} are free there; name another"
+        " train.cache_dir, or use train.teacher=recompute"
+      )
+    return free
+
+  @contextlib.contextmanager
+  def filling(self) -> Iterator["Filler"]:
+    """A writer, for one process at a time; others wait until it is done.
+
+    What was added lands when the block ends, unless by an error; an interrupt
+    is none.
+
+    Raises:
+      UserError: the folder can't be written.
+    """
+    try:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      path = self.folder / "lock"
+      if path.exists() and not file_locks.is_signature(path):
+        raise UserError(f"{path} is no lock of trd-jax; move it away")
+      lock = path.open("a+b")
+    except OSError as error:
+      raise UserError(
+        f"{self.folder} cannot be written ({error.strerror}); name another"
+        " train.cache_dir"
+      ) from error
+    with lock:
+      try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except (BlockingIOError, PermissionError):
+        holder = file_locks.holder(path)
+        print(
+          f"train: {self.folder}: waiting for {holder}, which fills it",
+          flush=True,
+        )
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+      file_locks.sign(lock)
+      self.reload()
+      # What a killed process had not listed yet; all else is somebody's.
+      for left in self.folder.glob("*.*"):
+        mine = _SHARD_NAME.fullmatch(left.name) or ownership.is_unfinished(left)
+        if mine and left.is_file() and left.name not in self._shards:
+          left.unlink()
+      filler = Filler(self)
+      try:
+        yield filler
+      except KeyboardInterrupt:  # SIGTERM too: what is computed is whole
+        filler.flush()
+        raise
+      filler.flush()
+
+  def read(self, key: str, tokens: int) -> np.ndarray:
+    """Hidden states `[tokens, D]` in the stored dtype.
+
+    The first read from a shard compares its checksum.
+
+    Raises:
+      UserError: the shard is damaged.
+      KeyError: nobody has computed them.
+    """
+    name = self._place[key]
+    path = self.folder / name
+    try:
+      if name not in self._checked:
+        with path.open("rb") as file:
+          found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._shards[name]["sha256"]:
+          raise _damaged(path, "has another checksum than when it was written")
+        self._checked.add(name)
+      with safe_open(path, framework="np") as file:
+        hidden_TD = file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+      raise _damaged(path, f"can't be read ({error})") from error
+    if hidden_TD.shape != (tokens, self.identity.width):
+      raise _damaged(path, f"holds {hidden_TD.shape} for {tokens} tokens")
+    return hidden_TD
+
+  def land(self, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a shard and lists it; for `Filler`."""
+    number = 1
+    while (self.folder / _SHARD.format(number)).exists():
+      number += 1
+    name = _SHARD.format(number)
+    data = save(dict(tensors))
+    try:
+      with atomic_file(self.folder / name) as file:
+        file.write(data)
+      self._shards[name] = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "tokens": {key: len(x) for key, x in tensors.items()},
+      }
+      write_json_atomic(self.folder / _INDEX, self._index(self._shards))
+    except OSError as error:
+      raise UserError(
+        f"{self.folder / name} cannot be written ({error.strerror}); make room,"
+        " or name another train.cache_dir: what is there is kept"
+      ) from error
+    self._place |= dict.fromkeys(tensors, name)
+
+  def _index(self, shards: Mapping[str, Any]) -> dict[str, Any]:
+    about = {"version": VERSION, "teacher": dataclasses.asdict(self.identity)}
+    return about | {"shards": dict(shards)}
+
+
+class Filler:
+  """Collects hidden states and lands them as shards."""
+
+  def __init__(self, cache: TeacherCache):
+    self._cache = cache
+    self._tensors: dict[str, np.ndarray] = {}
+    self._bytes = 0
+
+  def __contains__(self, key: str) -> bool:
+    return key in self._cache or key in self._tensors
+
+  def add(self, key: str, hidden_TD: np.ndarray) -> None:
+    """Takes hidden states over, cast to the stored dtype."""
+    stored = np.dtype(self._cache.identity.stored)
+    self._tensors[key] = hidden_TD = np.array(hidden_TD, stored, order="C")
+    self._bytes += hidden_TD.nbytes
+    if self._bytes >= SHARD_BYTES:
+      self.flush()
+
+  def flush(self) -> None:
+    """Lands what is in memory, if anything."""
+    if self._tensors:
+      self._cache.land(self._tensors)
+      self._tensors, self._bytes = {}, 0
+
+
+def _damaged(path: Path, what: str) -> UserError:
+  return UserError(
+    f"{path} {what}: remove it, and the same command computes anew what it held"
+  )

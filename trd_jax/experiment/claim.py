@@ -1,0 +1,216 @@
+"""Whose a run directory is, and what of its config may still change."""
+
+import contextlib
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+
+from trd_jax.experiment import schema, scopes, shards
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import file_locks, json_text, ownership
+from trd_jax.experiment.files.json_files import read_json
+
+_MOST_DIFFERENCES = 6
+_WAIT_SECONDS = 0.05  # between two tries of a lock that is held for a moment
+
+
+class Claim:
+  """The config that a run directory belongs to.
+
+  The directory keeps one config. Keys that say only how a run is carried out
+  may differ from it (see `scopes.RUNTIME_KEYS`), and it then stays as it is. So
+  may keys that no artifact there depends on: the directory then gets the new
+  config, and what has been made stays.
+
+  Args:
+    root: the directory.
+    config: its file.
+    lock: a file to lock while the config is looked at and changed.
+    made: tells the stages (of `scopes.STAGES`) of which there are artifacts.
+    others_at_work: tells whether another process is making some.
+  """
+
+  def __init__(
+    self,
+    root: Path,
+    config: Path,
+    lock: Path,
+    made: Callable[[], Collection[str]],
+    others_at_work: Callable[[], bool],
+  ):
+    self._root, self._config, self._lock_file = root, config, lock
+    self._made, self._others_at_work = made, others_at_work
+    # What this process has claimed it for, and whose it was before.
+    self._mine: str | None = None
+    self._former: str | None = None
+
+  def make(self, experiment_json: str) -> bool:
+    """Makes the directory an experiment's, or sees that it is.
+
+    Returns:
+      Whether this call made it that experiment's.
+
+    Raises:
+      UserError: what is there was made by another experiment (the keys that
+        can't differ are named, with both values and the stages in the way),
+        somebody is at work there under another config, it cannot be written,
+        or it is no run's yet and holds something foreign under a name of ours.
+    """
+    self.check(experiment_json)
+    is_new = not self._config.exists()
+    try:
+      if is_new:
+        mine = self._root / f"config.json.{uuid.uuid4().hex}"
+        with shards.atomic_file(mine) as file:
+          file.write(experiment_json.encode())
+        # A rename would replace what another process has claimed meanwhile.
+        with contextlib.suppress(FileExistsError):
+          self._config.hardlink_to(mine)
+        mine.unlink()
+    except OSError as error:
+      raise self._unwritable(error.strerror) from error
+    is_changed = self.check(experiment_json)
+    if is_changed:
+      self._change(experiment_json)
+    self._mine = experiment_json
+    return is_new or is_changed
+
+  def check(self, experiment_json: str) -> bool:
+    """Sees that the directory is an experiment's or could be, as it is.
+
+    Returns:
+      Whether it has another config, which `make` would replace.
+
+    Raises:
+      UserError: see `make`.
+    """
+    root = self._root.absolute()
+    there = next(p for p in (root, *root.parents) if os.path.lexists(p))
+    if not os.path.isdir(there):  # which is False where it can't be seen
+      raise self._unwritable(os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+      raise self._unwritable(os.strerror(errno.EACCES))
+    if not ownership.is_config(self._config):
+      self._check_foreign()
+    # Claimed by another process meanwhile, perhaps.
+    if not self._config.exists():
+      return False
+    was = schema.flatten(read_json(self._config))
+    now = schema.flatten(json_text.loads(experiment_json))
+    different = scopes.differences(was, now)
+    if not different:
+      return False
+    in_the_way = scopes.obstacles(was, now, self._made())
+    if in_the_way:
+      stages = {stage for found in in_the_way.values() for stage in found}
+      told = [stage for stage in scopes.STAGES if stage in stages]
+      raise UserError(
+        f"--workdir={self._root} was made by another config:"
+        f" {_shown({name: different[name] for name in in_the_way})};"
+        f" {', '.join(told)} there depend{'s' if len(told) == 1 else ''} on"
+        " that: name another --workdir, or go back to that config"
+      )
+    return True
+
+  def _check_foreign(self) -> None:
+    """Refuses a directory that is no run's and has something in a run's way."""
+    try:
+      named = [self._config] if os.path.lexists(self._config) else []
+      strange = next(iter([*named, *ownership.foreign(self._root)]), None)
+    except OSError as error:
+      raise self._unwritable(error.strerror) from error
+    if strange is None or ownership.is_config(self._config):
+      return
+    raise UserError(
+      f"--workdir={self._root} is no run's of trd-jax, and {strange} is there,"
+      " where a run would write; name another, or move that away"
+    )
+
+  def hold(self) -> None:
+    """Sees that the config is still what this process claimed, if it did.
+
+    Who changes the config looks for locks of stages first, and who has locked
+    a stage looks at the config: of two that come at once, one sees the other.
+
+    Raises:
+      UserError: another process has changed it meanwhile.
+    """
+    if self._mine is None or not self._config.exists():
+      return
+    with self._locked():
+      if self.check(self._mine):
+        raise UserError(
+          f"{self._root} has been claimed by another config meanwhile: wait for"
+          " who did so, and give the same command again"
+        )
+
+  def give_back(self) -> bool:
+    """Restores the config that `make` replaced, if nothing was made since.
+
+    Returns:
+      Whether `make` had replaced one.
+    """
+    former, self._former, self._mine = self._former, None, None
+    if former is None:
+      return False
+    with contextlib.suppress(UserError), self._locked():
+      self.check(former)
+      self._write(former)
+    return True
+
+  def _change(self, experiment_json: str) -> None:
+    """Puts a config in the place of one that nothing there depends on.
+
+    Raises:
+      UserError: somebody is at work there, and makes more under it.
+    """
+    with self._locked():
+      if not self.check(experiment_json):
+        return  # another process has been as quick
+      former = self._config.read_text()
+      if self._others_at_work():
+        was = schema.flatten(json_text.loads(former))
+        now = schema.flatten(json_text.loads(experiment_json))
+        raise UserError(
+          f"another process is at work in {self._root} by another config:"
+          f" {_shown(scopes.differences(was, now))}; wait for it, or stop it"
+        )
+      self._write(experiment_json)
+      self._former = former
+
+  def _write(self, experiment_json: str) -> None:
+    with shards.atomic_file(self._config) as file:
+      file.write(experiment_json.encode())
+
+  def remove_lock(self) -> None:
+    """Removes the file that is locked while the config is looked at."""
+    with contextlib.suppress(OSError), self._locked():
+      self._lock_file.unlink()
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    """Holds the config for a moment; waits where another process does."""
+    self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+    while (file := file_locks.acquire(self._lock_file)) is None:
+      time.sleep(_WAIT_SECONDS)
+    with file:
+      yield
+
+  def _unwritable(self, why: str | None) -> UserError:
+    if os.path.isfile(self._root):
+      why = "it is a file, not a folder; name another"
+    return UserError(f"--workdir={self._root} cannot be written: {why}")
+
+
+def _shown(differences: Mapping[str, tuple[str, str]]) -> str:
+  """Keys with both values, the first few of many."""
+  told = [
+    f"{name} is {was} there and {now} here"
+    for name, (was, now) in differences.items()
+  ]
+  more = len(told) - _MOST_DIFFERENCES
+  shown = ", ".join(told[:_MOST_DIFFERENCES])
+  return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,404 @@
+"""The command line that every stage shares.
+
+    python -m trd_jax.<stage> --config=FILE.py[:ARG] --workdir=DIR
+        [--config.<key>=<value> ...]
+
+absl splits the arguments; the config's flags are made from the declarations
+of its keys, which also check the values. Nothing heavy is imported here, and
+a stage imports jax inside its `run`: `--help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from trd_jax.experiment import config_file, experiment
+from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
+from trd_jax.experiment.experiment import KEYS, Experiment
+from trd_jax.experiment.files import paths
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.schema import Key
+
+_READS_AND_WRITES = {
+  "rollout": (
+    "the problems of config.data; the student",
+    "WORKDIR/problems; WORKDIR/rollout: y_o with verdicts",
+  ),
+  "refine": (
+    "WORKDIR/problems; WORKDIR/rollout; the teacher",
+    "WORKDIR/refine: y_r with verdicts",
+  ),
+  "train": (
+    "WORKDIR/problems; WORKDIR/rollout or WORKDIR/refine; the models",
+    "WORKDIR/train: checkpoints of the adapter, metrics.jsonl",
+  ),
+  "merge": (
+    "WORKDIR/train; the student",
+    "WORKDIR/merge/model (safetensors); WORKDIR/merge/adapter (PEFT)",
+  ),
+  "evaluate": (
+    "the benchmarks; the student; WORKDIR/merge/model or merge/adapter",
+    "WORKDIR/evaluate/base and WORKDIR/evaluate/trained: graded samples",
+  ),
+  "doctor": ("the machine; what the config names", "nothing"),
+  "convert": ("weights in one form", "the same weights in another"),
+  "pretrain": ("nothing", "the laboratory's student and teacher"),
+  "analyze": ("WORKDIR", "tables, figures and one page"),
+  "sweep": (
+    "a sweep's points; whatever the stages read",
+    "WORKDIR/points/NAME: a pipeline's WORKDIR each; WORKDIR/sweep.json, .svg",
+  ),
+  "pipeline": ("whatever its stages read", "WORKDIR with summary.json"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of a stage's own.
+
+  Attributes:
+    name: as in --name=value.
+    default: its type is the flag's: bool, int, float, str, or a tuple of str;
+      None stands for a str that may be absent.
+    doc: one line.
+    looks_only: whether with it nothing is made, not even the workdir, and
+      nobody who is at work there is waited for.
+    is_path: whether it is a path, or may be one: its `~` is expanded.
+  """
+
+  name: str
+  default: bool | int | float | str | tuple[str, ...] | None
+  doc: str
+  looks_only: bool = False
+  is_path: bool = False
+
+  @property
+  def key(self) -> Key:
+    """The flag as a key, which knows how to read its value."""
+    kind = str if self.default is None else type(self.default)
+    return Key(
+      self.name,
+      kind,
+      self.default is None,
+      self.default,
+      self.doc,
+      None,
+      self.is_path,
+    )
+
+
+_SHARED = (
+  Flag(
+    "config",
+    None,
+    "FILE.py[:ARG] or a config.json; default: the workdir's",
+    is_path=True,
+  ),
+  Flag(
+    "workdir",
+    None,
+    "the run's directory; made if it is not there",
+    is_path=True,
+  ),
+  Flag("help", False, "this text"),
+  Flag("help_config", False, "every --config.<key>, its meaning and default"),
+)
+
+_EXAMPLES = ("--config=configs/demo.py --workdir=runs/seed1 --config.seed=1",)
+
+Run = Callable[[Experiment, Any, types.SimpleNamespace], object]
+
+
+def main(
+  stage_name: str,
+  run: Run,
+  summary_line: str,
+  flags: Iterable[Flag] | None = None,
+  *,
+  standalone: bool = False,
+  exclusive: bool = True,
+  looks_only: bool = False,
+  examples: Sequence[str] = _EXAMPLES,
+  argv: Sequence[str] | None = None,
+) -> None:
+  """Reads the command line, checks the config, claims the workdir, runs.
+
+  Args:
+    stage_name: the module's name, as in `python -m trd_jax.<stage_name>`.
+    run: called with the experiment, the `RunDir`, and the stage's own flags
+      as attributes. Besides these it finds there `config_argv`, the arguments
+      that give another stage the same config and workdir.
+    summary_line: what the stage does, for --help.
+    flags: the stage's own flags.
+    standalone: --config and --workdir may be left out; without them the
+      experiment is the default one and the run directory None.
+    exclusive: hold the stage's lock while it runs. A stage that runs as
+      several processes says False and has one of them take it.
+    looks_only: the stage makes nothing, not even the workdir, and sees for
+      itself whether that is the config's.
+    examples: arguments that do something sensible, for --help.
+    argv: the arguments; default `sys.argv[1:]`.
+
+  Raises:
+    SystemExit: 2 after a user's mistake (one line on stderr), 130 after an
+      interrupt, 143 after SIGTERM, 141 where nobody reads the output any more.
+  """
+  try:
+    line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
+    if line.own["help"]:
+      print(_help(stage_name, summary_line, line.flags, examples))
+    elif line.own["help_config"]:
+      print(_help_config())
+    else:
+      supervise.end_with_pipeline()
+      with supervise.terminable():
+        _run(stage_name, run, line, standalone, exclusive, looks_only)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Who read the output, as `head`, has seen enough. Python flushes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+  except UserError as error:
+    told = " ".join(str(error).split())
+    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    sys.exit(2)
+  except Terminated as error:
+    after = f" {error}" if str(error) else ""
+    goes_on = (
+      "" if looks_only else "; the same command goes on where it stopped"
+    )
+    told = f"terminated{after}{goes_on}"
+    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    sys.exit(128 + signal.SIGTERM)
+  except KeyboardInterrupt:
+    # A training has what its last checkpoint holds.
+    goes_on = (
+      "" if looks_only else "; the same command goes on from what is saved"
+    )
+    print(f"trd-jax {stage_name}: interrupted{goes_on}", file=sys.stderr)
+    sys.exit(130)
+
+
+def _run(
+  stage_name: str,
+  run: Run,
+  line: "_CommandLine",
+  standalone: bool,
+  exclusive: bool,
+  looks_only: bool,
+) -> None:
+  """Everything from the parsed command line on."""
+  if line.workdir is None and not standalone:
+    raise UserError("--workdir=DIR is missing: name the run's directory")
+  run_dir = None if line.workdir is None else RunDir(line.workdir)
+  spec = line.config
+  if spec is None and run_dir and run_dir.config.is_file():
+    spec = str(run_dir.config)
+  if spec is None and not standalone:
+    raise UserError(
+      "--config=FILE.py is missing: name one of configs/*.py (a workdir that "
+      "has been run before needs none)"
+    )
+  config, source = config_file.load(spec) if spec else ({}, "--config")
+  chosen = experiment.from_config(config | line.overrides, source)
+  own = types.SimpleNamespace(**line.own)
+  own.config_argv = line.config_argv(spec)
+  _keep_compilations()
+  if run_dir is None or looks_only:
+    run(chosen, run_dir, own)
+    return
+  # What is kept has to be a run's: without --config it is what is run.
+  kept = experiment.to_json(dataclasses.replace(chosen, preflight_only=False))
+  if any(line.own[flag.name] for flag in line.flags if flag.looks_only):
+    run_dir.check(kept)
+    run(chosen, run_dir, own)
+    return
+  is_new = run_dir.claim(kept)
+  try:
+    with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
+      run(chosen, run_dir, own)
+  except (UserError, SystemExit, BrokenPipeError):
+    if is_new:
+      run_dir.abandon()
+    raise
+  if is_new and chosen.preflight_only:
+    run_dir.abandon()
+
+
+def _keep_compilations() -> None:
+  """Lets JAX find what an earlier process has compiled.
+
+  The stages are processes of their own and compile much the same programs.
+  Set JAX_COMPILATION_CACHE_DIR to keep them elsewhere, and
+  JAX_ENABLE_COMPILATION_CACHE=false to keep none. What is compiled for a CPU
+  may not run on another, and a home may be shared: each kind of CPU has a
+  folder of its own.
+  """
+  folder = paths.cache() / "xla" / _cpu()
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+  # A program that calls cuDNN on split weights holds a pointer of this process,
+  # and would never be found again.
+  os.environ.setdefault(
+    "JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "true"
+  )
+
+
+def _cpu() -> str:
+  """A name for this machine's kind of CPU."""
+  about = Path("/proc/cpuinfo")
+  text = about.read_text("utf-8", "replace") if about.exists() else ""
+  # Of all lines those that say what it can do; others are clocks and numbers.
+  kinds = {
+    line
+    for line in text.splitlines()
+    if line.startswith(("model name", "flags", "Features", "CPU part"))
+  }
+  told = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
+  return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+class _CommandLine:
+  """The arguments, taken apart.
+
+  Attributes:
+    flags: the shared flags and the stage's own.
+    own: their values by name.
+    overrides: values given to config keys, by dotted name.
+    config, workdir: values of these two flags.
+
+  Raises:
+    UserError: an unknown flag or key, a value of another type, or an argument
+      that is no flag.
+  """
+
+  def __init__(self, flags: Iterable[Flag], argv: Sequence[str]):
+    self.flags = (*_SHARED, *flags)
+    of_stage = {flag.name: flag.key for flag in self.flags}
+    of_config = {f"config.{name}": key for name, key in KEYS.items()}
+    values = absl_flags.FlagValues()
+    values.set_gnu_getopt(True)
+    all_keys = of_stage | of_config
+    for name, key in all_keys.items():
+      absl_flags.DEFINE(
+        absl_flags.ArgumentParser(),  # leaves the text to the key
+        name,
+        None,
+        key.doc,
+        flag_values=values,
+        boolean=key.type is bool,
+        short_name="h" if name == "help" else None,
+      )
+    try:
+      _, *strangers = values(["", *argv], known_only=True)
+    except (absl_flags.Error, ValueError) as error:
+      raise UserError(f"{error}; see --help") from None
+    self._texts: dict[str, str] = {
+      name: str(values[name].value) for name in all_keys if values[name].present
+    }
+    source = self._texts.get("config", "--config")
+    for stranger in strangers:
+      raise _stranger(stranger, of_stage, source)
+    self.own = {name: key.default for name, key in of_stage.items()}
+    self.overrides: dict[str, Any] = {}
+    for name, text in self._texts.items():
+      try:
+        if name in of_stage:
+          self.own[name] = of_stage[name].parse(text)
+        else:
+          key = of_config[name]
+          self.overrides[key.name] = key.parse(text)
+      except ValueError as error:
+        raise UserError(f"{source} with --{name}={text}: {error}") from None
+    self.config: str | None = self.own.pop("config")
+    self.workdir: str | None = self.own.pop("workdir")
+
+  def config_argv(self, spec: str | None) -> list[str]:
+    """Arguments that give another stage the same config and workdir."""
+    return [
+      *([f"--config={spec}"] if spec else []),
+      *([f"--workdir={self.workdir}"] if self.workdir else []),
+      *(
+        f"--config.{name}={self._texts[f'config.{name}']}"
+        for name in self.overrides
+      ),
+    ]
+
+
+def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
+  """The complaint about an argument that no flag takes."""
+  if not argument.startswith("-"):
+    return UserError(f'"{argument}" is no flag: write --name=value')
+  name = argument.lstrip("-").partition("=")[0]
+  if name.startswith(("config.", "noconfig.")):
+    key = name.partition(".")[2]
+    return experiment.unknown_key(key, source, "--config.")
+  every = [*names, *(f"config.{key}" for key in KEYS)]
+  hint = did_you_mean(name, every, "--") or "see --help"
+  return UserError(f"there is no flag --{name}; {hint}")
+
+
+def _help(
+  stage: str, summary_line: str, flags: Iterable[Flag], examples: Sequence[str]
+) -> str:
+  """The text of --help."""
+  command = f"python -m trd_jax.{stage}"
+  reads, writes = _READS_AND_WRITES.get(stage, ("", ""))
+  rows = [(f"--{flag.name}", _described(flag.key)) for flag in flags]
+  rows.insert(2, ("--config.<key>=<value>", "changes a key of the config"))
+  return "\n".join(
+    [
+      f"{command}: {summary_line}",
+      "",
+      f"usage:    {command} --config=FILE.py[:ARG] --workdir=DIR "
+      "[--config.<key>=<value> ...]",
+      *(f"example:  {command} {arguments}" for arguments in examples),
+      *([f"reads:    {reads}", f"writes:   {writes}"] if reads else []),
+      "",
+      _two_columns(rows),
+    ]
+  )
+
+
+def _help_config() -> str:
+  """The text of --help_config."""
+  rows = [(f"--config.{key.name}", _described(key)) for key in KEYS.values()]
+  return _two_columns(rows)
+
+
+def _described(key: Key) -> str:
+  """A key's meaning, what it takes, and its default."""
+  takes = f"; {key.rule.says}" if key.rule else ""
+  default = key.default
+  if isinstance(default, tuple):
+    default = ",".join(default)
+  if default is None or default is False:
+    return f"{key.doc}{takes}"
+  return f"{key.doc}{takes} [{default}]"
+
+
+def _two_columns(rows: Sequence[tuple[str, str]]) -> str:
+  left = max(len(name) for name, _ in rows) + 2
+  width = max(shutil.get_terminal_size().columns, left + 40)
+  return "\n".join(
+    textwrap.fill(
+      text,
+      width,
+      initial_indent=name.ljust(left),
+      subsequent_indent=" " * left,
+    )
+    for name, text in rows
+  )

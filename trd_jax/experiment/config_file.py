@@ -1,0 +1,127 @@
+"""Loads a config file: Python with a `get_config`, or a run's config.json."""
+
+import ast
+import inspect
+import linecache
+import re
+import runpy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from trd_jax.experiment import schema
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import KEYS, unknown_key
+from trd_jax.experiment.files import json_text
+
+
+def load(spec: str) -> tuple[dict[str, Any], str]:
+  """What a config file says.
+
+  Args:
+    spec: FILE.py, FILE.py:ARG (ARG is handed to its `get_config`), or a
+      config.json of a run directory.
+
+  Returns:
+    The config's values by dotted key, and the file's name for errors.
+
+  Raises:
+    UserError: there is no such file, it holds no config, or it fails; an
+      assignment to a key that does not exist, or of an ill-typed value, is
+      told with its line, the key and the nearest right name.
+  """
+  name, _, arg = spec.partition(":")
+  path = Path(name)
+  if not path.is_file():
+    raise UserError(
+      f"--config={spec}: there is no file {name}; name one of configs/*.py or "
+      "a run's config.json"
+    )
+  if path.suffix == ".json":
+    config = _load_json(path)
+  else:
+    config = _load_python(path, arg)
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  if not isinstance(config, Mapping):
+    raise UserError(
+      f"{name}: it must give a ConfigDict, not a {type(config).__name__}"
+    )
+  return schema.flatten(config), name
+
+
+def expected(spec: str) -> str | None:
+  """What a config file's docstring, its experiment card, says to expect.
+
+  Args:
+    spec: as for `load`.
+
+  Returns:
+    Its paragraph that begins with "Expected", on one line; None without one.
+  """
+  path = Path(spec.partition(":")[0])
+  if path.suffix != ".py":
+    return None
+  card = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+  for paragraph in card.split("\n\n"):
+    if paragraph.startswith("Expected"):
+      return " ".join(paragraph.split())
+  return None
+
+
+def _load_json(path: Path) -> Any:
+  try:
+    return json_text.loads(path.read_bytes())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def _load_python(path: Path, arg: str) -> Any:
+  try:
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
+      raise UserError("it defines no get_config")
+    if not inspect.signature(get_config).parameters:
+      if arg:
+        raise UserError(f'its get_config takes no argument (":{arg}")')
+      return get_config()
+    return get_config(arg or None)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
+  except Exception as error:
+    raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: Exception) -> UserError:
+  """One line for what went wrong inside a config file."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+  line = lines[-1] if lines else getattr(error, "lineno", None)
+  where = f"{path}:{line}" if line else str(path)
+  if frames and "ml_collections" in frames[-1].filename:
+    name = _complained_of(str(error), linecache.getline(str(path), line or 0))
+    if isinstance(error, TypeError) and name in KEYS:
+      return UserError(f"{where}: {KEYS[name].must_be()}")
+    if name and name not in KEYS:
+      return unknown_key(name, where)
+  what = " ".join(str(error).split())
+  return UserError(f"{where}: {type(error).__name__}: {what}")
+
+
+def _complained_of(complaint: str, source_line: str) -> str:
+  """The dotted key that a ConfigDict's error is about.
+
+  The error has the key's last part only; the line that raised it, such as
+  `config.train.epochs = 1`, has the rest. Returns '' where it names none.
+  """
+  quoted = re.search(r"""["'](\w+)["'\\]""", complaint)
+  if quoted is None:
+    return ""
+  last = quoted[1]
+  dotted = re.search(rf"\w+\.((?:\w+\.)*{last})\b", source_line)
+  name = dotted[1] if dotted else last
+  inside = [key for key in KEYS if key.endswith(f".{name}")]
+  return inside[0] if name not in KEYS and len(inside) == 1 else name

@@ -1,0 +1,369 @@
+"""One experiment: what a config file says, checked at the door.
+
+A config file fills in the `ConfigDict` that `default_config` makes;
+`from_config` checks it whole and unpacks it into the frozen dataclasses of
+`sections.py`, and no other module ever sees a `ConfigDict`.
+"""
+
+import dataclasses
+import json
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields
+from typing import Any
+
+from ml_collections import config_dict
+
+from trd_jax.experiment import schema
+from trd_jax.experiment.devices import Distributed, Mesh
+from trd_jax.experiment.engine_sections import LORA_RANKS, Engine, vllm_refuses
+from trd_jax.experiment.errors import UserError, did_you_mean
+from trd_jax.experiment.files import json_text, paths
+from trd_jax.experiment.run_sections import Evaluate, Python
+from trd_jax.experiment.schema import at_least, key, one_of
+from trd_jax.experiment.sections import (
+  Data,
+  Lora,
+  Loss,
+  Metrics,
+  Model,
+  Pipeline,
+  Refine,
+  Rollout,
+  Sandbox,
+  Student,
+  Teacher,
+  Train,
+)
+
+METHODS = (
+  "trd",
+  "forward_kl",
+  "forward_kl_clip",
+  "reverse_kl",
+  "reverse_kl_topk",
+  "sampled_reverse_kl",
+  "jsd",
+  "tip",
+)
+REGIMES = ("opd", "opsd")
+
+# What `forward_kl_clip` cuts a token's divergence at, in nats.
+_CLIP = {"opd": 0.1, "opsd": 0.06}
+
+# Held-out splits of the laboratory that serve as benchmarks, by their names.
+LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One experiment, checked.
+
+  In OPD the teacher is a frozen model of its own. In OPSD it is the student's
+  frozen base, so that of the section `teacher` only `thinking` is read:
+  `teacher_model` is the model either way.
+  """
+
+  regime: str = key(
+    "opsd", "whose teacher: opd a larger model, opsd itself", one_of(*REGIMES)
+  )
+  method: str = key("trd", "what is distilled", one_of(*METHODS))
+  domain: str = key(
+    "arithmetic",
+    "chooses prompts and grader",
+    one_of("arithmetic", "math", "code"),
+  )
+  seed: int = key(0, "seed of everything without one of its own", at_least(0))
+  preflight_only: bool = key(
+    False, "check and count the prompts, report, and generate nothing"
+  )
+  student: Student = field(default_factory=Student)
+  teacher: Teacher = field(default_factory=Teacher)
+  data: Data = field(default_factory=Data)
+  rollout: Rollout = field(default_factory=Rollout)
+  refine: Refine = field(default_factory=Refine)
+  engine: Engine = field(default_factory=Engine)
+  train: Train = field(default_factory=Train)
+  loss: Loss = field(default_factory=Loss)
+  lora: Lora = field(default_factory=Lora)
+  mesh: Mesh = field(default_factory=Mesh)
+  distributed: Distributed = field(default_factory=Distributed)
+  evaluate: Evaluate = field(default_factory=Evaluate)
+  sandbox: Sandbox = field(default_factory=Sandbox)
+  metrics: Metrics = field(default_factory=Metrics)
+  pipeline: Pipeline = field(default_factory=Pipeline)
+  python: Python = field(default_factory=Python)
+
+  @property
+  def refines(self) -> bool:
+    """Whether the method has a second stage."""
+    return self.method == "trd"
+
+  @property
+  def trains_on(self) -> str:
+    """'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
+    return "y_r" if self.refines else "y_o"
+
+  @property
+  def trajectory_stage(self) -> str:
+    """The stage whose trajectories are trained on."""
+    return "refine" if self.refines else "rollout"
+
+  @property
+  def stages(self) -> tuple[str, ...]:
+    """The stages that make the trained student, in order."""
+    refine = ("refine",) if self.refines else ()
+    return ("rollout", *refine, "train", "merge")
+
+  @property
+  def teacher_model(self) -> Model:
+    """The model that refines and that is distilled from."""
+    if self.regime == "opd":
+      return self.teacher
+    # Without the student's adapter: the base teaches.
+    own: dict[str, Any] = {
+      f.name: getattr(self.student, f.name) for f in fields(Model)
+    }
+    own["thinking"] = self.teacher.thinking
+    return Model(**own)
+
+  @property
+  def evaluation_thinking(self) -> bool | None:
+    """The thinking switch of benchmark prompts."""
+    if self.evaluate.thinking is None:
+      return self.student.thinking
+    return self.evaluate.thinking
+
+  @property
+  def clip(self) -> float | None:
+    """Largest divergence of a token in nats (SPEC §2), or None."""
+    if self.loss.clip is None and self.method == "forward_kl_clip":
+      return _CLIP[self.regime]
+    return self.loss.clip
+
+
+KEYS: Mapping[str, schema.Key] = schema.keys_of(Experiment)
+
+
+def default_config() -> config_dict.ConfigDict:
+  """Every key at its default: what a config file starts from.
+
+  The ConfigDict is locked (a key that does not exist cannot be set) and keeps
+  each key's type; keys that may be None are typed placeholders.
+  """
+  return schema.config_of(Experiment)
+
+
+def from_config(
+  config: config_dict.ConfigDict | Mapping[str, Any], source: str = "config"
+) -> Experiment:
+  """Checks a config whole and unpacks it; an absent key has its default.
+
+  Args:
+    config: `default_config()` with changes, or any mapping of the same keys.
+    source: where it comes from (the file), for errors.
+
+  Raises:
+    UserError: a key that does not exist, a value of the wrong type or out of
+      its range, or keys that contradict one another. It names the key, the
+      source, and the nearest right name.
+  """
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  checked = {}
+  for name, value in schema.flatten(config).items():
+    if name not in KEYS:
+      raise unknown_key(name, source)
+    try:
+      checked[name] = KEYS[name].check(value)
+    except ValueError as error:
+      raise UserError(f"{source}: {error}") from None
+  experiment = schema.unflatten(Experiment, checked)
+  for contradiction in _contradictions(experiment):
+    raise UserError(f"{source}: {contradiction}")
+  return experiment
+
+
+def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
+  """The complaint about a key that does not exist, `prefix` before keys."""
+  inside = [prefix + other for other in KEYS if other.startswith(name + ".")]
+  hint = f"it is a section: name a key in it, as {inside[0]}" if inside else ""
+  hint = hint or did_you_mean(name, KEYS, prefix) or "see --help_config"
+  return UserError(f'{source}: there is no key "{name}"; {hint}')
+
+
+def flat(experiment: Experiment) -> dict[str, Any]:
+  """Every key's value by its dotted name."""
+  return schema.flatten(dataclasses.asdict(experiment))
+
+
+def to_json(experiment: Experiment) -> str:
+  """Canonical JSON: equal experiments give equal text.
+
+  Paths stand there as they were written, with their `~`.
+  """
+  tree = dataclasses.asdict(
+    experiment,
+    dict_factory=lambda items: {k: paths.as_given(v) for k, v in items},
+  )
+  return json.dumps(tree, sort_keys=True, indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> Experiment:
+  """The experiment that `to_json` wrote; errors as `from_config`'s."""
+  try:
+    config = json_text.loads(text)
+  except ValueError as error:
+    raise UserError(f"{source} is not JSON: {error}") from None
+  if not isinstance(config, dict):
+    raise UserError(f"{source} holds no JSON object: it is not a config")
+  return from_config(config, source)
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
+  """Reads the `key=value,…` after the colon of --config=FILE.py:key=value,….
+
+  Args:
+    arg: what `get_config` was given; None or '' changes nothing.
+    **defaults: the variants that the config file knows and their defaults,
+      whose types the values take.
+
+  Returns:
+    The defaults, changed, as attributes.
+
+  Raises:
+    UserError: an unknown variant, or a value of another type.
+  """
+  variants = dict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    name, equals, text = part.partition("=")
+    if name not in defaults:
+      hint = did_you_mean(name, defaults) or "this config has no variants"
+      raise UserError(f'there is no variant "{name}" in ":{arg}"; {hint}')
+    kind = type(defaults[name])
+    if not equals and kind is bool:
+      text = "true"  # a bare name switches a boolean on
+    rule = schema.filled() if kind is str else None
+    declared = schema.Key(name, kind, False, defaults[name], "", rule)
+    try:
+      variants[name] = declared.parse(text)
+    except ValueError as error:
+      raise UserError(f'{error} (in ":{arg}")') from None
+  return types.SimpleNamespace(**variants)
+
+
+def _contradictions(experiment: Experiment) -> Iterator[str]:
+  """What no single key is to blame for."""
+  e = experiment
+  if e.method == "reverse_kl_topk" and not e.loss.top_k:
+    yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
+  for benchmark, split in LABORATORY.items():
+    if e.data.source != "arithmetic" or split != e.data.arithmetic.split:
+      continue
+    if benchmark not in e.evaluate.benchmarks:
+      continue
+    yield (
+      f"data.arithmetic.split={e.data.arithmetic.split} is what the benchmark "
+      f"{benchmark} asks: train on train or train_hard"
+    )
+  if e.method == "jsd" and e.loss.beta in (0, 1):
+    yield (
+      f"jsd with loss.beta={e.loss.beta} is 0 everywhere: choose a beta between"
+      " 0 and 1, or forward_kl or reverse_kl, its limits"
+    )
+  if e.method == "sampled_reverse_kl" and e.loss.clip is not None:
+    yield (
+      "loss.clip bounds a divergence, and sampled_reverse_kl has none for a "
+      "token: set loss.clip=None"
+    )
+  if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
+    yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
+  yield from _teacher_contradictions(e)
+  if e.data.source == "arithmetic" and e.data.root is not None:
+    yield (
+      f"data.root={e.data.root} is read by no source, as"
+      " data.source=arithmetic makes its problems: set data.source=jsonl, or"
+      " leave the root out"
+    )
+  served, urls = e.engine.name == "server", e.engine.server.urls
+  if served and not urls and not e.preflight_only:
+    yield "engine.name=server needs engine.server.urls: name the servers"
+  if urls and not served:
+    yield (
+      f"engine.server.urls is for engine.name=server, not {e.engine.name}: set "
+      "engine.name=server, or leave the urls out"
+    )
+  if e.engine.name in ("vllm", "server"):
+    for stage in ("rollout", "refine", "evaluate"):
+      if problem := vllm_refuses(getattr(e, stage).temperature):
+        yield f"{stage}.{problem}"
+  unmerged = e.engine.name == "vllm" and e.engine.weights == "adapter"
+  if unmerged and e.lora.rank > LORA_RANKS[-1]:
+    yield (
+      f"lora.rank={e.lora.rank}: vLLM applies adapters of a rank up to"
+      f" {LORA_RANKS[-1]}: lower it, or set engine.weights=merged"
+    )
+  if e.engine.name == "server" and e.engine.ray.actors:
+    yield (
+      "engine.ray.actors puts engines on machines, and servers have theirs: "
+      "set engine.ray.actors=0"
+    )
+  if e.train.attention in ("cudnn", "tokamax"):
+    asked = f"train.attention={e.train.attention}"
+    if e.train.packing:
+      yield (
+        f"{asked} knows no segments, and with train.packing=True a row holds "
+        "several samples: set train.packing=False, or train.attention=xla"
+      )
+    sides: dict[str, Model] = {"student": e.student}
+    if e.regime == "opd":
+      sides["teacher"] = e.teacher
+    for side, model in sides.items():
+      if model.dtype != "bfloat16":
+        yield (
+          f"{asked} runs in bfloat16: set {side}.dtype=bfloat16, or "
+          "train.attention=xla"
+        )
+  axes = ("data", "fsdp", "tensor")
+  if len(rest := [axis for axis in axes if getattr(e.mesh, axis) == -1]) > 1:
+    yield f"only one axis can be the rest (-1), not mesh.{', mesh.'.join(rest)}"
+  steps = e.data.arithmetic
+  if (
+    steps.min_steps is not None
+    and steps.max_steps is not None
+    and steps.min_steps > steps.max_steps
+  ):
+    yield (
+      f"data.arithmetic.min_steps={steps.min_steps} is more than "
+      f"data.arithmetic.max_steps={steps.max_steps}"
+    )
+  if len(set(e.evaluate.benchmarks)) < len(e.evaluate.benchmarks):
+    yield f"evaluate.benchmarks names one twice: {e.evaluate.benchmarks}"
+
+
+def _teacher_contradictions(e: Experiment) -> Iterator[str]:
+  """What of `train.teacher` doesn't fit the rest."""
+  if e.train.cache_dtype == "float32" != e.teacher_model.dtype:
+    yield (
+      "train.cache_dtype=float32 doubles a cache of bfloat16 hidden states and "
+      "adds nothing to them: leave it at None"
+    )
+  if e.train.teacher != "topk_from_rollout":
+    return
+  if not e.refines:
+    yield (
+      "train.teacher=topk_from_rollout reads what the teacher recorded while "
+      f"it wrote y_r, and method={e.method} trains on y_o: use method=trd, or "
+      "train.teacher=hidden_cache"
+    )
+  elif not e.refine.teacher_top_k:
+    yield (
+      "train.teacher=topk_from_rollout needs refine.teacher_top_k above 0, 20 "
+      "for instance: nothing is recorded otherwise"
+    )
+  if e.loss.temperature != 1:
+    yield (
+      "train.teacher=topk_from_rollout knows log-probabilities at temperature "
+      f"1, not at loss.temperature={e.loss.temperature:g}: set that to 1, or "
+      "use train.teacher=hidden_cache"
+    )

@@ -1,0 +1,1 @@
+"""Files on disk: whose they are, how they are locked and written whole."""

@@ -1,0 +1,186 @@
+"""How a stage and the pipeline that runs it end: in order, and together.
+
+A stage that is interrupted or terminated tidies up first. What a pipeline hears
+of that kind it passes on, and a stage ends when its pipeline is gone.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+from trd_jax.experiment.errors import Terminated
+from trd_jax.experiment.processes.guard import when_gone
+
+VARIABLE = "TRD_JAX_PIPELINE"
+"""Environment variable: id of the pipeline, or of the connection to another
+machine, that a stage belongs to."""
+
+_TIDY_SECONDS = 30.0  # what a stage may take to write what it has and to end
+_SAME_SECONDS = 2.0  # two interrupts within them are one that came twice
+_AGAIN_SECONDS = 0.05  # until a signal that came at a bad moment comes again
+
+
+def end_with_pipeline() -> None:
+  """Interrupts this process when the pipeline that started it is gone."""
+  pipeline = os.environ.get(VARIABLE)
+  if pipeline:
+    # A shell has what it starts in the background ignore interrupts.
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    end = signal.SIGTERM if deaf else signal.SIGINT
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      signal.signal(signal.SIGINT, _once(signal.default_int_handler))
+    when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
+
+
+class Deferred:
+  """What `deferred` gives.
+
+  Attributes:
+    asked: whether SIGTERM has come.
+  """
+
+  asked = False
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """Has SIGTERM raise `Terminated` in the block, in the main thread.
+
+  An interrupt goes on raising `KeyboardInterrupt`. Neither is lost where Python
+  prints an exception and goes on (`_is_deaf`). One that comes again at once
+  counts as the same: who ends a whole job sends it to a pipeline and its stage,
+  and the pipeline passes it on. A process that was started to ignore a signal
+  goes on ignoring it.
+  """
+
+  def terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+  interrupt = signal.default_int_handler
+  with contextlib.ExitStack() as stack:
+    if signal.getsignal(signal.SIGINT) is interrupt:
+      stack.enter_context(_handling(signal.SIGINT, interrupt))
+    stack.enter_context(_handling(signal.SIGTERM, terminate))
+    yield
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Deferred]:
+  """Has SIGTERM in the block do no more than note that it has come.
+
+  A second one, after a while, raises `Terminated` at once.
+  """
+  state = Deferred()
+
+  def note(number: int, frame: FrameType | None) -> None:
+    if state.asked:
+      raise Terminated
+    state.asked = True
+
+  with _handling(signal.SIGTERM, note):
+    yield state
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+  """Undoes what a library in the block does to the handling of SIGTERM."""
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    yield
+  finally:
+    if threading.current_thread() is threading.main_thread():
+      signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _handling(
+  number: int, handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+  """Gives a signal a handler in the block, where that can be done."""
+  before = signal.getsignal(number)
+  main = threading.current_thread() is threading.main_thread()
+  if before is signal.SIG_IGN or not main:
+    yield
+    return
+  signal.signal(number, _once(handler))
+  try:
+    yield
+  finally:
+    signal.signal(number, before or signal.SIG_DFL)
+
+
+def _once(
+  handler: Callable[[int, FrameType | None], object],
+) -> Callable[[int, FrameType | None], None]:
+  """Returns a handler to which a signal that comes again at once is one.
+
+  Else the second, which a pipeline passes on, would fall into the tidying up
+  that the first has begun.
+  """
+  last = float("-inf")
+
+  def handle(number: int, frame: FrameType | None) -> None:
+    nonlocal last
+    if _is_deaf(frame):
+      again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+      again.daemon = True
+      again.start()
+      return
+    now = time.monotonic()
+    if now - last > _SAME_SECONDS:
+      last = now
+      handler(number, frame)
+
+  return handle
+
+
+def _is_deaf(frame: FrameType | None) -> bool:
+  """Whether an exception that is raised in a frame would come to nothing good.
+
+  Of what the garbage collector calls Python prints it and goes on. In an import
+  it falls into the start of extensions written in C++, which end the process.
+  """
+  names = {"__del__", *(getattr(each, "__name__", "") for each in gc.callbacks)}
+  while frame is not None:
+    code = frame.f_code
+    if code.co_name in names or code.co_filename.startswith(
+      "<frozen importlib"
+    ):
+      return True
+    frame = frame.f_back
+  return False
+
+
+def run(command: Sequence[str]) -> int:
+  """Runs a stage or a pipeline that ends with this process; its exit code.
+
+  Returns:
+    As a shell gives it: 128 and the signal's number after a signal.
+
+  Raises:
+    KeyboardInterrupt: this process was interrupted. So was the other one,
+      which had half a minute to tidy up; a second interrupt spares the rest.
+    Terminated: this process had a SIGTERM, and the other one has had it too
+      and has ended, in its own time: a training has an update to finish and to
+      save. Whoever sent it says by another signal that it takes too long.
+  """
+  environment = os.environ | {VARIABLE: str(os.getpid())}
+  process = subprocess.Popen(command, env=environment)
+  try:
+    code = process.wait()
+  except KeyboardInterrupt as error:
+    # From a terminal it came to both, from elsewhere perhaps to this one alone.
+    terminated = isinstance(error, Terminated)
+    process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(None if terminated else _TIDY_SECONDS)
+    raise
+  finally:
+    process.kill()
+  return code if code >= 0 else 128 - code

@@ -1,0 +1,172 @@
+"""The paper's recipe, of which a config file picks a row.
+
+`configs/opd.py` and `configs/opsd.py` are its two halves; what they share is
+said here once. Every value that is not set here is the default of its key,
+which is the paper's, too (Tables 9, 10, 13, 14; C.7).
+"""
+
+import types
+from typing import Any
+
+from ml_collections import config_dict
+
+from trd_jax.experiment import experiment
+from trd_jax.experiment.errors import UserError, did_you_mean
+
+METHODS = (
+  "trd",
+  "forward_kl",
+  "forward_kl_clip",
+  "reverse_kl",
+  "reverse_kl_topk",
+)
+SUBSETS = ("all", "fail", "succ", "fail_to_succ")
+BENCHMARKS = {
+  "math": ("aime24", "aime25", "hmmt25", "beyondaime", "amobench"),
+  "code": ("humanevalplus", "mbppplus", "livecodebench"),
+}
+_SOURCES = {"math": "deepscaler", "code": "taco"}
+_PROMPT_TOKENS = {"math": 4_096, "code": 2_048}
+_EVALUATION_TOKENS = {"math": 38_912, "code": 16_384}
+# Longest length at training: on y_o, and on y_r beside its refinement prompt.
+_TRAIN_TOKENS = {"opd": (18_432, 34_816), "opsd": (22_528, 38_912)}
+# Of x, y_o and in OPSD y*.
+_REFINE_TOKENS = {"opd": 18_432, "opsd": 22_528}
+
+_HUB = {
+  "1.7b": "Qwen/Qwen3-1.7B",
+  "4b": "Qwen/Qwen3-4B-Instruct-2507",
+  "8b": "Qwen/Qwen3-8B",
+  "nano": "random:nano",
+}
+# These think before they answer unless told otherwise; Instruct-2507 can't.
+# The nano model has the tokenizer and the template of such a one.
+_HYBRID = ("1.7b", "8b", "nano")
+_THINKING = ("default", "on", "off")
+
+
+def build(
+  regime: str, models: tuple[str, ...], arg: str | None
+) -> config_dict.ConfigDict:
+  """The config of one row of the paper, or of its nano twin.
+
+  Args:
+    regime: opd or opsd.
+    models: the students that the regime has rows for; the first is the
+      default.
+    arg: what stands behind the colon of --config=FILE.py: `model`, `domain`
+      (math or code), `method`, `subset` (trajectories to train on, by
+      verdict), `cot` (all, with_cot or answer_only problems), `thinking` (see
+      `_think`), `gpus`, and `tokenizer`, which only the nano model reads.
+
+  Raises:
+    UserError: no such variant or value, or a student that can't think.
+  """
+  variant = experiment.parse_arg(
+    arg,
+    model=models[0],
+    domain="math",
+    method="trd",
+    subset="all",
+    cot="all",
+    thinking="default",
+    gpus=8,
+    tokenizer="Qwen/Qwen3-8B",
+  )
+  _choose("model", variant.model, (*models, "nano"))
+  _choose("domain", variant.domain, tuple(BENCHMARKS))
+  _choose("method", variant.method, experiment.METHODS)
+  _choose("subset", variant.subset, SUBSETS)
+  _choose("thinking", variant.thinking, _THINKING)
+  config: Any = experiment.default_config()
+  config.regime = regime
+  config.method = variant.method
+  config.domain = variant.domain
+  config.data.source = _SOURCES[variant.domain]
+  config.data.subset = variant.cot
+  config.data.decontaminate = "ngram"
+  config.train.subset = variant.subset
+  # The paper's counts leave no trajectory out (SPEC §5.4).
+  config.train.truncated = "keep"
+
+  prompt = _PROMPT_TOKENS[variant.domain]
+  config.rollout.max_prompt_tokens = prompt
+  config.evaluate.max_prompt_tokens = prompt
+  config.evaluate.max_response_tokens = _EVALUATION_TOKENS[variant.domain]
+  config.evaluate.benchmarks = BENCHMARKS[variant.domain]
+  config.refine.max_prompt_tokens = _REFINE_TOKENS[regime]
+  on_draft, on_refined = _TRAIN_TOKENS[regime]
+  config.train.max_student_tokens = on_draft
+  refines = variant.method == "trd"
+  config.train.max_teacher_tokens = on_refined if refines else on_draft
+
+  if variant.model == "nano":
+    _nano(config, variant)
+  else:
+    _real(config, variant)
+  _think(config, variant)
+  return config
+
+
+def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    told = f"choose from {', '.join(choices)}"
+    hint = did_you_mean(value, choices)
+    told += f"; {hint}" if hint not in ("", told) else ""
+    raise UserError(f"{name}={value}: {told}")
+
+
+def _think(config: Any, variant: types.SimpleNamespace) -> None:
+  """The thinking mode of each stage; scoring follows what is scored.
+
+  By default a hybrid student thinks in rollouts and in mathematics
+  benchmarks, and nobody thinks while refining or in benchmarks of programs.
+  `on` and `off` say it of all. A student without thinking answers like one
+  that is told not to, and so does what is written for it.
+
+  Raises:
+    UserError: thinking=on for a student that can't.
+  """
+  chosen = variant.thinking
+  can_think = variant.model in _HYBRID
+  if chosen == "on" and not can_think:
+    raise UserError(
+      f"thinking=on: model={variant.model} ({_HUB[variant.model]}) has no"
+      " thinking mode, and would learn thoughts that it can't open; leave"
+      " thinking out, or choose another model"
+    )
+  config.refine.thinking = chosen == "on"
+  if can_think:
+    config.student.thinking = chosen != "off"
+    config.evaluate.thinking = {
+      "default": variant.domain == "math",
+      "on": True,
+      "off": False,
+    }[chosen]
+
+
+def _real(config: Any, variant: types.SimpleNamespace) -> None:
+  """Weights from the hub, bfloat16, vLLM on every GPU of the node."""
+  teacher = "8b" if config.regime == "opd" else variant.model
+  sides = (config.student, variant.model), (config.teacher, teacher)
+  for model, name in sides:
+    model.path = _HUB[name]
+    model.dtype = "bfloat16"
+  config.engine.name = "vllm"
+  config.engine.vllm.data_parallel = variant.gpus
+  config.python.generation = ".venv-vllm/bin/python"
+
+
+def _nano(config: Any, variant: types.SimpleNamespace) -> None:
+  """Sixteen problems through every stage, by a model that knows nothing."""
+  for model in (config.student, config.teacher):
+    model.path = _HUB["nano"]
+    model.tokenizer = variant.tokenizer
+  config.data.limit = 16
+  for stage in (config.rollout, config.refine, config.evaluate):
+    stage.max_response_tokens = 48
+  config.evaluate.k = 2
+  config.evaluate.num_problems = 4
+  config.lora.rank = 8
+  config.lora.alpha = 16.0
+  config.train.batch_size = 8

@@ -1,0 +1,408 @@
+"""What the stages hand to each other: rows, and their parquet schemas.
+
+A record is a frozen dataclass; its parquet schema is derived from its
+annotations, so that there is one declaration of each column. A file carries
+the record's name and schema version in its metadata and is refused where
+either is not ours.
+
+Every record has a `key`, unique among the rows of a stage: stages skip keys
+that are already on disk, and readers drop repeats of one.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pyarrow as pa
+
+from trd_jax.experiment.errors import UserError, one_line
+
+Domain = Literal["arithmetic", "math", "code"]
+FinishReason = Literal["stop", "length"]
+TrajectoryStage = Literal["rollout", "refine"]
+Reason = Literal[
+  "match",
+  "mismatch",
+  "no_box",
+  "no_code",
+  "unparsed",
+  "error",
+  "timeout",
+  "memory",
+  "output",
+  "ungradable",
+]
+NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
+"""Reasons that say that a completion holds nothing to be judged."""
+
+_MOST_REASONS = 3  # that are told in a line
+
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+  str: pa.string(),
+  bool: pa.bool_(),
+  int: pa.int64(),
+  list[int]: pa.list_(pa.field("element", pa.int32(), nullable=False)),
+  list[float]: pa.list_(pa.field("element", pa.float32(), nullable=False)),
+}
+
+_CANONICAL = json.JSONEncoder(
+  sort_keys=True, separators=(",", ":"), allow_nan=False
+)
+
+
+def content_key(*parts: Any) -> str:
+  """A name for what went in: the same parts give the same key, anywhere.
+
+  Args:
+    *parts: JSON-serialisable values (mappings in any order of their keys).
+
+  Returns:
+    32 hexadecimal digits of the SHA-256 of the parts' canonical JSON.
+
+  Raises:
+    TypeError: a part is not JSON-serialisable.
+    ValueError: a part holds a NaN or an infinity.
+  """
+  return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:32]
+
+
+class _Record:
+  """Checks, at construction, the fields that have a closed set of values."""
+
+  VERSION: ClassVar[int] = 1
+  KEY: ClassVar[str] = "key"
+
+  def __post_init__(self) -> None:
+    for name, choices in _closed_fields(type(self)):
+      if (value := getattr(self, name)) not in choices:
+        raise ValueError(
+          f"{type(self).__name__}.{name} is {value!r}, not one of {choices}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem(_Record):
+  """A problem x with its gold answer.
+
+  Attributes:
+    problem_id: unique within its source.
+    text: the problem statement, x.
+    answer: the gold final answer, as the source writes it.
+    solution: the worked reference y*, or None where there is none.
+    domain: chooses prompts and grader.
+    source: the data set it comes from.
+    tests: JSON of a code problem's tests, or None.
+    meta: JSON object of whatever else the source knows (level, subject).
+  """
+
+  KEY: ClassVar[str] = "problem_id"
+
+  problem_id: str
+  text: str
+  answer: str
+  solution: str | None
+  domain: Domain
+  source: str
+  tests: str | None
+  meta: str
+
+  @property
+  def key(self) -> str:
+    """The problem's id."""
+    return self.problem_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict(_Record):
+  """What a grader says of one completion.
+
+  Attributes:
+    correct: True, False, or None where it could not be judged.
+    reason: why.
+    extracted: the answer that was found in the completion, or None.
+    detail: what more the grader knows: of a program, JSON with how many tests
+      passed, how many there are, and the first that failed.
+  """
+
+  correct: bool | None
+  reason: Reason
+  extracted: str | None
+  detail: str | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    # Half a surrogate pair, which JSON can spell, is in no UTF-8 file.
+    for name in ("extracted", "detail"):
+      if (text := getattr(self, name)) is not None:
+        whole = text.encode("utf-8", "backslashreplace").decode()
+        object.__setattr__(self, name, whole)
+
+  @classmethod
+  def unparsed(cls, error: Exception) -> "Verdict":
+    """Returns the verdict on a text at which its grader itself failed.
+
+    One text that nobody has thought of takes its own sample along and not the
+    stage; `detail` says what was raised, for the stage's summary to count.
+    """
+    why = f"{type(error).__name__}: {one_line(error)}"
+    return cls(False, "unparsed", None, why)
+
+
+def unparsed_because(
+  verdicts: Iterable[tuple[str, str | None]],
+) -> dict[str, int]:
+  """Counts what graders raised, the most frequent first.
+
+  Args:
+    verdicts: reason and detail of each; see `Verdict.unparsed`.
+  """
+  counts = collections.Counter(
+    detail for reason, detail in verdicts if reason == "unparsed" and detail
+  )
+  return dict(counts.most_common())
+
+
+def told_because(counts: Mapping[str, int]) -> str:
+  """Returns what `unparsed_because` counted, in brackets; '' for nothing."""
+  told = [f"{n:,} {why}" for why, n in counts.items()]
+  if more := len(told) - _MOST_REASONS:
+    told[_MOST_REASONS:] = [f"{more} other errors"] if more > 0 else []
+  return f" (its grader raised: {'; '.join(told)})" if told else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory(_Record):
+  """One raw rollout y_o or one refined trajectory y_r, graded.
+
+  Attributes:
+    key: content key of all that determines the row.
+    problem_id: the problem that it answers.
+    stage: 'rollout' for y_o, 'refine' for y_r.
+    prompt_ids: int32 token ids, generation prompt included.
+    response_ids: int32 token ids as sampled; the terminating stop id is
+      their last if and only if `finish_reason` is 'stop'.
+    text: the decoded response without the stop token.
+    finish_reason: 'stop', or 'length' where a budget ended it.
+    truncated: True where `finish_reason` is 'length'.
+    seed: the request's sampling seed.
+    thinking: whether the prompt let the response open with a thinking block;
+      None in rows of earlier versions that left the switch at its default.
+    sampling: JSON of the sampling parameters.
+    model: folder or hub id of the model that wrote it.
+    model_revision: see `hub.model_revision`.
+    prompt_version: `prompts.VERSION` of the template.
+    draft_key: the key of the y_o in the prompt; None for a rollout.
+    draft_elided_tokens: how many of the draft's tokens were left out.
+    correct: the verdict (see `Verdict`).
+    reason: the verdict's reason.
+    extracted: the verdict's extracted answer.
+    grader_version: version of the grader.
+    detail: the verdict's detail.
+    teacher_top_ids: [T * K] int32, for each response token the ids that the
+      teacher held likeliest, likeliest first; like the two below None where
+      they were not kept (`refine.teacher_top_k`).
+    teacher_top_logprobs: [T * K] float32, their log-probabilities, before
+      temperature and truncation of the sampling.
+    teacher_top_mass: [T] float32, the probability that they cover.
+  """
+
+  VERSION: ClassVar[int] = 3
+
+  key: str
+  problem_id: str
+  stage: TrajectoryStage
+  prompt_ids: list[int]
+  response_ids: list[int]
+  text: str
+  finish_reason: FinishReason
+  truncated: bool
+  seed: int
+  thinking: bool | None
+  sampling: str
+  model: str
+  model_revision: str
+  prompt_version: str
+  draft_key: str | None
+  draft_elided_tokens: int
+  correct: bool | None
+  reason: Reason
+  extracted: str | None
+  grader_version: str
+  detail: str | None = None
+  teacher_top_ids: list[int] | None = None
+  teacher_top_logprobs: list[float] | None = None
+  teacher_top_mass: list[float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GradedSample(_Record):
+  """One of the K samples of a benchmark problem, graded.
+
+  Attributes:
+    key: content key of all that determines the row.
+    benchmark: the benchmark's name.
+    problem_id: the problem's id in it.
+    sample: 0 … K-1.
+    prompt_sha256: SHA-256 of the prompt's token ids.
+    response_ids: int32 token ids as sampled, stop id included.
+    text: the decoded response without the stop token.
+    num_tokens: how many tokens were sampled.
+    finish_reason: as in `Trajectory`; so are all fields below.
+  """
+
+  VERSION: ClassVar[int] = 2
+
+  key: str
+  benchmark: str
+  problem_id: str
+  sample: int
+  prompt_sha256: str
+  response_ids: list[int]
+  text: str
+  num_tokens: int
+  finish_reason: FinishReason
+  truncated: bool
+  seed: int
+  thinking: bool | None
+  sampling: str
+  model: str
+  model_revision: str
+  correct: bool | None
+  reason: Reason
+  extracted: str | None
+  grader_version: str
+  detail: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected(_Record):
+  """A row that was set aside, and why.
+
+  Attributes:
+    problem_id: the row's problem (or whatever names it in its source).
+    source: the data set or stage that it comes from.
+    stage: the stage that set it aside.
+    reason: one line for a person.
+  """
+
+  KEY: ClassVar[str] = "problem_id"
+
+  problem_id: str
+  source: str
+  stage: str
+  reason: str
+
+  @property
+  def key(self) -> str:
+    """The problem's id: a stage sets a row aside once."""
+    return self.problem_id
+
+
+RecordT = TypeVar("RecordT", bound=_Record)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+  """Annotation by field name, in the order of the fields."""
+  hints = typing.get_type_hints(cls)
+  return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _closed_fields(cls: type) -> tuple[tuple[str, tuple[str, ...]], ...]:
+  """The fields annotated with a Literal, and its values."""
+  return tuple(
+    (name, typing.get_args(hint))
+    for name, hint in _hints(cls).items()
+    if typing.get_origin(hint) is Literal
+  )
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+  optional = isinstance(hint, types.UnionType)
+  if optional:
+    (hint,) = (arg for arg in hint.__args__ if arg is not types.NoneType)
+  if typing.get_origin(hint) is Literal:
+    hint = str
+  return pa.field(name, _ARROW_TYPES[hint], nullable=optional)
+
+
+@functools.cache
+def schema(cls: type[_Record]) -> pa.Schema:
+  """The parquet schema of a record kind, with its name and version."""
+  return pa.schema(
+    [_arrow_field(name, hint) for name, hint in _hints(cls).items()],
+    metadata={
+      "trd_jax.record": cls.__name__,
+      "trd_jax.version": str(cls.VERSION),
+      "trd_jax.key": cls.KEY,
+    },
+  )
+
+
+def to_table(
+  rows: Sequence[RecordT], cls: type[RecordT] | None = None
+) -> pa.Table:
+  """Rows of one record kind as one arrow table.
+
+  Args:
+    rows: the rows.
+    cls: their record kind; needed only where there may be no row.
+
+  Raises:
+    ValueError: a column that must not be empty holds a None.
+    pa.ArrowInvalid, pa.ArrowTypeError: a value of the wrong type.
+  """
+  cls = cls or type(rows[0])
+  table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema(cls))
+  for field, column in zip(table.schema, table.columns, strict=True):
+    if column.null_count and not field.nullable:
+      raise ValueError(f"{cls.__name__}.{field.name} is None in a row")
+  return table
+
+
+def from_table(
+  cls: type[RecordT], table: pa.Table, where: str = "the table"
+) -> list[RecordT]:
+  """The rows of a table that `to_table` made.
+
+  Args:
+    cls: the record kind that is expected.
+    table: an arrow table.
+    where: names the table in an error.
+
+  Raises:
+    UserError: the table holds another record kind, or a schema version that
+      this program does not know.
+  """
+  check_schema(cls, table.schema, where)
+  return [cls(**row) for row in table.to_pylist()]
+
+
+def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
+  """Refuses a schema that is not this program's schema of `cls`."""
+  expected = schema(cls)
+  ours, theirs = (
+    tuple(
+      (s.metadata or {}).get(name, b"").decode()
+      for name in (b"trd_jax.record", b"trd_jax.version")
+    )
+    for s in (expected, found)
+  )
+  if theirs != ours:
+    what = f"{theirs[0]} version {theirs[1]}" if all(theirs) else "foreign rows"
+    raise UserError(
+      f"{where} holds {what}, and this program reads {ours[0]} version "
+      f"{ours[1]}: use the trd-jax that wrote it, or another --workdir"
+    )
+  if not found.equals(expected):
+    raise UserError(
+      f"{where} calls itself {ours[0]} version {ours[1]} but its columns "
+      "differ: it is damaged or was edited; remove it and run the stage again"
+    )

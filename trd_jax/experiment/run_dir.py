@@ -1,0 +1,402 @@
+"""The run directory: the only place that spells a path.
+
+    config.json               the experiment that the directory belongs to
+    problems/                 the problems, as rows
+    rollout/ refine/          trajectories, as rows
+    train/checkpoints/        adapter, optimizer, cursor
+    teacher_cache/            the teacher's hidden states (`teacher_cache`)
+    merge/adapter/ model/     the PEFT adapter; the merged student
+    evaluate/base/ trained/   graded samples, as rows
+    models/random-<size>/     randomly initialised models
+    summary.json timings.jsonl locks/
+
+Beside its rows a stage has `rejected.parquet` (what it set aside), possibly
+`metrics.jsonl` or `preflight.json` (what it was about to do), and, last of all,
+`done.json`. What is visible is whole: a file is written under another name,
+flushed to the disk, and renamed.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trd_jax.experiment import records, scopes, shards
+from trd_jax.experiment.claim import Claim
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import file_locks, ownership
+from trd_jax.experiment.files.json_files import read_json, write_json_atomic
+from trd_jax.experiment.records import RecordT, Rejected
+from trd_jax.experiment.shards import ShardWriter
+
+_STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
+# What a stage has made; all else that it leaves is a report, written anew.
+_ARTIFACTS = ("done.json", "shard-*.parquet", "*.safetensors")
+
+# Locks of this process, so that taking one again is no conflict: POSIX locks
+# know processes only. With the process's id, for a fork inherits the table
+# and not the locks.
+_held: set[tuple[int, Path]] = set()
+
+
+class RunDir:
+  """The directory of one experiment.
+
+  Args:
+    root: the directory; it is made when something is written into it.
+    config_json: where given, the directory is claimed for it at once.
+  """
+
+  def __init__(self, root: Path | str, config_json: str | None = None):
+    self.root = Path(root)
+    self._claim = Claim(
+      self.root,
+      self.config,
+      self.root / "locks" / "config",
+      self._made,
+      self._others_at_work,
+    )
+    # Folders that the claim has made, inner ones first.
+    self._new_folders: list[Path] = []
+    if config_json is not None:
+      self.claim(config_json)
+
+  def __repr__(self) -> str:
+    return f"RunDir({str(self.root)!r})"
+
+  # -- whose it is ---------------------------------------------------------
+
+  def claim(self, experiment_json: str) -> bool:
+    """Makes the directory this experiment's, or sees that it is (see `Claim`).
+
+    Returns:
+      Whether this call made it this experiment's.
+
+    Raises:
+      UserError: what is there was made by another experiment, somebody is at
+        work there under another config, it cannot be written, or it holds,
+        where it is no run's yet, something foreign under a name of ours.
+    """
+    root = self.root.absolute()
+    mine = (self.problems_dir, self.root / "locks", root, *root.parents)
+    new = [path for path in mine if not os.path.lexists(path)]
+    is_new = self._claim.make(experiment_json)
+    self._new_folders = new
+    return is_new
+
+  def check(self, experiment_json: str) -> bool:
+    """Sees that the directory is this experiment's or could be, as it is.
+
+    Returns:
+      Whether it has another config, which `claim` would replace.
+
+    Raises:
+      UserError: see `claim`.
+    """
+    return self._claim.check(experiment_json)
+
+  def abandon(self) -> None:
+    """Gives up a claim under which no sample has been made.
+
+    For a config that turned out to be unusable, or was only looked at:
+    mending it must not count as another config in the same place. Problems
+    that were read are forgotten, reports of a preflight stay, and of all
+    others what is not this program's. Nothing happens while another process
+    is at work here.
+    """
+    with self._alone() as locks:
+      if locks is None or self._claim.give_back():
+        return
+      if ownership.has_results(self.root):
+        return
+      problems = ownership.problems_in(self.problems_dir)
+      for path in (*problems, self.config, self.timings, *locks):
+        path.unlink(missing_ok=True)
+      self._claim.remove_lock()
+    for folder in self._new_folders:
+      with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+  @contextlib.contextmanager
+  def lock(self, name: str) -> Iterator[None]:
+    """Holds a stage for this process; a process that ends lets go.
+
+    A process that holds it already may take it again. Not inherited by
+    children.
+
+    Raises:
+      UserError: another process holds it; its id is named.
+    """
+    path = self.root / "locks" / f"{self._checked(name, '-')}.lock"
+    token = (os.getpid(), path.absolute())
+    if token in _held:
+      yield
+      return
+    if path.exists() and not file_locks.is_signature(path):
+      raise UserError(f"{path} is no lock of trd-jax; move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = file_locks.acquire(path)
+    if file is None:
+      raise UserError(
+        f"{file_locks.holder(path)} is at work on {name} in {self.root}: wait"
+        " for it, or stop it"
+      )
+    with file:
+      file_locks.sign(file)
+      self._claim.hold()
+      _held.add(token)
+      try:
+        yield
+      finally:
+        _held.discard(token)
+
+  @contextlib.contextmanager
+  def _alone(self) -> Iterator[list[Path] | None]:
+    """Holds every stage; the files that do it, or None where others hold one.
+
+    A stage that this process holds anyhow is not among them.
+    """
+    with contextlib.ExitStack() as stack:
+      files = []
+      for path in sorted((self.root / "locks").glob("*.lock")):
+        if (os.getpid(), path.absolute()) in _held:
+          continue  # opening and closing it would let go of it
+        if not file_locks.is_signature(path):
+          continue
+        file = file_locks.acquire(path)
+        if file is None:
+          yield None
+          return
+        stack.enter_context(file)
+        files.append(path)
+      yield files
+
+  def _others_at_work(self) -> bool:
+    """Whether another process holds a stage."""
+    with self._alone() as locks:
+      return locks is None
+
+  def _made(self) -> list[str]:
+    """The stages that have left what depends on their keys."""
+    return [name for name in scopes.STAGES if _has_artifacts(self.stage(name))]
+
+  # -- paths ---------------------------------------------------------------
+
+  def stage(self, name: str) -> Path:
+    """The folder of a stage, such as 'rollout' or 'evaluate/base'."""
+    return self.root / self._checked(name, "/")
+
+  @property
+  def config(self) -> Path:
+    """The experiment that the directory belongs to, as JSON."""
+    return self.root / "config.json"
+
+  @property
+  def problems_dir(self) -> Path:
+    """The folder of the stage 'problems'."""
+    return self.stage("problems")
+
+  @property
+  def checkpoints(self) -> Path:
+    """Folder of the training checkpoints."""
+    return self.stage("train") / "checkpoints"
+
+  @property
+  def teacher_cache(self) -> Path:
+    """Folder of the caches of teachers, where `train.cache_dir` is None."""
+    return self.root / "teacher_cache"
+
+  @property
+  def adapter(self) -> Path:
+    """Folder of the PEFT adapter."""
+    return self.stage("merge") / "adapter"
+
+  @property
+  def merged(self) -> Path:
+    """Folder of the merged student, as Hugging Face reads it."""
+    return self.stage("merge") / "model"
+
+  @property
+  def summary(self) -> Path:
+    """JSON of what the pipeline found."""
+    return self.root / "summary.json"
+
+  @property
+  def sweep(self) -> Path:
+    """JSON of what the points of a sweep found."""
+    return self.root / "sweep.json"
+
+  @property
+  def sweep_plot(self) -> Path:
+    """The same as a figure."""
+    return self.root / "sweep.svg"
+
+  @property
+  def rounds(self) -> Path:
+    """JSON of what each round found, and which is the best."""
+    return self.root / "rounds.json"
+
+  def round(self, number: int) -> "RunDir":
+    """The directory of a round; the first is this one itself."""
+    if number == 1:
+      return self
+    return RunDir(self.stage("rounds") / str(number))
+
+  @property
+  def timings(self) -> Path:
+    """JSON lines of where the time went (see `metrics.Stopwatch`)."""
+    return self.root / "timings.jsonl"
+
+  def metrics_file(self, stage: str) -> Path:
+    """JSON lines of a stage's metrics (see `metrics.MetricWriter`)."""
+    return self.stage(stage) / "metrics.jsonl"
+
+  def preflight(self, stage: str) -> Path:
+    """JSON of what a stage is about to do (see `preflight.Report`)."""
+    return self.stage(stage) / "preflight.json"
+
+  def stage_summary(self, stage: str) -> Path:
+    """JSON of what an evaluation found (see `scores`)."""
+    return self.stage(stage) / "summary.json"
+
+  def comparison(self, stage: str) -> Path:
+    """JSON of an evaluation beside another run's."""
+    return self.stage(stage) / "comparison.json"
+
+  def rejected(self, stage: str) -> Path:
+    """Parquet file of the rows that a stage set aside."""
+    return self.stage(stage) / "rejected.parquet"
+
+  def model_folder_for_random(self, name: str) -> Path:
+    """Folder of the randomly initialised model `random:<name>`."""
+    return self.stage("models") / f"random-{self._checked(name, '-')}"
+
+  # -- rows ----------------------------------------------------------------
+
+  @contextlib.contextmanager
+  def shard_writer(
+    self,
+    stage: str,
+    record_cls: type[RecordT],
+    rows_per_shard: int = 256,
+    flush_seconds: float = 20.0,
+  ) -> Iterator[ShardWriter[RecordT]]:
+    """A writer of the stage's rows, which holds the stage's lock.
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    folder = self.stage(stage)
+    with (
+      self.lock(stage),
+      ShardWriter(folder, record_cls, rows_per_shard, flush_seconds) as writer,
+    ):
+      yield writer
+
+  def read(self, stage: str, record_cls: type[RecordT]) -> list[RecordT]:
+    """A stage's rows by ascending key, each key once.
+
+    Raises:
+      UserError: a shard is damaged, or holds another record kind or version.
+    """
+    return records.from_table(record_cls, self.table(stage, record_cls))
+
+  def table(
+    self,
+    stage: str,
+    record_cls: type[RecordT],
+    columns: Sequence[str] | None = None,
+  ) -> pa.Table:
+    """As `read`, in columns: for a large run, or a few columns of it."""
+    return shards.read_shards(self.stage(stage), record_cls, columns)
+
+  def keys(self, stage: str) -> set[str]:
+    """The keys of the rows that a stage has on disk."""
+    return shards.read_keys(self.stage(stage))
+
+  def replace(
+    self, stage: str, record_cls: type[RecordT], rows: Sequence[RecordT]
+  ) -> None:
+    """Puts rows in the place of all that a stage has (`shards.replace_rows`).
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    with self.lock(stage):
+      shards.replace_rows(self.stage(stage), record_cls, rows)
+
+  def keep(
+    self, stage: str, record_cls: type[RecordT], wanted: Set[str]
+  ) -> int:
+    """Removes a stage's rows of other keys (`shards.keep_rows`).
+
+    Returns:
+      How many rows were removed.
+
+    Raises:
+      UserError: another process holds the stage.
+    """
+    with self.lock(stage):
+      return shards.keep_rows(self.stage(stage), record_cls, wanted)
+
+  def write_rejected(self, stage: str, rows: Sequence[Rejected]) -> None:
+    """Sets rows aside, in the place of those that were there."""
+    shards.write_table(self.rejected(stage), records.to_table(rows, Rejected))
+
+  def read_rejected(self, stage: str) -> list[Rejected]:
+    """The rows that a stage set aside."""
+    path = self.rejected(stage)
+    if not path.exists():
+      return []
+    return records.from_table(Rejected, shards.read_table(path, Rejected))
+
+  # -- what is done --------------------------------------------------------
+
+  def done(self, stage: str) -> dict[str, Any] | None:
+    """What a finished stage said of itself; None for an unfinished one."""
+    path = self.stage(stage) / "done.json"
+    return read_json(path) if path.exists() else None
+
+  def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
+    """Declares a stage finished: its last write."""
+    write_json_atomic(self.stage(stage) / "done.json", dict(summary))
+
+  def adopt(self, stage: str, donor: "RunDir") -> bool:
+    """Takes a finished stage over from another directory, whole or not at all.
+
+    Files are linked where the file system can, so they take no room twice; no
+    stage ever changes a file that it has finished.
+
+    Returns:
+      Whether it did: not where the donor hasn't finished the stage, or this
+      directory has begun it.
+    """
+    mine = Path(os.path.realpath(self.stage(stage)))
+    theirs = donor.stage(stage)
+    if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
+      return False
+    try:
+      shards.copy_folder(theirs, mine)
+    except OSError:
+      if not mine.is_dir() or not any(mine.iterdir()):
+        raise
+      return False  # another process has begun it meanwhile
+    return True
+
+  @staticmethod
+  def _checked(name: str, slash: str) -> str:
+    if not _STAGE_NAME.fullmatch(name):
+      raise ValueError(f"{name!r} is no name of a stage")
+    return name.replace("/", slash)
+
+
+def _has_artifacts(folder: Path) -> bool:
+  """Whether a stage's folder holds more than reports."""
+  steps = (folder / "checkpoints").glob("*")
+  return any(step.name.isdecimal() for step in steps) or any(
+    next(folder.rglob(pattern), None) for pattern in _ARTIFACTS
+  )

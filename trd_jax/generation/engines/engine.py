@@ -1,0 +1,216 @@
+"""What a generation engine is: what it is asked, and what it answers."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from trd_jax.experiment.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A prompt to complete.
+
+  Attributes:
+    key: the caller's name for it; comes back with the completion.
+    prompt_ids: token ids, at least one.
+    seed: any int64. With the prompt and the sampling it determines what is
+      drawn from the model's distributions, and so the tokens, as far as these
+      are the same: see docs/generation.md for what holds on GPUs.
+    max_new_tokens: most tokens to generate, the stop id included.
+  """
+
+  key: str
+  prompt_ids: Sequence[int]
+  seed: int
+  max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is drawn, and what ends a completion.
+
+  Temperature comes first, then top-k, then top-p on what top-k left.
+
+  Attributes:
+    temperature: divides the logits; 0 takes the likeliest token.
+    top_p: keeps the likeliest tokens until their mass reaches it; 1 is off.
+    top_k: keeps so many of the likeliest tokens; -1 is off.
+    stop_ids: each of them ends a completion and is its last id.
+    vocab_size: ids from here on are never drawn; None for the model's head.
+      Heads have more rows than tokenizers have ids.
+    top_logprobs: K, how many of the model's likeliest tokens come back with
+      each generated one (`Completion.top`); 0 for none.
+  """
+
+  temperature: float = 1.0
+  top_p: float = 1.0
+  top_k: int = -1
+  stop_ids: tuple[int, ...] = ()
+  vocab_size: int | None = None
+  top_logprobs: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.temperature < float("inf"):
+      raise UserError(
+        f"temperature={self.temperature} must be 0 (greedy) or a positive"
+        " number"
+      )
+    if not 0 < self.top_p <= 1:
+      raise UserError(
+        f"top_p={self.top_p} must be over 0 and at most 1; 1 turns it off"
+      )
+    if self.top_k < 1 and self.top_k != -1:
+      raise UserError(f"top_k={self.top_k} must be positive, or -1 for off")
+    if self.vocab_size is not None and self.vocab_size < 1:
+      raise UserError(
+        f"vocab_size={self.vocab_size} leaves no token to draw; give the number"
+        " of the tokenizer's ids"
+      )
+    if self.top_logprobs < 0:
+      raise UserError(
+        f"top_logprobs={self.top_logprobs} must be 0 (none) or positive"
+      )
+
+
+class TopTokens(NamedTuple):
+  """The model's likeliest tokens at each of T generated positions.
+
+  Log-probabilities are the model's own, of the softmax over the whole head
+  before temperature, top-k, top-p and any mask.
+
+  Attributes:
+    ids: [T, K] int32, likeliest first.
+    logprobs: [T, K] float32.
+  """
+
+  ids: np.ndarray
+  logprobs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What a request became.
+
+  Attributes:
+    key: the request's.
+    ids: generated token ids; the last is the stop id iff that is what ended
+      it.
+    finish_reason: 'stop' at a stop id, 'length' at the limit or at the
+      longest context of the model.
+    top: where `Sampling.top_logprobs` asks for it, the likeliest tokens.
+  """
+
+  key: str
+  ids: tuple[int, ...]
+  finish_reason: Literal["stop", "length"]
+  top: TopTokens | None = None
+
+
+def check_request(
+  request: Request, *, vocab_size: int, max_positions: int
+) -> None:
+  """Refuses what can't be generated from.
+
+  Args:
+    request: the request.
+    vocab_size: rows of the model's embedding.
+    max_positions: longest context of the model.
+
+  Raises:
+    UserError: an empty prompt, one that leaves no room for a token, an unknown
+      token id, or a negative number of tokens.
+  """
+  ids = np.asarray(request.prompt_ids)
+  if not ids.size:
+    raise UserError(
+      f"request {request.key}: the prompt is empty; give at least one token"
+    )
+  if ids.size >= max_positions:
+    raise UserError(
+      f"request {request.key}: a prompt of {ids.size} tokens leaves no room in"
+      f" the model's context of {max_positions}; shorten it or lower"
+      " max_prompt_tokens"
+    )
+  if ids.min() < 0 or ids.max() >= vocab_size:
+    wrong = ids.min() if ids.min() < 0 else ids.max()
+    raise UserError(
+      f"request {request.key}: token id {wrong} is outside of the model's"
+      f" vocabulary of {vocab_size}; use the model's own tokenizer"
+    )
+  if request.max_new_tokens < 0:
+    raise UserError(
+      f"request {request.key}: max_new_tokens={request.max_new_tokens} is"
+      " negative; give 0 or more"
+    )
+
+
+def check_sampling(sampling: Sampling, vocab_size: int) -> None:
+  """Refuses what no engine can be asked for.
+
+  Args:
+    sampling: how requests are to be completed.
+    vocab_size: rows of the model's head.
+
+  Raises:
+    UserError: more likeliest tokens are asked for than the head has rows.
+  """
+  if sampling.top_logprobs > vocab_size:
+    raise UserError(
+      f"top_logprobs={sampling.top_logprobs} is more than the {vocab_size}"
+      " tokens of the model's head; lower it (refine.teacher_top_k)"
+    )
+
+
+def longest_first(requests: Sequence[Request]) -> list[Request]:
+  """Requests by falling length of their prompts, equal ones as they stood.
+
+  Long prompts tend to take longest, and one that is begun last keeps a machine
+  for itself.
+  """
+  return sorted(requests, key=lambda request: -len(request.prompt_ids))
+
+
+class Engine(Protocol):
+  """Completes prompts."""
+
+  def generate(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """Yields one completion a request as they finish, in any order.
+
+    Raises:
+      UserError: before anything is generated, where a request can't be met:
+        an empty prompt, one too long for the model, an unknown token id.
+    """
+    ...
+
+  def close(self) -> None:
+    """Gives back what the engine holds; it generates no more."""
+    ...
+
+
+# What asks for a package, and how to have it.
+_NEEDS = {
+  "ray": (
+    "engine.ray.actors",
+    "pip install 'trd-jax[ray]', or use the environment of"
+    " third_party/vllm/install.sh",
+  ),
+  "vllm": (
+    "engine.name=vllm",
+    "make an environment with third_party/vllm/install.sh and use its Python:"
+    " for the pipeline, --config.python.generation=.venv-vllm/bin/python",
+  ),
+}
+
+
+def missing(package: str, why: object) -> UserError:
+  """The error that an engine's package, `ray` or `vllm`, can't be imported."""
+  key, advice = _NEEDS[package]
+  return UserError(
+    f"{key}: {sys.executable} can't import {package} ({why}); {advice}"
+  )

@@ -1,0 +1,143 @@
+"""Requests into an engine's hands, completions out of them, in bursts.
+
+The requests run as coroutines on an event loop's thread, their completions are
+read by another thread. On a computer that decodes with all its processors
+each message between threads or processes takes one away from it: a reader
+woken for every completion, or a request sent by itself for every one that
+ends, costs more than the work that they carry. So both go some at a time.
+"""
+
+import asyncio
+import itertools
+import queue
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from trd_jax.generation.engines.engine import Completion, Request, longest_first
+
+# For each sequence that the engine decodes at once: requests in its hands at
+# most, at which number of them more are begun (the next sequence is there when
+# one ends), and requests begun whose completion nobody has taken (a slow reader
+# isn't buried under what it hasn't read).
+_MOST, _REFILL, _BEGUN = 3, 2, 4
+_HAND_SECONDS = 0.1  # the longest that a completion waits for others
+
+
+class Feeder:
+  """One pass of requests through an engine; a reader takes what they become.
+
+  Args:
+    requests: what to complete; those with the longest prompts are begun first.
+    complete: completes one request.
+    sequences: how many the engine decodes at once.
+  """
+
+  def __init__(
+    self,
+    requests: Sequence[Request],
+    complete: Callable[[Request], Coroutine[Any, Any, Completion]],
+    sequences: int,
+  ):
+    self._waiting = iter(longest_first(requests))
+    self._count = len(requests)
+    self._left = self._count  # not finished
+    self._complete = complete
+    self._sequences = sequences
+    self._working: set[asyncio.Task[Completion]] = set()
+    self._held: list[Completion] = []
+    self._untaken = 0  # finished, held or on their way to the reader
+    self._timer: asyncio.TimerHandle | None = None
+    self._found: queue.SimpleQueue[list[Completion] | Exception]
+    self._found = queue.SimpleQueue()
+
+  async def run(self) -> None:
+    """Works until all are complete, one fails, or it is cancelled.
+
+    Each of these reaches the reader, behind what was finished before. Requests
+    that are in the engine's hands then have let go of them when it returns.
+    """
+    self._loop = asyncio.get_running_loop()
+    self._ended: asyncio.Future[None] = self._loop.create_future()
+    try:
+      self._begin()
+      await self._ended
+    except asyncio.CancelledError:
+      self._tell(RuntimeError("it was closed"))  # a reader in another thread
+      raise
+    except Exception as error:
+      self._tell(error)
+    finally:
+      left = list(self._working)
+      for task in left:
+        task.cancel()
+      await asyncio.gather(*left, return_exceptions=True)
+
+  def read(self) -> Iterator[Completion]:
+    """Yields completions as they are handed over, in the reader's thread.
+
+    Raises:
+      Exception: what a request raised, or that `run` was cancelled.
+    """
+    left = self._count
+    while left:
+      some = self._found.get()
+      if isinstance(some, Exception):
+        raise some
+      left -= len(some)
+      self._loop.call_soon_threadsafe(self._taken, len(some))
+      yield from some
+
+  # All below runs on the event loop's thread.
+
+  def _begin(self) -> None:
+    """Begins requests where few are in the engine's hands; ends where none."""
+    if not self._left and not self._ended.done():
+      self._ended.set_result(None)
+    if len(self._working) > _REFILL * self._sequences:
+      return
+    room = min(
+      _MOST * self._sequences - len(self._working),
+      _BEGUN * self._sequences - len(self._working) - self._untaken,
+    )
+    for request in itertools.islice(self._waiting, max(room, 0)):
+      task = self._loop.create_task(self._complete(request))
+      self._working.add(task)
+      task.add_done_callback(self._finished)
+    if not self._working:
+      self._hand_over()  # Nothing comes that they could wait for.
+
+  def _finished(self, task: asyncio.Task[Completion]) -> None:
+    self._working.discard(task)
+    if task.cancelled():
+      error = RuntimeError("a request was cancelled")
+    else:
+      error = task.exception()
+    if self._ended.done():
+      return
+    if error is not None:
+      self._ended.set_exception(error)
+      return
+    self._left -= 1
+    self._untaken += 1
+    self._held.append(task.result())
+    if self._timer is None:
+      self._timer = self._loop.call_later(_HAND_SECONDS, self._hand_over)
+    self._begin()
+
+  def _taken(self, count: int) -> None:
+    self._untaken -= count
+    if not self._ended.done():
+      self._begin()
+
+  def _hand_over(self) -> None:
+    """Gives the reader all that is finished."""
+    if self._timer is not None:
+      self._timer.cancel()
+      self._timer = None
+    if self._held:
+      self._found.put(self._held)
+      self._held = []
+
+  def _tell(self, error: Exception) -> None:
+    self._hand_over()
+    self._found.put(error)

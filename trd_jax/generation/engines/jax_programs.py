@@ -1,0 +1,397 @@
+"""What the embedded engine runs on its devices: seven programs.
+
+Each works on a device's own share of the slots (`shard_map` over the mesh's
+`data` axis) and is compiled once for a shape.
+
+Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
+C steps of a decoding chunk, V vocabulary, D residual width, K likeliest tokens
+that are asked for; in a cache K key heads, H head width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from trd_jax.generation.engines.sampling import (
+  Likeliest,
+  Plan,
+  likeliest,
+  sample,
+)
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.decoding import Decoder, Layer, logits
+from trd_jax.model.qwen3 import KVCache, Qwen3
+from trd_jax.model.sharding import replicate
+
+WHOLE = PartitionSpec()
+SLOTS = PartitionSpec("data")
+
+
+# What stands in a token's place.
+NO_TOKEN = -1  # the slot is inactive
+NO_NUMBER = -2  # the model's logits there are NaN or infinite
+
+
+def bucket(length: int) -> int:
+  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
+  if length <= 64:
+    return 64
+  step = (1 << (length - 1).bit_length()) // 4
+  return -(-length // step) * step
+
+
+class Rows(NamedTuple):
+  """What a decoding chunk knows about each slot; int32 `[B]` each.
+
+  Attributes:
+    token: the id to decode next.
+    position: its position.
+    index: tokens generated so far.
+    limit: tokens to generate; a slot is active below it.
+    high: the bits of the seed's high word; see `sampling.seed_words`.
+    low: those of the low one.
+  """
+
+  token: Any
+  position: Any
+  index: Any
+  limit: Any
+  high: Any
+  low: Any
+
+
+class Draw(NamedTuple):
+  """What all slots share.
+
+  Attributes:
+    stop_ids: int32, the ids that end a completion.
+    temperature: float32.
+    top_p: float32.
+  """
+
+  stop_ids: Any
+  temperature: Any
+  top_p: Any
+
+
+class Ends(NamedTuple):
+  """When a device ends a chunk of decoding before its last step; int32 each.
+
+  Attributes:
+    patience: its slots have been idle for so many steps, counted together.
+    active: no more than so many are active, of more at the beginning.
+  """
+
+  patience: Any
+  active: Any
+
+
+@functools.partial(
+  jax.jit, static_argnames=("config", "dtype", "slots", "length", "mesh")
+)
+def empty(
+  *,
+  config: ModelConfig,
+  dtype: jax.typing.DTypeLike,
+  slots: int,
+  length: int,
+  mesh: Mesh,
+) -> KVCache:
+  """A cache of zeros for so many slots, over all devices together."""
+  shape = (slots // mesh.size, config.num_kv_heads)
+  ends = (config.head_dim, length), (length, config.head_dim)
+
+  def run():
+    return KVCache(
+      *(
+        tuple(jnp.zeros(shape + end, dtype) for _ in range(config.num_layers))
+        for end in ends
+      )
+    )
+
+  return _on_each(run, mesh, (), SLOTS)()
+
+
+def lay_out(model: Qwen3) -> Decoder:
+  """The weights as `decode` wants them; embedding and head are the model's."""
+  return Decoder(
+    model.embed.embedding.get_value(),
+    _lay_out_layers(model),
+    model.norm.scale.get_value(),
+    model.head_VD,
+  )
+
+
+@jax.jit
+def _lay_out_layers(model: Qwen3) -> tuple[Layer, ...]:
+  return Decoder.of(model).layers
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def prefill(
+  model: Qwen3,
+  tokens_PT: jax.Array,
+  length_P: jax.Array,
+  prefix: KVCache | None = None,
+  *,
+  mesh: Mesh,
+) -> KVCache:
+  """Keys and values of P prompts, each device's share of them there.
+
+  Args:
+    model: the model, whole on each device.
+    tokens_PT: int32 ids, right-padded.
+    length_P: int32 ids of each prompt that count.
+    prefix: what stands before every prompt, a row on each device; its keys and
+      values come first in each row.
+    mesh: the devices.
+  """
+
+  def run(model, tokens_PT, length_P, prefix):
+    return model.prefill_cache(tokens_PT, length_P, prefix)
+
+  return _on_each(run, mesh, (WHOLE, SLOTS, SLOTS, SLOTS), SLOTS)(
+    model, tokens_PT, length_P, prefix
+  )
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def pick(cache: KVCache, row_P: jax.Array, *, mesh: Mesh) -> KVCache:
+  """Rows of a cache: each device's share of them from its own slots.
+
+  Args:
+    cache: the slots.
+    row_P: int32, counted from each device's first slot.
+    mesh: the devices.
+  """
+
+  def run(cache, row_P):
+    return jax.tree.map(lambda x: x[row_P], cache)
+
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(cache, row_P)
+
+
+def spread(cache: KVCache, *, mesh: Mesh) -> KVCache:
+  """What `prefill` or `pick` gives, whole on each device.
+
+  CPU devices are threads of one process, and one that waits for another in a
+  collective may hold what the other needs to get there: on a busy machine both
+  wait until XLA ends the process. So on CPUs it goes through the host.
+  """
+  if mesh.size == 1:
+    return cache
+  if mesh.devices.flat[0].platform == "cpu":
+    return replicate(cache, mesh)
+  return _gather(cache, mesh=mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _gather(cache: KVCache, *, mesh: Mesh) -> KVCache:
+  def run(cache):
+    return jax.lax.all_gather(cache, "data", axis=0, tiled=True)
+
+  return _on_each(run, mesh, (SLOTS,), WHOLE)(cache)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "mesh"), donate_argnums=0)
+def insert(
+  cache: KVCache,
+  source: KVCache,
+  row_B: jax.Array,
+  *,
+  split: bool,
+  mesh: Mesh,
+) -> KVCache:
+  """Copies row `row_B[b]` of the source into slot b where it is >= 0.
+
+  Args:
+    cache: the slots.
+    source: no longer than the cache.
+    row_B: int32.
+    split: whether the source's rows are split over the devices like the slots,
+      and counted from each device's first, or whole on each device.
+    mesh: the devices.
+  """
+
+  def run(cache, source, row_B):
+    # The slots to fill, first: the loop is as long as they are many.
+    order_B = jnp.argsort(row_B < 0)
+
+    def copy(i, cache):
+      slot = order_B[i]
+
+      def one(into, source):
+        window = jax.lax.dynamic_slice_in_dim(source, row_B[slot], 1)
+        return jax.lax.dynamic_update_slice(into, window, (slot, 0, 0, 0))
+
+      return jax.tree.map(one, cache, source)
+
+    return jax.lax.fori_loop(0, jnp.sum(row_B >= 0), copy, cache)
+
+  in_specs = (SLOTS, SLOTS if split else WHOLE, SLOTS)
+  return _on_each(run, mesh, in_specs, SLOTS)(cache, source, row_B)
+
+
+def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
+  """The cache at another context length, cut or padded with zeros.
+
+  Layer by layer, and each is deleted once its new form is there: a device holds
+  little more than the longer of the two.
+  """
+  keys, values = [], []
+  for old in zip(*cache, strict=True):
+    key, value = _resize_layer(*old, length=length, mesh=mesh)
+    # What is deleted before it has been read is freed later. On CPUs nothing is
+    # that short, and another batch's chunk may be running.
+    if mesh.devices.flat[0].platform != "cpu":
+      jax.block_until_ready((key, value))
+    for array in old:
+      array.delete()
+    keys.append(key)
+    values.append(value)
+  return KVCache(tuple(keys), tuple(values))
+
+
+@functools.partial(jax.jit, static_argnames=("length", "mesh"))
+def _resize_layer(
+  key_BKHS: jax.Array, value_BKSH: jax.Array, *, length: int, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+  def fit(axis, x):
+    if length <= x.shape[axis]:
+      return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, length - x.shape[axis])
+    return jnp.pad(x, widths)
+
+  def run(key_BKHS, value_BKSH):
+    return fit(3, key_BKHS), fit(2, value_BKSH)
+
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(key_BKHS, value_BKSH)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("config", "plan", "vocab_size", "steps", "top", "mesh"),
+  donate_argnums=1,
+)
+def decode(
+  decoder: Decoder,
+  cache: KVCache,
+  rows_6B: jax.Array,
+  draw: Draw,
+  ends: Ends,
+  *,
+  config: ModelConfig,
+  plan: Plan,
+  vocab_size: int,
+  steps: int,
+  top: int = 0,
+  mesh: Mesh,
+) -> tuple[KVCache, jax.Array, Likeliest | None]:
+  """A chunk of decoding: the cache, and int32 tokens `[C, B]`.
+
+  In a token's place stands `NO_TOKEN` or `NO_NUMBER`; the latter comes with the
+  tokens, so that to look for it costs no transfer.
+
+  Where `top` is positive, the likeliest tokens come as well, `[C, B, K]`;
+  those beside no token are no one's.
+
+  Args:
+    decoder: weights, whole on each device.
+    cache: must hold all positions that the chunk can reach.
+    rows_6B: `Rows` of the slots, one array because each costs its own
+      transfer; inactive slots are carried along and write nothing that is
+      read.
+    draw: what all slots share.
+    ends: when there is nothing to gain from going on.
+    config: the model's.
+    plan: see `sampling`.
+    vocab_size: ids from here on are never drawn.
+    steps: most tokens a slot (C).
+    top: how many of the likeliest tokens to give (K).
+    mesh: the devices.
+  """
+
+  def run(decoder, cache, rows_6B, draw, ends):
+    head_VD = decoder.head_VD if top else decoder.head_VD[:vocab_size]
+    rows = Rows(*rows_6B)
+    words_B2 = jnp.stack([rows.high, rows.low], axis=1)
+    seed_B2 = jax.lax.bitcast_convert_type(words_B2, jnp.uint32)
+
+    active = jnp.sum(rows.index < rows.limit)
+    least = jnp.where(active > ends.active, ends.active, 0)
+
+    def going(carry):
+      step, idle, rows, *_ = carry
+      active = jnp.sum(rows.index < rows.limit)
+      return (step < steps) & (active > least) & (idle < ends.patience)
+
+    def advance(carry):
+      step, idle, rows, cache, out_CB, top_CBK = carry
+      hidden_DB, cache = decoder.step(rows.token, rows.position, cache, config)
+      logits_BV = logits(hidden_DB, head_VD)
+      if top_CBK is not None:
+        top_CBK = jax.tree.map(
+          lambda all_CBK, new_BK: all_CBK.at[step].set(new_BK),
+          top_CBK,
+          likeliest(logits_BV, top),
+        )
+      token_B = sample(
+        logits_BV[:, :vocab_size],
+        seed_B2,
+        rows.index,
+        plan=plan,
+        temperature=draw.temperature,
+        top_p=draw.top_p,
+      )
+      active_B = rows.index < rows.limit
+      # A maximum carries a NaN and sees an infinity; it is one pass.
+      numbers_B = jnp.isfinite(jnp.max(logits_BV[:, :vocab_size], axis=1))
+      out_B = jnp.where(numbers_B, token_B, NO_NUMBER)
+      out_CB = out_CB.at[step].set(jnp.where(active_B, out_B, NO_TOKEN))
+      index_B = rows.index + active_B
+      stopped_B = jnp.any(token_B[:, None] == draw.stop_ids, axis=1)
+      rows = rows._replace(
+        token=jnp.where(active_B, token_B, rows.token),
+        position=rows.position + active_B,
+        index=index_B,
+        limit=jnp.where(active_B & stopped_B, index_B, rows.limit),
+      )
+      idle += jnp.sum(rows.index >= rows.limit)
+      return step + 1, idle, rows, cache, out_CB, top_CBK
+
+    B = rows.token.shape[0]
+    out_CB = jnp.full((steps, B), NO_TOKEN, jnp.int32)
+    top_CBK = None
+    if top:
+      shape = (steps, B, top)
+      top_CBK = Likeliest(jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    zero = jnp.int32(0)
+    *_, cache, out_CB, top_CBK = jax.lax.while_loop(
+      going, advance, (zero, zero, rows, cache, out_CB, top_CBK)
+    )
+    return cache, out_CB, top_CBK
+
+  of_slots = PartitionSpec(None, "data")
+  in_specs = (WHOLE, SLOTS, of_slots, WHOLE, WHOLE)
+  out_specs = (SLOTS, of_slots, of_slots)
+  return _on_each(run, mesh, in_specs, out_specs)(
+    decoder, cache, rows_6B, draw, ends
+  )
+
+
+def _on_each(
+  run: Callable, mesh: Mesh, in_specs: Any, out_specs: Any
+) -> Callable:
+  """`run` on each device with its share of what is split over `data`.
+
+  Loops whose length differs from device to device have no replicated carry,
+  so the check of replication is off.
+  """
+  return jax.shard_map(
+    run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+  )

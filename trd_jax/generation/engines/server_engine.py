@@ -1,0 +1,169 @@
+"""OpenAI-compatible servers, such as `vllm serve`, as one engine.
+
+    requests ──▶ the ready server with most free slots ──▶ completions
+        ▲                        │
+        └── later, elsewhere ◀───┘ a try that failed
+
+A thread runs an event loop with as many requests in flight as the servers may
+have (`server_run`); the caller takes completions as they come.
+
+Which of a server's models is ours is found by its folder, so the student's and
+the teacher's servers can stand in one list: each engine uses those that serve
+its model. `engine.server.model` overrides that for both models, and is meant
+for runs that have only one.
+
+A server's weights can't be looked into: one that was started on a folder
+whose files have changed since must be started again.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import queue
+import time
+from collections.abc import Iterator, Sequence
+
+from trd_jax.experiment.engine_sections import ServerEngine as Spec
+from trd_jax.experiment.errors import UserError
+from trd_jax.generation.engines.engine import (
+  Completion,
+  Request,
+  Sampling,
+  check_request,
+)
+from trd_jax.generation.engines.event_loop import in_thread
+from trd_jax.generation.engines.server_client import Server, Wanted
+from trd_jax.generation.engines.server_protocol import Failed, check_servable
+from trd_jax.generation.engines.server_run import TELL_SECONDS, Run
+from trd_jax.model.weights.model_files import ModelFiles
+from trd_jax.model.weights.model_folder import CONFIG, read_json
+
+_LOG = logging.getLogger(__name__)
+
+
+class ServerEngine:
+  """An engine of servers.
+
+  Args:
+    spec: the experiment's `engine.server` section.
+    model: what they serve.
+    max_model_tokens: longest prompt with its response.
+
+  Raises:
+    UserError: no server is ready in time or serves the model, one of them
+      wants another API key, has too short a context, or refuses the adapter.
+  """
+
+  def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
+    self._spec = spec
+    config = read_json(model.folder / CONFIG)
+    self._wanted = Wanted.of(model, config, spec.model, max_model_tokens)
+    servers = [Server(url, spec) for url in spec.urls]
+    if not servers:
+      raise UserError("engine.server.urls names no server")
+    by_url = {server.url: server for server in servers}
+    self._servers = list(by_url.values())
+    for _ in in_thread(self._start):
+      pass
+    self._choose()
+    # Where a completion ends must not depend on whose it is, so a server that
+    # comes later needs as much room as these have.
+    context = min(server.context for server in self._servers if server.model)
+    self._wanted = dataclasses.replace(self._wanted, context=context)
+
+  def generate(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """See `Engine.generate`.
+
+    Closing the iterator gives up what is in flight.
+
+    Raises:
+      UserError: besides, at once where a server can't be asked for such
+        sampling; while it runs where a server refuses a request, a request
+        has failed too often, or no server is left.
+    """
+    requests = list(requests)
+    for request in requests:
+      check_request(
+        request,
+        vocab_size=self._wanted.head_rows,
+        max_positions=self._wanted.context,
+      )
+    check_servable(sampling, self._wanted.head_rows)
+    return self._stream(requests, sampling)
+
+  def close(self) -> None:
+    """Nothing is held between two calls; the servers go on."""
+
+  def _stream(
+    self, requests: list[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    asked = []
+    for request in requests:
+      if request.max_new_tokens:
+        asked.append(request)
+      else:
+        yield Completion(request.key, (), "length")
+    if asked:
+      servers = [s for s in self._servers if s.model or not s.serves]
+      run = Run(servers, self._spec, self._wanted, asked, sampling)
+      yield from in_thread(run.run)
+
+  async def _start(self, found: queue.SimpleQueue) -> None:
+    """Waits for every server and finds the model there."""
+    async with contextlib.AsyncExitStack() as stack:
+      for server in self._servers:
+        await stack.enter_async_context(server)
+      async with asyncio.TaskGroup() as group:
+        for server in self._servers:
+          group.create_task(self._await(server))
+
+  async def _await(self, server: Server) -> None:
+    begun = time.monotonic()
+    tell = begun + 2.0
+    while True:
+      left = begun + self._spec.start_seconds - time.monotonic()
+      try:
+        problem = await server.health(max(1.0, min(left, 30.0)))
+        if problem is None:
+          server.ready = await server.find(self._wanted)
+          server.problem = ""
+          return
+      except Failed as failed:
+        problem = str(failed)
+      server.problem = problem
+      now = time.monotonic()
+      waited = now - begun
+      if waited >= self._spec.start_seconds:
+        return
+      if now >= tell:
+        _LOG.warning("waiting for %s (%.0f s): %s", server.url, waited, problem)
+        tell = now + TELL_SECONDS
+      await asyncio.sleep(min(1.0, self._spec.start_seconds - waited))
+
+  def _choose(self) -> None:
+    """Says which servers can't be used, and fails where none can."""
+    late = [s for s in self._servers if not s.ready and s.problem]
+    told = ", ".join(f"{s.url} ({s.problem})" for s in late)
+    seconds = self._spec.start_seconds
+    if len(late) == len(self._servers):
+      raise UserError(
+        f"no server answers after {seconds:g} s: {told}; start them with"
+        " launch/serve.sh, or correct engine.server.urls"
+      )
+    if not any(server.ready for server in self._servers):
+      lists = "; ".join(
+        f"{s.url} serves {', '.join(s.serves) or 'nothing'}"
+        for s in self._servers
+        if not s.problem
+      )
+      raise UserError(
+        f"no server serves {self._wanted.spoken}: {lists}"
+        f"{f'; not ready: {told}' if told else ''}; start one with"
+        " launch/serve.sh, or say by engine.server.model what the model is"
+        " called there"
+      )
+    if told:
+      _LOG.warning("going on without %s, not ready after %g s", told, seconds)

@@ -1,0 +1,217 @@
+"""What is said to an OpenAI-compatible server, and what it answers.
+
+Tokens go in and come out as ids. Everything that bears on the sampling is
+sent with each request: a server takes what is missing from the model's
+generation_config.json, and ends at stop ids of its own.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from trd_jax.experiment.engine_sections import vllm_refuses
+from trd_jax.experiment.errors import UserError
+from trd_jax.generation.engines.engine import (
+  Completion,
+  Request,
+  Sampling,
+  TopTokens,
+  check_sampling,
+)
+
+# vLLM reads seed -1 as "no seed"; this one stands for it.
+MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
+# The lowest that the API takes. It is no mask: an id comes back only if its
+# logit is about this much over all others, and then it is refused.
+_NEVER = -100
+# What vLLM's newer model runner holds room for; more would end its process.
+_MOST_BIASES = 1024
+_MOST_STOP_IDS = 128
+
+
+class Failed(Exception):
+  """A try that came to nothing and may be repeated.
+
+  Attributes:
+    pause: seconds that the server asks to be left alone, if it does.
+    busy: the server is well and refuses more work for now.
+    forgot: the server doesn't know the model (any more).
+  """
+
+  def __init__(
+    self,
+    reason: str,
+    *,
+    pause: float | None = None,
+    busy: bool = False,
+    forgot: bool = False,
+  ):
+    super().__init__(reason)
+    self.pause = pause
+    self.busy = busy
+    self.forgot = forgot
+
+
+def check_servable(sampling: Sampling, head_rows: int) -> None:
+  """Refuses what no server can be asked for.
+
+  Args:
+    sampling: what is asked.
+    head_rows: rows of the model's head.
+
+  Raises:
+    UserError: there are more stop ids, or more rows that aren't tokens, than
+      a server takes, or the temperature is none that vLLM draws at.
+  """
+  check_sampling(sampling, head_rows)
+  if problem := vllm_refuses(sampling.temperature):
+    raise UserError(problem)
+  surplus = head_rows - min(sampling.vocab_size or head_rows, head_rows)
+  if surplus > _MOST_BIASES:
+    raise UserError(
+      f"the model's head has {surplus} more rows than the tokenizer has ids,"
+      f" and a server keeps at most {_MOST_BIASES} from being drawn; use"
+      " engine.name=vllm or jax"
+    )
+  if len(sampling.stop_ids) > _MOST_STOP_IDS:
+    raise UserError(
+      f"{len(sampling.stop_ids)} stop ids are more than the {_MOST_STOP_IDS}"
+      " that a server takes"
+    )
+
+
+def body(
+  request: Request,
+  sampling: Sampling,
+  *,
+  model: str,
+  head_rows: int,
+  context: int,
+) -> dict[str, Any]:
+  """The JSON object to post to /v1/completions.
+
+  Args:
+    request: its prompt is shorter than `context`.
+    sampling: see `check_servable`.
+    model: the name that the server knows the model by.
+    head_rows: rows of the model's head.
+    context: longest prompt with its response.
+  """
+  prompt = [int(i) for i in request.prompt_ids]
+  fields: dict[str, Any] = {
+    "model": model,
+    "prompt": prompt,
+    "max_tokens": min(request.max_new_tokens, context - len(prompt)),
+    "temperature": sampling.temperature,
+    "top_p": sampling.top_p,
+    "top_k": sampling.top_k,
+    "seed": MINUS_ONE if request.seed == -1 else request.seed,
+    "stop_token_ids": [i for i in sampling.stop_ids if 0 <= i < head_rows],
+    # Of a model's own stop ids only those that are asked for.
+    "ignore_eos": True,
+    "n": 1,
+    "stream": False,
+    "echo": False,
+    "min_p": 0.0,
+    "min_tokens": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "watermarking": False,
+    "add_special_tokens": False,
+    "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
+    "return_token_ids": True,
+  }
+  rows = sampling.vocab_size
+  if rows is not None and rows < head_rows:
+    fields["logit_bias"] = {str(i): _NEVER for i in range(rows, head_rows)}
+  if sampling.top_logprobs:
+    fields["logprobs"] = sampling.top_logprobs
+    fields["return_tokens_as_token_ids"] = True
+  return fields
+
+
+def completion(
+  request: Request, sampling: Sampling, answer: Any, url: str
+) -> Completion:
+  """Reads what a server answers to `body`.
+
+  Args:
+    request: what was asked.
+    sampling: how.
+    answer: the JSON value.
+    url: the server's, for errors.
+
+  Raises:
+    Failed: the server gave the request up.
+    UserError: the server isn't one that can be used.
+  """
+  try:
+    choice = answer["choices"][0]
+    reason = choice["finish_reason"]
+    ids = choice.get("token_ids")
+    prompt = choice.get("prompt_token_ids")
+  except (AttributeError, IndexError, KeyError, TypeError):
+    raise UserError(
+      f"{url} answers with something else than a completion; name an"
+      " OpenAI-compatible server in engine.server.urls"
+    ) from None
+  if reason in (None, "abort", "error"):
+    raise Failed(f"it gave the request up (finish_reason {reason})")
+  if not isinstance(ids, list):
+    raise UserError(
+      f"{url} returns no token ids, and text is no substitute; use a server"
+      " that knows return_token_ids, such as vllm serve"
+    )
+  if prompt is not None and prompt != [int(i) for i in request.prompt_ids]:
+    raise UserError(
+      f"{url} completed another prompt than request {request.key}'s; use a"
+      " server that takes token ids as they are"
+    )
+  if not ids:
+    raise Failed("it returned no token")
+  rows = sampling.vocab_size
+  if rows is not None and max(ids) >= rows:
+    raise UserError(
+      f"{url} drew token id {max(ids)} where the tokenizer has {rows}; use a"
+      " server that knows logit_bias"
+    )
+  stopped = ids[-1] in sampling.stop_ids
+  if not stopped and reason != "length":
+    raise UserError(
+      f"{url} ended request {request.key} ({reason}) at token id {ids[-1]},"
+      " which is no stop id here; start it with --generation-config vllm"
+    )
+  top = None
+  if sampling.top_logprobs:
+    top = _top(choice, len(ids), sampling.top_logprobs, url)
+  ended = "stop" if stopped else "length"
+  return Completion(request.key, tuple(ids), ended, top)
+
+
+def _top(choice: dict[str, Any], tokens: int, k: int, url: str) -> TopTokens:
+  """The K likeliest at each position.
+
+  A position also has the token that was drawn, first, where it isn't one of
+  the likeliest.
+  """
+  ids = np.empty((tokens, k), np.int32)
+  logprobs = np.empty((tokens, k), np.float32)
+  try:
+    positions = choice["logprobs"]["top_logprobs"]
+    if len(positions) != tokens:
+      raise ValueError(f"{len(positions)} positions of {tokens} tokens")
+    for position, found in enumerate(positions):
+      best = sorted(found.items(), key=lambda item: -item[1])[:k]
+      for rank, (token, logprob) in enumerate(best):
+        ids[position, rank] = int(token.removeprefix("token_id:"))
+        logprobs[position, rank] = logprob
+      if len(best) < k:
+        raise ValueError(f"{len(best)} of {k} tokens")
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(
+      f"{url} doesn't return the {k} likeliest token ids of each position"
+      f" ({error}); use vllm serve, with --max-logprobs {k} or more"
+    ) from None
+  return TopTokens(ids, logprobs)

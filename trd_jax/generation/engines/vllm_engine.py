@@ -1,0 +1,447 @@
+"""vLLM in the stage's own process: on GPUs, or its CPU build.
+
+`AsyncLLM` runs its copies of the model in processes of their own; a thread of
+this one feeds them and hands on what they finish, while the caller grades and
+writes. Prompts go in as token ids and come out as token ids: vLLM neither
+tokenizes nor makes text.
+
+As many requests are in vLLM's hands as keep it busy, the rest wait here
+(`feeder`): what 40,000 prompts take is then no matter of vLLM's queue. They
+also wait for a caller who is slower than vLLM.
+
+What each argument meets in vLLM, on GPUs too, is told in docs/generation.md.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import gc
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trd_jax.experiment.engine_sections import (
+  FLOAT32_ADAPTER,
+  LORA_RANKS,
+  vllm_refuses,
+)
+from trd_jax.experiment.engine_sections import VllmEngine as Spec
+from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.processes.guard import Guard
+from trd_jax.generation.engines.engine import (
+  Completion,
+  Request,
+  Sampling,
+  TopTokens,
+  check_request,
+  check_sampling,
+  missing,
+)
+from trd_jax.generation.engines.feeder import Feeder
+from trd_jax.generation.engines.server_protocol import MINUS_ONE
+from trd_jax.model.config import read_positions, read_size
+from trd_jax.model.weights.model_files import ModelFiles
+from trd_jax.model.weights.model_folder import CONFIG, read_json
+
+_END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
+_MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
+_CPU_CACHE_BYTES = 4 << 30
+_WORKER = "trd_jax.generation.engines.vllm_worker"
+_LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
+_NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
+
+
+class VllmEngine:
+  """An engine of vLLM; several threads may generate at once.
+
+  Args:
+    spec: the experiment's `engine.vllm` section.
+    model: what it loads.
+    max_model_tokens: longest prompt with its response.
+
+  Raises:
+    UserError: vLLM isn't installed here or refuses to start, or
+      `max_model_tokens` of the section is too small.
+  """
+
+  def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
+    config = read_json(model.folder / CONFIG)
+    self._rows = read_size(config, "vocab_size")
+    self._longest = _longest(spec, read_positions(config), max_model_tokens)
+    self._model = model
+    vllm = _import(spec)
+    self._lora = None
+    if model.adapter is not None:
+      request = importlib.import_module("vllm.lora.request").LoRARequest
+      self._lora = request(model.revision, 1, str(model.adapter.resolve()))
+    self._params = vllm.SamplingParams
+    self._final = importlib.import_module(
+      "vllm.sampling_params"
+    ).RequestOutputKind.FINAL_ONLY
+    self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
+    self._llm: Any = None
+    arguments = _arguments(spec, model, self._longest)
+    self._worker: Any = importlib.import_module(_WORKER)
+    self._folder = Path(tempfile.mkdtemp(prefix="trd-jax-vllm-"))
+    self._failure = self._folder / "failure"
+    os.environ[self._worker.FAILURE] = str(self._failure)
+    # vLLM's processes outlive a killed one, and with them its hold on the
+    # GPU's memory.
+    self._guard = Guard()
+    self._loop = asyncio.new_event_loop()
+    self._thread = threading.Thread(
+      target=_run, args=(self._loop,), name="vllm", daemon=True
+    )
+    self._thread.start()
+    # What generates for iterators that have not come to their end.
+    self._work: set[asyncio.Task[None]] = set()
+    self._serial = 0
+    self._mutex = threading.Lock()
+    start = time.monotonic()
+    _say(f"loading {model.name} ({model.dtype})")
+    try:
+      # vLLM forks processes, which tokenizers warns of where it has threads;
+      # this one goes on using them.
+      with _default_environment({"TOKENIZERS_PARALLELISM": "false"}):
+        self._llm = self._wait(_start(vllm, arguments))
+    except Exception as error:
+      reason = self._reason(error)
+      self.close()
+      raise UserError(
+        f"vLLM can't start with {model.folder}: {reason}; what it says above"
+        " tells more"
+      ) from error
+    sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
+    self._sequences = sequences * spec.data_parallel
+    # What is loaded by now stays. To look through it is nearly all that a full
+    # collection does, and nothing else runs here meanwhile.
+    gc.collect()
+    gc.freeze()
+    # vLLM's own tidying up fails once modules are being taken down.
+    atexit.register(self.close)
+    _say(f"ready after {time.monotonic() - start:.0f} s")
+
+  def generate(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """See `Engine.generate`.
+
+    Raises:
+      UserError: besides, for a temperature that vLLM doesn't draw at.
+    """
+    check_sampling(sampling, self._rows)
+    if problem := vllm_refuses(sampling.temperature):
+      raise UserError(problem)
+    for request in requests:
+      check_request(
+        request,
+        vocab_size=self._rows,
+        max_positions=self._longest,
+      )
+    return self._stream(requests, sampling)
+
+  def reset_prefix_cache(self) -> None:
+    """Forgets the KV cache of earlier prompts, for a fair measurement."""
+    self._wait(self._llm.reset_prefix_cache())
+
+  def close(self) -> None:
+    """Ends vLLM's processes; what is in flight is lost."""
+    atexit.unregister(self.close)
+    while self._work:
+      self._end(self._work.pop())
+    if self._llm is not None:
+      llm, self._llm = self._llm, None
+      try:
+        # Or else it takes the end of its processes for a failure, and says so.
+        if llm.output_handler is not None:
+          self._end(llm.output_handler)
+        llm.shutdown()
+      finally:
+        # As it is deleted it would do so again, when modules may be gone.
+        llm.shutdown = lambda: None
+        gc.unfreeze()
+    if self._loop.is_running():
+      self._loop.call_soon_threadsafe(self._loop.stop)
+      self._thread.join()
+    self._guard.close()
+    shutil.rmtree(self._folder, ignore_errors=True)
+
+  def _stream(
+    self, requests: Sequence[Request], sampling: Sampling
+  ) -> Iterator[Completion]:
+    """Completions as the event loop's thread finds them."""
+    feeder = Feeder(
+      requests, lambda request: self._one(request, sampling), self._sequences
+    )
+    work = self._wait(_begin(feeder.run()))
+    self._work.add(work)
+    try:
+      yield from feeder.read()
+    except Exception as error:
+      raise UserError(self._told(self._reason(error))) from error
+    finally:
+      # Until its requests are off vLLM's hands, a next call would share them
+      # with it. Whose work is not there any more has been ended by `close`.
+      if work in self._work:
+        self._work.discard(work)
+        self._end(work)
+
+  def _reason(self, error: Exception) -> str:
+    """Returns why vLLM failed: what its process said first, or the error."""
+    with contextlib.suppress(OSError):
+      return one_line(Exception(self._failure.read_text("utf-8")))
+    return one_line(error)
+
+  def _told(self, reason: str) -> str:
+    """Returns what a user is told when vLLM ends while it generates."""
+    if _NOT_NUMBERS in reason:
+      return (
+        f"{self._model.name}: its logits in {self._model.dtype} are no numbers"
+        f" ({reason}); look for damaged weights in {self._model.folder}, or for"
+        " values that this dtype can't hold"
+      )
+    return (
+      f"vLLM stopped while it generated ({reason}); what is finished is kept,"
+      " and the same command goes on from there"
+    )
+
+  def _end(self, work: asyncio.Task[Any]) -> None:
+    """Cancels it, and returns once it has tidied up or takes too long."""
+    if threading.current_thread() is self._thread:
+      work.cancel()  # of an iterator that was garbage; it can't wait for itself
+      return
+    ended = asyncio.run_coroutine_threadsafe(_cancel(work), self._loop)
+    with contextlib.suppress(TimeoutError):
+      ended.result(_END_SECONDS)
+
+  async def _one(self, request: Request, sampling: Sampling) -> Completion:
+    """Completes one request."""
+    if not request.max_new_tokens:
+      return Completion(request.key, (), "length")
+    with self._mutex:
+      self._serial += 1
+      name = f"{self._serial}-{request.key}"
+    room = self._longest - len(request.prompt_ids)
+    params = self._params(
+      temperature=sampling.temperature,
+      top_p=sampling.top_p,
+      top_k=sampling.top_k,
+      seed=MINUS_ONE if request.seed == -1 else request.seed,
+      max_tokens=min(request.max_new_tokens, room),
+      # Others end no completion, and vLLM refuses them.
+      stop_token_ids=[i for i in sampling.stop_ids if 0 <= i < self._rows],
+      # Of a model's own stop ids only those that the caller asked for.
+      ignore_eos=True,
+      detokenize=False,
+      logprobs=sampling.top_logprobs or None,
+      flat_logprobs=bool(sampling.top_logprobs),
+      output_kind=self._final,
+      extra_args=self._limit(sampling),
+      skip_clone=True,
+    )
+    prompt = self._tokens(
+      type="token", prompt_token_ids=[int(i) for i in request.prompt_ids]
+    )
+    stream = self._llm.generate(prompt, params, name, lora_request=self._lora)
+    # FINAL_ONLY: one output, the whole completion.
+    (output,) = [output async for output in stream]
+    made = output.outputs[0]
+    if made.finish_reason not in ("stop", "length"):
+      raise RuntimeError(f"request {request.key} ended: {made.finish_reason}")
+    ids = tuple(made.token_ids)
+    top = None
+    if sampling.top_logprobs:
+      top = _top(made.logprobs, len(ids), sampling.top_logprobs)
+    return Completion(request.key, ids, made.finish_reason, top)
+
+  def _limit(self, sampling: Sampling) -> dict[str, int] | None:
+    """What tells the head's surplus rows apart, where it has any."""
+    rows = sampling.vocab_size
+    if rows is None or rows >= self._rows:
+      return None
+    return {self._worker.KEY: rows}
+
+  def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+  """Runs an event loop in a thread whose processes are spared a Ctrl-C.
+
+  A terminal sends it to all of them. This process hears it and ends them in
+  order; vLLM's, which inherit the mask, would break off with tracebacks.
+  """
+  resource_tracker.ensure_running()  # would undo it as the first of them starts
+  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  loop.run_forever()
+
+
+async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+  """A coroutine that runs on this thread's event loop from now on."""
+  return asyncio.ensure_future(work)
+
+
+async def _cancel(work: asyncio.Task[Any]) -> None:
+  work.cancel()
+  await asyncio.wait([work])
+
+
+async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
+  """An AsyncLLM of this thread's event loop."""
+  module = importlib.import_module("vllm.v1.engine.async_llm")
+  usage = importlib.import_module("vllm.usage.usage_lib").UsageContext
+  return module.AsyncLLM.from_engine_args(
+    vllm.AsyncEngineArgs(**arguments),
+    # Batches are as large as offline, where nobody waits for a first token.
+    usage_context=usage.LLM_CLASS,
+  )
+
+
+@contextlib.contextmanager
+def _default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+  """Variables, where they aren't set, for processes that start meanwhile."""
+  mine = {k: v for k, v in defaults.items() if k not in os.environ}
+  os.environ.update(mine)
+  try:
+    yield
+  finally:
+    for name in mine:
+      os.environ.pop(name, None)
+
+
+def _import(spec: Spec) -> Any:
+  """Returns the package, told to be quiet and to stay off the network."""
+  defaults = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    # vLLM would have it compiled at its start, for which there has to be a CUDA
+    # toolkit, and then not use it: it samples without seeds.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # A token is drawn from NaNs, too, and nobody would be told.
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",
+  }
+  for name, value in defaults.items():
+    os.environ.setdefault(name, value)
+  if spec.batch_invariant:
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+  try:
+    return importlib.import_module("vllm")
+  except ImportError as error:
+    raise missing("vllm", error) from error
+
+
+def _longest(spec: Spec, positions: int, asked: int) -> int:
+  """The longest prompt with its response that vLLM reserves memory for.
+
+  Raises:
+    UserError: the config allows less than is asked for and the model has.
+      Responses would end there as if the model had no more room.
+  """
+  needed = min(asked, positions)
+  allowed = spec.max_model_tokens
+  if allowed is not None and allowed < needed:
+    raise UserError(
+      f"engine.vllm.max_model_tokens={allowed} and {needed} are needed; raise"
+      " it, leave it out, or lower the token limits"
+    )
+  return min(allowed or asked, positions)
+
+
+def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
+  """Returns the keys in vLLM's words; what is left to vLLM is left out.
+
+  Raises:
+    UserError: the adapter is none that vLLM can apply.
+  """
+  copies = spec.tensor_parallel * spec.data_parallel
+  arguments: dict[str, Any] = {
+    "model": str(model.folder),
+    "dtype": model.dtype,
+    "skip_tokenizer_init": True,
+    # The experiment says how to sample, not the model's folder.
+    "generation_config": "vllm",
+    "seed": 0,
+    "max_model_len": longest,
+    "tensor_parallel_size": spec.tensor_parallel,
+    "data_parallel_size": spec.data_parallel,
+    # Within a placement group of Ray vLLM would take Ray for it.
+    "distributed_executor_backend": "mp" if copies > 1 else "uni",
+    "gpu_memory_utilization": spec.memory_share,
+    "enable_prefix_caching": spec.prefix_caching,
+    "enable_chunked_prefill": spec.chunked_prefill,
+    "enforce_eager": bool(spec.eager),
+    "max_logprobs": _MOST_TOP_LOGPROBS,
+    # The model's own distribution, before temperature and masks.
+    "logprobs_mode": "raw_logprobs",
+    "logits_processors": [f"{_WORKER}:SurplusRows"],
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+    "max_num_seqs": spec.max_num_seqs,
+    "max_num_batched_tokens": spec.max_batched_tokens,
+  }
+  on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+  if on_cpu:
+    # vLLM would take most of a computer that has other things to do.
+    arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
+    # It draws a token for a part of a prompt too and then takes the seeded
+    # generator back a step, which a CPU's can't: vLLM 0.32 ends there.
+    arguments["enable_chunked_prefill"] = False
+    # To compile takes longer than small models gain from it.
+    arguments["enforce_eager"] = spec.eager is not False
+  if spec.kv_cache_gib is not None:
+    arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
+    if not on_cpu:
+      # Of this share vLLM wants to find all free, though it takes what the
+      # cache needs.
+      arguments["gpu_memory_utilization"] = _LEAST_SHARE
+  if model.adapter is not None:
+    if model.dtype == "float32" and not on_cpu:
+      raise UserError(FLOAT32_ADAPTER)
+    rank = read_json(model.adapter / "adapter_config.json")["r"]
+    arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
+  return arguments
+
+
+def _lora_rank(rank: int) -> int:
+  """Returns the smallest rank that vLLM has room for and that holds `rank`.
+
+  Raises:
+    UserError: there is none.
+  """
+  for room in LORA_RANKS:
+    if room >= max(8, rank):
+      return room
+  raise UserError(
+    f"engine.weights=adapter: the adapter has rank {rank}, and vLLM applies"
+    f" adapters up to rank {LORA_RANKS[-1]}; set engine.weights=merged"
+  )
+
+
+def _top(flat: Any, tokens: int, k: int) -> TopTokens:
+  """vLLM's flat log-probabilities as arrays.
+
+  At each position it lists the sampled token first, then the K likeliest.
+  """
+  starts = np.asarray(flat.start_indices)
+  inside_TK = starts[:, None] + 1 + np.arange(k)
+  ids = np.asarray(flat.token_ids, np.int32)
+  logprobs = np.asarray(flat.logprobs, np.float32)
+  if len(starts) != tokens or np.any(np.diff(starts) != k + 1):
+    raise RuntimeError(f"{len(starts)} log-probabilities of {tokens} tokens")
+  return TopTokens(ids[inside_TK], logprobs[inside_TK])
+
+
+def _say(text: str) -> None:
+  print(f"vllm: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,231 @@
+"""What later stages would make of responses that use their whole budget.
+
+Known before the first token is generated: a prompt without its draft has a
+length, a draft and a response have a longest one, and budgets are keys.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Self
+
+from trd_jax.data.chat import Chat
+from trd_jax.data.contexts import planned_modes
+from trd_jax.data.prompts import (
+  elision,
+  initial,
+  privileged,
+  reference,
+  refinement,
+)
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.records import Problem
+
+# Stands for a draft while the prompt around it is counted: what a tokenizer
+# makes of the template's ends beside a draft, it makes of them beside this.
+_DIGIT = "1"
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """How some lengths, in tokens, are spread.
+
+  Attributes:
+    min: the shortest.
+    median: the middle one, or between the two in the middle.
+    p95: the shortest that is no shorter than 95% of them.
+    max: the longest.
+  """
+
+  min: int
+  median: float
+  p95: int
+  max: int
+
+  @classmethod
+  def of(cls, lengths: Iterable[int]) -> Self | None:
+    """Their summary; None where there is none."""
+    ordered = sorted(lengths)
+    if not ordered:
+      return None
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    return cls(ordered[0], statistics.median(ordered), p95, ordered[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+  """Counts of problems, for rollouts and refinements as long as may be.
+
+  Attributes:
+    problems: how many are counted: those whose rollout prompt fits.
+    fixed: tokens of a refinement prompt without its draft; None for methods
+      that don't refine.
+    no_reference: problems without y* where the teacher has to see it.
+    no_room: refinement prompts that have no room for any draft.
+    trimmed: refinement prompts in which a draft of
+      `rollout.max_response_tokens` would lose its middle.
+    dropped: those that such a draft would have set aside; `no_reference` and
+      `no_room` are among them.
+    over_student: trajectories over `train.max_student_tokens`, among those
+      that are there.
+    over_teacher: the same for `train.max_teacher_tokens`.
+    impossible: keys whose budget leaves nothing of any problem, and why.
+    max_prompt_tokens: `refine.max_prompt_tokens`.
+    max_student_tokens: `train.max_student_tokens`.
+    max_teacher_tokens: `train.max_teacher_tokens`.
+  """
+
+  problems: int
+  fixed: Lengths | None
+  no_reference: int
+  no_room: int
+  trimmed: int
+  dropped: int
+  over_student: int
+  over_teacher: int
+  impossible: list[str]
+  max_prompt_tokens: int
+  max_student_tokens: int
+  max_teacher_tokens: int
+
+
+def of_rollouts(
+  experiment: Experiment,
+  student: Chat,
+  teacher: Chat,
+  problems: Sequence[Problem],
+  initial_tokens: Mapping[str, int],
+) -> Forecast:
+  """Looks ahead from the rollout stage to refinement and training.
+
+  Args:
+    experiment: its budgets.
+    student: renders the student's contexts.
+    teacher: renders refinement prompts and teacher contexts.
+    problems: x and y*.
+    initial_tokens: length of the rollout prompt by problem id; a problem
+      without one is left out.
+
+  Raises:
+    UserError: a thinking key asks for a mode that the template hasn't.
+  """
+  train, refine = experiment.train, experiment.refine
+  problems = [p for p in problems if p.problem_id in initial_tokens]
+  shown = experiment.regime == "opsd"
+  usable = [p for p in problems if not shown or reference(p) is not None]
+  modes = planned_modes(experiment, student, teacher)
+  student_tokens = initial_tokens
+  if student.thinks(modes.student) != student.thinks(
+    experiment.student.thinking
+  ):
+    # The student learns after another prompt than the one that it answered.
+    counted = _counted(
+      student,
+      problems,
+      map(initial, problems),
+      modes.student,
+      "student's contexts forecast",
+    )
+    student_tokens = {p.problem_id: length for p, length in counted}
+  fixed: list[int] = []
+  trimmed = no_room = 0
+  # Prompt and response lengths of each trajectory that would be there.
+  students: list[int] = []
+  teachers: list[int] = []
+  if experiment.refines:
+    draft = experiment.rollout.max_response_tokens
+    response = refine.max_response_tokens
+    budget = refine.max_prompt_tokens
+    digit = len(teacher.encode(_DIGIT))
+    for problem, length in _counted(
+      teacher,
+      usable,
+      (refinement(p, _DIGIT, experiment.regime) for p in usable),
+      refine.thinking,
+      "refinement forecast",
+    ):
+      fixed.append(length - digit)
+      no_room += fixed[-1] >= budget
+      prompt = fixed[-1] + draft
+      if prompt > budget:
+        mark = len(teacher.encode(elision(problem.domain)))
+        if refine.overflow == "drop" or fixed[-1] + mark >= budget:
+          continue
+        trimmed += 1
+        prompt = budget
+      students.append(student_tokens[problem.problem_id])
+      teachers.append(prompt)
+    shortest = min(fixed, default=None)
+  else:
+    response = experiment.rollout.max_response_tokens
+    message = privileged if shown else initial
+    for problem, length in _counted(
+      teacher,
+      usable,
+      map(message, usable),
+      modes.teacher,
+      "training forecast",
+    ):
+      students.append(student_tokens[problem.problem_id])
+      teachers.append(length)
+    shortest = min(teachers, default=None)
+  return Forecast(
+    problems=len(problems),
+    fixed=Lengths.of(fixed),
+    no_reference=len(problems) - len(usable),
+    no_room=no_room,
+    trimmed=trimmed,
+    dropped=len(problems) - len(students),
+    over_student=sum(n + response > train.max_student_tokens for n in students),
+    over_teacher=sum(n + response > train.max_teacher_tokens for n in teachers),
+    impossible=list(
+      _impossible(experiment, min(student_tokens.values()), shortest)
+    ),
+    max_prompt_tokens=refine.max_prompt_tokens,
+    max_student_tokens=train.max_student_tokens,
+    max_teacher_tokens=train.max_teacher_tokens,
+  )
+
+
+def _counted(
+  chat: Chat,
+  problems: Sequence[Problem],
+  messages: Iterable[str],
+  thinking: bool | None,
+  desc: str,
+) -> Iterator[tuple[Problem, int]]:
+  """Each problem with the length of its prompt."""
+  texts = iter(messages)
+  with Progress(len(problems), desc, "prompts") as progress:
+    for at in range(0, len(problems), _BATCH):
+      some = problems[at : at + _BATCH]
+      prompts = chat.render_many((next(texts) for _ in some), thinking)
+      yield from zip(some, map(len, prompts), strict=True)
+      progress.update(len(some))
+
+
+def _impossible(
+  experiment: Experiment, shortest_initial: int, shortest: int | None
+) -> Iterator[str]:
+  """Budgets that contradict every problem."""
+  if shortest is None:
+    return
+  refine, train = experiment.refine, experiment.train
+  if experiment.refines and shortest >= refine.max_prompt_tokens:
+    yield (
+      f"refine.max_prompt_tokens={refine.max_prompt_tokens} leaves no room for"
+      f" any draft: the shortest prompt takes {shortest:,} tokens without one;"
+      " raise it"
+    )
+  for side, prompt, bound in (
+    ("student", shortest_initial, train.max_student_tokens),
+    ("teacher", shortest, train.max_teacher_tokens),
+  ):
+    if prompt >= bound:
+      yield (
+        f"train.max_{side}_tokens={bound} leaves nothing to train on: the"
+        f" shortest prompt on this side takes {prompt:,} tokens; raise it"
+      )

@@ -1,0 +1,452 @@
+"""What a stage will ask of its model, counted before an engine is made.
+
+The prompts are counted with the model's own tokenizer and held against every
+budget (SPEC §5.3); what doesn't fit, what is trimmed, which thinking mode
+applies, and what in the texts is suspicious stands in one report, which is
+printed and kept as `preflight.json` beside the stage's rows. Nothing here
+imports jax or loads weights: a budget that is wrong costs no GPU time.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from trd_jax.data import contexts
+from trd_jax.data.chat import Chat
+from trd_jax.data.leakage import mentions_reference
+from trd_jax.data.prompts import is_all_thoughts, reference, shown_draft
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment, flat
+from trd_jax.experiment.files.json_files import write_json_atomic
+from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.records import Problem, Rejected, Trajectory
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Generation, Model
+from trd_jax.generation import forecasts
+from trd_jax.generation.forecasts import Forecast, Lengths
+from trd_jax.generation.generate import Prompt, Speaker
+from trd_jax.model.config import read_positions
+from trd_jax.model.weights import hub
+from trd_jax.model.weights.model_folder import CONFIG, read_json
+
+STOPPED = "preflight only: nothing was generated"
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a stage is about to do; lengths are in tokens.
+
+  Attributes:
+    stage: such as 'rollout' or 'evaluate/base'.
+    model: its name as the config says it.
+    dtype: what it runs in.
+    applies: the thinking key that these prompts are made with.
+    thinking: its value.
+    thinks: whether a response to them may open with a thinking block.
+    can_choose: whether the model has another mode.
+    elsewhere: the modes of other stages, by stage.
+    scoring: in which modes training will score what (rollout and refine only).
+    problems: how many problems (for refine: drafts) there are.
+    prompts: how many prompts are within their budget, samples included.
+    prompt_tokens: their lengths; None where there is none.
+    max_prompt_tokens: their budget.
+    max_response_tokens: the longest response.
+    max_positions: the model's longest context.
+    cut_short: prompts that leave the model's context less than the longest
+      response.
+    filled: prompts that fill the model's context, so that nothing can follow.
+    aside: problems that are set aside.
+    aside_examples: the first of them, as [problem id, reason].
+    trimmed: drafts that lose their middle.
+    elided: how many tokens each of these loses; None where there is none.
+    elided_tokens: how many they lose together.
+    all_thoughts: drafts with nothing after their thoughts, which
+      `refine.draft_think=answer` shows whole.
+    marks: how many texts spell out a control token, by where (problems,
+      references, drafts) and token. The tokenizer keeps these as plain text.
+    leaks: how many texts speak of a draft or reference, by where.
+    leak_examples: the first of them, as [problem id, phrase], by where.
+    forecast: what later stages would make of it (rollout only).
+    warnings: one line each.
+  """
+
+  stage: str
+  model: str
+  dtype: str
+  applies: str
+  thinking: bool | None
+  thinks: bool
+  can_choose: bool
+  elsewhere: dict[str, bool]
+  scoring: str | None
+  problems: int
+  prompts: int
+  prompt_tokens: Lengths | None
+  max_prompt_tokens: int
+  max_response_tokens: int
+  max_positions: int
+  cut_short: int
+  filled: int
+  aside: int
+  aside_examples: list[list[str]]
+  trimmed: int
+  elided: Lengths | None
+  elided_tokens: int
+  all_thoughts: int
+  marks: dict[str, dict[str, int]]
+  leaks: dict[str, int]
+  leak_examples: dict[str, list[list[str]]]
+  forecast: Forecast | None
+  warnings: list[str]
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values, as `preflight.json` holds them."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, value: Mapping[str, Any]) -> Self:
+    """The report that `to_json` took apart."""
+    fields = dict(value)
+    for name in ("prompt_tokens", "elided"):
+      fields[name] = fields[name] and Lengths(**fields[name])
+    if fields["forecast"] is not None:
+      ahead = dict(fields["forecast"])
+      ahead["fixed"] = ahead["fixed"] and Lengths(**ahead["fixed"])
+      fields["forecast"] = Forecast(**ahead)
+    return cls(**fields)
+
+
+def check(
+  experiment: Experiment,
+  stage: str,
+  who: Speaker,
+  section: Generation,
+  applies: str,
+  *,
+  problems: int,
+  prompts: Sequence[Prompt],
+  rejected: Sequence[Rejected],
+  texts: Mapping[str, Sequence[tuple[str, str]]],
+  elsewhere: Mapping[str, bool] | None = None,
+  scoring: str | None = None,
+  all_thoughts: int = 0,
+  forecast: Forecast | None = None,
+  warnings: Sequence[str] = (),
+) -> Report:
+  """Counts a stage's prompts.
+
+  Args:
+    experiment: its thinking keys.
+    stage: as `RunDir.stage` takes it.
+    who: the model that will answer.
+    section: the stage's budgets.
+    applies: the thinking key that the prompts are made with.
+    problems: how many problems or drafts there are.
+    prompts: those within their budget.
+    rejected: rows for the others.
+    texts: (problem id, text) of all that goes into the prompts, by where it
+      comes from.
+    elsewhere: for the report, as all below.
+    scoring: as `contexts.describe_modes` says it.
+    all_thoughts: of drafts.
+    forecast: what later stages would make of it.
+    warnings: those about budgets are added.
+  """
+  lengths = [len(prompt.ids) for prompt in prompts]
+  elided = [p.elided_tokens for p in prompts if p.elided_tokens]
+  room = read_positions(read_json(who.folder / CONFIG))
+  marks, leaks = _inspected(who.chat, texts)
+  thinking = flat(experiment)[applies]
+  return Report(
+    stage=stage,
+    model=who.name,
+    dtype=who.dtype,
+    applies=applies,
+    thinking=thinking,
+    thinks=who.chat.thinks(thinking),
+    can_choose=who.chat.supports_thinking,
+    elsewhere=dict(elsewhere or {}),
+    scoring=scoring,
+    problems=problems,
+    prompts=len(prompts),
+    prompt_tokens=Lengths.of(lengths),
+    max_prompt_tokens=section.max_prompt_tokens,
+    max_response_tokens=section.max_response_tokens,
+    max_positions=room,
+    cut_short=sum(n + section.max_response_tokens > room for n in lengths),
+    filled=sum(n >= room for n in lengths),
+    aside=len(rejected),
+    aside_examples=[[r.problem_id, r.reason] for r in rejected[:_EXAMPLES]],
+    trimmed=len(elided),
+    elided=Lengths.of(elided),
+    elided_tokens=sum(elided),
+    all_thoughts=all_thoughts,
+    marks=marks,
+    leaks={where: len(found) for where, found in leaks.items()},
+    leak_examples={where: f[:_EXAMPLES] for where, f in leaks.items()},
+    forecast=forecast,
+    warnings=[*warnings, *(forecast.impossible if forecast else ())],
+  )
+
+
+def of_rollout(
+  experiment: Experiment,
+  run_dir: RunDir,
+  who: Speaker,
+  problems: Sequence[Problem],
+  prompts: Sequence[Prompt],
+  rejected: Sequence[Rejected],
+) -> Report:
+  """The report of the rollout stage, with a look ahead.
+
+  The teacher's tokenizer is read for it, not its weights; where it isn't to
+  be had there is a warning instead.
+
+  Raises:
+    UserError: a thinking key asks for a mode that a template hasn't.
+  """
+  teacher, warnings = _other_chat(experiment, experiment.teacher, who, run_dir)
+  modes = contexts.outlook(experiment, who.chat, teacher)
+  ahead = None
+  if teacher is not None:
+    lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
+    if lengths:
+      ahead = forecasts.of_rollouts(
+        experiment, who.chat, teacher, problems, lengths
+      )
+  texts = {
+    "problems": [(p.problem_id, p.text) for p in problems],
+    "references": [(p.problem_id, reference(p) or "") for p in problems],
+  }
+  return check(
+    experiment,
+    "rollout",
+    who,
+    experiment.rollout,
+    "student.thinking",
+    problems=len(problems),
+    prompts=prompts,
+    rejected=rejected,
+    texts=texts,
+    elsewhere=modes.without("rollout"),
+    scoring=modes.scoring,
+    forecast=ahead,
+    warnings=[*warnings, *modes.warnings],
+  )
+
+
+def of_refine(
+  experiment: Experiment,
+  run_dir: RunDir,
+  who: Speaker,
+  problems: Mapping[str, Problem],
+  drafts: Sequence[Trajectory],
+  prompts: Sequence[Prompt],
+  rejected: Sequence[Rejected],
+) -> Report:
+  """The report of the refine stage; `problems` by id."""
+  section = experiment.refine
+  shown = {draft.problem_id: problems[draft.problem_id] for draft in drafts}
+  texts = {
+    "problems": [(name, p.text) for name, p in shown.items()],
+    "drafts": [
+      (draft.problem_id, shown_draft(draft.text, section.draft_think))
+      for draft in drafts
+    ],
+  }
+  if experiment.regime == "opsd":
+    texts["references"] = [
+      (name, reference(p) or "") for name, p in shown.items()
+    ]
+  student, warnings = _other_chat(experiment, experiment.student, who, run_dir)
+  modes = contexts.outlook(experiment, student, who.chat)
+  all_thoughts = 0
+  if section.draft_think == "answer":
+    all_thoughts = sum(is_all_thoughts(draft.text) for draft in drafts)
+  return check(
+    experiment,
+    "refine",
+    who,
+    section,
+    "refine.thinking",
+    problems=len(drafts),
+    prompts=prompts,
+    rejected=rejected,
+    texts=texts,
+    elsewhere=modes.without("refine"),
+    scoring=modes.scoring,
+    all_thoughts=all_thoughts,
+    warnings=[*warnings, *modes.warnings],
+  )
+
+
+def _other_chat(
+  experiment: Experiment, model: Model, who: Speaker, run_dir: RunDir
+) -> tuple[Chat | None, list[str]]:
+  """The other side's tokenizer and template, without its weights.
+
+  In OPSD both sides are one. In OPD a stage can do without the other model:
+  where that isn't to be had, there is a warning instead.
+  """
+  if experiment.regime == "opsd":
+    return who.chat, []
+  revision = None if model.tokenizer else model.revision
+  try:
+    folder = hub.tokenizer_folder(model.tokenizer_path, run_dir, revision)
+    return Chat.load(folder, model.chat_template), []
+  except UserError as error:
+    return None, [f"what {model.path} will make of it is not checked: {error}"]
+
+
+def publish(report: Report, run_dir: RunDir) -> None:
+  """Prints and keeps a report.
+
+  Raises:
+    UserError: after that, where the stage would have nothing to generate or a
+      prompt fills the model's context.
+  """
+  print(table(report), flush=True)
+  write_json_atomic(run_dir.preflight(report.stage), report.to_json())
+  section = report.stage.partition("/")[0]
+  key = f"{section}.max_prompt_tokens"
+  if report.filled:
+    raise UserError(
+      f"{report.stage}: {report.filled:,} prompts fill the"
+      f" {report.max_positions:,} positions of {report.model}; lower {key}"
+      f" below {report.max_positions} so that they are set aside"
+    )
+  if not report.prompts:
+    name, reason = (report.aside_examples or [["-", "there is none"]])[0]
+    too_long = "max_prompt_tokens=" in reason
+    advice = f"raise {key}" if too_long else "use regime=opd"
+    raise UserError(
+      f"{report.stage}: nothing to generate, all {report.problems:,} prompts"
+      f" are set aside ({name}: {reason}); {advice}"
+    )
+
+
+def table(report: Report) -> str:
+  """The report as a person reads it: what is nothing to tell is left out."""
+  head = f"{report.stage}: {report.model}, {report.dtype}"
+  rows = list(_rows(report))
+  width = max(len(label) for label, _ in rows) + 2
+  return "\n".join(
+    [
+      f"preflight of {head}",
+      *(f"  {label.ljust(width)}{value}" for label, value in rows),
+      *(f"  note: {warning}" for warning in report.warnings),
+    ]
+  )
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str]]:
+  section = report.stage.partition("/")[0]
+  mode = contexts.on_or_off
+  only = "" if report.can_choose else ", as the template has no switch"
+  others = "".join(f"; {s} {mode(on)}" for s, on in report.elsewhere.items())
+  key = f"{report.applies}={report.thinking}"
+  yield "thinking", f"{mode(report.thinks)} ({key}{only}){others}"
+  if report.scoring:
+    yield "scoring", report.scoring
+  what = "drafts" if section == "refine" else "problems"
+  yield what, f"{report.problems:,}"
+  yield "prompts", f"{report.prompts:,} within the budget"
+  if report.prompt_tokens:
+    yield (
+      "prompt tokens",
+      f"{_spread(report.prompt_tokens)} of"
+      f" {section}.max_prompt_tokens={report.max_prompt_tokens:,}",
+    )
+    longest = report.prompt_tokens.max + report.max_response_tokens
+    context = f" of the model's {report.max_positions:,}"
+    if report.cut_short:
+      context += f": {report.cut_short:,} prompts leave a response less"
+    yield (
+      "with response",
+      f"at most {longest:,}{context}"
+      f" ({section}.max_response_tokens={report.max_response_tokens:,})",
+    )
+  yield "set aside", f"{report.aside:,}"
+  for name, reason in report.aside_examples:
+    yield "", f"{name}: {reason}"
+  if report.elided:
+    yield (
+      "trimmed",
+      f"{report.trimmed:,} drafts lose {report.elided_tokens:,} tokens of their"
+      f" middle ({_spread(report.elided)})",
+    )
+  if report.all_thoughts:
+    yield (
+      "shown whole",
+      f"{report.all_thoughts:,} drafts: nothing follows their thoughts"
+      " (refine.draft_think=answer)",
+    )
+  for where, found in report.marks.items():
+    told = ", ".join(f"{mark} in {n:,}" for mark, n in found.items())
+    yield f"marks in {where}", f"{told}; they stay plain text"
+  for where, count in report.leaks.items():
+    name, phrase = report.leak_examples[where][0]
+    yield (
+      f"leaks in {where}",
+      f'{count:,} speak of a draft or a reference ({name}: "{phrase}")',
+    )
+  if report.forecast:
+    yield from _ahead(report.forecast)
+
+
+def _ahead(ahead: Forecast) -> Iterator[tuple[str, str]]:
+  if ahead.fixed:
+    room = f" ({ahead.no_room:,} have room for none)" if ahead.no_room else ""
+    yield (
+      "refine, no draft",
+      f"{_spread(ahead.fixed)} of"
+      f" refine.max_prompt_tokens={ahead.max_prompt_tokens:,}",
+    )
+    yield (
+      "refine, at worst",
+      f"{ahead.trimmed:,} drafts trimmed, {ahead.dropped:,} set aside{room}",
+    )
+  if ahead.no_reference:
+    yield (
+      "no reference",
+      f"{ahead.no_reference:,} problems; the teacher needs it",
+    )
+  yield (
+    "train, at worst",
+    f"{ahead.over_student:,} over"
+    f" train.max_student_tokens={ahead.max_student_tokens:,},"
+    f" {ahead.over_teacher:,} over"
+    f" train.max_teacher_tokens={ahead.max_teacher_tokens:,}",
+  )
+
+
+def _spread(lengths: Lengths) -> str:
+  return (
+    f"min {lengths.min:,} · median {lengths.median:,.0f} ·"
+    f" p95 {lengths.p95:,} · max {lengths.max:,}"
+  )
+
+
+def _inspected(
+  chat: Chat, texts: Mapping[str, Sequence[tuple[str, str]]]
+) -> tuple[dict[str, dict[str, int]], dict[str, list[list[str]]]]:
+  """Control marks and leaks, by where; only where there are any."""
+  marks: dict[str, dict[str, int]] = {}
+  leaks: dict[str, list[list[str]]] = {}
+  total = sum(map(len, texts.values()))
+  with Progress(total, "marks and leaks", "texts") as progress:
+    for where, named in texts.items():
+      spelt: collections.Counter[str] = collections.Counter()
+      spoken = []
+      for name, text in named:
+        spelt.update(chat.control_marks(text))
+        if phrase := mentions_reference(text):
+          spoken.append([name, phrase])
+        progress.update()
+      if spelt:
+        marks[where] = dict(sorted(spelt.items()))
+      if spoken:
+        leaks[where] = spoken
+  return marks, leaks

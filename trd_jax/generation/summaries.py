@@ -1,0 +1,112 @@
+"""What a stage's rows add up to, and how that is told."""
+
+import statistics
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.records import (
+  NO_ANSWER,
+  Trajectory,
+  told_because,
+  unparsed_because,
+)
+from trd_jax.experiment.run_dir import RunDir
+
+
+def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
+  """What a stage's rows on disk add up to, once only those wanted are left.
+
+  Others are there where an earlier process was stopped and the model has
+  been replaced since. Whoever reads the stage takes all rows that it finds,
+  so they are removed, and how many is printed.
+
+  Raises:
+    UserError: rows that were asked for are missing, so the stage can't be
+      called done.
+  """
+  columns = ["key", "correct", "reason", "detail", "truncated", "response_ids"]
+  table = run_dir.table(stage, Trajectory, columns)
+  rows = [row for row in table.to_pylist() if row["key"] in wanted]
+  if missing := len(wanted) - len(rows):
+    raise UserError(
+      f"{run_dir.stage(stage)}: {missing} of {len(wanted)} samples are missing;"
+      " run the stage again"
+    )
+  if stale := run_dir.keep(stage, Trajectory, wanted):
+    print(
+      f"{stage}: {stale:,} rows removed that an earlier run sampled with"
+      " another model or prompt",
+      flush=True,
+    )
+  lengths = [len(row["response_ids"]) for row in rows]
+  return {
+    "samples": len(rows),
+    "correct": sum(row["correct"] is True for row in rows),
+    "unjudged": sum(row["correct"] is None for row in rows),
+    "truncated": sum(row["truncated"] for row in rows),
+    "no_box": sum(row["reason"] in NO_ANSWER for row in rows),
+    "unparsed": sum(row["reason"] == "unparsed" for row in rows),
+    "unparsed_because": unparsed_because(
+      (row["reason"], row["detail"]) for row in rows
+    ),
+    "tokens": sum(lengths),
+    "median_tokens": statistics.median(lengths) if lengths else 0,
+  }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+  """Returns one line about a stage's rows, from its summary."""
+  total = summary["samples"]
+  parts = [
+    f"{total:,} samples",
+    f"{_share(summary['correct'], total)} correct",
+    f"{_share(summary['truncated'], total)} truncated",
+    f"median {summary['median_tokens']:,.0f} tokens",
+  ]
+  if summary["unjudged"]:
+    parts.append(f"{_share(summary['unjudged'], total)} not judged")
+  if summary.get("unparsed"):  # an earlier version's summary has no count
+    why = told_because(summary["unparsed_because"])
+    parts.append(f"{summary['unparsed']:,} unparsed{why}")
+  if summary.get("rejected"):
+    parts.append(f"{summary['rejected']} problems set aside")
+  if summary.get("shown_whole"):
+    parts.append(
+      f"{summary['shown_whole']:,} drafts without an answer shown whole"
+    )
+  if summary.get("leaks"):
+    told = f"{summary['leaks']:,} speak of a draft or a reference"
+    if hidden := summary.get("leaks_in_thoughts"):
+      told += f" ({hidden:,} of them in their thoughts)"
+    parts.append(told)
+  return ", ".join(parts)
+
+
+def _share(count: int, total: int) -> str:
+  return f"{100 * count / total:.1f}%" if total else "none"
+
+
+def refuse_preflight(experiment: Experiment, stage: str) -> None:
+  """Fails under `preflight_only` in a stage that has no prompts to check.
+
+  Raises:
+    UserError: it is on; going on would start what it is meant to hold back.
+  """
+  if experiment.preflight_only:
+    raise UserError(
+      f"preflight_only: {stage} has no prompts to check; run trd_jax.pipeline,"
+      " rollout, refine or evaluate with it, or leave it out"
+    )
+
+
+def skip_if_done(
+  run_dir: RunDir, stage: str, describe: Callable[[dict], str]
+) -> bool:
+  """Says so and returns True where a stage has been finished before."""
+  done = run_dir.done(stage)
+  if done is None:
+    return False
+  print(f"{stage}: done before: {describe(done)}", flush=True)
+  return True

@@ -1,0 +1,1 @@
+"""Does a program that a model wrote pass its tests?"""

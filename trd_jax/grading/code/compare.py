@@ -1,0 +1,77 @@
+"""Whether what a solution gave is what a test expects; untrusted data only.
+
+Programs: white space around a line and blank lines don't count, words have to
+be the same ones, line by line, and a number may be written in another way
+(`2.0` for `2`). Where the format is tolerant (TACO, APPS) a number may be off
+by a relative 1e-5 if the test writes a decimal, by 1e-9 if it writes an
+integer and the solution a decimal; two integers have to be equal.
+
+Functions: values are JSON on both sides, so that a tuple is a list, an
+object's keys are texts, and an object that calls itself equal to everything is
+no value at all.
+"""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+from trd_jax.grading.code import code_tests
+
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_MAX_NUMBER = 4000
+_ABSOLUTE, _RELATIVE, _RELATIVE_TO_INTEGER = 1e-8, 1e-5, 1e-9
+_SLACK = 1 << 16
+
+
+def _words(text: str) -> list[list[str]]:
+  lines = (line.split() for line in text.split("\n"))
+  return [words for words in lines if words]
+
+
+def _same_word(expected: str, word: str, tolerant: bool) -> bool:
+  if expected == word:
+    return True
+  if max(len(expected), len(word)) > _MAX_NUMBER:
+    return False
+  if not (_NUMBER.fullmatch(expected) and _NUMBER.fullmatch(word)):
+    return False
+  if Decimal(expected) == Decimal(word):
+    return True
+  decimal, other = (bool(re.search("[.eE]", w)) for w in (expected, word))
+  if not tolerant or not (decimal or other):
+    return False
+  relative = _RELATIVE if decimal else _RELATIVE_TO_INTEGER
+  right, given = Decimal(expected), Decimal(word)
+  bound = Decimal(_ABSOLUTE) + Decimal(relative) * abs(right)
+  return abs(right - given) <= bound
+
+
+def same_output(expected: str, written: bytes, tolerant: bool) -> bool:
+  """Whether a program wrote what a test expects.
+
+  Args:
+    expected: the test's output.
+    written: what the program wrote to standard output.
+    tolerant: see `code_tests.Tests`.
+  """
+  if len(written) > 8 * len(expected) + _SLACK:
+    return False
+  right = _words(expected)
+  given = _words(written.decode("utf-8", "replace"))
+  return len(right) == len(given) and all(
+    len(one) == len(other)
+    and all(_same_word(a, b, tolerant) for a, b in zip(one, other, strict=True))
+    for one, other in zip(right, given, strict=True)
+  )
+
+
+def same_value(expected: tuple[Any, ...], written: bytes) -> bool:
+  """Whether a function's value, as JSON, is one that a test expects."""
+  size = max(len(code_tests.dumps(value)) for value in expected)
+  if len(written) > 8 * size + _SLACK:
+    return False
+  try:
+    value = code_tests.loads(written)
+    return any(value == right for right in expected)
+  except (ValueError, RecursionError):
+    return False

@@ -1,0 +1,295 @@
+"""HumanEval+ and MBPP+, judged by EvalPlus itself, run whole in the sandbox.
+
+EvalPlus has an environment of its own (`third_party/evalplus/install.sh`) and
+is given a file with the tasks that are asked, so that it downloads nothing. A
+program passes where it passes EvalPlus's base and plus tests.
+
+EvalPlus compares in the candidate's own process, so that a program which sets
+out to be taken for right can be. That is all that it can do: each is checked in
+a process of its own that others can't reach, and what it has started is ended
+before the next (`evalplus_driver`); several sandboxes work side by side.
+"""
+
+import collections
+import concurrent.futures
+import gzip
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import Verdict
+from trd_jax.grading.code import extract_code
+from trd_jax.grading.sandbox import frames, sandbox
+from trd_jax.grading.sandbox.boxed_process import BoxedProcess
+
+VERSION = "evalplus-0.3.1"
+PYTHON = ".venv-evalplus/bin/python"
+DATASETS = {"humanevalplus": "humaneval", "mbppplus": "mbpp"}
+DEFECTS = {
+  "HumanEval/32": "fails whatever is right: no test of it is ever counted",
+  "Mbpp/255": "takes more memory than EvalPlus allows its own solution",
+}
+"""Tasks that EvalPlus 0.3.1 can't judge, and why; they count as not judged."""
+
+_DRIVER = Path(__file__).with_name("evalplus_driver.py")
+_PROGRAMS = 64  # of one sandbox, but for those of one task
+_SECONDS = 240.0  # twice EvalPlus's most for a program's base and plus tests
+_START_SECONDS = 900.0
+_STATUSES = ("pass", "fail", "timeout")
+_GIB = 1 << 30
+
+# What one run is given: task id and program, in this order.
+_Programs = Sequence[tuple[str, str]]
+# By these: what the base and the plus tests said; None where nothing did.
+_Found = dict[tuple[str, str], tuple[str, str] | None]
+
+
+def check(python: str | None, unsafe: bool = False) -> None:
+  """Sees that EvalPlus and a sandbox for it are there.
+
+  Raises:
+    UserError: they are not; it says how to get them.
+  """
+  path = _python(python)
+  box = sandbox.open(unsafe, path)
+  probe = "import importlib.metadata as m; print(m.version('evalplus'))"
+  result = box.run([path, "-c", probe])
+  if f"evalplus-{result.stdout.decode().strip()}" != VERSION:
+    raise UserError(
+      f"{path} has no {VERSION.replace('-', ' ')}; make the environment again:"
+      " third_party/evalplus/install.sh"
+    )
+
+
+def _python(python: str | None) -> str:
+  path = os.path.abspath(python or PYTHON)
+  if not os.access(path, os.X_OK):
+    raise UserError(
+      f"HumanEval+ and MBPP+ are graded by EvalPlus, and {path} is not there:"
+      " run third_party/evalplus/install.sh, or name its interpreter with"
+      " --config.python.evalplus"
+    )
+  return path
+
+
+def grade(
+  benchmark: str,
+  tasks: Path,
+  answers: Sequence[tuple[str, str]],
+  *,
+  python: str | None = None,
+  unsafe: bool = False,
+  workers: int | None = None,
+  least_seconds: float = 1.0,
+  progress: Callable[[int], object] | None = None,
+) -> list[Verdict]:
+  """Judges responses with EvalPlus.
+
+  Args:
+    benchmark: a key of `DATASETS`.
+    tasks: EvalPlus's file of that benchmark (JSON lines, perhaps gzipped).
+    answers: (task id, a model's whole response).
+    python: EvalPlus's interpreter; None: `PYTHON`.
+    unsafe: see `sandbox.open`.
+    workers: programs that are tested at once; None: half of the cores.
+    least_seconds: EvalPlus's time limit for an input whose reference solution
+      is quick; published results have its default.
+    progress: called with the number of programs judged so far.
+
+  Returns:
+    Verdicts in the order of the answers: `match`, `mismatch`, `timeout` (it
+    did not end in time and isn't right), `no_code` (no program in the
+    response), `ungradable` (see `DEFECTS`, or it ended EvalPlus itself).
+
+  Raises:
+    UserError: EvalPlus isn't there or doesn't run, or a task is unknown.
+  """
+  lines = _task_lines(tasks)
+  programs = [extract_code.last_program(text) for _, text in answers]
+  wanted = dict.fromkeys(
+    (task, program)
+    for (task, _), program in zip(answers, programs, strict=True)
+    if program is not None and task not in DEFECTS
+  )
+  if unknown := {task for task, _ in answers} - lines.keys():
+    raise UserError(f"{tasks} has no task {min(unknown)}")
+  by_task: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+  for task, program in wanted:
+    by_task[task].append((task, program))
+  status: _Found = {}
+  if by_task:
+    path = _python(python)
+    box = sandbox.open(unsafe, path)
+    judge = _Judge(box, path, DATASETS[benchmark], lines, least_seconds)
+    workers = workers or max(1, (os.cpu_count() or 2) // 2)
+    size = min(_PROGRAMS, math.ceil(len(wanted) / workers))
+    with concurrent.futures.ThreadPoolExecutor(workers, "evalplus") as pool:
+      jobs = [
+        pool.submit(judge.judge, some)
+        for some in _batches(list(by_task.values()), size)
+      ]
+      try:
+        for job in concurrent.futures.as_completed(jobs):
+          status |= job.result()
+          if progress:
+            progress(len(status))
+      finally:
+        judge.close()
+        pool.shutdown(cancel_futures=True)
+  verdicts = []
+  for (task, _), program in zip(answers, programs, strict=True):
+    if program is None:
+      verdicts.append(Verdict(False, "no_code", None))
+    elif (found := status.get((task, program))) is None:
+      why = DEFECTS.get(task, "it ended EvalPlus itself")
+      verdicts.append(Verdict(None, "ungradable", program, why))
+    else:
+      verdicts.append(_verdict(program, *found))
+  return verdicts
+
+
+def _verdict(program: str, base: str, plus: str) -> Verdict:
+  """Right where both pass; the reason is the first one's that does not."""
+  worst = base if base != "pass" else plus
+  detail = json.dumps({"base": base, "plus": plus})
+  if worst == "pass":
+    return Verdict(True, "match", program, detail)
+  reason = "timeout" if worst == "timeout" else "mismatch"
+  return Verdict(False, reason, program, detail)
+
+
+def _task_lines(tasks: Path) -> dict[str, str]:
+  """Each task's own line, unchanged: what is in it is EvalPlus's affair."""
+  data = tasks.read_bytes()
+  if tasks.name.endswith(".gz"):
+    data = gzip.decompress(data)
+  lines = [line for line in data.decode().split("\n") if line.strip()]
+  return {json.loads(line)["task_id"]: line for line in lines}
+
+
+def _batches(tasks: Sequence[_Programs], size: int) -> list[_Programs]:
+  """Whole tasks together, so that each one's outputs are computed once."""
+  batches: list[list[tuple[str, str]]] = []
+  for programs in tasks:
+    if not batches or len(batches[-1]) + len(programs) > size:
+      batches.append([])
+    batches[-1] += programs
+  return list(batches)
+
+
+def _statuses(answer: bytes) -> tuple[str, str] | None:
+  """What the base and the plus tests said; None where that is none of theirs.
+
+  A program can put anything there instead.
+  """
+  try:
+    base, plus = json.loads(answer)
+  except (ValueError, TypeError, RecursionError):
+    return None
+  return (base, plus) if base in _STATUSES and plus in _STATUSES else None
+
+
+class _Judge:
+  """EvalPlus, started as often as it takes; from any number of threads."""
+
+  def __init__(
+    self,
+    box: sandbox.Box,
+    python: str,
+    dataset: str,
+    lines: Mapping[str, str],
+    least_seconds: float,
+  ):
+    self._box, self._python, self._dataset = box, python, dataset
+    self._lines, self._least_seconds = lines, least_seconds
+    self._running: set[BoxedProcess] = set()
+    self._closed = False
+
+  def close(self) -> None:
+    """Ends what is running."""
+    self._closed = True
+    for process in list(self._running):
+      process.cancel()
+
+  def judge(self, programs: _Programs) -> _Found:
+    """Each program's status; None for one that ended EvalPlus itself.
+
+    Raises:
+      UserError: EvalPlus does not run.
+    """
+    found: _Found = {}
+    while len(found) < len(programs) and not self._closed:
+      left = programs[len(found) :]
+      found |= dict(zip(left, self._once(left), strict=False))
+    return found
+
+  def _once(self, programs: _Programs) -> list[tuple[str, str] | None]:
+    """The statuses of one run, in order, as far as it got: one or more.
+
+    Raises:
+      UserError: it did not get to the first.
+    """
+    samples = "".join(
+      json.dumps({"task_id": task, "solution": program}) + "\n"
+      for task, program in programs
+    )
+    asked = dict.fromkeys(task for task, _ in programs)
+    tasks = "".join(self._lines[task] + "\n" for task in asked)
+    argv = [self._python, "driver.py", self._dataset, "samples.jsonl"]
+    argv += [str(self._least_seconds), str(int(not self._box.unsafe))]
+    answers: list[tuple[str, str] | None] = []
+    with self._box.start(
+      argv,
+      files={
+        "driver.py": _DRIVER.read_bytes(),
+        "tasks.jsonl": tasks.encode(),
+        "samples.jsonl": samples.encode(),
+      },
+      env={
+        "HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl",
+        "MBPP_OVERRIDE_PATH": "tasks.jsonl",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+      },
+      limits=sandbox.Limits(
+        cpu_seconds=3600,
+        memory_bytes=8 * _GIB,  # EvalPlus allows a program four
+        file_bytes=_GIB,
+        output_bytes=64 << 20,
+        processes=72,
+      ),
+    ) as process:
+      self._running.add(process)
+      if self._closed:
+        process.cancel()
+      try:
+        process.end_input()
+        deadline = time.monotonic() + _START_SECONDS
+        while len(answers) < len(programs):
+          if frames.receive(process, deadline) is None:  # it isn't ready
+            if not answers and not self._closed:
+              self._did_not_start(process)
+            break
+          deadline = time.monotonic() + _SECONDS
+          answer = frames.receive(process, deadline)
+          answers.append(None if answer is None else _statuses(answer))
+      finally:
+        self._running.discard(process)
+    return answers
+
+  def _did_not_start(self, process: BoxedProcess) -> NoReturn:
+    """Says why, before any program has run, nothing has come.
+
+    Raises:
+      UserError: always.
+    """
+    result = process.close()
+    self._box.check(process, result)
+    lines = result.stderr.decode(errors="replace").strip().splitlines()
+    said = f"{result.reason}, {(lines or ['no word'])[-1][:200]}"
+    raise UserError(f"EvalPlus does not run in the sandbox: {said}")

@@ -1,0 +1,210 @@
+"""LiveCodeBench, judged by its own runner, run whole in the sandbox.
+
+lcb_runner is on no registry and asks for far more than its evaluation needs;
+`third_party/lcb_runner/install.sh` puts it into an environment of its own.
+Where there is none, `grading.code` runs the same tests.
+
+The comparison is in the candidate's own process, and lcb_runner hands all
+programs of a run to one pool of processes: a program that sets out to can be
+taken for right and change what is said of the others of its run. Each in a
+sandbox of its own would cost lcb_runner's start, seconds, for every sample.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import json_text
+from trd_jax.experiment.records import Problem, Verdict
+from trd_jax.grading.code import code_tests, extract_code
+from trd_jax.grading.sandbox import sandbox
+
+VERSION = "lcb_runner-1"
+PYTHON = ".venv-lcb/bin/python"
+_MODULE = "lcb_runner.evaluation.compute_code_generation_metrics"
+_DRIVER = Path(__file__).with_name("lcb_driver.py")
+_PROGRAMS = 256  # of one run
+_TEST_SECONDS = 6  # lcb_runner's own limit
+_START_SECONDS = 300
+_GIB = 1 << 30
+# The runner's codes for the test at which it stopped.
+_REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
+
+
+def wanted(python: str | None) -> bool:
+  """Whether lcb_runner judges: its interpreter is named, or is there."""
+  return python is not None or os.access(_path(None), os.X_OK)
+
+
+def _path(python: str | None) -> str:
+  return os.path.abspath(python or PYTHON)
+
+
+def _python(python: str | None) -> str:
+  path = _path(python)
+  if not os.access(path, os.X_OK):
+    raise UserError(
+      f"python.lcb_runner={path} is not there: run"
+      " third_party/lcb_runner/install.sh, or leave the key out to grade"
+      " LiveCodeBench with our own executor"
+    )
+  return path
+
+
+def check(python: str | None, unsafe: bool = False) -> None:
+  """Sees that lcb_runner and a sandbox for it are there.
+
+  Raises:
+    UserError: they are not; it says how to get them.
+  """
+  path = _python(python)
+  result = sandbox.open(unsafe, path).run(
+    [path, "-c", f"import {_MODULE}"],
+    limits=sandbox.Limits(wall_seconds=120, cpu_seconds=60),
+  )
+  if result.exit_code != 0:
+    said = result.stderr.decode(errors="replace").strip().splitlines()
+    why = (said or ["no word"])[-1][:160]
+    raise UserError(
+      f"{path} can't import lcb_runner ({why}); make the environment again:"
+      " third_party/lcb_runner/install.sh"
+    )
+
+
+def grade(
+  answers: Sequence[tuple[Problem, str]],
+  *,
+  python: str | None = None,
+  unsafe: bool = False,
+  workers: int | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> list[Verdict]:
+  """Judges responses with lcb_runner's `codegen_metrics`.
+
+  Args:
+    answers: (problem with tests, a model's whole response).
+    python: lcb_runner's interpreter; None: `PYTHON`.
+    unsafe: see `sandbox.open`.
+    workers: programs that are tested at once; None: half of the cores.
+    progress: called with the number of programs judged so far.
+
+  Returns:
+    Verdicts in their order, with the reasons of `grading.code`.
+
+  Raises:
+    UserError: lcb_runner isn't there or doesn't run.
+  """
+  path = _python(python)
+  box = sandbox.open(unsafe, path)
+  workers = workers or max(1, (os.cpu_count() or 2) // 2)
+  verdicts: dict[int, Verdict] = {}
+  queue: list[tuple[int, str, str]] = []
+  for index, (problem, text) in enumerate(answers):
+    program = extract_code.last_program(text)
+    if program is None:
+      verdicts[index] = Verdict(False, "no_code", None)
+      continue
+    try:
+      tests = input_output(problem)
+    except code_tests.BadTests as error:
+      verdicts[index] = Verdict(None, "ungradable", program, str(error))
+      continue
+    queue.append((index, program, tests))
+    if len(queue) == _PROGRAMS:
+      verdicts |= _run(box, path, queue, workers)
+      queue = []
+      if progress:
+        progress(len(verdicts))
+  verdicts |= _run(box, path, queue, workers)
+  if progress:
+    progress(len(verdicts))
+  return [verdicts[index] for index in range(len(answers))]
+
+
+def input_output(problem: Problem) -> str:
+  """A problem's tests as lcb_runner takes them.
+
+  Raises:
+    code_tests.BadTests: they can't be read.
+  """
+  tests = code_tests.parse(problem.tests, json.loads(problem.meta))
+  inputs, outputs = [], []
+  for case in tests.cases:
+    if isinstance(case.expected, str):
+      inputs.append(case.given)
+      outputs.append(case.expected)
+    else:
+      arguments = code_tests.loads(case.given)
+      inputs.append("\n".join(map(code_tests.dumps, arguments)))
+      outputs.append(code_tests.dumps(case.expected[0]))
+  return json.dumps(
+    {"inputs": inputs, "outputs": outputs, "fn_name": tests.function}
+  )
+
+
+def _run(
+  box: sandbox.Box,
+  python: str,
+  queue: Sequence[tuple[int, str, str]],
+  workers: int,
+) -> dict[int, Verdict]:
+  """One run; where a program ends the runner itself, each half alone.
+
+  Raises:
+    UserError: lcb_runner does not run.
+  """
+  if not queue:
+    return {}
+  tests = sum(len(json.loads(each)["inputs"]) for _, _, each in queue)
+  with tempfile.TemporaryDirectory(prefix="trd-jax-lcb-") as name:
+    folder = Path(name)
+    asked = folder / "asked.json"
+    rows = [{"program": p, "input_output": t} for _, p, t in queue]
+    asked.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
+    asked.chmod(0o444)
+    result = box.run(
+      [python, "driver.py", str(folder), str(workers)],
+      files={"driver.py": _DRIVER.read_bytes()},
+      writable=folder,
+      env={"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+      limits=sandbox.Limits(
+        wall_seconds=_START_SECONDS
+        + math.ceil(tests / workers) * (_TEST_SECONDS + 1)
+        + 10 * len(queue),
+        cpu_seconds=7200,
+        memory_bytes=(4 + 4 * workers) * _GIB,
+        file_bytes=2 * _GIB,
+        output_bytes=64 << 20,
+        processes=64 + 16 * workers,
+      ),
+    )
+    try:
+      answered = json_text.loads((folder / "answered.json").read_bytes())
+      return {
+        index: _verdict(codes, program)
+        for codes, (index, program, _) in zip(answered, queue, strict=True)
+      }
+    except (OSError, ValueError, TypeError):
+      pass
+  if len(queue) > 1:
+    half = len(queue) // 2
+    first = _run(box, python, queue[:half], workers)
+    return first | _run(box, python, queue[half:], workers)
+  said = result.stderr.decode(errors="replace").strip().splitlines()
+  detail = f"{result.reason}, {(said or ['no word'])[-1][:160]}"
+  return {queue[0][0]: Verdict(None, "ungradable", queue[0][1], detail)}
+
+
+def _verdict(codes: list, program: str) -> Verdict:
+  """True for each test that passed; a code where the runner stopped."""
+  passed = sum(one is True for one in codes)
+  detail = json.dumps({"passed": passed, "ran": len(codes)})
+  if codes and passed == len(codes):
+    return Verdict(True, "match", program, detail)
+  last = codes[-1] if codes else -4
+  reason = "mismatch" if last is False else _REASONS.get(last, "mismatch")
+  return Verdict(False, reason, program, detail)  # type: ignore[arg-type]

@@ -1,0 +1,270 @@
+"""One spelling for what LaTeX, Unicode and habit write in many ways.
+
+`clean` turns an answer as a model or a data set wrote it into plain LaTeX
+without layout: the structural comparison and the symbolic parser both read
+only that. It never evaluates anything.
+"""
+
+import re
+import unicodedata
+
+from trd_jax.grading.math import notation
+
+_CHARACTERS = {
+  "−": "-",
+  "–": "-",
+  "—": "-",
+  "×": r"\times ",
+  "⋅": r"\cdot ",
+  "·": r"\cdot ",
+  "÷": "/",
+  "∕": "/",
+  "π": r"\pi ",
+  "∞": r"\infty ",
+  "∪": r"\cup ",
+  "∩": r"\cap ",
+  "∈": r"\in ",
+  "≤": r"\le ",
+  "≥": r"\ge ",
+  "≠": r"\ne ",
+  "≈": r"\approx ",
+  "±": r"\pm ",
+  "∓": r"\mp ",
+  "°": r"^\circ ",
+  "…": r"\ldots ",
+  "∅": r"\emptyset ",
+  "≡": r"\equiv ",
+  "⟨": r"\langle ",
+  "⟩": r"\rangle ",
+  "∨": r"\lor ",
+  "∛": r"\sqrt[3]",
+  "£": "",
+  "€": "",
+  "ω": r"\omega ",
+  "θ": r"\theta ",
+  "α": r"\alpha ",
+  "β": r"\beta ",
+  "\u2061": "",
+  "\u200b": "",
+  "\ufeff": "",
+}
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_RUN_ABOVE = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
+_RUN_BELOW = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
+_VULGAR = re.compile(r"(\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
+_ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\{|\()?")
+
+_SEPARATOR = r"(?:,?\\[,!;: ]\s*|\{,\}\s*|,?\\thinspace\s*|~|\s)"
+_GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?![\d])")
+_RULES: list[tuple[re.Pattern[str], str]] = [
+  (re.compile(pattern), replacement)
+  for pattern, replacement in (
+    # Doubled backslashes, dollar signs and math delimiters.
+    (r"\\\\(?=(?:[dt]?frac|text|sqrt|left|right|[lg]eq?|pi)(?![a-z]))", r"\\"),
+    (r"\\?\$|(?<!\\)\\[()\[\]]", ""),
+    # Delimiter sizes and styles.
+    (r"\\(?:left|right|middle)\s*\.", ""),
+    (r"\\(?:left|right|middle|[bB]igg?[lrm]?|mleft|mright)(?![a-z])", ""),
+    (r"\\(?:display|text)style(?![a-z])|\\(?:no)?limits(?![a-z])", ""),
+    (r"\\langle(?![a-z])", "("),
+    (r"\\rangle(?![a-z])", ")"),
+    (r"\\lbrace(?![a-z])", r"\\{"),
+    (r"\\rbrace(?![a-z])", r"\\}"),
+    (r"\\lbrack(?![a-z])", "["),
+    (r"\\rbrack(?![a-z])", "]"),
+    (r"\\[lr]vert(?![a-z])", "|"),
+    # Spaces.
+    (r"\\q?quad(?![a-z])|\\(?:en|thin|neg)space(?![a-z])", " "),
+    (r"(?<!\\)\\[,;:!> ]|~", " "),
+    # One name a command.
+    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-z])", r"\\binom"),
+    (r"\\(?:leqslant|leqq|leq)(?![a-z])|<=", r"\\le "),
+    (r"\\(?:geqslant|geqq|geq)(?![a-z])|>=", r"\\ge "),
+    (r"\\neq(?![a-z])|!=", r"\\ne "),
+    (r"\\lt(?![a-z])", "<"),
+    (r"\\gt(?![a-z])", ">"),
+    (r"\\(?:colon|ratio)(?![a-z])|\{:\}", ":"),
+    (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-z]))", r"\\ln "),
+    (r"\\lg(?![a-z])", r"\\log_{10} "),
+    (r"\\(?:dots|cdots|ldots|dotsc)(?![a-z])|\.\.\.", r"\\ldots "),
+    (r"\\(?:simeq|sim|doteq)(?![a-z])|~=", r"\\approx "),
+    (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
+    (r"\\imath(?![a-z])", "i"),
+    (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\equiv(?![a-z])", "="),
+    (r"\\(?:lor|vee)(?![a-z])", ","),
+    (r"\\backslash(?![a-z])", r"\\setminus "),
+    (r"\\mid(?![a-z])", "|"),
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (
+      r"\\text\s*\{\s*infinity\s*\}|(?<![\\a-zA-Z])infinity(?![a-z])",
+      r"\\infty ",
+    ),
+    # Roman text: what is a symbol, a number or a conjunction is not text.
+    (
+      r"\\(?:mathrm|mathbf|mathit|mathsf|textbf|textit|textrm|textnormal"
+      r"|textsf|mbox|operatorname|emph)\*?(?=\s*\{)",
+      r"\\text",
+    ),
+    (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
+    (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
+    (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
+    (r"\\text\s*\{[\s,]*(?:and|or|,|;)[\s,]*\}", ","),
+    (r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
+    (
+      r"\\text\s*\{\s*(\(?[A-Z]\)?(?:\s*,\s*\(?[A-Z]\)?)+)\s*\}",
+      r"\1",
+    ),
+    (r"\\text\s*\{\s*\}", " "),
+    (
+      r"\\text\s*\{\s*(arc)?(ln|log|sin|cos|tan|cot|sec|csc|exp)\s*\}",
+      r"\\\1\2 ",
+    ),
+    # What programs write.
+    (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"(?<![\\a-zA-Z])sqrt(?=\s*[\d{])", r"\\sqrt"),
+    (r"(?<![\\a-zA-Z])(sin|cos|tan|ln|log|pi)(?![a-zA-Z])", r"\\\1 "),
+    (r"\*\*", "^"),
+    (r"\^\s*\(([^()]*)\)", r"^{\1}"),
+    (r"\*", r"\\cdot "),
+    (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    # 073 = 73 and .5 = 0.5; after a comma it would be a group of digits.
+    (r"(?<![\d.,:\\A-Za-z_^])0+(?=\d)", ""),
+    (r"(?<![\d.])\.(?=\d)", "0."),
+    (r"\s+", " "),
+    # A relation without a left side: "≈ 3.14", "= 5".
+    (r"\A\s*(?:\\approx(?![a-z])|=)\s*(?=\S)", ""),
+  )
+]
+_BOLD = re.compile(r"\*\*([^*]+)\*\*\Z")
+_COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![a-z])")
+_INDEX = re.compile(r"\s*\[[^\]]*\]")
+_TOKEN = re.compile(r"\\[a-zA-Z]+|[^\\]")
+_END = re.compile(r"(?:[\s.;,]|\\\\)+\Z")
+# Column after column of tokens is how some models break a formula up.
+_COLUMN = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}", re.DOTALL)
+
+
+def _brace_end(text: str, start: int) -> int:
+  """Index past the brace or parenthesis that opens at `start`; -1 if none."""
+  opening = text[start]
+  closing = {"{": "}", "(": ")", "[": "]"}[opening]
+  depth, at = 0, start
+  while at < len(text):
+    if text[at] == "\\":
+      at += 1
+    elif text[at] == opening:
+      depth += 1
+    elif text[at] == closing:
+      depth -= 1
+      if depth == 0:
+        return at + 1
+    at += 1
+  return -1
+
+
+def _roots(text: str) -> str:
+  """Writes each √ as `\\sqrt{}`, with what it stands over inside."""
+  while (found := _ROOT.search(text)) is not None:
+    inner = found[1]
+    if inner in ("{", "("):
+      end = _brace_end(text, found.end() - 1)
+      if end < 0:
+        return text.replace("√", r"\sqrt ")
+      body = text[found.end() : end - 1]
+    else:
+      body, end = inner or "", found.end()
+    text = f"{text[: found.start()]}\\sqrt{{{body}}}{text[end:]}"
+  return text
+
+
+def _plain_characters(text: str) -> str:
+  """Replaces what Unicode offers for digits, signs, scripts and roots."""
+  if text.isascii():
+    return text
+  text = _RUN_ABOVE.sub(
+    lambda run: "^{" + "".join(_SUPERSCRIPTS[c] for c in run[0]) + "}", text
+  )
+  text = _RUN_BELOW.sub(
+    lambda run: "_{" + "".join(_SUBSCRIPTS[c] for c in run[0]) + "}", text
+  )
+
+  def vulgar(match: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", match[2]).partition("⁄")
+    return f"{match[1]}\\frac{{{top}}}{{{bottom}}}"
+
+  text = _VULGAR.sub(vulgar, text)
+  text = "".join(_CHARACTERS.get(character, character) for character in text)
+  return _roots(unicodedata.normalize("NFKC", text))
+
+
+def _surplus(text: str) -> int:
+  """How many more braces a text closes than it opens."""
+  return text.count("}") - text.count("{")
+
+
+def _argument(text: str, at: int) -> tuple[str, int]:
+  """The command argument that begins at `at` and the index after it."""
+  while at < len(text) and text[at] == " ":
+    at += 1
+  if at == len(text):
+    return "", at
+  if text[at] == "{":
+    end = _brace_end(text, at)
+    return ("", at) if end < 0 else (text[at + 1 : end - 1], end)
+  token = _TOKEN.match(text, at)
+  return (token[0], token.end()) if token else (text[at], at + 1)
+
+
+def _braced(text: str) -> str:
+  r"""Puts braces around the arguments of `\frac`, `\binom` and `\sqrt`."""
+  done, at = [], 0
+  while (command := _COMMAND.search(text, at)) is not None:
+    done.append(text[at : command.end()])
+    at = command.end()
+    if command[1] == "sqrt" and (root := _INDEX.match(text, at)):
+      done.append(root[0].strip())
+      at = root.end()
+    for _ in range(1 if command[1] == "sqrt" else 2):
+      argument, at = _argument(text, at)
+      done.append(f"{{{_braced(argument)}}}")
+  return "".join([*done, text[at:]])
+
+
+def strip_braces(text: str) -> str:
+  """Drops braces (not `\\{`) that enclose the whole text."""
+  while (
+    text.startswith("{")
+    and text.endswith("}")
+    and _brace_end(text, 0) == len(text)
+  ):
+    text = text[1:-1].strip()
+  return text
+
+
+def clean(answer: str) -> str:
+  """An answer in one spelling: no layout, no Unicode, one name a command.
+
+  Args:
+    answer: what a box or a gold column holds; LaTeX, Unicode or plain text.
+
+  Returns:
+    LaTeX for the same thing; "" for nothing. Idempotent up to spaces.
+  """
+  text = _plain_characters(answer).replace("\n", " ").strip()
+  if (bold := _BOLD.match(text)) is not None:
+    text = bold[1]
+  column = _COLUMN.search(text)
+  if column and "&" not in column[1]:
+    joined = re.sub(r"\\\\|\\text\{[^{}]*\}|\\,", " ", column[1])
+    text = text[: column.start()] + joined + text[column.end() :]
+    text = re.sub(r"(?<=\d) +(?=\d)", "", text)
+  text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run[0]), text)
+  for pattern, replacement in _RULES:
+    text = pattern.sub(replacement, text)
+  text = _END.sub("", _braced(text).strip())
+  while text.endswith("}") and _surplus(text) > 0:
+    text = text[:-1].rstrip()
+  return notation.rewrite(strip_braces(text))

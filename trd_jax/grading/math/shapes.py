@@ -1,0 +1,233 @@
+"""Reads the shape of an answer: its name, its items, its cells.
+
+Everything here takes an answer as `latex.clean` writes it and takes it apart
+as text: at an equals sign, at commas, at the cells of a matrix. What the parts
+are worth is for others to compare.
+"""
+
+import re
+from typing import NamedTuple
+
+from trd_jax.grading.math.latex import strip_braces
+
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_MATRIX = re.compile(
+  r"[(\[|]?\s*\\begin\{([pbvBV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\})?"
+  r"(.*)\\end\{\1\}\s*[)\]|]?\Z",
+  re.DOTALL,
+)
+_NOT_IN_NAME = re.compile(r"[-+*/^0-9.]|\\(?:cdot|times|pm|sqrt)(?![a-z])")
+_RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
+_PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
+_UNKNOWN = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]")
+# What a name may carry: an index, a prime, the mark of an inverse.
+_MARK = re.compile(
+  r"_\s*(?:\{[^{}]*\}|\w)|'|\^\s*\{\s*-\s*1\s*\}(?=\s*\()"
+  r"|(?<=[A-Z])\^\s*\{\s*-\s*1\s*\}\Z"
+)
+
+_LETTER = re.compile(r"([a-z])(?:_\{?(\d+)\}?)?\Z")
+
+
+class Named(NamedTuple):
+  """What an answer is called, if it says so, and its value."""
+
+  name: str | None
+  value: str
+
+
+def squeeze(text: str) -> str:
+  """The text without spaces (but for 1 0) and braces around one character."""
+  text = re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text)
+  return re.sub(r"\{(\w)\}", r"\1", text)
+
+
+def split(text: str, separators: str = ",;") -> list[str]:
+  """Splits at separators that stand outside of all brackets."""
+  parts, depth, begin, at = [], 0, 0, 0
+  while at < len(text):
+    character = text[at]
+    if character == "\\":
+      at += 1
+      if text[at : at + 1] in ("{", "}"):
+        depth += 1 if text[at] == "{" else -1
+      elif text.startswith(("begin{", "end{"), at):
+        depth += 1 if text[at] == "b" else -1
+    elif character in "([{":
+      depth += 1
+    elif character in ")]}":
+      depth -= 1
+    elif character in separators and depth == 0:
+      parts.append(text[begin:at])
+      begin = at + 1
+    at += 1
+  parts.append(text[begin:])
+  return [part for part in map(str.strip, parts) if part]
+
+
+def outside(text: str) -> str:
+  """The text with all that stands in braces blanked, at the same length."""
+  depth, kept, at = 0, list(text), 0
+  while at < len(text):
+    character = text[at]
+    step = 2 if character == "\\" else 1
+    depth += (character == "{") - (character == "}")
+    if depth > 0:
+      kept[at : at + step] = " " * len(kept[at : at + step])
+    at += step
+  return "".join(kept)
+
+
+def inside(text: str, opening: str, closing: str) -> str | None:
+  """What stands between an outer pair of brackets, if one pair encloses all."""
+  if not (text.startswith(opening) and text.endswith(closing)):
+    return None
+  inner = text[len(opening) : len(text) - len(closing)]
+  depth, at = 0, 0
+  while at < len(inner):
+    if inner.startswith(closing, at):
+      depth -= 1
+      if depth < 0:
+        return None
+      at += len(closing)
+    elif inner.startswith(opening, at):
+      depth += 1
+      at += len(opening)
+    else:
+      at += 2 if inner[at] == "\\" else 1
+  return inner.strip() if depth == 0 else None
+
+
+def _is_name(text: str) -> bool:
+  """Whether `text` can stand before = as what an answer is called."""
+  bare = _TEXT.sub("x", _MARK.sub("", text))
+  if _NOT_IN_NAME.search(bare) or _RELATION.search(bare):
+    return False
+  return re.search(r"[A-Za-z]", bare) is not None
+
+
+def named(text: str) -> Named:
+  """Splits `f(x) = a = b` into the name and the last exact value."""
+  parts = split(text, "=")
+  if len(parts) == 1 and "\\approx" in text:
+    name, _, value = text.partition("\\approx")
+    if _is_name(name):
+      return Named(name.strip(), value.strip())
+  if len(parts) < 2:
+    return Named(None, text)
+  if not any(map(_UNKNOWN.search, parts)):
+    return Named(None, parts[-1])  # 2 + 2 = 4
+  if _is_name(parts[0]):
+    return Named(parts[0], parts[-1])
+  return Named(None, parts[-1] if len(parts) > 2 else text)
+
+
+def names_agree(
+  gold: str | None, answer: str | None, numbered: bool = False
+) -> bool:
+  """Whether two names can be one thing's: different letters are two things'.
+
+  Args:
+    gold: a name, or None.
+    answer: a name, or None.
+    numbered: different numbers below the letter are two things' as well;
+      not so in a list, whose items anyone may number.
+  """
+  if gold is None or answer is None:
+    return True
+  mine, yours = (
+    _LETTER.match(squeeze(name.lower())) for name in (gold, answer)
+  )
+  if not mine or not yours:
+    return True
+  if not numbered and (mine[2] or yours[2]):
+    return True
+  one, other = mine[2] or yours[2], yours[2] or mine[2]
+  return mine[1] == yours[1] and one == other
+
+
+def is_relation(text: str) -> bool:
+  """Whether there is an =, < or the like outside of all braces."""
+  return _RELATION.search(outside(text)) is not None
+
+
+def is_equation(text: str) -> bool:
+  """Whether there is an = that doesn't just give a value its name."""
+  return named(text).name is None and "=" in outside(named(text).value)
+
+
+def _expand(items: list[str]) -> list[str]:
+  """Writes each item with ± as two, the upper signs first."""
+  expanded = []
+  for item in items:
+    if not _PAIR.search(item):
+      expanded.append(item)
+      continue
+    name, value = named(item)
+    prefix = f"{name} = " if name else ""
+    for upper in (True, False):
+      signs = {"pm": "+" if upper else "-", "mp": "-" if upper else "+"}
+      signed = _PAIR.sub(lambda m, s=signs: s[m[1]], value).strip()
+      expanded.append(prefix + signed.removeprefix("+").strip())
+  return expanded
+
+
+def items_of(text: str) -> list[str] | None:
+  """Items of a bare list or a set; None where `text` is one value."""
+  inner = inside(text, "\\{", "\\}")
+  if inner is not None:
+    return _expand(split(inner))
+  parts = split(strip_braces(text))
+  if len(parts) > 1 or _PAIR.search(text):
+    return _expand(parts)
+  return None
+
+
+def tuple_of(text: str) -> list[str] | None:
+  """Items of `(a, b, …)` or `[a, b, c, …]`; None where it is neither."""
+  inner, least = inside(text, "(", ")"), 2
+  if inner is None:  # of two, that is an interval
+    inner, least = inside(text, "[", "]"), 3
+  items = split(inner) if inner is not None else []
+  return items if len(items) >= least else None
+
+
+def vector_of(text: str) -> list[str] | None:
+  """Entries of a matrix of one row or column, without labels between them."""
+  cells = matrix_of(text)
+  if cells is None or 1 not in (len(cells), len(cells[0])):
+    return None
+  flat = [cell for row in cells for cell in row if cell]
+  labels, entries = flat[::2], flat[1::2]
+  labelled = all(len(name) == 1 and name.isalpha() for name in labels)
+  if labelled and len(labels) == len(entries) > 1:
+    return entries
+  return flat if len(flat) > 1 else None
+
+
+def matrix_of(text: str) -> list[list[str]] | None:
+  """Rows of cells; None where `text` is no matrix."""
+  match = _MATRIX.match(text)
+  if not match:
+    return None
+  rows = [row.strip() for row in match[2].split("\\\\")]
+  return [
+    [cell.strip() for cell in row.split("&")]
+    for row in rows
+    if row and row != "\\hline"
+  ]
+
+
+def values_of(text: str, names: str | None) -> list[str] | None:
+  """The values of `a = 1, b = 2, …`, in the order of `(a, b, …)` if it's given.
+
+  None where not every item has a name of its own.
+  """
+  items = [named(item) for item in split(text)]
+  values = {squeeze(item.name): item.value for item in items if item.name}
+  if len(items) < 2 or len(values) < len(items):
+    return None
+  order = [squeeze(name) for name in tuple_of(names or "") or []]
+  if sorted(order) == sorted(values):
+    return [values[name] for name in order]
+  return list(values.values())

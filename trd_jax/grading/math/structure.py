@@ -1,0 +1,267 @@
+"""Compares answers by the shape of the gold: what is inside is left to others.
+
+The gold decides: a list or a set is compared without order, a tuple with it,
+an interval by its ends, a matrix by its cells, words as words, an equation as
+an equation, and anything else as one value. Values are compared by a function
+that the caller passes, which may answer None where it cannot tell; None then
+goes up through the shapes (False still wins). That is how one comparison
+serves both the parent process (literals only) and the symbolic worker.
+"""
+
+import collections
+import itertools
+import re
+from collections.abc import Callable, Iterable
+
+from trd_jax.grading.math import notation, regions, shapes
+from trd_jax.grading.math.latex import strip_braces
+
+Maybe = bool | None
+Equal = Callable[[str, str], Maybe]
+
+MAX_ITEMS = 64  # of a list that is paired off item by item
+
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
+_BASED = re.compile(
+  r"([+-]?\d[0-9A-Za-z]*)\s*_\s*\{?\s*\(?\s*(\d+)\s*\)?\s*\}?\Z"
+)
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
+_SAYS_CHOICE = re.compile(
+  r"\s*(?i:(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)"
+  r"(?:\s+is|\s*:)?(?:\s+(?:option|choice))?)\s*\(?([A-Z])[\s).]*\Z"
+)
+_ACRONYM = re.compile(r"[A-Z]{3,}\Z")
+_MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
+_ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
+
+
+def every(results: Iterable[Maybe]) -> Maybe:
+  """Three-valued `all`: False wins over None, None over True."""
+  outcome: Maybe = True
+  for result in results:
+    if result is False:
+      return False
+    if result is None:
+      outcome = None
+  return outcome
+
+
+def unordered(golds: list, answers: list, equal: Callable) -> Maybe:
+  """Whether the items can be paired off, each with an equal of its own.
+
+  Equality is transitive on what it can tell, so the first free equal will do.
+  """
+  if len(golds) != len(answers):
+    return False
+  rest = collections.Counter(map(str, answers))
+  rest.subtract(map(str, golds))
+  if not any(rest.values()):
+    return True
+  if len(golds) > MAX_ITEMS:
+    return None
+  free = list(range(len(answers)))
+  outcome: Maybe = True
+  for gold in golds:
+    undecided = False
+    for index in free:
+      result = equal(gold, answers[index])
+      if result:
+        free.remove(index)
+        break
+      undecided |= result is None
+    else:
+      if not undecided:
+        return False
+      outcome = None
+  return outcome
+
+
+def _words(text: str) -> str:
+  """Lower-case words of a text answer."""
+  bare = _TEXT.sub(r" \1 ", text)
+  return " ".join(re.sub(r"[^\w\s]", " ", bare).lower().split())
+
+
+def _compare_text(gold: str, answer: str) -> Maybe:
+  """Words against words; None where the gold may be a formula after all."""
+  bare = _TEXT.sub(r"\1", gold).strip(" ().")
+  if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", bare):
+    return None
+  if re.fullmatch(r"[A-Z]", bare):
+    said = _TEXT.sub(r"\1", answer).strip()
+    choice = _CHOICE.match(said) or _SAYS_CHOICE.match(said)
+    if choice:
+      return choice[1] == bare
+  if _words(gold) == _words(answer) and len(bare) > 1:
+    return True
+  if _ACRONYM.match(bare):
+    return False  # a word, not the product of its letters
+  longest = max(map(len, bare.split()))
+  is_text = "\\text" in gold or longest > 5 or (" " in bare and longest > 2)
+  return False if is_text else None
+
+
+def _compare_lists(
+  gold: list[str], answer: str, equal: Equal, *, is_set: bool
+) -> Maybe:
+  """A gold list or set against whatever the answer is.
+
+  A bare list may be a tuple's or a vector's items, in their order. A set of
+  several is neither, and `(1,2)` is no way to write `{1,2}` but an interval or
+  a point.
+  """
+  if len(shapes.split(answer)) == 1:
+    answer = shapes.named(answer).value
+  items = shapes.items_of(answer)
+  in_order = items is None
+  if items is None and len(gold) > 1 and not is_set:
+    items = shapes.tuple_of(answer) or shapes.vector_of(answer)
+  if items is None:
+    items = [answer]
+  golds, answers = list(map(shapes.named, gold)), list(map(shapes.named, items))
+
+  def pair(one: shapes.Named, other: shapes.Named) -> Maybe:
+    if not shapes.names_agree(one.name, other.name):
+      return False
+    return compare(one.value, other.value, equal)
+
+  names = {shapes.squeeze(item.name) for item in golds if item.name}
+  unnamed = not any(item.name for item in answers)
+  if len(golds) == len(answers) and (
+    (in_order and len(gold) > 1) or (len(names) > 1 and unnamed)
+  ):
+    return every(map(pair, golds, answers))
+  return unordered(golds, answers, pair)
+
+
+def compare(gold: str, answer: str, equal: Equal) -> Maybe:
+  """Compares an answer with the gold, both as `latex.clean` writes them.
+
+  Args:
+    gold: the right answer; its shape decides how they are compared.
+    answer: what is being judged.
+    equal: compares two single values, gold first; None where it cannot tell.
+
+  Returns:
+    True or False, or None where `equal` could not tell and it matters.
+  """
+  if not gold or not answer:
+    return False
+  if shapes.squeeze(gold) == shapes.squeeze(answer):
+    return True
+  if (text := _compare_text(gold, answer)) is not None:
+    return text
+  if (member := _MEMBER_OF.match(answer)) is not None:
+    answer = member[1]
+  if (member := _MEMBER_OF.match(gold)) is not None:
+    gold = member[1]
+  if shapes.is_equation(gold) or (
+    shapes.is_equation(answer) and shapes.named(gold).name is not None
+  ):
+    both = "=" in shapes.outside(gold) and "=" in shapes.outside(answer)
+    return equal(gold, answer) if both else False
+  if regions.is_region(gold) or regions.is_region(answer):
+    mine, yours = regions.parse(gold), regions.parse(answer)
+    if mine is not None and yours is not None:
+      names = regions.unknown(gold), regions.unknown(answer)
+      if not shapes.names_agree(*names, numbered=True):
+        return False
+      return unordered(mine, yours, lambda a, b: _same_span(a, b, equal))
+    if (
+      shapes.is_relation(gold)
+      and shapes.is_relation(answer)
+      and not shapes.items_of(answer)
+    ):
+      return equal(gold, answer)
+    if mine is not None and yours is None:
+      return False  # a region is asked for, and this is none
+  if _GROUPED.match(gold) and (result := equal(gold, answer)):
+    return result
+  items = shapes.items_of(gold)
+  if items is not None:
+    is_set = shapes.inside(gold, "\\{", "\\}") is not None
+    return _compare_lists(items, answer, equal, is_set=is_set)
+  return _compare_single(gold, answer, equal)
+
+
+def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
+  if (gold.left_open, gold.right_open) != (answer.left_open, answer.right_open):
+    return False
+  return every(
+    shapes.squeeze(mine) == shapes.squeeze(yours)
+    or ("\\infty" not in mine + yours and compare(mine, yours, equal))
+    for mine, yours in ((gold.low, answer.low), (gold.high, answer.high))
+  )
+
+
+def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
+  """A gold that is a named value, a tuple, a matrix or one value."""
+  gold_name, gold = shapes.named(gold)
+  listed = shapes.tuple_of(gold)
+  if listed is not None and (entries := shapes.values_of(answer, gold_name)):
+    return _in_order(listed, entries, equal)
+  answer_name, answer = shapes.named(answer)
+  if not shapes.names_agree(gold_name, answer_name, numbered=True):
+    return False
+  if gold_name or answer_name:
+    return compare(gold, answer, equal)
+  cells, answer_cells = shapes.matrix_of(gold), shapes.matrix_of(answer)
+  items, answer_items = shapes.tuple_of(gold), shapes.tuple_of(answer)
+  if cells is not None and answer_cells is None and answer_items is not None:
+    # A vector may be written as the tuple of its entries.
+    items = [cell for row in cells for cell in row]
+    cells = None if 1 in (len(cells), len(cells[0])) else cells
+  if cells is not None:
+    if answer_cells is None:
+      return equal(gold, answer) if "\\begin" in answer else False
+    if list(map(len, cells)) != list(map(len, answer_cells)):
+      return False
+    flat = itertools.chain.from_iterable
+    both = zip(flat(cells), flat(answer_cells), strict=True)
+    return every(compare(mine, yours, equal) for mine, yours in both)
+  if items is not None:
+    if shapes.inside(answer, "\\{", "\\}") is not None:
+      return False
+    answers = (
+      answer_items
+      or shapes.vector_of(answer)
+      or shapes.split(strip_braces(answer))
+    )
+    return _in_order(items, answers, equal)
+  (gold, modulus), (answer, other) = map(notation.modulus, (gold, answer))
+  if modulus and other and shapes.squeeze(modulus) != shapes.squeeze(other):
+    return False
+  if modulus or other:
+    return compare(gold, answer, equal)
+  return _compare_value(gold, answer, equal)
+
+
+def _in_order(golds: list[str], answers: list[str], equal: Equal) -> Maybe:
+  if len(golds) != len(answers):
+    return False
+  return every(map(lambda a, b: compare(a, b, equal), golds, answers))
+
+
+def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
+  """Two single values: an answer that hedges or lists is not one."""
+  based, answer_based = _BASED.match(gold), _BASED.match(answer)
+  if based:
+    return bool(answer_based) and based.groups() == answer_based.groups()
+  inner = shapes.inside(answer, "\\{", "\\}")
+  if inner is not None:
+    return compare(gold, inner, equal)
+  unit = _ENDS_IN_UNIT.search(gold)
+  if unit and answer.endswith(unit[1]) and len(answer) > len(unit[1]):
+    # Letter for letter the gold's unit, though nothing marks it as text.
+    gold = gold[: unit.start()].strip()
+    answer = answer[: -len(unit[1])].strip()
+  if not _GROUPED.match(answer) and shapes.items_of(answer) is not None:
+    return False
+  if shapes.tuple_of(answer) is not None or shapes.is_relation(answer):
+    return False
+  if shapes.matrix_of(answer) is not None and "\\begin" not in gold:
+    return False
+  gold = shapes.inside(gold, "(", ")") or gold
+  answer = shapes.inside(answer, "(", ")") or answer
+  return equal(gold, answer)

@@ -1,0 +1,1 @@
+"""The box in which a program that a model wrote runs."""

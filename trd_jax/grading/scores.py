@@ -1,0 +1,375 @@
+"""What graded samples add up to: a benchmark's figures, and two runs' beside.
+
+`figures` makes of a benchmark's rows what `done.json` and, without the single
+verdicts, `summary.json` of an evaluation hold; `table` is that for people.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trd_jax.data.problems.store import Questions
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import (
+  NO_ANSWER,
+  GradedSample,
+  told_because,
+  unparsed_because,
+)
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.run_sections import Evaluate
+from trd_jax.grading import estimators
+
+SHARES = {
+  "truncated_share": "truncated",
+  "no_box_share": "no answer",
+  "unparsed_share": "unparsed",
+  "timeout_share": "timeout",
+  "unjudged_share": "unjudged",
+}
+"""By key of `figures`: what the table calls it."""
+
+_IDENTICAL = "identical_to_base"
+_BASE = "evaluate/base"
+_ADVICE = "evaluate both on the same questions, equally often"
+
+Verdicts = dict[str, list[bool | None]]
+
+
+def figures(
+  rows: Sequence[GradedSample],
+  section: Evaluate,
+  data: Mapping[str, Any],
+  base: Mapping[str, Sequence[bool | None]] | None = None,
+) -> dict[str, Any]:
+  """One model on one benchmark.
+
+  Args:
+    rows: its samples of that benchmark, each once.
+    section: for the seed and the number of resamples.
+    data: what the questions were read from (`store.Questions.data`).
+    base: verdicts by question of the model that says how hard each is.
+
+  Returns:
+    What `estimators.summarize` gives; `verdicts` by question; the shares of
+    samples that were truncated, have no answer (no box, no program), could
+    not be parsed or ran out of time; `unparsed_because`, see `records`;
+    `median_tokens`; `graders`, how many samples each version judged; `model`,
+    `model_revision`; `thinking`, whether the prompts let a response think (None
+    where the rows don't say); `data`; and with `base` the figures by difficulty
+    as `buckets`.
+  """
+  verdicts: Verdicts = {}
+  graders: dict[str, int] = {}
+  for row in sorted(rows, key=lambda row: (row.problem_id, row.sample)):
+    verdicts.setdefault(row.problem_id, []).append(row.correct)
+    graders[row.grader_version] = graders.get(row.grader_version, 0) + 1
+  settings = {"resamples": section.bootstrap, "seed": section.seed}
+  found: dict[str, Any] = {
+    **estimators.summarize(verdicts, **settings),
+    "verdicts": verdicts,
+    "truncated_share": _share(row.truncated for row in rows),
+    "no_box_share": _share(row.reason in NO_ANSWER for row in rows),
+    "unparsed_share": _share(row.reason == "unparsed" for row in rows),
+    "unparsed_because": unparsed_because((r.reason, r.detail) for r in rows),
+    "timeout_share": _share(row.reason == "timeout" for row in rows),
+    "median_tokens": statistics.median(row.num_tokens for row in rows),
+    "graders": graders,
+    "model": rows[0].model,
+    "model_revision": rows[0].model_revision,
+    "thinking": max((row.thinking for row in rows), key=_is_said),
+    "data": dict(data),
+  }
+  if base is not None:
+    found["buckets"] = estimators.by_bucket(verdicts, base, **settings)
+  return found
+
+
+def base_verdicts(
+  section: Evaluate,
+  run_dir: RunDir,
+  stage: str,
+  questions: Mapping[str, Questions],
+  thinking: bool | None = None,
+) -> dict[str, Verdicts]:
+  """By benchmark the base verdicts that say how hard each question is.
+
+  Args:
+    section: names a run, or leaves it at this one, which may have none yet.
+    run_dir: this run.
+    stage: what is evaluated: 'evaluate/base' or 'evaluate/trained'.
+    questions: what is asked.
+    thinking: in which mode, where that is known.
+
+  Raises:
+    UserError: the run that `evaluate.buckets_from` names has no base samples,
+      or has them of other questions or in the other thinking mode.
+  """
+  named = section.buckets_from
+  if named is None and stage == _BASE:
+    return {}
+  where = run_dir if named is None else RunDir(named)
+  done = where.done(_BASE)
+  if done is None and named is None:
+    return {}
+  told = f"evaluate.buckets_from={named}" if named else str(where.stage(_BASE))
+  if done is None:
+    raise UserError(
+      f"{told}: there is no finished evaluation of the base model; run"
+      " trd_jax.evaluate --model=base there"
+    )
+  if named and (lacking := [name for name in questions if name not in done]):
+    raise UserError(f"{told}: it has no {', '.join(lacking)}")
+  found = {name: row["verdicts"] for name, row in done.items()}
+  for name in questions.keys() & found.keys():
+    if _differ(there := done[name].get("thinking"), thinking):
+      raise UserError(
+        f"{told}: its {name} was sampled with thinking {_mode(there)}, and here"
+        f" it is with thinking {_mode(thinking)}, so that its buckets are"
+        " another mode's; set evaluate.thinking to its mode, or name another"
+        " run in evaluate.buckets_from"
+      )
+    ids = {problem.problem_id for problem in questions[name].problems}
+    if missing := sorted(ids - found[name].keys()):
+      raise UserError(
+        f"{told}: of {name} it lacks {len(missing)} of {len(ids)} questions,"
+        f" {missing[0]} for one; name a base run of the same questions in"
+        " evaluate.buckets_from"
+      )
+  return found
+
+
+def _is_said(thinking: bool | None) -> bool:
+  return thinking is not None
+
+
+def _differ(one: bool | None, two: bool | None) -> bool:
+  """Whether two modes are known to differ; earlier versions don't say."""
+  return _is_said(one) and _is_said(two) and one != two
+
+
+def _mode(thinking: bool | None) -> str:
+  return {True: "on", False: "off", None: "not recorded"}[thinking]
+
+
+def describe_modes(summary: Mapping[str, Any]) -> str:
+  """In which thinking mode the benchmarks of a summary were sampled."""
+  modes = (_mode(row.get("thinking")) for row in summary.values())
+  return f"thinking {' or '.join(dict.fromkeys(modes))}"
+
+
+def identical_to_base(
+  rows: Sequence[GradedSample], run_dir: RunDir
+) -> dict[str, float]:
+  """Returns by benchmark the share of samples that are base's, id for id.
+
+  A sample is compared with base's of the same question and number, where both
+  drew with the same seed; engines that were to sample from another model and
+  give all of base's samples had base's weights.
+
+  Args:
+    rows: the trained model's.
+    run_dir: where base's are, if they are.
+  """
+  columns = ["key", "benchmark", "problem_id", "sample", "seed", "response_ids"]
+  base = {
+    (row["benchmark"], row["problem_id"], row["sample"], row["seed"]): row[
+      "response_ids"
+    ]
+    for row in run_dir.table(_BASE, GradedSample, columns).to_pylist()
+  }
+  marks: dict[str, list[bool]] = {}
+  for row in rows:
+    name = (row.benchmark, row.problem_id, row.sample, row.seed)
+    if name in base:
+      same = list(row.response_ids) == base[name]
+      marks.setdefault(row.benchmark, []).append(same)
+  return {name: _share(same) for name, same in marks.items()}
+
+
+def served_base(summary: Mapping[str, Any]) -> str | None:
+  """Returns the warning about a trained model that samples as base does."""
+  same = [n for n, row in summary.items() if row.get(_IDENTICAL) == 1.0]
+  if not same:
+    return None
+  return (
+    f"warning: every sample of {', '.join(same)} is base's, token for token:"
+    " what was sampled from are base's weights, or an adapter too small to be"
+    " seen; look at merge/done.json (largest_logit_distance_to_base), and on a"
+    " server see that it has loaded the merged folder or the adapter anew"
+  )
+
+
+def told_identical(summary: Mapping[str, Any]) -> str | None:
+  """Returns the shares of samples that are base's as a line; None without."""
+  shares = [
+    f"{name} {100 * row[_IDENTICAL]:.1f}%"
+    for name, row in summary.items()
+    if _IDENTICAL in row
+  ]
+  if not shares:
+    return None
+  return f"identical to base's sample, token for token: {', '.join(shares)}"
+
+
+def _share(marks) -> float:
+  marks = list(marks)
+  return sum(marks) / len(marks)
+
+
+def without_verdicts(summary: Mapping[str, Any]) -> dict[str, Any]:
+  """A summary by benchmark for people: without each sample's verdict."""
+  return {
+    name: {key: value for key, value in row.items() if key != "verdicts"}
+    for name, row in summary.items()
+  }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+  """One line: Avg@K and Pass@K of every benchmark."""
+  return "; ".join(
+    f"{name} Avg@{row['k']} {100 * row['avg_at_k']:.1f}%,"
+    f" Pass@{row['k']} {100 * row['pass_at_k']:.1f}% (n={row['n']})"
+    for name, row in summary.items()
+  )
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """Every benchmark's figures, pass@k curve and buckets, in percent."""
+  rows: list[Sequence[str]] = [("benchmark", "", "percent, 95% interval")]
+  for name, row in summary.items():
+    k = row["k"]
+    lines = [(f"Avg@{k}", cell(row, "avg_at_k"))]
+    for point, value in row["pass_curve"].items():
+      interval = row["pass_curve_intervals"][point]
+      lines.append((f"Pass@{point}", _cell(value, interval)))
+    for bucket, part in row.get("buckets", {}).items():
+      shown = cell(part, "avg_at_k") if part["n"] else "no question"
+      lines.append((f"Avg@{k} {bucket} (n={part['n']})", shown))
+    shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
+    lines.append(("shares", ", ".join(shares)))
+    lines.append(("thinking", _mode(row.get("thinking"))))
+    if because := told_because(row.get("unparsed_because", {})):
+      lines.append(("unparsed", because.strip()))
+    title = f"{name} (n={row['n']})"
+    rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
+  return columns(rows)
+
+
+def cell(figures: Mapping[str, Any], metric: str) -> str:
+  """A metric with its interval, in percent."""
+  return _cell(figures[metric], figures[f"{metric}_interval"])
+
+
+def _cell(value: float, interval: Sequence[float]) -> str:
+  low, high = interval
+  return f"{100 * value:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells as lines, each column as wide as its widest cell."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+    lines.append("  ".join(cells).rstrip())
+  return "\n".join(lines)
+
+
+def compare(
+  mine: Mapping[str, Any],
+  other: Mapping[str, Any],
+  section: Evaluate,
+  across_modes: bool = False,
+) -> dict[str, Any]:
+  """Two runs on the benchmarks that both have, question by question.
+
+  Args:
+    mine: a run's figures by benchmark, verdicts included.
+    other: another run's.
+    section: for the seed and the number of resamples.
+    across_modes: whether one may have been sampled with thinking on and the
+      other with thinking off.
+
+  Returns:
+    By benchmark `other`, `mine` (see `estimators.summarize`, and their
+    `thinking`) and `paired_difference`, mine minus other.
+
+  Raises:
+    UserError: they share no benchmark; or one was asked or graded in another
+      way, so that the difference would not be the model's.
+  """
+  common = [name for name in mine if name in other]
+  if not common:
+    raise UserError(
+      f"compare: one run has {', '.join(mine)}, the other {', '.join(other)}:"
+      " no benchmark is in both"
+    )
+  found = {}
+  for name in common:
+    one, two = mine[name], other[name]
+    check_alike(name, one, two, across_modes)
+    pair = estimators.compare(
+      two["verdicts"],
+      one["verdicts"],
+      resamples=section.bootstrap,
+      seed=section.seed,
+    )
+    found[name] = {
+      "other": {**pair["base"], "thinking": two.get("thinking")},
+      "mine": {**pair["trained"], "thinking": one.get("thinking")},
+      "paired_difference": pair["paired_difference"],
+    }
+  return found
+
+
+def check_alike(
+  name: str,
+  one: Mapping[str, Any],
+  two: Mapping[str, Any],
+  across_modes: bool = False,
+) -> None:
+  """Sees that two runs on a benchmark differ by their models alone.
+
+  Raises:
+    UserError: by their questions, samples a question, graders, or, unless
+      `across_modes`, by the thinking modes that they say.
+  """
+  if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
+    raise UserError(
+      f"compare: {name} has n={one['n']}, k={one['k']} in one run and"
+      f" n={two['n']}, k={two['k']} in the other, or other questions;"
+      f" {_ADVICE}"
+    )
+  modes = [run.get("thinking") for run in (one, two)]
+  if _differ(*modes) and not across_modes:
+    raise UserError(
+      f"compare: {name} was sampled with thinking {_mode(modes[0])} in one run"
+      f" and {_mode(modes[1])} in the other, so that the difference is not the"
+      " models' alone; evaluate both in one mode (evaluate.thinking), or set"
+      " them side by side all the same with trd_jax.evaluate --across_modes"
+    )
+  # What an earlier version wrote doesn't say.
+  graders = [", ".join(sorted(run.get("graders", ()))) for run in (one, two)]
+  if graders[0] != graders[1]:
+    shown = " and by ".join(each or "an earlier version" for each in graders)
+    raise UserError(
+      f"compare: {name} was graded by {shown}; judge both by the same graders:"
+      " python -m trd_jax.evaluate --regrade"
+    )
+
+
+def comparison_table(
+  comparison: Mapping[str, Any], mine: str, other: str
+) -> str:
+  """What `compare` found, in percent."""
+  rows: list[Sequence[str]] = [
+    ("benchmark", "", other, mine, "difference (paired)")
+  ]
+  for name, pair in comparison.items():
+    k, n = pair["mine"]["k"], pair["mine"]["n"]
+    for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):
+      sides = ("other", "mine", "paired_difference")
+      cells = [cell(pair[side], metric) for side in sides]
+      rows.append((f"{name} (n={n})", title, *cells))
+  return columns(rows)

@@ -1,0 +1,1 @@
+"""The laboratory: a small world, its corpus, tokenizer and two models."""

@@ -1,0 +1,1 @@
+"""Causal attention over packed rows, and which implementation computes it."""

@@ -1,0 +1,144 @@
+"""How JAX is started on this machine, and what it may promise there.
+
+JAX falls back to CPUs where its GPU plugin fails, computes float32 products on
+GPUs in TF32, and takes three quarters of a GPU's memory, all without a word.
+Every stage that computes with JAX asks here instead.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+
+from trd_jax.experiment.devices import MEMORY_SHARE
+from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.processes import nvidia
+
+_SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+_SEE_GPUS = (
+  "pip install 'jax[cuda12]' in this environment, and see with nvidia-smi that"
+  " the driver works and no other process holds the GPUs' memory; or set"
+  " JAX_PLATFORMS=cpu to do without GPUs"
+)
+
+# What JAX's errors say when a device has no memory left, whatever code is in
+# front; the last two come where another process holds it and a library of
+# NVIDIA's can't even start.
+_EXHAUSTED = re.compile(
+  r"RESOURCE_EXHAUSTED|out.of.memory"
+  r"|DNN library initialization failed|failed to create cublas handle",
+  re.IGNORECASE,
+)
+
+
+def reserve_memory() -> None:
+  """Has JAX take `MEMORY_SHARE` of each GPU, unless the environment says.
+
+  For a process that has the GPUs to itself; has to come before JAX starts.
+  """
+  if not any(os.environ.get(name) for name in _SHARE_VARIABLES):
+    os.environ[_SHARE_VARIABLES[0]] = str(MEMORY_SHARE)
+
+
+def start(dev: Path = Path("/dev")) -> str:
+  """Starts JAX, and sees that it has found the GPUs of this machine.
+
+  Args:
+    dev: where the system's device files are.
+
+  Returns:
+    The platform of JAX's devices: 'cpu', 'gpu', …
+
+  Raises:
+    UserError: JAX can't start, or runs on CPUs though it was asked, or is
+      installed, to run on NVIDIA GPUs that are here. One that is installed for
+      CPUs alone, as on a laptop, says so and goes on.
+  """
+  try:
+    platform = jax.default_backend()
+  except (RuntimeError, AssertionError) as error:
+    raise UserError(
+      f"JAX can't start its devices ({one_line(error)}): {_SEE_GPUS}"
+    ) from error
+  asked = _asked_platform()
+  # Where it sees no GPU, JAX leaves cuda out of a list without a word.
+  if platform != "cpu" or asked == "cpu":
+    return platform
+  if asked:
+    raise UserError(
+      f"JAX runs on CPUs though JAX_PLATFORMS asks for {asked}: {_SEE_GPUS}"
+    )
+  if count := len(nvidia.names(dev)):
+    told = f"JAX runs on CPUs though NVIDIA GPUs are here ({count})"
+    if _has_plugin():
+      raise UserError(f"{told}: {_SEE_GPUS}")
+    print(
+      f"note: {told}: it is installed for CPUs alone; pip install"
+      " 'jax[cuda12]' in this environment to use them",
+      file=sys.stderr,
+      flush=True,
+    )
+  return platform
+
+
+def _has_plugin() -> bool:
+  """Whether JAX is installed for NVIDIA GPUs here, whatever becomes of it."""
+  return any(
+    importlib.util.find_spec(name)
+    for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")
+  )
+
+
+def expects_gpus(dev: Path = Path("/dev")) -> bool:
+  """Returns whether JAX is to run on NVIDIA GPUs of this machine.
+
+  Args:
+    dev: where the system's device files are.
+  """
+  return _asked_platform() in ("", "cuda", "gpu") and bool(nvidia.names(dev))
+
+
+def _asked_platform() -> str:
+  """The first of `JAX_PLATFORMS`, '' where nobody has asked for one."""
+  return (jax.config.values["jax_platforms"] or "").partition(",")[0]
+
+
+def exact_products(platform: str, dtypes: Sequence[jax.typing.DTypeLike]):
+  """Has float32 products computed in float32, for the rest of the process.
+
+  On accelerators JAX computes them in fewer bits (TF32 on GPUs) unless it is
+  told otherwise. Of other dtypes nothing changes: where no model is in float32
+  nothing is set, and a product of bfloat16 operands has no more bits to keep.
+
+  Args:
+    platform: of the devices; on CPUs float32 is float32.
+    dtypes: of the models that run.
+  """
+  if platform != "cpu" and any(jax.numpy.dtype(d) == "float32" for d in dtypes):
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@contextlib.contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+  """Makes a device's out-of-memory a user's error that says what to lower.
+
+  Args:
+    remedy: what to do, to end the line with.
+
+  Raises:
+    UserError: a device had no memory left inside.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not _EXHAUSTED.search(str(error)):
+      raise
+    raise UserError(
+      f"a device is out of memory ({one_line(error)}): {remedy}"
+    ) from error

@@ -1,0 +1,224 @@
+"""Adapters on disk in PEFT's format, and merged into the base.
+
+Trees are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers, I
+channels in, O channels out, R rank, B rows, T tokens, D residual width, V
+vocabulary.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.qwen3 import Qwen3, logits
+from trd_jax.model.weights.model_folder import atomic_folder, write_json
+from trd_jax.model.weights.peft import (
+  CONFIG,
+  FILES,
+  LINEAR,
+  VARIANTS,
+  WEIGHTS,
+  check_size,
+  open_adapter,
+  tensor_name,
+)
+
+Tree = Mapping[str, Any]
+
+# The adapted linear layers: name in the checkpoint, path in the tree.
+_LINEAR = tuple((name, ("layers", *path)) for name, path in LINEAR)
+# Positions whose logits of two models are in memory at a time.
+_POSITIONS = 128
+
+
+def save_peft(
+  adapter: Tree, lora: LoraConfig, folder: Path | str, *, base: str
+) -> None:
+  """Writes an adapter as PEFT, vLLM and others read it, whole or not at all.
+
+  Args:
+    adapter: its tree, float32.
+    lora: its size; `alpha` and `dropout` are in no array.
+    folder: the folder to write; one that is there is replaced.
+    base: hub id or folder of the model that it belongs to.
+
+  Raises:
+    ValueError: the tree isn't an adapter of that rank on all seven layers.
+  """
+  flat = flatten_dict(adapter)
+  wanted = {(*p, x) for _, p in _LINEAR for x in ("lora_a", "lora_b")}
+  if wrong := wanted ^ flat.keys():
+    raise ValueError(f"the adapter's tree is wrong at {min(wrong)}")
+  tensors = {}
+  for name, path in _LINEAR:
+    for part, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+      value = np.asarray(jax.device_get(flat[*path, leaf]), np.float32)
+      if lora.rank != value.shape[2 if leaf == "lora_a" else 1]:
+        raise ValueError(f"{name} {leaf} {value.shape}: rank {lora.rank}?")
+      for layer, matrix in enumerate(value):
+        tensors[tensor_name(layer, name, part)] = np.ascontiguousarray(matrix.T)
+  fields = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base,
+    "r": lora.rank,
+    "lora_alpha": lora.alpha,
+    "lora_dropout": lora.dropout,
+    "target_modules": [name.split(".")[-1] for name, _ in _LINEAR],
+    "inference_mode": True,
+    "init_lora_weights": True,
+    **dict(VARIANTS),
+  }
+  with atomic_folder(folder, compared_later=FILES) as out:
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    write_json(out / CONFIG, fields)
+
+
+def load_peft(
+  folder: Path | str, config: ModelConfig
+) -> tuple[LoraConfig, dict[str, Any]]:
+  """An adapter and its size, from a folder that PEFT or `save_peft` wrote.
+
+  Args:
+    folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+    config: the shape of the model that it belongs to.
+
+  Returns:
+    Its size, and its tree of float32 numpy arrays `[L, I, R]`, `[L, R, O]`.
+
+  Raises:
+    UserError: a file is missing or damaged, a tensor is unknown, missing or
+      of another shape, or the adapter is of a variety that this model lacks.
+  """
+  lora, files = open_adapter(folder, config)
+  tree: dict[tuple[str, ...], np.ndarray] = {}
+  for name, path in _LINEAR:
+    for part, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+      layers = [
+        files.read(tensor_name(layer, name, part)).astype(np.float32).T
+        for layer in range(config.num_layers)
+      ]
+      tree[*path, leaf] = np.stack(layers)
+  return lora, unflatten_dict(tree)
+
+
+def begin_with(
+  folder: Path | str, config: ModelConfig, lora: LoraConfig, like: Tree
+) -> Tree:
+  """The adapter of a folder, placed as the fresh one that it replaces.
+
+  Args:
+    folder: see `load_peft`.
+    config: the model's shape.
+    lora: the size that is trained; its dropout may differ from the folder's.
+    like: a fresh adapter's tree of float32 arrays, where they are to be.
+
+  Raises:
+    UserError: as `load_peft`; or its rank or alpha is not the one trained.
+  """
+  found, tree = load_peft(folder, config)
+  check_size(folder, found, lora)
+  return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+
+
+def is_zero(adapter: Tree) -> bool:
+  """Returns whether an adapter changes nothing: its every B is zero."""
+  flat: dict[Any, Any] = flatten_dict(adapter)
+  return not any(
+    bool(jnp.any(leaf)) for path, leaf in flat.items() if path[-1] == "lora_b"
+  )
+
+
+def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
+  """The base with the adapter added to its kernels: W + (alpha / r) A B.
+
+  Computed in float32, one layer at a time, and cast to the kernel's dtype
+  once: a step of an adapter can be smaller than one of bfloat16.
+
+  Args:
+    base: tree of the base, any float dtype; left as it is.
+    adapter: tree of the adapter, float32.
+    lora: the adapter's size.
+
+  Returns:
+    A tree like `base`; what isn't a kernel is the same array.
+  """
+  merged, flat = flatten_dict(base), flatten_dict(adapter)
+  for _, path in _LINEAR:
+    kernel = merged[*path, "kernel"]
+    merged[*path, "kernel"] = _merge_kernel(
+      kernel, flat[*path, "lora_a"], flat[*path, "lora_b"], lora.scale
+    )
+  return unflatten_dict(merged)
+
+
+@jax.jit
+def _merge_kernel(kernel_LIO, a_LIR, b_LRO, scale):
+  def layer(parts):
+    kernel_IO, a_IR, b_RO = parts
+    change_IO = jnp.matmul(a_IR, b_RO, precision=jax.lax.Precision.HIGHEST)
+    sum_IO = kernel_IO.astype(jnp.float32) + scale * change_IO
+    return sum_IO.astype(kernel_IO.dtype)
+
+  return jax.lax.map(layer, (kernel_LIO, a_LIR, b_LRO))
+
+
+def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
+  """A model without adapters that holds the arrays of `base`."""
+  dtype = base["norm"]["scale"].dtype
+  graph, state = nnx.split(
+    jax.eval_shape(lambda: Qwen3(config, dtype=dtype, rngs=nnx.Rngs(0)))
+  )
+  nnx.replace_by_pure_dict(state, dict(base))
+  return nnx.merge(graph, state)
+
+
+def logit_difference(
+  one: Qwen3, other: Qwen3, tokens_BT: np.ndarray, length_B: np.ndarray
+) -> float:
+  """The largest absolute difference of two models' logits.
+
+  Args:
+    one: a model, such as a base with its adapter on.
+    other: a model of the same vocabulary, such as the merged one.
+    tokens_BT: int32 ids, right-padded.
+    length_B: int32 tokens a row that count.
+
+  Returns:
+    The difference in nats over all counted positions and the vocabulary.
+  """
+  T = tokens_BT.shape[1]
+  position_BT = jnp.broadcast_to(jnp.arange(T), tokens_BT.shape)
+  counted_BT = position_BT < jnp.asarray(length_B)[:, None]
+  worst = _worst_difference(
+    one, other, jnp.asarray(tokens_BT), position_BT, counted_BT
+  )
+  return float(worst)
+
+
+@jax.jit
+def _worst_difference(one, other, tokens_BT, position_BT, counted_BT):
+  segment_BT = counted_BT.astype(jnp.int32)
+  chunks = []
+  pad = -counted_BT.size % _POSITIONS
+  for model in (one, other):
+    hidden_BTD = model(tokens_BT, position_BT, segment_BT)
+    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    hidden_ND = jnp.pad(hidden_ND, [(0, pad), (0, 0)])
+    chunks.append(hidden_ND.reshape(-1, _POSITIONS, hidden_ND.shape[-1]))
+  counted = jnp.pad(counted_BT.reshape(-1), (0, pad)).reshape(-1, _POSITIONS)
+
+  def chunk(parts):
+    first, second, counts = parts
+    gap = logits(first, one.head_VD) - logits(second, other.head_VD)
+    return jnp.max(jnp.where(counts[:, None], jnp.abs(gap), 0.0))
+
+  return jnp.max(jax.lax.map(chunk, (*chunks, counted)))

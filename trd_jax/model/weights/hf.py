@@ -1,0 +1,324 @@
+"""Hugging Face's checkpoints, read into the model's tree and written.
+
+One table, `tensor_table.entries`, says where each tensor of a checkpoint stands
+in the tree. It is total: both directions go through it, and a tensor that it
+doesn't know, or knows and doesn't find, is an error.
+
+Trees here are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers,
+V vocabulary, D residual width.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.metrics import Progress
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.qwen3 import Head, Qwen3
+from trd_jax.model.sharding import shardings
+from trd_jax.model.weights.model_folder import (
+  CONFIG,
+  atomic_folder,
+  copy_companions,
+  read_config,
+  token_ids,
+  write_json,
+)
+from trd_jax.model.weights.tensor_files import TensorFiles
+from trd_jax.model.weights.tensor_table import (
+  EMBEDDING,
+  HEAD,
+  Entry,
+  Keys,
+  entries,
+)
+
+Tree = Mapping[str, Any]
+
+# Bytes of a file of weights; Hugging Face's own habit is 4 to 5 GB.
+_SHARD_BYTES = 4 * 10**9
+
+# Parameters of a model that is there at once.
+_SMALL_MODEL = 10**8
+
+# A buffer that old exports carry; it follows from config.json.
+_IGNORED = "rotary_emb.inv_freq"
+
+
+def stored_dtype(folder: Path | str) -> str:
+  """The dtype that holds a folder's weights without loss."""
+  dtypes = TensorFiles(folder).dtypes()
+  return "bfloat16" if dtypes == {"BF16"} else "float32"
+
+
+def load(
+  folder: Path | str,
+  *,
+  dtype: jax.typing.DTypeLike,
+  mesh: Mesh | None = None,
+  lora: LoraConfig | None = None,
+  seed: int = 0,
+) -> Qwen3:
+  """A model with the weights of a Hugging Face folder.
+
+  Each device's part of each parameter is read from the files and put there:
+  the host holds at most one parameter (of all layers) at a time, a device no
+  more than its share.
+
+  Args:
+    folder: holds `config.json` and safetensors, sharded or not.
+    dtype: of the base weights and the activations.
+    mesh: where the weights go, split as `sharding.RULES` says; None for the
+      default device, uncommitted.
+    lora: the adapters to put beside the linear layers.
+    seed: of the adapters' initial values, which don't depend on the mesh.
+
+  Raises:
+    UserError: a file is missing or damaged, or a tensor is unknown, missing,
+      there twice, of a wrong shape or of a dtype that can't be read; or the
+      config ties the head to the embedding and the files hold another head.
+  """
+  config = read_config(folder)
+  model = jax.eval_shape(
+    lambda: Qwen3(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(seed))
+  )
+  graph, adapter, base = nnx.split(model, nnx.LoRAParam, ...)
+  files = TensorFiles(folder)
+  _check(files, config, base)
+  parts: dict[Keys, dict[int | None, Entry]] = {}
+  for entry in entries(config):
+    parts.setdefault(entry.path, {})[entry.layer] = entry
+  places = dict(_parameters(shardings(base, mesh))) if mesh else {}
+  loaded = []
+  with _progress(config, folder) as advance:
+    for path, variable in _parameters(base):
+      place = places[path].get_value() if mesh else None
+      value = _place(files, parts[path], variable.get_value(), place)
+      loaded.append((path, variable.replace(value)))
+      advance(value.size)
+  if lora is not None:
+    # One program for all adapters; the base that it also draws is unused, so
+    # the compiler leaves it out.
+    make = jax.jit(
+      lambda: nnx.state(
+        Qwen3(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(seed)),
+        nnx.LoRAParam,
+      ),
+      out_shardings=shardings(adapter, mesh) if mesh else None,
+    )
+    adapter = make()
+  return nnx.merge(graph, adapter, nnx.from_flat_state(loaded))
+
+
+def load_head(
+  folder: Path | str, *, dtype: jax.typing.DTypeLike, mesh: Mesh
+) -> Head:
+  """The output matrix alone, tied or not, as `load` would place it.
+
+  Raises:
+    UserError: as `load`, of this one tensor.
+  """
+  config = read_config(folder)
+  made = jax.eval_shape(lambda: Head(config, dtype, nnx.Rngs(0)))
+  graph, state = nnx.split(made)
+  files = TensorFiles(folder)
+  name = EMBEDDING if config.tie_embeddings else HEAD
+  files.expect(name, made.weight.shape)
+  parts: dict[int | None, Entry] = {None: Entry(name, ("weight",), None, False)}
+  ((path, variable),) = _parameters(state)
+  ((_, place),) = _parameters(shardings(state, mesh))
+  value = _place(files, parts, variable.get_value(), place.get_value())
+  return nnx.merge(
+    graph, nnx.from_flat_state([(path, variable.replace(value))])
+  )
+
+
+def _parameters(state: nnx.State) -> Iterator[tuple[Keys, nnx.Variable]]:
+  for path, variable in nnx.to_flat_state(state):
+    yield tuple(map(str, path)), variable
+
+
+@contextlib.contextmanager
+def _progress(
+  config: ModelConfig, folder: Path | str
+) -> Iterator[Callable[[int], None]]:
+  """Counts parameters on a progress bar where loading takes a while."""
+  total = config.num_parameters()
+  if total < _SMALL_MODEL:
+    yield lambda size: None
+    return
+  with Progress(total, f"loading {folder}", "parameters") as progress:
+    yield progress.update
+
+
+def _check(files: TensorFiles, config: ModelConfig, base: nnx.State) -> None:
+  """Refuses files that aren't exactly the table's tensors."""
+  abstract = nnx.to_pure_dict(base)
+  table = {entry.name: entry for entry in entries(config)}
+  for name, entry in table.items():
+    files.expect(name, _shape(entry, abstract))
+  for name in files:
+    if name in table or name.endswith(_IGNORED):
+      continue
+    if name == HEAD and config.tie_embeddings:
+      if not files.equal(HEAD, EMBEDDING):
+        raise UserError(
+          f"{files.file(name)}: tensor {name} {files.shape(name)} differs from"
+          f" {EMBEDDING} {files.shape(EMBEDDING)}, to which config.json ties"
+          " it; set tie_word_embeddings to false to use it"
+        )
+      continue
+    raise UserError(
+      f"{files.file(name)}: tensor {name} {files.shape(name)} is not part of"
+      f" the {config.architecture} of {config.num_layers} layers that"
+      " config.json describes;"
+      " use the config.json of this checkpoint"
+    )
+
+
+def _shape(entry: Entry, tree: Tree) -> tuple[int, ...]:
+  """The shape of an entry's tensor in the checkpoint."""
+  shape = tuple(_get(tree, entry.path).shape)
+  shape = shape if entry.layer is None else shape[1:]
+  return shape[::-1] if entry.transposed else shape
+
+
+def _place(
+  files: TensorFiles,
+  parts: Mapping[int | None, Entry],
+  like: jax.ShapeDtypeStruct,
+  sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+  """One parameter, read part by part into its shards."""
+  # Devices that hold the same part share one read of it.
+  seen: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+  def read(index: tuple[slice, ...] | None) -> np.ndarray:
+    index = index or (slice(None),) * len(like.shape)
+    bounds = tuple(
+      part.indices(size)[:2]
+      for part, size in zip(index, like.shape, strict=True)
+    )
+    if bounds not in seen:
+      shape = tuple(stop - start for start, stop in bounds)
+      seen[bounds] = out = np.empty(shape, like.dtype)
+      if None in parts:
+        out[...] = _slice(files, parts[None], bounds)
+      else:
+        for row, layer in enumerate(range(*bounds[0])):
+          out[row] = _slice(files, parts[layer], bounds[1:])
+    return seen[bounds]
+
+  if sharding is None:
+    return jnp.asarray(read(None))
+  return jax.make_array_from_callback(like.shape, sharding, read)
+
+
+def _slice(files: TensorFiles, entry: Entry, bounds) -> np.ndarray:
+  part = tuple(slice(start, stop) for start, stop in bounds)
+  if entry.transposed:
+    return files.read(entry.name, part[::-1]).T
+  return files.read(entry.name, part)
+
+
+def save_hf(
+  config: ModelConfig,
+  base: Tree,
+  folder: Path | str,
+  *,
+  tokenizer_from: Path | str | None = None,
+  chat_template: Path | str | None = None,
+  special_ids: Mapping[str, Any] | None = None,
+  dtype: str = "bfloat16",
+  shard_bytes: int = _SHARD_BYTES,
+) -> None:
+  """Writes a Hugging Face folder; it appears whole or not at all.
+
+  A tied head is not written, an untied one always is.
+
+  Args:
+    config: the model's shape.
+    base: the base's tree of arrays, `nnx.to_pure_dict(nnx.state(model))` of a
+      model without adapters.
+    folder: the folder to write; one that is there is replaced.
+    tokenizer_from: a folder whose tokenizer, chat template and generation
+      config are copied, and whose config.json gives the special tokens' ids.
+    chat_template: a jinja file in the place of that folder's template.
+    special_ids: fields of config.json such as `eos_token_id`.
+    dtype: of the tensors, "float32" or "bfloat16".
+    shard_bytes: largest file of weights, in bytes.
+
+  Raises:
+    ValueError: the tree isn't the config's: a parameter is missing, left
+      over or of another shape.
+  """
+  like = nnx.to_pure_dict(
+    nnx.state(jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+  )
+  if wrong := sorted(_shapes(like) ^ _shapes(base)):
+    raise ValueError(f"the tree doesn't fit the config at {wrong[0]}")
+  fields = config.to_hf(dtype)
+  if tokenizer_from is not None:
+    fields |= token_ids(tokenizer_from)
+  files = _plan(config, like, np.dtype(dtype).itemsize, shard_bytes)
+  with atomic_folder(folder) as out:
+    total, index = 0, {}
+    for number, part in enumerate(files, 1):
+      name = "model.safetensors"
+      if len(files) > 1:
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+      tensors = {e.name: _export(e, base, np.dtype(dtype)) for e in part}
+      save_file(tensors, out / name, metadata={"format": "pt"})
+      total += sum(x.nbytes for x in tensors.values())
+      index.update(dict.fromkeys(tensors, name))
+    if len(files) > 1:
+      about = {"metadata": {"total_size": total}, "weight_map": index}
+      write_json(out / "model.safetensors.index.json", about)
+    if tokenizer_from is not None:
+      copy_companions(tokenizer_from, out, chat_template)
+    write_json(out / CONFIG, fields | dict(special_ids or {}))
+
+
+def _plan(
+  config: ModelConfig, like: Tree, itemsize: int, limit: int
+) -> list[list[Entry]]:
+  """The table cut into files of at most `limit` bytes, in its order."""
+  files: list[list[Entry]] = [[]]
+  room = limit
+  for entry in entries(config):
+    size = itemsize * int(np.prod(_shape(entry, like)))
+    if files[-1] and size > room:
+      files.append([])
+      room = limit
+    files[-1].append(entry)
+    room -= size
+  return files
+
+
+def _export(entry: Entry, base: Tree, dtype: np.dtype) -> np.ndarray:
+  value = _get(base, entry.path)
+  value = value if entry.layer is None else value[entry.layer]
+  value = np.asarray(jax.device_get(value)).astype(dtype)
+  return np.ascontiguousarray(value.T if entry.transposed else value)
+
+
+def _shapes(tree: Tree) -> set[tuple[Keys, tuple[int, ...]]]:
+  flat: dict[Any, Any] = flatten_dict(tree)
+  return {(path, tuple(x.shape)) for path, x in flat.items()}
+
+
+def _get(tree: Tree, path: Keys) -> Any:
+  for part in path:
+    tree = tree[part]
+  return tree

@@ -1,0 +1,263 @@
+"""What of a Hugging Face model folder isn't weights, and its atomic writing."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import file_locks, json_text, ownership, paths
+from trd_jax.model.config import ModelConfig
+
+CONFIG = "config.json"
+_TEMPLATE = "chat_template.jinja"
+# What beside config.json and the weights belongs to a model folder.
+_COMPANIONS = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  _TEMPLATE,
+  "generation_config.json",
+)
+_TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@contextlib.contextmanager
+def atomic_folder(
+  folder: Path | str, compared_later: Collection[str] = ()
+) -> Iterator[Path]:
+  """A folder to fill that becomes `folder` at the end of the block.
+
+  Readers see what was there before, the whole new folder, or, for the moment
+  between two renames, none. Where the block raises, nothing changes. What a
+  killed process left is cleared away; where it had come between the renames,
+  what was there before is put back first. A link to a folder stays one, and
+  the folder that it leads to is replaced.
+
+  Args:
+    folder: need not be there.
+    compared_later: names of files in it that pass before the block, and after
+      it only if the block has made the same.
+
+  Raises:
+    UserError: before the block as `check_replaceable`, or another process
+      writes the folder; after it, where something foreign has come into it.
+  """
+  folder = check_replaceable(folder, compared_later=compared_later)
+  unfinished = folder.with_name(f".{folder.name}.trd-jax.tmp")
+  former = folder.with_name(f".{folder.name}.trd-jax.old")
+  marker = _begun(folder, unfinished)
+  is_there, ours = True, None
+  try:
+    _settle(folder, former)
+    yield unfinished
+    if folder.exists():  # who may see it stays as it is
+      unfinished.chmod(stat.S_IMODE(folder.stat().st_mode))
+    readers = unfinished.stat().st_mode & 0o444
+    for path in [*unfinished.rglob("*"), unfinished]:
+      # safetensors makes files for their owner alone.
+      path.chmod(path.stat().st_mode | readers)
+      if path.name != ownership.MARKER:  # to close it is to unlock it
+        _flush(path)
+    ownership.finish(marker, unfinished)
+    if folder.exists() and any(folder.iterdir()):
+      ours = ownership.ours_in(folder, unfinished)
+      folder.rename(former)
+    unfinished.rename(folder)  # in the place of an empty folder, too
+    is_there = False
+    _flush(folder.parent)  # before what was there is deleted
+    if ours is not None:
+      # What has come into it since stays, under that name.
+      with contextlib.suppress(OSError):
+        ownership.remove(former, ours)
+  finally:
+    if is_there and ours is not None and not folder.exists():
+      former.rename(folder)
+    if is_there:
+      _clear(unfinished)
+      (unfinished / ownership.MARKER).unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # another process has begun
+        unfinished.rmdir()
+    marker.close()
+
+
+def check_replaceable(
+  folder: Path | str,
+  called: str | None = None,
+  compared_later: Collection[str] = (),
+) -> Path:
+  """Sees that a folder can be written whole, and nothing is lost by it.
+
+  Args:
+    folder: need not be there.
+    called: its name in an error; default: the path.
+    compared_later: names of files in it that pass (see `ownership.ours_in`).
+
+  Returns:
+    Where it is, behind all links.
+
+  Raises:
+    UserError: it is a file, a link that leads nowhere or the root of a file
+      system, it can't be written, or it holds what this program has not
+      written.
+  """
+  called = called or str(folder)
+  folder = paths.behind_links(folder)
+  there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not os.path.isdir(there):
+    raise UserError(f"{called}: {there} is no folder; name another")
+  for path in {there, folder.parent if there == folder else there}:
+    if not os.access(path, os.W_OK | os.X_OK):
+      raise UserError(
+        f"{called}: {path} cannot be written; name another folder, or see to"
+        " its permissions"
+      )
+  if os.path.ismount(folder):
+    raise UserError(
+      f"{called} is the root of a file system, which nothing can take the place"
+      " of; name a folder in it"
+    )
+  if folder.is_dir():
+    ownership.ours_in(folder, compared_later=compared_later, called=called)
+  return folder
+
+
+def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
+  """Makes the folder to fill, for this process alone.
+
+  Returns:
+    Its open and locked marker.
+
+  Raises:
+    UserError: another process has it, or it is not ours or can't be made.
+  """
+  while True:
+    try:
+      unfinished.mkdir(parents=True, exist_ok=True)
+      there = sorted(path.name for path in unfinished.iterdir())
+      if there and ownership.MARKER not in there:
+        if unfinished.exists() and sorted(os.listdir(unfinished)) == there:
+          raise _in_the_way(folder, unfinished, there[0])
+        continue  # another process's, which is just ending
+      marker = file_locks.acquire(unfinished / ownership.MARKER)
+    except FileNotFoundError:
+      continue  # the same
+    except OSError as error:
+      raise UserError(
+        f"{folder} cannot be written ({error.strerror}); name another folder"
+      ) from error
+    if marker is None:
+      raise UserError(
+        f"another process is at work on {folder}: wait for it, or name another"
+        " folder"
+      )
+    marker.seek(0)
+    if ownership.listed(marker.read()) is None:
+      marker.close()
+      raise _in_the_way(folder, unfinished, ownership.MARKER)
+    _clear(unfinished)
+    ownership.begin(marker)
+    return marker
+
+
+def _in_the_way(folder: Path, unfinished: Path, name: str) -> UserError:
+  return UserError(
+    f"{folder} is written by way of {unfinished}, which holds {name} and is not"
+    " ours; move it away"
+  )
+
+
+def _settle(folder: Path, former: Path) -> None:
+  """Ends what a killed process left between its renames, or after them."""
+  if not former.exists():
+    return
+  ours = ownership.ours_in(former)
+  if folder.exists():
+    ownership.remove(former, ours)
+  else:
+    former.rename(folder)
+
+
+def _clear(unfinished: Path) -> None:
+  """Empties a folder that carries our marker, but for that."""
+  for path in unfinished.iterdir():
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path)
+    elif path.name != ownership.MARKER:
+      path.unlink()
+
+
+def _flush(path: Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def copy_companions(
+  source: Path | str, out: Path, chat_template: Path | str | None = None
+) -> None:
+  """Copies a tokenizer, its chat template and the generation config.
+
+  Args:
+    source: a model's or a tokenizer's folder.
+    out: the folder to copy them to.
+    chat_template: a jinja file to put in the place of the source's template.
+  """
+  for name in _COMPANIONS:
+    if (Path(source) / name).exists():
+      shutil.copyfile(Path(source) / name, out / name)
+  if chat_template is not None:
+    shutil.copyfile(chat_template, out / _TEMPLATE)
+
+
+def token_ids(source: Path | str) -> dict[str, Any]:
+  """The special tokens' ids that a folder's config.json names, if any."""
+  path = Path(source) / CONFIG
+  fields = read_json(path) if path.exists() else {}
+  return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+  """The shape of the model in a folder.
+
+  Raises:
+    UserError: `config.json` is missing, no JSON, or of an unknown
+      architecture.
+  """
+  fields = read_json(Path(folder) / CONFIG)
+  try:
+    return ModelConfig.from_hf(fields)
+  except UserError as error:
+    raise UserError(f"{folder}/{error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A JSON object.
+
+  Raises:
+    UserError: the file is missing or holds something else.
+  """
+  try:
+    fields = json_text.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise UserError(f"{path} is missing; name a folder that has it") from None
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} can't be read ({error}); fetch it again") from None
+  if not isinstance(fields, dict):
+    raise UserError(f"{path} holds no JSON object; fetch it again")
+  return fields
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON into a folder that isn't visible yet."""
+  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""All stages in order, rounds, and what is looked at before any starts."""

@@ -1,0 +1,212 @@
+"""Everything that a run will need, looked at before anything starts.
+
+What is wrong with a teacher shows at the third stage, hours after the first
+began; so the pipeline, its dry run and its preflight look at all that is still
+to be done needs: both models, their ids, the benchmarks and problems, every
+stage's interpreter, graders, the sandbox. It takes seconds, imports no JAX and
+writes nothing (but for what `fetch` downloads).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from trd_jax.experiment import findings
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.findings import Finding
+from trd_jax.experiment.processes import interpreters
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Model
+from trd_jax.pipeline import door_data, door_models
+from trd_jax.pipeline.door_models import Opened
+
+_THREADS = 16
+_INSTALL = "pip install trd-jax there"
+# What each stage imports, and how to get it.
+_SHARED = {
+  name: _INSTALL
+  for name in ("trd_jax", "absl", "ml_collections", "numpy", "pyarrow")
+}
+_TEXT = dict.fromkeys(("tokenizers", "jinja2", "huggingface_hub"), _INSTALL)
+_DEVICE = dict.fromkeys(("jax", "flax"), _INSTALL)
+_LEARNING = dict.fromkeys(("optax", "orbax", "grain"), _INSTALL)
+_VLLM = (
+  "make an environment with third_party/vllm/install.sh and use its Python:"
+  f" --config.python.generation={interpreters.VLLM}"
+)
+_GENERATING = ("rollout", "refine", "evaluate")
+
+
+def enter(experiment: Experiment, run_dir: RunDir) -> None:
+  """Lets a run begin, or says what stands in its way.
+
+  Config and tokenizer of a hub id are downloaded for it.
+
+  Raises:
+    UserError: something is wrong or not there; one line, with all of it.
+  """
+  began = time.monotonic()
+  found = look(experiment, run_dir, fetch=True)
+  findings.refuse(found, "wrong", "missing")
+  for one in found:
+    if one.state in ("note", "unchecked"):
+      told = "" if one.state == "note" else "not checked: "
+      print(f"note: {told}{one.told}", flush=True)
+  if found:
+    seconds = time.monotonic() - began
+    told = ", ".join(summary(experiment, found))
+    print(f"checked: {told} ({seconds:.1f} s)", flush=True)
+
+
+def look(
+  experiment: Experiment, run_dir: RunDir, *, fetch: bool = False
+) -> list[Finding]:
+  """Looks at all that the stages that aren't done need.
+
+  Args:
+    experiment: what is to be run.
+    run_dir: where, and what is done there.
+    fetch: whether to download the small files of models that are on the hub;
+      without, nothing is written anywhere.
+
+  Returns:
+    What was found, in a fixed order; mistakes are among it.
+  """
+  left = [
+    stage
+    for stage in ("evaluate/base", *experiment.stages, "evaluate/trained")
+    if run_dir.done(stage) is None
+  ]
+  if not left:
+    return []
+  jobs: list[Callable[[], Iterable[Finding]]] = []
+  jobs.append(lambda: _models(experiment, run_dir, left, fetch))
+  evaluates = any(stage.startswith("evaluate") for stage in left)
+  reads = run_dir.done("problems") is None and "rollout" in left
+  cleans = reads and experiment.data.decontaminate != "none"
+  for name in experiment.evaluate.benchmarks if evaluates or cleans else ():
+    jobs.append(lambda name=name: door_data.benchmark(experiment, name))
+  jobs.append(lambda: door_data.data(experiment, run_dir))
+  for key, python, packages in _interpreters(experiment, left):
+    jobs.append(lambda k=key, p=python, n=packages: _interpreter(k, p, n))
+  python = experiment.python.of("evaluate" if evaluates else "rollout")
+  jobs.append(lambda: door_data.graders(experiment, evaluates, python))
+  if "train" in left:
+    jobs.append(lambda: door_data.cache_dir(experiment))
+  if "merge" in left:
+    jobs.append(lambda: door_data.outputs(experiment, run_dir))
+  for url in experiment.engine.server.urls:
+    jobs.append(lambda url=url: door_data.server(url))
+  with ThreadPoolExecutor(_THREADS) as pool:
+    futures = [pool.submit(lambda job=job: list(_told(job))) for job in jobs]
+    return [one for future in futures for one in future.result()]
+
+
+def _told(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+  """What a job finds; a mistake ends it and is a finding, too."""
+  try:
+    yield from job()
+  except UserError as error:
+    yield Finding("config", "wrong", " ".join(str(error).split()))
+
+
+def _models(
+  experiment: Experiment, run_dir: RunDir, left: Sequence[str], fetch: bool
+) -> Iterator[Finding]:
+  """Both models, side by side, and how they fit each other."""
+  e = experiment
+  sides: dict[str, Model] = {"student": e.student}
+  if e.regime == "opd" and {"refine", "train"} & set(left):
+    sides["teacher"] = e.teacher
+  with ThreadPoolExecutor(len(sides)) as pool:
+    futures: dict[str, Future[Opened]] = {
+      side: pool.submit(door_models.open_model, side, model, run_dir, fetch)
+      for side, model in sides.items()
+    }
+  opened: dict[str, Opened] = {}
+  for side, future in futures.items():
+    try:
+      opened[side] = future.result()
+    except UserError as error:
+      told = " ".join(str(error).split())
+      named = told if told.startswith(f"{side}.") else f"{side}: {told}"
+      yield Finding(side, "wrong", named)
+      continue
+    yield from opened[side].findings()
+  student = opened.get("student")
+  if student is None:
+    return
+  yield from _told(lambda: door_models.adapter(e, student))
+  yield from door_models.unmerged(e)
+  if opened.keys() != sides.keys():
+    return
+  teacher = opened.get("teacher", student)
+  yield from _told(lambda: door_models.compare(e, student, teacher))
+  yield from door_models.budgets(e, student, teacher)
+
+
+def _interpreters(
+  experiment: Experiment, left: Sequence[str]
+) -> Iterator[tuple[str, str | None, dict[str, str]]]:
+  """Each interpreter once: its key, itself, and what it must import."""
+  e = experiment
+  modules = list(dict.fromkeys(stage.partition("/")[0] for stage in left))
+  if any(model.path.startswith("random:") for model in (e.student, e.teacher)):
+    modules.append("convert")
+  wanted: dict[str | None, tuple[str, dict[str, str]]] = {}
+  named = interpreters.keys_of(modules, e.python)
+  for module, (key, python) in named.items():
+    packages = wanted.setdefault(python, (key, {}))[1]
+    packages.update(_needs(e, module))
+  for python, (key, packages) in wanted.items():
+    yield key, python, packages
+
+
+def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
+  """The modules that a stage imports, each with how to get it."""
+  e = experiment
+  needs = _SHARED | _TEXT
+  if module not in _GENERATING:
+    needs = needs | _DEVICE | _LEARNING
+  elif e.engine.name == "vllm":
+    needs = needs | {"vllm": _VLLM}
+  elif e.engine.name == "jax":
+    needs = needs | _DEVICE
+  if module in _GENERATING and e.engine.ray.actors:
+    needs = needs | {"ray": "pip install 'trd-jax[ray]' there"}
+  if module == "train":
+    for name, asked in (
+      ("tensorboard", e.metrics.tensorboard),
+      ("wandb", e.metrics.wandb),
+    ):
+      if asked:
+        package = {"tensorboard": "tensorboardX"}.get(name, name)
+        advice = f"pip install 'trd-jax[{name}]' there, or set"
+        needs = needs | {package: f"{advice} metrics.{name}=False"}
+  return needs
+
+
+def _interpreter(
+  key: str, python: str | None, packages: Mapping[str, str]
+) -> Iterator[Finding]:
+  try:
+    version = interpreters.check(key, python, packages)
+  except interpreters.NotMade as error:
+    yield Finding("interpreters", "missing", str(error))
+    return
+  named = f"{key}: {python}" if python else "the pipeline's own"
+  yield Finding("interpreters", "ok", f"{named}, {version}")
+
+
+def summary(experiment: Experiment, found: Sequence[Finding]) -> Iterator[str]:
+  """Yields what was found to be well, in a few words each."""
+  fine = [one.what for one in found if one.state == "ok"]
+  for what in dict.fromkeys(fine):
+    count = fine.count(what)
+    if what in ("student", "teacher"):
+      yield f"{what} {getattr(experiment, what).path}"
+    elif what.endswith("s") and what != "problems":
+      yield f"{count} {what if count > 1 else what.removesuffix('s')}"
+    elif what != "vocabulary":
+      yield what

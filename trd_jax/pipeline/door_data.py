@@ -1,0 +1,226 @@
+"""Benchmarks, problems and graders, found before anything starts."""
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trd_jax.data import problems
+from trd_jax.data.problems import (
+  arithmetic,
+  benchmarks,
+  deepscaler,
+  sources,
+  store,
+  taco,
+)
+from trd_jax.experiment.errors import UserError, did_you_mean
+from trd_jax.experiment.experiment import LABORATORY, Experiment
+from trd_jax.experiment.findings import Finding
+from trd_jax.experiment.processes import interpreters
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.grading.code import evalplus, lcb_runner
+from trd_jax.grading.sandbox import sandbox
+from trd_jax.model.weights import hub_look, peft
+from trd_jax.model.weights.model_folder import check_replaceable
+
+_SECONDS = 5.0
+_HUBS = {"deepscaler": deepscaler.HUB, "taco": taco.HUB}
+
+
+def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
+  """Finds the files of a benchmark; of those to be fetched, that they are.
+
+  Raises:
+    UserError: an unknown name, or a file that isn't there.
+  """
+  if name in LABORATORY:
+    yield Finding("benchmarks", "ok", f"{name}, made here")
+    return
+  called, section = store.called(experiment, name), experiment.evaluate
+  if section.root is not None:
+    benchmarks.find(called, section.root, store.BENCHMARK_ROOT)
+    yield Finding("benchmarks", "ok", f"{name}, in {section.root}")
+    return
+  found = [*_of_hubs(called, name), *_of_web(called, name)]
+  yield from found or [Finding("benchmarks", "ok", name)]
+
+
+def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
+  """Finds what the problems are read from, unless they have been read.
+
+  Raises:
+    UserError: there is no such source or part of one, or a local file isn't
+      there or has changed.
+  """
+  store.check_files(experiment, run_dir)
+  if run_dir.done(store.STAGE) is not None:
+    yield Finding("problems", "ok", f"read before, in {run_dir.problems_dir}")
+    return
+  section = experiment.data
+  name = benchmarks.canonical(section.source)
+  known = ("arithmetic", "deepscaler", "jsonl", "taco", *benchmarks.BENCHMARKS)
+  if name not in known:
+    raise UserError(
+      f"data.source={section.source}: no such source;"
+      f" {did_you_mean(name, known)}"
+    )
+  if section.subset not in problems.SUBSETS:
+    raise UserError(
+      f"data.subset={section.subset}: choose from {', '.join(problems.SUBSETS)}"
+    )
+  split = section.arithmetic.split
+  if name == "arithmetic" and split not in arithmetic.SPLITS:
+    raise UserError(
+      f"data.arithmetic.split={split}: there is no such split; choose from"
+      f" {', '.join(arithmetic.SPLITS)}"
+    )
+  found: list[Finding] = []
+  told = f"data.source={name}"
+  if section.root is None and name in _HUBS:
+    repo_id, pattern = _HUBS[name]
+    found += _of_hub(repo_id, None, [pattern], told)
+  elif section.root is None and name in benchmarks.BENCHMARKS:
+    found += [*_of_hubs(name, told), *_of_web(name, told)]
+  where = f", {section.root}" if section.root else ""
+  yield from found or [Finding("problems", "ok", section.source + where)]
+
+
+def graders(
+  experiment: Experiment, graded: bool, python: str | None
+) -> Iterator[Finding]:
+  """Finds what programs are run in and judged by, where any are.
+
+  Args:
+    experiment: its benchmarks and interpreters.
+    graded: whether answers to benchmarks are still to be judged.
+    python: the interpreter of the stage that runs programs.
+
+  Raises:
+    UserError: a named interpreter isn't one.
+  """
+  e = experiment
+  named = set(
+    map(benchmarks.published, e.evaluate.benchmarks if graded else ())
+  )
+  if named & evalplus.DATASETS.keys():
+    path = e.python.evalplus or evalplus.PYTHON
+    yield from _grader("python.evalplus", path, "evalplus")
+  runner = e.python.lcb_runner
+  if "livecodebench" in named and lcb_runner.wanted(runner):
+    path = runner or lcb_runner.PYTHON
+    yield from _grader("python.lcb_runner", path, "lcb_runner")
+  programs = {"livecodebench", *evalplus.DATASETS}
+  if (e.domain == "code" or named & programs) and not e.sandbox.unsafe:
+    try:
+      sandbox.open(python=e.sandbox.python or python)
+      yield Finding("sandbox", "ok", "bubblewrap works")
+    except UserError as error:
+      yield Finding("sandbox", "missing", str(error))
+
+
+def _grader(key: str, path: str, package: str) -> Iterator[Finding]:
+  script = f"third_party/{package}/install.sh makes an environment with it"
+  try:
+    least = (3, 9)
+    version = interpreters.check(key, path, {package: script}, least)
+    yield Finding("interpreters", "ok", f"{key}: {path}, {version}")
+  except interpreters.NotMade as error:
+    yield Finding("interpreters", "missing", str(error))
+
+
+def outputs(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
+  """Sees that nothing of a user's is where the merge will write.
+
+  Raises:
+    UserError: something is.
+  """
+  check_replaceable(run_dir.adapter, compared_later=peft.FILES)
+  if experiment.engine.weights == "merged":
+    check_replaceable(run_dir.merged)
+  yield from ()
+
+
+def cache_dir(experiment: Experiment) -> Iterator[Finding]:
+  """Sees that the teacher's hidden states can be kept where they are to be.
+
+  Raises:
+    UserError: the folder can't be made or written.
+  """
+  train = experiment.train
+  if train.teacher != "hidden_cache" or train.cache_dir is None:
+    return
+  path = Path(train.cache_dir).absolute()
+  there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+  if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    why = "can't be written" if there.is_dir() else "is no folder"
+    raise UserError(
+      f"train.cache_dir={train.cache_dir}: {there} {why}; name another folder"
+    )
+  yield Finding("cache", "ok", train.cache_dir)
+
+
+def server(url: str) -> Iterator[Finding]:
+  """Says whether a server answers; one that is still to come may not."""
+  direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  try:
+    direct.open(f"{url.rstrip('/')}/health", timeout=_SECONDS).close()
+  except urllib.error.HTTPError:
+    pass  # it answers
+  except (OSError, ValueError) as error:
+    why = getattr(error, "reason", error)
+    told = f"{url} doesn't answer yet ({why})"
+    yield Finding("servers", "note", told)
+    return
+  yield Finding("servers", "ok", url)
+
+
+def _of_hubs(called: str, name: str) -> Iterator[Finding]:
+  """Looks for a benchmark's data sets, each once."""
+  patterns: dict[tuple[str, str | None], list[str]] = {}
+  for one in benchmarks.BENCHMARKS[called].hub:
+    patterns.setdefault((one.repo_id, one.revision), []).append(one.pattern)
+  for (repo_id, revision), wanted in patterns.items():
+    yield from _of_hub(repo_id, revision, wanted, name)
+
+
+def _of_hub(
+  repo_id: str, revision: str | None, patterns: Sequence[str], name: str
+) -> Iterator[Finding]:
+  """Looks for a data set's files in the cache, else on the hub."""
+  folder = hub_look.cached(repo_id, revision, "dataset")
+  if folder is not None:
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
+    there = hub_look.Listing(tuple(files))
+    if all(map(there.has, patterns)):
+      return
+  try:
+    listing = hub_look.look(repo_id, revision, "dataset", name)
+  except hub_look.Unreachable as error:
+    yield _absent(name, f"the hub can't be asked for it ({error})")
+    return
+  for pattern in patterns:
+    if not listing.has(pattern):
+      raise UserError(f"{name}: {repo_id} on the hub has no {pattern}")
+
+
+def _of_web(called: str, name: str) -> Iterator[Finding]:
+  """Asks for the heads of a benchmark's files that aren't cached."""
+  one = benchmarks.BENCHMARKS[called]
+  for url in one.urls:
+    if sources.cached(url, one.sha256[url.rpartition("/")[2]]).is_file():
+      continue
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+      urllib.request.urlopen(request, timeout=_SECONDS).close()
+    except OSError as error:
+      yield _absent(name, f"{url} can't be had ({error})")
+
+
+def _absent(name: str, why: str) -> Finding:
+  of_problems = name.startswith("data.")
+  key = "data.root" if of_problems else store.BENCHMARK_ROOT
+  told = f"{name} is not on this machine, and {why}; give a local copy with"
+  what = "problems" if of_problems else "benchmarks"
+  return Finding(what, "missing", f"{told} {key}")

@@ -1,0 +1,353 @@
+"""Student and teacher, opened before anything starts: config, tokenizer, files.
+
+A folder is opened whole but for the tensors themselves. Of a hub id nothing is
+fetched to look at it: what is cached is read, and of the rest the hub is asked
+by one small request. Only `fetch` brings config and tokenizer, not the weights.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from trd_jax.data import vocabulary
+from trd_jax.data.chat import Chat
+from trd_jax.experiment.engine_sections import FLOAT32_ADAPTER
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.findings import Finding
+from trd_jax.experiment.processes import nvidia
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Model
+from trd_jax.model.config import ARCHITECTURES, ModelConfig
+from trd_jax.model.known import KNOWN_MODELS, SIZES
+from trd_jax.model.weights import hub, hub_look, peft
+from trd_jax.model.weights.model_folder import CONFIG, read_config, read_json
+from trd_jax.model.weights.tensor_files import INDEX, TensorFiles
+from trd_jax.model.weights.tensor_table import entries
+
+_RANDOM, _LAB = "random:", "lab:"
+
+
+@dataclasses.dataclass
+class Opened:
+  """What is known of a model.
+
+  Attributes:
+    side: student or teacher.
+    path: as the config says it.
+    config: its shape, if known.
+    chat: its tokenizer and template, if at hand.
+    missing: what can't be seen because the hub can't be asked.
+    unchecked: what can't be seen without fetching it.
+  """
+
+  side: str
+  path: str
+  config: ModelConfig | None = None
+  chat: Chat | None = None
+  missing: list[str] = dataclasses.field(default_factory=list)
+  unchecked: list[str] = dataclasses.field(default_factory=list)
+
+  def findings(self) -> Iterator[Finding]:
+    """What there is to say of it."""
+    told = [self.path]
+    if self.config is not None:
+      told.append(self.config.architecture)
+      told.append(f"{self.config.max_positions:,} positions")
+    if self.chat is not None:
+      told.append(f"{self.chat.vocab_size:,} ids")
+    if self.missing:
+      yield from (Finding(self.side, "missing", why) for why in self.missing)
+    else:
+      yield Finding(self.side, "ok", ", ".join(told))
+    yield from (Finding(self.side, "unchecked", why) for why in self.unchecked)
+
+
+def open_model(side: str, model: Model, run_dir: RunDir, fetch: bool) -> Opened:
+  """Finds a model and opens its config, its files and its tokenizer.
+
+  Args:
+    side: the section that names it, student or teacher.
+    model: that section.
+    run_dir: for models that live there.
+    fetch: whether to download the small files of a hub id.
+
+  Raises:
+    UserError: there is none, it isn't whole, its architecture is none of ours,
+      or its tokenizer doesn't fit it.
+  """
+  opened = Opened(side, model.path)
+  if model.path.startswith(_RANDOM):
+    folder = _random(opened, model, run_dir)
+  elif hub.is_hub_id(model.path):
+    folder = _of_hub(opened, model, fetch)
+  else:
+    folder = hub.model_folder(model.path, run_dir)
+    opened.config = _whole(folder)
+    if model.revision is not None and not model.path.startswith(_LAB):
+      opened.unchecked.append(
+        f"{side}.revision={model.revision} is not read, as {model.path} is a"
+        " folder"
+      )
+  tokenizer = folder
+  if model.tokenizer is not None:
+    tokenizer = _tokenizer(opened, model.tokenizer, run_dir, fetch)
+  if tokenizer is not None and (tokenizer / "tokenizer.json").is_file():
+    opened.chat = Chat.load(tokenizer, model.chat_template)
+  elif folder is not None and model.tokenizer is None and not opened.missing:
+    hub.tokenizer_folder(str(folder))  # which says what it lacks
+  if opened.chat is None and not opened.missing:
+    opened.unchecked.append(
+      f"the ids of {model.tokenizer_path}, whose tokenizer is to be fetched"
+    )
+  if opened.chat is not None and opened.config is not None:
+    rows = opened.config.vocab_size
+    vocabulary.check_head(opened.chat, rows, tokenizer or "", model.path)
+  return opened
+
+
+def compare(
+  experiment: Experiment, student: Opened, teacher: Opened
+) -> Iterator[Finding]:
+  """Sees that two models speak in the same ids, and each in its mode.
+
+  Args:
+    experiment: its thinking keys.
+    student: the student.
+    teacher: the same in OPSD.
+
+  Raises:
+    UserError: ids differ, or a template hasn't the mode that a key asks for.
+  """
+  e = experiment
+  teaches = e.refine.thinking if e.refines else e.teacher_model.thinking
+  for opened, mode in ((student, e.student.thinking), (teacher, teaches)):
+    if opened.chat is not None:
+      opened.chat.thinks(mode)
+  if student is teacher:
+    return
+  sides = (student, teacher)
+  chats = [one.chat for one in sides if one.chat is not None]
+  configs = [one.config for one in sides if one.config is not None]
+  if len(chats) == len(configs) == len(sides):
+    rows = [config.vocab_size for config in configs]
+    vocabulary.check_same([one.path for one in sides], chats, rows)
+    yield Finding("vocabulary", "ok", "student and teacher give the same ids")
+  else:
+    told = "whether student and teacher give the same ids"
+    yield Finding("vocabulary", "unchecked", told)
+
+
+def budgets(
+  experiment: Experiment, student: Opened, teacher: Opened
+) -> Iterator[Finding]:
+  """Says which budgets exceed a model's positions."""
+  e = experiment
+  generating = [
+    ("rollout", e.rollout, student),
+    ("evaluate", e.evaluate, student),
+  ]
+  if e.refines:
+    generating.insert(1, ("refine", e.refine, teacher))
+  for stage, section, opened in generating:
+    if opened.config is None:
+      continue
+    room = opened.config.max_positions
+    prompt, response = section.max_prompt_tokens, section.max_response_tokens
+    if prompt >= room:
+      told = (
+        f"{stage}.max_prompt_tokens={prompt:,} lets prompts fill the {room:,}"
+        f" positions of {opened.path}, and one that does is refused"
+      )
+      yield Finding("budgets", "note", told)
+    elif prompt + response > room:
+      told = (
+        f"{stage}: after prompts of {room - response:,} tokens or more a"
+        f" response of {response:,} passes the {room:,} positions of"
+        f" {opened.path} and is cut there"
+        if response < room
+        else f"{stage}.max_response_tokens={response:,} is more than the"
+        f" {room:,} positions of {opened.path} hold, where responses are cut"
+      )
+      yield Finding("budgets", "note", told)
+  for side, bound in (
+    (student, e.train.max_student_tokens),
+    (teacher, e.train.max_teacher_tokens),
+  ):
+    if side.config is not None and bound > side.config.max_positions:
+      told = (
+        f"train.max_{side.side}_tokens={bound:,} lets samples pass the"
+        f" {side.config.max_positions:,} positions of {side.path}"
+      )
+      yield Finding("budgets", "note", told)
+
+
+def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
+  """Opens the adapter that the student wears from the start.
+
+  Raises:
+    UserError: there is none, or it fits neither base nor training.
+  """
+  path = experiment.student.adapter
+  if path is None:
+    return
+  folder = Path(path)
+  if not folder.is_dir():
+    raise UserError(
+      f"student.adapter={path}: there is no such folder; name one that PEFT"
+      " or trd_jax.merge wrote"
+    )
+  if student.config is None:
+    lora, _ = peft.read_peft_config(folder)
+  else:
+    lora, _ = peft.open_adapter(folder, student.config)
+  peft.check_size(path, lora, experiment.lora)
+  yield Finding("adapter", "ok", path)
+
+
+def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
+  """Notes that vLLM would refuse the trained adapter, hours later.
+
+  No mistake yet: vLLM's CPU build takes it, on a machine with GPUs, too.
+
+  Args:
+    experiment: how the trained student is evaluated.
+    dev: where the system's device files are.
+  """
+  e = experiment
+  applies = e.engine.name == "vllm" and e.engine.weights == "adapter"
+  if not applies or e.student.dtype != "float32" or not nvidia.names(dev):
+    return []
+  return [Finding("adapter", "note", FLOAT32_ADAPTER)]
+
+
+def _whole(folder: Path) -> ModelConfig:
+  """The shape of a model whose files are all there."""
+  config = read_config(folder)
+  files = TensorFiles(folder)
+  for entry in entries(config):
+    if entry.name not in files:
+      raise UserError(
+        f"{folder}: tensor {entry.name} is missing; fetch the checkpoint again"
+      )
+  return config
+
+
+def _random(opened: Opened, model: Model, run_dir: RunDir) -> Path | None:
+  """The folder of a model that `convert` makes, if it has made it."""
+  size = model.path.removeprefix(_RANDOM)
+  if size not in SIZES:
+    raise UserError(
+      f"{opened.side}.path={model.path}: there is no random model of that size;"
+      f" sizes: {', '.join(SIZES)}"
+    )
+  folder = run_dir.model_folder_for_random(size)
+  if (folder / CONFIG).is_file():
+    opened.config = _whole(folder)
+    return folder
+  if model.tokenizer is None:
+    raise UserError(
+      f"{opened.side}.path={model.path} has no tokenizer of its own; set"
+      f" {opened.side}.tokenizer to a folder or a hub id"
+    )
+  opened.config = SIZES[size]
+  return None
+
+
+def _of_hub(opened: Opened, model: Model, fetch: bool) -> Path | None:
+  """What of a hub id is on this machine, in the end."""
+  key, path = f"{opened.side}.path={model.path}", model.path
+  folder = hub_look.cached(path, model.revision)
+  if folder is not None and _is_whole(folder, model.tokenizer is None):
+    opened.config = read_config(folder)
+    return folder
+  listing = _listing(opened, path, model.revision, key)
+  if listing is not None:
+    wanted = [CONFIG, "*.safetensors"]
+    wanted += ["tokenizer.json"] if model.tokenizer is None else []
+    for pattern in wanted:
+      if not listing.has(pattern):
+        raise UserError(
+          f"{key} on the hub has no {pattern} (pickled .bin files are never"
+          " read); name another checkpoint"
+        )
+    names = listing.architectures
+    if names and not set(names) & ARCHITECTURES.keys():
+      raise UserError(
+        f"{key} is a {', '.join(names)}, which is not supported; use a dense"
+        f" checkpoint of {', '.join(ARCHITECTURES)}"
+      )
+    if fetch:
+      files = hub.TOKENIZER_FILES
+      folder = hub.model_folder(path, None, model.revision, files)
+      _check_index(folder, listing, key)
+  if folder is not None and (folder / CONFIG).is_file():
+    opened.config = read_config(folder)
+  else:
+    opened.config = KNOWN_MODELS.get(path)
+  return folder
+
+
+def _is_whole(folder: Path, with_tokenizer: bool) -> bool:
+  """Whether all files of a model have been downloaded."""
+  try:
+    _whole(folder)
+  except UserError:
+    return False
+  return not with_tokenizer or (folder / "tokenizer.json").is_file()
+
+
+def _listing(
+  opened: Opened, path: str, revision: str | None, key: str
+) -> hub_look.Listing | None:
+  """What the hub says of a repository; None where it can't be asked.
+
+  Raises:
+    UserError: it has none of that name; a name that is near is added.
+  """
+  names = [*KNOWN_MODELS, *hub_look.known()]
+  hint = hub.near_folder(path) or hub.nearest(path, names)
+  try:
+    return hub_look.look(path, revision, "model", key)
+  except hub_look.Unreachable as error:
+    if hub.near_folder(path):
+      raise UserError(f'{key} is no folder; did you mean "{hint}"?') from None
+    opened.missing.append(
+      f"{key} is not on this machine, and the hub can't be asked ({error})"
+    )
+    return None
+  except UserError as error:
+    if hint and hint != path:
+      raise UserError(f'{error}; did you mean "{hint}"?') from None
+    raise
+
+
+def _check_index(folder: Path, listing: hub_look.Listing, key: str) -> None:
+  """Sees that the hub has all files that the index of the weights names."""
+  if not (folder / INDEX).is_file():
+    return
+  names = read_json(folder / INDEX).get("weight_map")
+  for name in sorted(set(names.values())) if isinstance(names, dict) else ():
+    if name not in listing.files:
+      raise UserError(
+        f"{key} on the hub lacks {name}, which its index names; name another"
+        " revision or checkpoint"
+      )
+
+
+def _tokenizer(
+  opened: Opened, path: str, run_dir: RunDir, fetch: bool
+) -> Path | None:
+  """The folder of a tokenizer that is named beside the model, if at hand."""
+  if not hub.is_hub_id(path):
+    return hub.tokenizer_folder(path, run_dir)
+  folder = hub_look.cached(path, None)
+  if folder is not None and (folder / "tokenizer.json").is_file():
+    return folder
+  key = f"{opened.side}.tokenizer={path}"
+  listing = _listing(opened, path, None, key)
+  if listing is None:
+    return None
+  if not listing.has("tokenizer.json"):
+    raise UserError(f"{key} on the hub has no tokenizer.json; name another")
+  return hub.tokenizer_folder(path, run_dir) if fetch else None

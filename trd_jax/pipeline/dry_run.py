@@ -1,0 +1,277 @@
+"""What a pipeline would run and how much it would write, before it does.
+
+Nothing is fetched and no model is loaded: sizes come from the config, from
+models and data that are on this machine, and else from what is known of the
+public ones.
+"""
+
+import math
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from trd_jax.data.problems import store
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Generation, Model
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.known import KNOWN_MODELS, SIZES
+from trd_jax.model.weights import hub
+from trd_jax.model.weights.model_folder import read_config
+
+# Rows of the public data sets.
+_KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
+
+_FLOAT32 = _INT32 = 4
+# Of a token in a row of parquet, before compression: its id and its text.
+_TOKEN_BYTES = _INT32 + 4
+_WRAP = 76
+_WIDTHS = {"float32": 4, "bfloat16": 2}
+
+
+def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
+  """A model's shape where it is known without fetching anything."""
+  if model.path in KNOWN_MODELS:
+    return KNOWN_MODELS[model.path]
+  size = model.path.removeprefix("random:")
+  if size in SIZES:
+    return SIZES[size]
+  if model.path.startswith("lab:") or Path(model.path).is_dir():
+    return read_config(hub.model_folder(model.path, run_dir))
+  return None
+
+
+def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
+  """Bytes of a model's weights; None where its shape is not known here."""
+  shape = shape_of(model, run_dir)
+  if shape is None:
+    return None
+  return shape.num_parameters() * _WIDTHS[model.dtype]
+
+
+def num_problems(experiment: Experiment) -> int | None:
+  """How many problems there are, at most; None where nothing says."""
+  data = experiment.data
+  known = _KNOWN_ROWS.get(data.source)
+  if data.source == "arithmetic":
+    known = data.arithmetic.num_problems
+  if data.limit is None:
+    return known
+  return data.limit if known is None else min(data.limit, known)
+
+
+def disk(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, int | None, str]]:
+  """The most bytes that each stage leaves behind in all rounds, and what of.
+
+  Rows are counted as if every response used its whole budget, before
+  compression. None where the model or the data is not known here.
+  """
+  rounds = experiment.pipeline.rounds
+  for stage, size, what in _of_a_round(experiment, run_dir):
+    yield stage, None if size is None else rounds * size, what
+  questions = 0
+  for name in experiment.evaluate.benchmarks:
+    questions += store.benchmark_size(experiment, name)
+  # Every round is compared with the one base.
+  graded = (1 + rounds) * questions * experiment.evaluate.k
+  yield "evaluate", _rows(graded, experiment.evaluate), "base and trained"
+
+
+def _of_a_round(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, int | None, str]]:
+  """What `disk` says of the stages that each round has for itself."""
+  e = experiment
+  problems = num_problems(e)
+  shape = shape_of(e.student, run_dir)
+  samples = None if problems is None else problems * e.rollout.samples
+  yield "rollout", _rows(samples, e.rollout), "y_o"
+  if e.refines:
+    k = e.refine.teacher_top_k
+    what = f"y_r, the teacher's {k} likeliest at each token" if k else "y_r"
+    yield "refine", _rows(samples, e.refine, k), what
+  if e.train.teacher == "hidden_cache":
+    where = f", in {e.train.cache_dir}" if e.train.cache_dir else ""
+    yield "teacher_cache", _cache(e, run_dir, samples), f"hidden states{where}"
+  adapter = None if shape is None else shape.adapter_parameters(e.lora.rank)
+  kept = e.train.keep_checkpoints
+  yield (
+    "train",
+    None if adapter is None else 3 * _FLOAT32 * adapter * (kept + 1),
+    f"{kept} checkpoints and one more while it is written: adapter, moments",
+  )
+  merged = None
+  if shape is not None and adapter is not None:
+    merged = _FLOAT32 * adapter
+    if e.engine.weights == "merged":
+      merged += weight_bytes(e.student, run_dir) or 0
+  yield "merge", merged, "student and adapter"
+
+
+def _rows(count: int | None, section: Generation, top_k: int = 0) -> int | None:
+  """Bytes of so many rows with the teacher's `top_k` tokens at each token."""
+  if count is None:
+    return None
+  prompt, response = section.max_prompt_tokens, section.max_response_tokens
+  # Ids and log-probabilities, and the mass that they cover.
+  recorded = top_k * (_INT32 + _FLOAT32) + _FLOAT32 if top_k else 0
+  return count * ((prompt + response) * _TOKEN_BYTES + response * recorded)
+
+
+def _cache(
+  experiment: Experiment, run_dir: RunDir, samples: int | None
+) -> int | None:
+  """Bytes of the teacher's hidden states of all responses."""
+  e = experiment
+  shape = shape_of(e.teacher_model, run_dir)
+  if samples is None or shape is None:
+    return None
+  section = e.refine if e.refines else e.rollout
+  tokens = min(section.max_response_tokens, e.train.max_student_tokens)
+  width = _WIDTHS[e.train.cache_dtype or e.teacher_model.dtype]
+  return samples * tokens * shape.hidden_size * width
+
+
+def describe(
+  experiment: Experiment,
+  run_dir: RunDir,
+  commands: Sequence[tuple[str, Sequence[str], bool]],
+  card: str | None = None,
+) -> str:
+  """Every command, budget and expected size, for a person.
+
+  Args:
+    experiment: what would be run.
+    run_dir: where.
+    commands: of each stage, and each further round, its name, its command and
+      whether it is done.
+    card: what the config's file says to expect.
+  """
+  e = experiment
+  lines = ["would run, in this order:"]
+  for name, command, done in commands:
+    mark = "done before" if done else shlex.join(command)
+    lines += [f"  {name}", f"    {mark}"]
+  lines += ["", "budgets, in tokens:"]
+  sections = [("rollout", e.rollout), ("evaluate", e.evaluate)]
+  if e.refines:
+    sections.insert(1, ("refine", e.refine))
+  for name, section in sections:
+    lines.append(
+      f"  {name:<10}{section.max_prompt_tokens:>8,} prompt"
+      f" {section.max_response_tokens:>8,} response"
+    )
+  lines.append(
+    f"  {'train':<10}{e.train.max_student_tokens:>8,} student"
+    f" {e.train.max_teacher_tokens:>7,} teacher"
+  )
+  problems = num_problems(e)
+  updates = ""
+  if problems is not None:
+    most = -(-problems * e.rollout.samples // e.train.batch_size)
+    most *= e.train.epochs
+    updates = f", at most {min(most, e.train.max_steps or most):,} updates"
+    updates += f" of {e.train.batch_size}"
+  count = "not known here" if problems is None else f"{problems:,}"
+  rounds, told = e.pipeline.rounds, ""
+  if rounds > 1:
+    updates, told = f"{updates} a round", f"in all {rounds} rounds, "
+  lines.append(f"  problems  {count:>8}{updates}")
+  lines += ["", "devices that the config asks for:", *_devices(e)]
+  if card:
+    lines += ["", "the config's file says, of its own rows:"]
+    lines.append(textwrap.indent(textwrap.fill(card, _WRAP), "  "))
+  lines += ["", f"disk, at most ({told}rows before compression):"]
+  total = ahead = 0
+  known = True
+  for name, size, what in disk(e, run_dir):
+    shown = "not known here" if size is None else _shown(size)
+    lines.append(f"  {name:<13}{shown:>14}  {what}")
+    total += size or 0
+    known &= size is not None
+    ahead += _ahead(name, size or 0, e, commands)
+  rest = "" if known else "  and what is not known here"
+  lines.append(f"  {'all':<13}{_shown(total):>14}{rest}")
+  free = free_bytes(run_dir.root)
+  lines.append(f"  {'free':<13}{_shown(free):>14}  where {run_dir.root} is")
+  if free < ahead:
+    lines.append(
+      f"  WARNING: {_shown(ahead)} may still be written there, and"
+      f" {_shown(free)} are free: make room, or name a --workdir elsewhere"
+    )
+  for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
+    if model in KNOWN_MODELS:
+      size = 2 * KNOWN_MODELS[model].num_parameters()
+      lines.append(f"  and {_shown(size)} to fetch once: {model}")
+  return "\n".join(lines)
+
+
+def free_bytes(path: Path) -> int:
+  """Free bytes of the file system that a path is on, or would be."""
+  path = path.absolute()
+  there = next(one for one in (path, *path.parents) if one.exists())
+  return shutil.disk_usage(there).free
+
+
+def _ahead(
+  stage: str,
+  size: int,
+  experiment: Experiment,
+  commands: Sequence[tuple[str, Sequence[str], bool]],
+) -> int:
+  """What a stage will still write where the workdir is, of its bytes in all.
+
+  They are spread evenly over its commands and the further rounds, of which one
+  that is begun counts as if nothing of it were there yet.
+  """
+  if stage == "teacher_cache":
+    if experiment.train.cache_dir:
+      return 0
+    stage = "train"
+  parts = [
+    done
+    for name, _, done in commands
+    if name.partition("/")[0] == stage or name.startswith("round ")
+  ]
+  return size * parts.count(False) // len(parts) if parts else size
+
+
+def _devices(experiment: Experiment) -> Iterator[str]:
+  """What generates and what trains, and on how many devices."""
+  engine, mesh = experiment.engine, experiment.mesh
+  actors = engine.ray.actors
+  if engine.name == "server":
+    count = len(engine.server.urls)
+    told = f"none here: {count} server{'s' if count > 1 else ''}"
+  elif engine.name == "vllm":
+    copies, each = engine.vllm.data_parallel, engine.vllm.tensor_parallel
+    told = f"{max(actors, 1) * copies * each}: vllm, "
+    told += f"{copies} {'copy' if copies == 1 else 'copies'} on {each} each"
+  else:
+    told = "all that JAX finds"
+  if actors:
+    told += f", in each of {actors} Ray actors"
+  yield f"  generate    {told}"
+  sizes = mesh.sizes
+  if sizes is None:
+    told = "all that JAX finds; data, fsdp and tensor are chosen from sizes"
+  else:
+    fixed = math.prod(size for size in sizes if size != -1)
+    told = f"{fixed}" if -1 not in sizes else f"a multiple of {fixed}"
+    axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
+    told += f": {', '.join(f'mesh.{name}={size}' for name, size in axes)}"
+  if processes := experiment.distributed.processes:
+    told += f", in {processes} processes"
+  yield f"  train       {told}"
+
+
+def _shown(size: int) -> str:
+  """Bytes in the larger unit that they fill."""
+  for unit, bits in (("TiB", 40), ("GiB", 30)):
+    if size >= 2**bits:
+      return f"{size / 2**bits:.1f} {unit}"
+  return f"{size / 2**20:.1f} MiB"

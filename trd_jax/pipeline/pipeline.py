@@ -1,0 +1,327 @@
+"""All stages in order, each a process of its own, then one table.
+
+    evaluate base → rollout → refine → train → merge → evaluate trained
+
+With `pipeline.rounds` above 1 all of it again, from the trained student.
+
+A stage that is done is skipped by itself, so the same command goes on where an
+earlier one was stopped. What comes out stands in `summary.json`. With
+`preflight_only` the stages that generate check and count their prompts as far
+as these can be made, and nothing else is done.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from trd_jax.experiment import cli
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.run_dir import RunDir
+
+_RANDOM = "random:"
+FLAGS = (
+  cli.Flag(
+    "dry_run",
+    False,
+    "look at models, data and interpreters, print commands, budgets, devices,"
+    " hours and disk, run nothing",
+    looks_only=True,
+  ),
+)
+
+
+def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Runs what isn't done yet and sums up.
+
+  Raises:
+    UserError: a model, the problems, a benchmark, an interpreter or the run
+      that `evaluate.buckets_from` names can't be used (see `door`), or the
+      problems' file has changed since they were read.
+    SystemExit: a stage failed; with its own exit code, its message having
+      gone to stderr.
+  """
+  from trd_jax.data.problems import store
+  from trd_jax.experiment.metrics import timed
+  from trd_jax.grading import scores
+  from trd_jax.pipeline import door
+
+  steps = list(commands(experiment, run_dir))
+  if flags.dry_run:
+    from trd_jax.experiment import config_file, findings
+    from trd_jax.pipeline import dry_run
+
+    found = door.look(experiment, run_dir)
+    print(f"looked at:\n{findings.table(found)}\n" if found else "", end="")
+    findings.refuse(found, "wrong")
+    planned = [
+      (
+        account,
+        _command(module, own, experiment, flags),
+        is_done(run_dir, account),
+      )
+      for account, module, own in steps
+    ]
+    planned += [
+      (
+        f"round {number}, unless the student has collapsed",
+        _round(experiment, run_dir, number, flags),
+        run_dir.round(number).summary.exists(),
+      )
+      for number in range(2, experiment.pipeline.rounds + 1)
+    ]
+    shared = dict(argument.split("=", 1) for argument in flags.config_argv)
+    card = config_file.expected(shared["--config"])
+    print(dry_run.describe(experiment, run_dir, planned, card))
+    return
+
+  # What a run can be refused for is seen before a stage spends anything.
+  door.enter(experiment, run_dir)
+  sides = ("evaluate/base", "evaluate/trained")
+  if unfinished := [one for one in sides if run_dir.done(one) is None]:
+    section = experiment.evaluate
+    asked = {
+      name: store.benchmark(experiment, name) for name in section.benchmarks
+    }
+    scores.base_verdicts(
+      section, run_dir, unfinished[-1], asked, experiment.evaluation_thinking
+    )
+  if run_dir.done("rollout") is None:
+    store.load(experiment, run_dir)
+  else:
+    store.check_source(experiment, run_dir)
+
+  if experiment.preflight_only:
+    _preflight(steps, experiment, run_dir, flags)
+    return
+  for number, (account, module, own) in enumerate(steps, 1):
+    if is_done(run_dir, account):
+      print(f"[{number}/{len(steps)}] {account}: done before", flush=True)
+      continue
+    print(f"[{number}/{len(steps)}] {account}", flush=True)
+    with timed(run_dir.timings, account):
+      code = _start(module, own, experiment, flags)
+      if code:
+        print(
+          f"trd-jax pipeline: {account} ended with exit code {code}; mend what"
+          " it says above and give the same command again",
+          file=sys.stderr,
+        )
+        sys.exit(code)
+
+  summary = summarise(experiment, run_dir)
+  from trd_jax.experiment.files.json_files import write_json_atomic
+
+  write_json_atomic(run_dir.summary, summary)
+  print(table(summary))
+  print(f"written: {run_dir.summary}")
+  if experiment.pipeline.rounds > 1:
+    _go_on(experiment, run_dir, flags)
+
+
+def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """The further rounds (see `rounds`), each a pipeline of its own.
+
+  Raises:
+    SystemExit: a round failed; with its exit code.
+  """
+  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.metrics import timed
+  from trd_jax.pipeline import rounds
+
+  section = experiment.pipeline
+  stopped = None
+  for number in range(2, section.rounds + 1):
+    here = run_dir.round(number)
+    stopped = rounds.collapsed(
+      list(rounds.figures(run_dir, number - 1))[-1], section
+    )
+    if stopped:
+      break
+    print(f"[round {number}/{section.rounds}] {here.root}", flush=True)
+    # The same problems, and one base that every round is compared with.
+    for stage in ("problems", "evaluate/base"):
+      here.adopt(stage, run_dir)
+    with timed(run_dir.timings, f"round {number}"):
+      code = supervise.run(_round(experiment, run_dir, number, flags))
+      if code:
+        sys.exit(code)
+  rows = list(rounds.figures(run_dir, section.rounds))
+  write_json_atomic(
+    run_dir.rounds,
+    {"rounds": rows, "best": rounds.best(rows)["round"], "stopped": stopped},
+  )
+  print(rounds.table(rows, stopped))
+  print(f"written: {run_dir.rounds}")
+
+
+def _round(
+  experiment: Experiment, run_dir: RunDir, number: int, flags
+) -> list[str]:
+  """The command of a round after the first."""
+  from trd_jax.pipeline import rounds
+
+  shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
+  return [
+    *(sys.executable, "-m", "trd_jax.pipeline", *shared),
+    *rounds.overrides(experiment, run_dir.round(number - 1)),
+    f"--workdir={run_dir.round(number).root}",
+  ]
+
+
+def _command(
+  module: str, own: list[str], experiment: Experiment, flags
+) -> list[str]:
+  python = experiment.python.of(module) or sys.executable
+  return [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
+
+
+def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
+  """Runs one stage to its end; its exit code."""
+  return supervise.run(_command(module, own, experiment, flags))
+
+
+def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Has every stage that generates check its prompts, where these are known.
+
+  Random models are made first: without them there is nothing to check. What
+  one stage is refused for doesn't keep the others from being looked at.
+  """
+  after = {"refine": "rollout", "evaluate/trained": "merge"}
+  checked, failed, waiting = [], {}, []
+  for account, module, own in steps:
+    if account in ("train", "merge") or is_done(run_dir, account):
+      continue
+    if account in after and run_dir.done(after[account]) is None:
+      waiting.append(f"{account} (needs {after[account]})")
+      continue
+    print(f"[preflight] {account}", flush=True)
+    if code := _start(module, own, experiment, flags):
+      failed[account] = code
+      if account == "convert":
+        break
+    elif account != "convert":
+      checked.append(account)
+  if failed:
+    print(
+      f"trd-jax pipeline: the preflight of {', '.join(failed)} failed; mend"
+      " what it says above and give the same command again",
+      file=sys.stderr,
+    )
+    sys.exit(next(iter(failed.values())))
+  print(
+    f"preflight only: {', '.join(checked) or 'nothing was left to be'} checked"
+    + (f", not yet {', '.join(waiting)}" if waiting else "")
+    + "; nothing was generated",
+    flush=True,
+  )
+
+
+def commands(
+  experiment: Experiment, run_dir: RunDir
+) -> Iterator[tuple[str, str, list[str]]]:
+  """The stages of an experiment: (account, module, its own flags)."""
+  del run_dir
+  models = [experiment.student.path]
+  if experiment.regime == "opd":
+    models.append(experiment.teacher.path)
+  if any(path.startswith(_RANDOM) for path in models):
+    yield "convert", "convert", []
+  yield "evaluate/base", "evaluate", ["--model=base"]
+  for stage in experiment.stages:
+    yield stage, stage, []
+  yield "evaluate/trained", "evaluate", ["--model=trained"]
+
+
+def is_done(run_dir: RunDir, account: str) -> bool:
+  """Whether a stage has nothing left to do."""
+  return run_dir.done(account) is not None
+
+
+def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
+  """What the run found: figures by benchmark, trajectories, seconds.
+
+  Returns:
+    `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
+    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions,
+    `data`, the files that the questions were read from, and `thinking`,
+    whether the prompts let a response think;
+    `trajectories`, `training`, `merge`: what the stages said of themselves;
+    `seconds`: wall-clock by stage, over all the processes that worked on it,
+    those that were stopped apart.
+  """
+  from trd_jax import __version__
+  from trd_jax.experiment.metrics import seconds_by_stage
+  from trd_jax.grading import estimators, scores
+
+  base = run_dir.done("evaluate/base") or {}
+  trained = run_dir.done("evaluate/trained") or {}
+  section = experiment.evaluate
+  figures = {}
+  for name in section.benchmarks:
+    scores.check_alike(name, base[name], trained[name])
+    pair = estimators.compare(
+      base[name]["verdicts"],
+      trained[name]["verdicts"],
+      resamples=section.bootstrap,
+      seed=section.seed,
+    )
+    for side, row in (("base", base[name]), ("trained", trained[name])):
+      kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
+      kept += ("identical_to_base",)
+      pair[side] |= {key: row[key] for key in kept if key in row}
+    for key in ("data", "thinking"):
+      pair[key] = trained[name].get(key)
+    figures[name] = pair
+  return {
+    "version": __version__,
+    "regime": experiment.regime,
+    "method": experiment.method,
+    "student": experiment.student.path,
+    "teacher": experiment.teacher_model.path,
+    "benchmarks": figures,
+    "stages": {s: run_dir.done(s) for s in experiment.stages},
+    "seconds": seconds_by_stage(run_dir.timings),
+  }
+
+
+def table(summary: dict[str, Any]) -> str:
+  """The summary as a person reads it."""
+  from trd_jax.grading import scores
+
+  head = ("benchmark", "", "base", "trained", "difference (paired)")
+  rows: list[tuple[str, ...]] = [head]
+  for name, pair in summary["benchmarks"].items():
+    k, n = pair["base"]["k"], pair["base"]["n"]
+    for title, metric in ((f"Avg@{k}", "avg_at_k"), (f"Pass@{k}", "pass_at_k")):
+      cells = [
+        scores.cell(pair[side], metric)
+        for side in ("base", "trained", "paired_difference")
+      ]
+      rows.append((f"{name} (n={n})", title, *cells))
+  lines = [
+    "",
+    f"{summary['method']}, {summary['regime']}: {summary['student']} taught by"
+    f" {summary['teacher']}; percent, 95% intervals over questions;"
+    f" {scores.describe_modes(summary['benchmarks'])}",
+    "",
+  ]
+  lines.append(scores.columns(rows))
+  trained = {n: pair["trained"] for n, pair in summary["benchmarks"].items()}
+  for told in (scores.told_identical(trained), scores.served_base(trained)):
+    if told is not None:
+      lines += ["", told]
+  if summary["student"].startswith(_RANDOM):
+    lines += [
+      "",
+      "The student is randomly initialised: an accuracy of 0 is what it should"
+      " have, and what the run shows is the path.",
+    ]
+  seconds = summary["seconds"]
+  total = sum(seconds.values())
+  lines += ["", "where the time went"]
+  width = max(18, 2 + max(map(len, seconds), default=0))
+  for stage, spent in [*seconds.items(), ("all", total)]:
+    share = f"{100 * spent / total:4.0f}%" if total else ""
+    lines.append(f"{stage:<{width}}{spent:8.1f} s {share}")
+  return "\n".join([*lines, ""])

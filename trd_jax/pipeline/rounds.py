@@ -1,0 +1,119 @@
+"""Rounds: the pipeline again, from the student that it has trained.
+
+Round 1 is a run as any other. In each further one the updated student rolls
+out, the teacher rewrites its fresh drafts, and training goes on, in
+`WORKDIR/rounds/<number>`. What is updated depends on `engine.weights`:
+
+- `merged`: the merged weights are the next round's student, with a new adapter.
+  In OPSD, whose teacher is the student's own base, the teacher improves, too.
+- `adapter`: base and teacher stay what they were, and the adapter, served
+  unmerged, is trained further.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.files.json_files import read_json
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Pipeline
+
+
+def overrides(experiment: Experiment, before: RunDir) -> list[str]:
+  """The flags that make a config that of the round after `before`."""
+  student = {"student.adapter": str(before.adapter)}
+  if experiment.engine.weights == "merged":
+    student = {
+      "student.path": str(before.merged),
+      # The merged folder holds the tokenizer and the template, too.
+      "student.revision": None,
+      "student.tokenizer": None,
+      "student.chat_template": None,
+      "student.adapter": None,
+    }
+  student["pipeline.rounds"] = 1  # type: ignore[assignment]
+  return [f"--config.{key}={value}" for key, value in student.items()]
+
+
+def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
+  """What each round that is done has found, up to so many.
+
+  Yields:
+    `round`; `weights`, the folder of its student; `avg_at_k` and `pass_at_k`,
+    means over the benchmarks, and the base's as `base_…`; `length_share`, the
+    median length over the base's on the benchmark where it is smallest;
+    `benchmarks`, the trained student's figures by name.
+  """
+  for number in range(1, rounds + 1):
+    here = run_dir.round(number)
+    if not here.summary.exists():
+      return
+    found = read_json(here.summary)["benchmarks"]
+    trained = [pair["trained"] for pair in found.values()]
+    yield {
+      "round": number,
+      "weights": str(here.merged if here.merged.exists() else here.adapter),
+      "avg_at_k": _mean(trained, "avg_at_k"),
+      "pass_at_k": _mean(trained, "pass_at_k"),
+      "base_avg_at_k": _mean([p["base"] for p in found.values()], "avg_at_k"),
+      "base_pass_at_k": _mean([p["base"] for p in found.values()], "pass_at_k"),
+      "length_share": min(
+        pair["trained"]["median_tokens"] / max(pair["base"]["median_tokens"], 1)
+        for pair in found.values()
+      ),
+      "benchmarks": {name: pair["trained"] for name, pair in found.items()},
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+  return sum(row[name] for row in rows) / len(rows)
+
+
+def collapsed(row: Mapping[str, Any], section: Pipeline) -> str | None:
+  """Why no round should follow one of these figures; None if one may.
+
+  Args:
+    row: of `figures`.
+    section: holds the limits.
+  """
+  fallen = row["base_pass_at_k"] - row["pass_at_k"]
+  if fallen > section.collapse_pass:
+    return (
+      f"mean Pass@k is {100 * fallen:.1f} points below the base's, more than"
+      f" pipeline.collapse_pass={section.collapse_pass:g} allows"
+    )
+  if row["length_share"] < section.collapse_length:
+    return (
+      f"responses are down to {100 * row['length_share']:.0f}% of the base's"
+      " median length on a benchmark, less than"
+      f" pipeline.collapse_length={section.collapse_length:g} allows"
+    )
+  return None
+
+
+def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+  """The round with the highest mean Avg@k, the earliest of equals."""
+  return max(rows, key=lambda row: (row["avg_at_k"], -row["round"]))
+
+
+def table(rows: Sequence[Mapping[str, Any]], stopped: str | None) -> str:
+  """The rounds as a person reads them."""
+  first = rows[0]
+  lines = [
+    "",
+    "round   mean Avg@k   mean Pass@k   shortest of the base's length",
+    f"base       {100 * first['base_avg_at_k']:6.1f}"
+    f"        {100 * first['base_pass_at_k']:6.1f}",
+  ]
+  chosen = best(rows)
+  for row in rows:
+    mark = "*" if row is chosen else " "
+    lines.append(
+      f"{row['round']:>4}{mark}      {100 * row['avg_at_k']:6.1f}"
+      f"        {100 * row['pass_at_k']:6.1f}"
+      f"        {100 * row['length_share']:6.0f}%"
+    )
+  if stopped:
+    lines.append(f"stopped after round {rows[-1]['round']}: {stopped}")
+  lines += [f"* the best: {chosen['weights']}", ""]
+  return "\n".join(lines)
