@@ -34,7 +34,11 @@ def driver(tmp_path_factory, asked):
     "VLLM_USE_V2_MODEL_RUNNER": "1",
     "TRITON_INTERPRET": "1",
     "PYTHONPATH": os.pathsep.join(
-      [str(ROOT / "tests" / "v2_runner"), str(triton_folder()), str(ROOT)]
+      [
+        str(ROOT / "tests" / "support" / "v2_runner"),
+        str(triton_folder()),
+        str(ROOT),
+      ]
     ),
   }
   topped = dataclasses.replace(WARM, top_logprobs=TOP)

@@ -31,7 +31,7 @@ BATCHES = [
 @pytest.fixture(scope="module")
 def driven() -> dict:
   done = subprocess.run(
-    [vllm_python(), ROOT / "tests" / "vllm_worker_driver.py"],
+    [vllm_python(), ROOT / "tests" / "support" / "vllm_worker_driver.py"],
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -16,7 +16,7 @@ from tests.support.processes import below, still_there
 from tests.support.serving import by_key
 from trd_jax.generation.engines.engine import Completion, TopTokens
 
-DRIVER = ROOT / "tests" / "vllm_driver.py"
+DRIVER = ROOT / "tests" / "support" / "vllm_driver.py"
 # What vLLM tries out and reserves at its start is larger than needed here.
 SPEC = {
   "eager": True,
