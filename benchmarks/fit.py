@@ -6,7 +6,7 @@
 Takes the trainer's own programs for Qwen3's true shapes, made of abstract
 arrays, compiles them for eight devices, and prints what one device holds, in
 GB of 1e9 bytes. Exit code 1 where that exceeds `--limit-gb`: by default what a
-training takes of an H100 at its start (`devices.MEMORY_SHARE`).
+training takes of an H100 at its start (`sections.MEMORY_SHARE`).
 
 What stays on a device between programs is arithmetic: the bytes of each
 array's shard. What a program needs while it runs is read from what XLA
@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trd_jax.experiment.devices import MEMORY_SHARE  # noqa: E402
+from trd_jax.experiment.sections import MEMORY_SHARE  # noqa: E402
 
 DEVICES = 8
 BATCH = 128

@@ -17,11 +17,11 @@ from tests.support import training_runs
 from trd_jax.data.chat import Chat
 from trd_jax.distill import processes
 from trd_jax.distill.checkpoint import Checkpoints
-from trd_jax.experiment.devices import Distributed
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metrics import read_metrics
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Distributed
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 UPDATES = 6

@@ -15,8 +15,8 @@ from trd_jax.distill.mesh_choice import GIB, Side, Sizes
 from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.layout import Layout, Rung
 from trd_jax.distill.step import Setup
-from trd_jax.experiment.devices import Mesh
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.sections import Mesh
 from trd_jax.model import sharding
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig

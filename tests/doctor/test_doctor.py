@@ -32,10 +32,10 @@ from trd_jax.doctor import (
 from trd_jax.doctor.diagnosis import Check
 from trd_jax.doctor.machine import Machine
 from trd_jax.experiment import config_file, experiment
-from trd_jax.experiment.devices import Mesh
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Mesh
 
 GIB = 1 << 30
 NAMES = [check.name for check in checks.CHECKS]

@@ -24,9 +24,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trd_jax.distill.loss import divergence
 from trd_jax.distill.packing.layout import Layout, Rung
-from trd_jax.experiment import devices
-from trd_jax.experiment.devices import PLANNED_SHARE
+from trd_jax.experiment import sections
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.sections import PLANNED_SHARE
 from trd_jax.model import sharding
 from trd_jax.model.attention.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
@@ -117,7 +117,7 @@ class Estimate(NamedTuple):
 
 
 def make(
-  section: devices.Mesh, sizes: Sizes, attention: str = "xla"
+  section: sections.Mesh, sizes: Sizes, attention: str = "xla"
 ) -> tuple[Mesh, str]:
   """The mesh that the config asks for, or the one that its sizes need.
 

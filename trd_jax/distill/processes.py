@@ -21,9 +21,9 @@ import numpy as np
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
-from trd_jax.experiment.devices import Distributed
 from trd_jax.experiment.errors import Terminated, UserError
 from trd_jax.experiment.processes import nvidia
+from trd_jax.experiment.sections import Distributed
 from trd_jax.model import backend
 
 # Where a key says nothing, its variable is asked.

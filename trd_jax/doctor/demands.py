@@ -9,11 +9,10 @@ from trd_jax.doctor import diagnosis
 from trd_jax.doctor.diagnosis import Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.experiment import experiment, findings
-from trd_jax.experiment.devices import PLANNED_SHARE, Mesh
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.sections import PLANNED_SHARE, Mesh, Model
 from trd_jax.model.weights import hub_look
 
 _GIB = 1 << 30

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.doctor.probe import Facts, Tell, answer
-from trd_jax.experiment import engine_sections
+from trd_jax.experiment import sections
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.model.config import read_size
@@ -81,8 +81,8 @@ def examine(asked: Facts, tell: Tell) -> None:
 
   def make(adapter: Path | None) -> Any:
     files = ModelFiles("tiny", folder, "tiny", asked["dtype"], adapter)
-    spec = engine_sections.Engine(
-      name=asked["engine"], vllm=engine_sections.VllmEngine(**asked["spec"])
+    spec = sections.Engine(
+      name=asked["engine"], vllm=sections.VllmEngine(**asked["spec"])
     )
     return factory.make(spec, files, max_model_tokens=_LONGEST)
 

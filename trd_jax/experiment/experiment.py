@@ -15,25 +15,29 @@ from typing import Any
 from ml_collections import config_dict
 
 from trd_jax.experiment import schema
-from trd_jax.experiment.devices import Distributed, Mesh
-from trd_jax.experiment.engine_sections import LORA_RANKS, Engine, vllm_refuses
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_text, paths
-from trd_jax.experiment.run_sections import Evaluate, Python
 from trd_jax.experiment.schema import at_least, key, one_of
 from trd_jax.experiment.sections import (
+  LORA_RANKS,
   Data,
+  Distributed,
+  Engine,
+  Evaluate,
   Lora,
   Loss,
+  Mesh,
   Metrics,
   Model,
   Pipeline,
+  Python,
   Refine,
   Rollout,
   Sandbox,
   Student,
   Teacher,
   Train,
+  vllm_refuses,
 )
 
 METHODS = (

@@ -1,9 +1,7 @@
 """The sections of an experiment: every key, its default, meaning and rule.
 
 Lengths are in tokens. `experiment.py` puts the sections together and makes
-the checks that concern more than one key. The sections about engines are in
-`engine_sections.py`, those of the evaluation and of the interpreters in
-`run_sections.py`.
+the checks that concern more than one key.
 """
 
 import dataclasses
@@ -170,6 +168,168 @@ class Refine(Generation):
 
 
 @dataclasses.dataclass(frozen=True)
+class JaxEngine:
+  """The embedded engine."""
+
+  slots: int | None = key(
+    None,
+    "sequences decoded at once; None: 64 to 128 a CPU device, up to 256 an"
+    " accelerator, as its memory allows",
+    at_least(1),
+  )
+  decode_steps: int = key(
+    16, "tokens decoded between two looks at what has ended", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class VllmEngine:
+  """vLLM in the stage's own process."""
+
+  tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
+  data_parallel: int = key(
+    1,
+    "copies of the model, each on devices of its own, which one process feeds;"
+    " with engine.ray.actors each engine has a process of its own",
+    at_least(1),
+  )
+  max_num_seqs: int | None = key(
+    None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)
+  )
+  max_batched_tokens: int | None = key(
+    None, "tokens of one step, a copy; None: vLLM's own", at_least(1)
+  )
+  max_model_tokens: int | None = key(
+    None, "longest prompt with its response; None: what is asked", at_least(2)
+  )
+  memory_share: float = key(
+    0.9,
+    "share of a GPU's memory that vLLM may take; more than 0.95 leaves no room"
+    " for the sampling of large batches",
+    within(0.01, 1),
+  )
+  kv_cache_gib: float | None = key(
+    None,
+    "KV cache of a copy, whatever memory_share says; None: what that leaves",
+    above(0),
+  )
+  prefix_caching: bool = key(True, "keep the KV cache of shared prefixes")
+  chunked_prefill: bool = key(
+    True, "mix prefill and decoding in one step (on GPUs)"
+  )
+  eager: bool | None = key(
+    None, "neither compile nor capture, to start sooner; None: on CPUs"
+  )
+  batch_invariant: bool = key(
+    False,
+    "kernels whose results don't follow the batch, for runs on GPUs that can be"
+    " repeated; slower",
+  )
+
+
+# Between these vLLM draws as it is told; below it takes 0.01 without a word
+# that we would hear, above it refuses. And 0 is greedy.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.01, 2.0
+# Ranks of adapters that vLLM 0.32 has room for.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+FLOAT32_ADAPTER = (
+  "engine.weights=adapter: vLLM applies adapters on GPUs in bfloat16 alone; set"
+  " student.dtype=bfloat16, or engine.weights=merged"
+)
+"""What is said of a float32 student where vLLM runs on GPUs."""
+
+
+def vllm_refuses(temperature: float) -> str | None:
+  """Returns why vLLM, and so a server, can't draw at a temperature, or None."""
+  if temperature == 0:
+    return None
+  if _LOWEST_TEMPERATURE <= temperature <= _HIGHEST_TEMPERATURE:
+    return None
+  return (
+    f"temperature={temperature:g} is none that vLLM draws at: give 0 (greedy),"
+    f" or {_LOWEST_TEMPERATURE:g} to {_HIGHEST_TEMPERATURE:g}, or use"
+    " engine.name=jax"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerEngine:
+  """OpenAI-compatible servers, such as `vllm serve`."""
+
+  urls: tuple[str, ...] = key(
+    (), "their base addresses, as http://127.0.0.1:8000, separated by commas"
+  )
+  model: str | None = key(
+    None,
+    "the name that a server knows the model by; None: found by its folder",
+  )
+  concurrency: int = key(256, "requests in flight at a server", at_least(1))
+  retries: int = key(
+    8,
+    "further tries of a request that failed, each after a longer pause; one"
+    " that a busy server refuses hasn't",
+    at_least(0),
+  )
+  start_seconds: float = key(
+    600.0,
+    "how long to wait until a server is ready, and, once none is left, until "
+    "one is back",
+    above(0),
+  )
+  request_seconds: float = key(
+    3600.0,
+    "how long a server may take over a request, and how long all of them may"
+    " be too busy for any",
+    above(0),
+  )
+  api_key_variable: str = key(
+    "VLLM_API_KEY",
+    "environment variable that holds the API key, if servers want one",
+    schema.filled(),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+  """The same engine in many processes and machines, under Ray Data."""
+
+  actors: int = key(0, "engines at work at once; 0: no Ray", at_least(0))
+  address: str | None = key(
+    None, "of a running cluster, or auto; None: this machine alone"
+  )
+  cpus: float = key(1.0, "CPUs that an actor reserves", at_least(0))
+  gpus: float | None = key(
+    None,
+    "GPUs that an actor reserves; None: as many as its engine needs",
+    at_least(0),
+  )
+  batch: int = key(256, "requests that an actor is given at once", at_least(1))
+  batches: int = key(
+    2, "batches that an actor works on at once, where it can", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+  """What generates."""
+
+  name: str = key(
+    "jax",
+    "embedded, vLLM in process, or servers",
+    one_of("jax", "vllm", "server"),
+  )
+  weights: str = key(
+    "merged",
+    "the trained student's form: merged, or the base with its adapter",
+    one_of("merged", "adapter"),
+  )
+  jax: JaxEngine = field(default_factory=JaxEngine)
+  vllm: VllmEngine = field(default_factory=VllmEngine)
+  server: ServerEngine = field(default_factory=ServerEngine)
+  ray: Ray = field(default_factory=Ray)
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
   """Stage 3: distillation into the adapter."""
 
@@ -308,6 +468,107 @@ class Lora:
   dropout: float = key(0.05, "on its input", schema.fraction_below_one())
 
 
+# Share of a GPU's memory that a training takes at its start; JAX's own is 0.75.
+# What is left is for CUDA, NCCL and cuDNN, which allocate beside it.
+MEMORY_SHARE = 0.92
+# Share of a device's memory that is planned with: what follows is an estimate,
+# and allocators lose some to gaps.
+PLANNED_SHARE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; with none given, what the sizes ask for.
+
+  One of them may be -1: all the rest, which `data` is where another is given.
+  """
+
+  data: int | None = key(
+    None, "copies of the weights; -1: the rest", schema.minus_one_or_positive()
+  )
+  fsdp: int | None = key(
+    None, "shards of each weight; -1: the rest", schema.minus_one_or_positive()
+  )
+  tensor: int | None = key(
+    None, "shards of each layer; -1: the rest", schema.minus_one_or_positive()
+  )
+  memory_gib: float | None = key(
+    None, "a device's memory; None: what the platform says", above(0)
+  )
+
+  @property
+  def sizes(self) -> tuple[int, int, int] | None:
+    """Devices along data, fsdp and tensor; None where all is left open."""
+    given = self.data, self.fsdp, self.tensor
+    if given == (None, None, None):
+      return None
+    data = self.data or (1 if -1 in given else -1)
+    return data, self.fsdp or 1, self.tensor or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+  """The processes of a training on several machines (see `processes`)."""
+
+  coordinator: str | None = key(
+    None, "HOST:PORT of process 0; None: TRD_COORDINATOR, or Slurm's"
+  )
+  processes: int | None = key(
+    None, "how many there are; None: TRD_PROCESSES, or Slurm's", at_least(1)
+  )
+  process: int | None = key(
+    None, "which of them this is; None: TRD_PROCESS, or Slurm's", at_least(0)
+  )
+  timeout_seconds: float = key(
+    300.0, "how long to wait for the others to come", above(0)
+  )
+  heartbeat_seconds: int = key(
+    60, "silence after which a process counts as dead and all end", at_least(5)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Generation):
+  """Stage 5: base and trained student on the benchmarks."""
+
+  benchmarks: tuple[str, ...] = key(
+    ("arithmetic",), "their names, separated by commas", schema.filled()
+  )
+  root: str | None = schema.path(
+    None, "folder with local copies of the benchmarks; None: download them"
+  )
+  thinking: bool | None = key(
+    None, "the template's thinking switch; None: student.thinking"
+  )
+  k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1))
+  max_response_tokens: int = key(
+    38912, "a longer response is cut and marked as truncated", at_least(1)
+  )
+  num_problems: int | None = key(
+    None, "problems a benchmark; None: all", at_least(1)
+  )
+  livecodebench: str = key(
+    "release_v6",
+    "which of its problems: release_v6 (all) or v6 (those that v6 added)",
+    one_of("release_v6", "v6"),
+  )
+  unchecked: bool = key(
+    False, "take benchmark files of another length or SHA-256 than declared"
+  )
+  evalplus_seconds: float = key(
+    1.0,
+    "EvalPlus's shortest time limit of an input; published results have 1",
+    above(0),
+  )
+  buckets_from: str | None = schema.path(
+    None,
+    "workdir whose base samples sort the questions by difficulty; None: this"
+    " one",
+  )
+  bootstrap: int = key(10000, "resamples behind an interval", at_least(1))
+  seed: int = key(0, "seed of the samples and the resamples", at_least(0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sandbox:
   """Where programs that a model wrote run, and how far they may go."""
@@ -364,3 +625,31 @@ class Pipeline:
     "nor once responses have shrunk to so much of the base's median length",
     within(0, 1),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Python:
+  """The interpreter that `trd_jax.pipeline` starts each stage with."""
+
+  generation: str | None = schema.path(
+    None, "for rollout, refine and evaluate; None: the pipeline's own"
+  )
+  rollout: str | None = schema.path(None, "None: python.generation")
+  refine: str | None = schema.path(None, "None: python.generation")
+  evaluate: str | None = schema.path(None, "None: python.generation")
+  train: str | None = schema.path(None, "None: the pipeline's own")
+  merge: str | None = schema.path(None, "None: the pipeline's own")
+  convert: str | None = schema.path(None, "None: the pipeline's own")
+  evalplus: str | None = schema.path(
+    None, "EvalPlus's, for HumanEval+ and MBPP+; None: .venv-evalplus's"
+  )
+  lcb_runner: str | None = schema.path(
+    None, "lcb_runner's, for LiveCodeBench; None: .venv-lcb's if it is there"
+  )
+
+  def of(self, stage: str) -> str | None:
+    """The interpreter of a stage; None for the pipeline's own."""
+    own = getattr(self, stage)
+    if own is None and stage in ("rollout", "refine", "evaluate"):
+      return self.generation
+    return own

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
-from trd_jax.experiment.engine_sections import FLOAT32_ADAPTER
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.sections import FLOAT32_ADAPTER, Model
 from trd_jax.model.config import ARCHITECTURES, ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub, hub_look, peft

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from trd_jax.experiment.devices import PLANNED_SHARE
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.sections import PLANNED_SHARE
 from trd_jax.model.attention.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trd_jax.experiment.engine_sections import Engine as Spec
-from trd_jax.experiment.engine_sections import Ray
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.sections import Engine as Spec
+from trd_jax.experiment.sections import Ray
 from trd_jax.generation.engines.engine import (
   Completion,
   Engine,

@@ -24,8 +24,8 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 
-from trd_jax.experiment.engine_sections import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.sections import ServerEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
   Request,

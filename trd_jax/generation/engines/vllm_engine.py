@@ -31,14 +31,14 @@ from typing import Any
 
 import numpy as np
 
-from trd_jax.experiment.engine_sections import (
+from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.processes.guard import Guard
+from trd_jax.experiment.sections import (
   FLOAT32_ADAPTER,
   LORA_RANKS,
   vllm_refuses,
 )
-from trd_jax.experiment.engine_sections import VllmEngine as Spec
-from trd_jax.experiment.errors import UserError, one_line
-from trd_jax.experiment.processes.guard import Guard
+from trd_jax.experiment.sections import VllmEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
   Request,
