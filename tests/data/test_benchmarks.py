@@ -154,7 +154,7 @@ def test_the_hubs_commit_is_recorded(tmp_path, where):
   (home / "refs").mkdir()
   (home / "refs" / "main").write_text(commit)
   program = (
-    "import json; from trd_jax import experiment as e;"
+    "import json; from trd_jax.experiment import experiment as e;"
     " from trd_jax.data.problems import store;"
     " print(json.dumps(store.benchmark(e.Experiment(), 'amobench').data))"
   )

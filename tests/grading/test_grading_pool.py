@@ -56,11 +56,11 @@ def _gone(pids, seconds=20.0):
 
 def test_what_the_laboratory_asks_needs_no_algebra_and_no_process():
   script = (
-    "import sys; from trd_jax.grading import math\n"
+    "import sys; from trd_jax.grading.math import verifier\n"
     "pairs = [('\\\\boxed{17}', '17'), ('\\\\boxed{3}', '17')]\n"
-    "out = math.verify_batch(pairs)\n"
+    "out = verifier.verify_batch(pairs)\n"
     "print([v.reason for v in out], 'sympy' in sys.modules,"
-    " 'math_verify' in sys.modules, len(math._pools and"
+    " 'math_verify' in sys.modules, len(verifier._pools and"
     " [p for q in verifier._pools.values() for p in q.pids()]))"
   )
   run = subprocess.run(

@@ -172,7 +172,7 @@ def test_open_boxes_have_users_of_their_own(box):
 @sandboxes.needed
 def test_it_ends_with_the_process_that_opened_it():
   script = (
-    "from trd_jax.grading import sandbox\n"
+    "from trd_jax.grading.sandbox import sandbox\n"
     "box = sandbox.open()\n"
     "code = 'import os, time\\nfor _ in range(2): os.fork()\\nos.setsid()'\n"
     "code += '\\ntime.sleep(600)'\n"
@@ -202,7 +202,7 @@ def _refusal(environment, *words):
   script = (
     "import sys\n"
     "from trd_jax.experiment.errors import UserError\n"
-    "from trd_jax.grading import sandbox\n"
+    "from trd_jax.grading.sandbox import sandbox\n"
     "try:\n"
     "  sandbox.open()\n"
     "except UserError as error:\n"
@@ -250,7 +250,7 @@ def test_inside_the_sandbox_there_is_no_second_one(box):
     [
       *(box.python, "-S", "-c"),
       "from trd_jax.experiment.errors import UserError\n"
-      "from trd_jax.grading import sandbox\n"
+      "from trd_jax.grading.sandbox import sandbox\n"
       "try:\n"
       "  sandbox.open()\n"
       "except UserError as error:\n"
@@ -282,7 +282,7 @@ def test_it_works_for_a_user_who_is_not_root():
     "  except OSError: pass\n"
   )
   script = (
-    "from trd_jax.grading import sandbox\n"
+    "from trd_jax.grading.sandbox import sandbox\n"
     f"box = sandbox.open(python='{SYSTEM_PYTHON}')\n"
     f"command = [box.python, '-c', {source!r}]\n"
     "limits = sandbox.Limits(wall_seconds=30, processes=16)\n"

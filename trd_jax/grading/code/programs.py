@@ -51,7 +51,7 @@ _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
 _ENDINGS = ("exit", "signal", "timeout", "output")  # of a test, by the runner
-_RUNNER = Path(__file__).with_name("code_runner.py")
+_RUNNER = Path(__file__).with_name("runner.py")
 
 
 @dataclasses.dataclass(frozen=True)
