@@ -20,7 +20,7 @@ from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import store
 from trd_jax.distill import training_set
-from trd_jax.experiment import config_file, experiment
+from trd_jax.experiment import config_file, methods
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
   GradedSample,
@@ -155,7 +155,7 @@ def variant_of(regime, model, domain, thinking, **more):
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_no_variant_scores_in_another_mode_than_it_wrote(variant, tmp_path):
   run_dir = written(variant_of(*variant), tmp_path)
-  for method in experiment.METHODS:
+  for method in methods.METHODS:
     e = variant_of(*variant, method=method)
     paths = e.student.path, e.teacher_model.path
     data = training_set.build(e, run_dir, *map(chat_of, paths))

@@ -4,7 +4,7 @@ In OPD the separate teacher sees the problem and y_o; in OPSD the student's own
 base also sees the reference y* (Equation 5).
 """
 
-from trd_jax.experiment import cli
+from trd_jax.experiment import cli, methods
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 
@@ -35,7 +35,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if not experiment.refines:
     raise UserError(
       f"method={experiment.method} trains on raw rollouts and has no refine"
-      " stage; use method=trd, or go on with trd_jax.train"
+      f" stage; use method={methods.refining()}, or go on with trd_jax.train"
     )
   if run_dir.done(STAGE) is not None:
     store.check_source(experiment, run_dir)  # or else as they are loaded

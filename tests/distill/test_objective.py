@@ -19,7 +19,7 @@ from trd_jax.distill.loss.objective import (
   slot_loss,
   token_loss,
 )
-from trd_jax.experiment import experiment
+from trd_jax.experiment import experiment, methods
 
 LENGTHS = (5, 1, 9, 3, 7)
 CORRECT = (1, 0, -1, 0, 1)
@@ -210,7 +210,7 @@ def test_sampled_gradient_is_the_return_to_go(discount):
   )
 
 
-@pytest.mark.parametrize("method", experiment.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_end_to_end_equals_float64(method):
   """Gradient with respect to hidden states, through chunks, clip and all."""
   inputs = make_inputs(sum(LENGTHS), 300)

@@ -1,6 +1,6 @@
 import pytest
 
-from trd_jax.experiment import experiment, scopes
+from trd_jax.experiment import experiment, methods, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import KEYS, Experiment, from_config
 from trd_jax.experiment.sections import Model
@@ -157,7 +157,7 @@ def test_the_clip_is_the_methods_own_unless_asked(method, regime, asked, clip):
   assert from_config(config).clip == clip
 
 
-@pytest.mark.parametrize("method", experiment.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_only_trd_refines_and_trains_on_what_it_refined(method):
   chosen = from_config({"method": method})
   refines = method == "trd"

@@ -18,6 +18,7 @@ from trd_jax.data.chat import Chat
 from trd_jax.data.prompts import check_regime, initial, privileged
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.methods import METHODS
 from trd_jax.experiment.records import Problem
 
 
@@ -56,7 +57,7 @@ def scoring_modes(
 
   Args:
     experiment: `train.student_thinking` and `teacher.thinking` override the
-      mode of their side. The latter isn't read by trd, whose teacher has the
+      mode of their side. The latter isn't read where the teacher has the
       refinement prompt as its context.
     student: renders rollout prompts and the student's contexts.
     teacher: renders refinement prompts and the teacher's contexts.
@@ -66,7 +67,8 @@ def scoring_modes(
     UserError: a thinking key asks for a mode that a template hasn't.
   """
   written = (teacher if experiment.refines else student).thinks(recorded)
-  override = None if experiment.refines else experiment.teacher.thinking
+  as_refined = experiment.teacher_context == "refine"
+  override = None if as_refined else experiment.teacher.thinking
   return Modes(
     written,
     _switch(student, experiment.train.student_thinking, written),
@@ -98,29 +100,32 @@ def teacher_context(
   thinking: bool | None,
   refinement_ids: list[int] | None = None,
 ) -> list[int]:
-  """The teacher's prompt before the same response.
+  """Returns the teacher's prompt before the same response.
 
   Args:
     chat: the teacher's.
     problem: x and y*.
-    method: 'trd' scores y_r after the refinement prompt it was made from;
-      every other method scores y_o after x (OPD) or x and y* (OPSD).
+    method: its `teacher_context` says whether the teacher reads x, x and y*,
+      or the refinement prompt that y_r was made from.
     regime: 'opd' or 'opsd'.
-    thinking: as in `Chat.render`; 'trd' takes the stored prompt's.
-    refinement_ids: the stored refinement prompt, used verbatim; 'trd' only.
+    thinking: as in `Chat.render`; a stored prompt keeps its own.
+    refinement_ids: the stored refinement prompt, used verbatim where it is the
+      context, and not read otherwise.
 
   Raises:
-    UserError: 'trd' without `refinement_ids`, or OPSD without a reference.
+    UserError: no `refinement_ids` where they are the context, no reference
+      where it is shown, or no such regime.
   """
-  if method == "trd":
+  check_regime(regime)
+  context = METHODS[method].teacher_context[regime]
+  if context == "refine":
     if not refinement_ids:
       raise UserError(
-        f"problem {problem.problem_id}: method=trd needs the prompt of the "
-        "refine stage; run that stage first"
+        f"problem {problem.problem_id}: method={method} needs the prompt of the"
+        " refine stage; run that stage first"
       )
     return list(refinement_ids)
-  check_regime(regime)
-  message = privileged if regime == "opsd" else initial
+  message = {"x": initial, "x_reference": privileged}[context]
   return chat.render(message(problem), thinking)
 
 
@@ -162,7 +167,7 @@ def mode_warnings(
     )
   ]
   warnings = []
-  if not experiment.refines:
+  if experiment.teacher_context != "refine":
     sides.append(
       ("teacher", teacher, modes.teacher, "teacher.thinking", override)
     )

@@ -203,7 +203,7 @@ def _left_out(
 
 
 def _lacks_reference(experiment: Experiment, problem: Problem) -> bool:
-  shown = experiment.regime == "opsd" and not experiment.refines
+  shown = experiment.teacher_context == "x_reference"
   return shown and reference(problem) is None
 
 

@@ -17,6 +17,14 @@ from ml_collections import config_dict
 from trd_jax.experiment import schema
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_text, paths
+from trd_jax.experiment.methods import (
+  DIVERGENCES,
+  METHODS,
+  REGIMES,
+  TOKEN_WEIGHTS,
+  Method,
+  refining,
+)
 from trd_jax.experiment.schema import at_least, key, one_of
 from trd_jax.experiment.sections import (
   LORA_RANKS,
@@ -39,21 +47,6 @@ from trd_jax.experiment.sections import (
   Train,
   vllm_refuses,
 )
-
-METHODS = (
-  "trd",
-  "forward_kl",
-  "forward_kl_clip",
-  "reverse_kl",
-  "reverse_kl_topk",
-  "sampled_reverse_kl",
-  "jsd",
-  "tip",
-)
-REGIMES = ("opd", "opsd")
-
-# What `forward_kl_clip` cuts a token's divergence at, in nats.
-_CLIP = {"opd": 0.1, "opsd": 0.06}
 
 # Held-out splits of the laboratory that serve as benchmarks, by their names.
 LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
@@ -99,14 +92,24 @@ class Experiment:
   python: Python = field(default_factory=Python)
 
   @property
+  def chosen_method(self) -> Method:
+    """What the method is made of."""
+    return METHODS[self.method]
+
+  @property
   def refines(self) -> bool:
     """Whether the method has a second stage."""
-    return self.method == "trd"
+    return self.chosen_method.refines
 
   @property
   def trains_on(self) -> str:
     """'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
-    return "y_r" if self.refines else "y_o"
+    return self.chosen_method.trajectory
+
+  @property
+  def teacher_context(self) -> str:
+    """What the teacher reads before a trajectory: x, x_reference or refine."""
+    return self.chosen_method.teacher_context[self.regime]
 
   @property
   def trajectory_stage(self) -> str:
@@ -141,8 +144,8 @@ class Experiment:
   @property
   def clip(self) -> float | None:
     """Largest divergence of a token in nats (SPEC §2), or None."""
-    if self.loss.clip is None and self.method == "forward_kl_clip":
-      return _CLIP[self.regime]
+    if self.loss.clip is None:
+      return self.chosen_method.clip.get(self.regime)
     return self.loss.clip
 
 
@@ -259,8 +262,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
 def _contradictions(experiment: Experiment) -> Iterator[str]:
   """What no single key is to blame for."""
   e = experiment
-  if e.method == "reverse_kl_topk" and not e.loss.top_k:
-    yield "method reverse_kl_topk compares loss.top_k tokens: set it above 0"
+  yield from _loss_contradictions(e)
   for benchmark, split in LABORATORY.items():
     if e.data.source != "arithmetic" or split != e.data.arithmetic.split:
       continue
@@ -270,18 +272,6 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       f"data.arithmetic.split={e.data.arithmetic.split} is what the benchmark "
       f"{benchmark} asks: train on train or train_hard"
     )
-  if e.method == "jsd" and e.loss.beta in (0, 1):
-    yield (
-      f"jsd with loss.beta={e.loss.beta} is 0 everywhere: choose a beta between"
-      " 0 and 1, or forward_kl or reverse_kl, its limits"
-    )
-  if e.method == "sampled_reverse_kl" and e.loss.clip is not None:
-    yield (
-      "loss.clip bounds a divergence, and sampled_reverse_kl has none for a "
-      "token: set loss.clip=None"
-    )
-  if e.method == "tip" and not e.loss.tip_entropy + e.loss.tip_divergence:
-    yield "tip weighs no token: loss.tip_entropy and loss.tip_divergence are 0"
   yield from _teacher_contradictions(e)
   if e.data.source == "arithmetic" and e.data.root is not None:
     yield (
@@ -345,6 +335,21 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     yield f"evaluate.benchmarks names one twice: {e.evaluate.benchmarks}"
 
 
+def _loss_contradictions(e: Experiment) -> Iterator[str]:
+  """What of `loss` doesn't fit the method's divergence and token weights."""
+  terms = [DIVERGENCES[e.chosen_method.divergence]]
+  if e.chosen_method.token_weights is not None:
+    terms.append(TOKEN_WEIGHTS[e.chosen_method.token_weights])
+  for term in terms:
+    if problem := term.contradiction(**term.read(e.loss)):
+      yield problem
+    if term.signed and e.loss.clip is not None:
+      yield (
+        f"loss.clip bounds a divergence, and {e.method} has none for a token:"
+        " set loss.clip=None"
+      )
+
+
 def _teacher_contradictions(e: Experiment) -> Iterator[str]:
   """What of `train.teacher` doesn't fit the rest."""
   if e.train.cache_dtype == "float32" != e.teacher_model.dtype:
@@ -357,8 +362,8 @@ def _teacher_contradictions(e: Experiment) -> Iterator[str]:
   if not e.refines:
     yield (
       "train.teacher=topk_from_rollout reads what the teacher recorded while "
-      f"it wrote y_r, and method={e.method} trains on y_o: use method=trd, or "
-      "train.teacher=hidden_cache"
+      f"it wrote y_r, and method={e.method} trains on {e.trains_on}: use "
+      f"method={refining()}, or train.teacher=hidden_cache"
     )
   elif not e.refine.teacher_top_k:
     yield (

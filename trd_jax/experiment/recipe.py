@@ -10,16 +10,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import experiment
+from trd_jax.experiment import experiment, methods
 from trd_jax.experiment.errors import UserError, did_you_mean
 
-METHODS = (
-  "trd",
-  "forward_kl",
-  "forward_kl_clip",
-  "reverse_kl",
-  "reverse_kl_topk",
-)
+METHODS = tuple(name for name, m in methods.METHODS.items() if m.in_paper)
 SUBSETS = ("all", "fail", "succ", "fail_to_succ")
 BENCHMARKS = {
   "math": ("aime24", "aime25", "hmmt25", "beyondaime", "amobench"),
@@ -75,7 +69,7 @@ def build(
   )
   _choose("model", variant.model, (*models, "nano"))
   _choose("domain", variant.domain, tuple(BENCHMARKS))
-  _choose("method", variant.method, experiment.METHODS)
+  _choose("method", variant.method, tuple(methods.METHODS))
   _choose("subset", variant.subset, SUBSETS)
   _choose("thinking", variant.thinking, _THINKING)
   config: Any = experiment.default_config()
@@ -97,7 +91,7 @@ def build(
   config.refine.max_prompt_tokens = _REFINE_TOKENS[regime]
   on_draft, on_refined = _TRAIN_TOKENS[regime]
   config.train.max_student_tokens = on_draft
-  refines = variant.method == "trd"
+  refines = methods.METHODS[variant.method].refines
   config.train.max_teacher_tokens = on_refined if refines else on_draft
 
   if variant.model == "nano":

@@ -87,6 +87,25 @@ def path(default: str | None, doc: str) -> Any:
   return key(default, doc, is_path=True)
 
 
+def with_keys(
+  declared: Mapping[str, Any],
+) -> Callable[[type[SectionT]], type[SectionT]]:
+  """Returns a decorator that gives a class more keys before it is a dataclass.
+
+  Args:
+    declared: keys made by `key`, by name; each has the type of its default.
+  """
+
+  def extend(cls: type[SectionT]) -> type[SectionT]:
+    types_ = {name: type(field.default) for name, field in declared.items()}
+    cls.__annotations__ = {**cls.__annotations__, **types_}
+    for name, field in declared.items():
+      setattr(cls, name, field)
+    return cls
+
+  return extend
+
+
 _TYPE_NAMES = {
   int: "an integer",
   float: "a number",

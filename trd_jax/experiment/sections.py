@@ -7,7 +7,7 @@ the checks that concern more than one key.
 import dataclasses
 from dataclasses import field
 
-from trd_jax.experiment import schema
+from trd_jax.experiment import methods, schema
 from trd_jax.experiment.schema import above, at_least, key, one_of, within
 
 
@@ -424,8 +424,13 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+@schema.with_keys(methods.PARAMETERS)
 class Loss:
-  """The divergence; `Experiment.method` chooses it."""
+  """What `Experiment.method` leaves open of the loss.
+
+  Besides the keys here it has those that divergences and token weights declare
+  as their parameters in `methods.py`.
+  """
 
   temperature: float = key(
     1.0, "of the softmax; not the sampling temperature", above(0)
@@ -440,21 +445,6 @@ class Loss:
     None,
     "largest divergence of a token, in nats; None: the method's own",
     above(0),
-  )
-  top_k: int = key(
-    32, "teacher's top tokens that reverse_kl_topk compares", at_least(0)
-  )
-  beta: float = key(0.5, "jsd's weight of the teacher", within(0, 1))
-  tip_entropy: float = key(
-    1.0, "tip's weight of the student's entropy", at_least(0)
-  )
-  tip_divergence: float = key(
-    1.0, "tip's weight of the divergence", at_least(0)
-  )
-  discount: float = key(
-    0.0,
-    "sampled_reverse_kl's discount: 0 a token's own, 1 the full return-to-go",
-    within(0, 1),
   )
   diagnostics: bool = key(True, "compute the Figure 3 diagnostics")
 

@@ -22,18 +22,9 @@ from jax import lax
 
 from trd_jax.distill.loss.divergence import Divergence, TokenStats, token_stats
 from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.methods import DIVERGENCES, TOKEN_WEIGHTS
 
 _FIRST_TOKENS = 5
-_KINDS = {
-  "trd": "forward_kl",
-  "forward_kl": "forward_kl",
-  "forward_kl_clip": "forward_kl",
-  "reverse_kl": "reverse_kl",
-  "reverse_kl_topk": "reverse_kl_topk",
-  "sampled_reverse_kl": "sampled_reverse_kl",
-  "jsd": "jsd",
-  "tip": "reverse_kl",
-}
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -111,21 +102,22 @@ class Objective:
   @classmethod
   def of(cls, experiment: Experiment) -> "Objective":
     """The objective of `experiment.method` (SPEC §2's table)."""
-    loss, method = experiment.loss, experiment.method
+    loss, method = experiment.loss, experiment.chosen_method
+    parameters = DIVERGENCES[method.divergence].read(loss)
+    weights = TOKEN_WEIGHTS.get(method.token_weights or "")
     return cls(
       divergence=Divergence(
-        kind=_KINDS[method],
+        kind=method.divergence,
         temperature=loss.temperature,
-        beta=loss.beta if method == "jsd" else 0.5,
-        top_k=loss.top_k if method == "reverse_kl_topk" else 32,
+        beta=parameters.get("beta", 0.5),
+        top_k=parameters.get("top_k", 32),
         chunk_tokens=loss.chunk_tokens,
         diagnostics=loss.diagnostics,
       ),
       clip=experiment.clip,
-      token_weights=method == "tip",
-      tip_entropy=loss.tip_entropy,
-      tip_divergence=loss.tip_divergence,
-      discount=loss.discount,
+      token_weights=weights is not None,
+      discount=parameters.get("discount", 0.0),
+      **(weights.read(loss) if weights else {}),
     )
 
 
