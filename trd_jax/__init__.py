@@ -1,7 +1,17 @@
-"""Trajectory-Refined Distillation in JAX."""
+"""Trajectory-Refined Distillation in JAX.
+
+`load_config`, `run` and `open_run` are for notebooks and scripts
+(docs/python.md); they are imported when they are first used, so that
+`import trd_jax` stays light.
+"""
 
 import sys
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+  from trd_jax.pipeline.notebook import load_config, open_run, run
+
+__all__ = ["load_config", "open_run", "run"]
 __version__ = "0.1.0"
 
 
@@ -42,3 +52,18 @@ def _refuse_bare_python() -> None:
 # A module is run as a program (python -m trd_jax.…), and this is its package.
 if getattr(sys, "argv", None) and sys.argv[0] == "-m":
   _refuse_bare_python()
+
+
+def __getattr__(name):
+  """Imports one of `__all__` at its first use."""
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  _refuse_bare_python()
+  from trd_jax.pipeline import notebook
+
+  return getattr(notebook, name)
+
+
+def __dir__():
+  """Names what can be used, what is imported later too."""
+  return sorted([*globals(), *__all__])
