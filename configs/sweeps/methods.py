@@ -3,8 +3,9 @@
     python -m trd_jax.sweep --config=configs/demo.py \\
         --sweep=configs/sweeps/methods.py --workdir=runs/methods
 
-The baselines train on the same y_o, and trd refines them. The README has more
-methods, which are no rows of the paper's tables; a sweep may name them, too.
+The baselines train on the same y_o, and trd refines them. docs/training.md has
+more methods, which are no rows of the paper's tables; a sweep may name them,
+too.
 """
 
 from trd_jax.experiment.recipe import METHODS
