@@ -53,6 +53,8 @@ setup(
       "transformers>=5.19",
       "peft",
       "pytest",
+      "pytest-timeout",
+      "pytest-xdist",
       "hypothesis",
       "tensorboardX",
     ],

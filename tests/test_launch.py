@@ -12,6 +12,7 @@ import pytest
 
 from tests.distill import test_distributed as distributed
 from tests.support import processes, training_runs
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 from trd_jax.experiment.metrics import read_metrics
 
@@ -169,11 +170,10 @@ def over_ssh(tmp_path):
   started = []
 
   def start(run_dir, *arguments):
-    flags = "--xla_force_host_platform_device_count=4"
     environment = os.environ | {
       "TRD_SSH": str(remote),
       "TRD_PYTHON": sys.executable,
-      "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+      "XLA_FLAGS": xla_flags(4),
     }
     command = [SSH, "localhost,127.0.0.1", f"--port={distributed.free_port()}"]
     command += ["--", f"--workdir={run_dir.root}", *arguments]
@@ -195,6 +195,7 @@ def over_ssh(tmp_path):
     process.wait()
 
 
+@pytest.mark.multiprocess
 def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
   student = training_runs.model_folder(tmp_path / "student")
   run_dir = distributed.workdir(tmp_path / "run", student, epochs=2)
@@ -249,6 +250,7 @@ def test_servers_reserve_room_that_vllm_has_for_adapters(rank, room):
   assert words[words.index("--max-lora-rank") + 1] == str(room)
 
 
+@pytest.mark.slow
 def test_servers_take_the_dtype_of_the_folder_unless_another_is_given():
   words = serve_dry().stdout.split()
   assert words[words.index("--dtype") + 1] == "bfloat16"

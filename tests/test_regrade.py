@@ -25,6 +25,8 @@ from trd_jax.grading.math import formulas
 from trd_jax.grading.math import verifier as math_grading
 from trd_jax.pipeline import pipeline
 
+pytestmark = pytest.mark.slow
+
 STAGE = "evaluate/base"
 LIVECODEBENCH = ("livecodebench", "LiveCodeBench-v6", "livecodebenchv6")
 go, small = test_stages.go, test_stages.small

@@ -15,6 +15,8 @@ from trd_jax.experiment import experiment
 from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
 
+pytestmark = pytest.mark.multiprocess
+
 SAMPLES = 96
 
 

@@ -21,6 +21,8 @@ from trd_jax.experiment.records import (
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading.code import programs
 
+pytestmark = pytest.mark.slow
+
 
 def small(**changes):
   """The demo's experiment on few problems and few tokens."""

@@ -17,6 +17,8 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.run_dir import RunDir, write_json_atomic
 from trd_jax.experiment.sweep_points import point, product, zipped
 
+pytestmark = pytest.mark.multiprocess
+
 SMALL = (
   "--config.data.arithmetic.num_problems=16",
   "--config.train.batch_size=8",

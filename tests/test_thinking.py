@@ -218,6 +218,7 @@ SWITCH = (
 )
 
 
+@pytest.mark.slow
 def test_stages_prompt_in_their_modes_and_record_them(tmp_path, capsys):
   template = tmp_path / "switch.jinja"
   template.write_text(SWITCH)

@@ -21,6 +21,8 @@ from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metrics import read_metrics
 from trd_jax.model.weights import hf
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8.0}
 
 

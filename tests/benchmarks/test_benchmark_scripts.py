@@ -25,6 +25,8 @@ import training  # noqa: E402
 import turns  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # A variant's process that notes when it runs, and dies at its nth run.
 _VARIANT = """
 import sys

@@ -25,6 +25,8 @@ from trd_jax.experiment import config_file  # noqa: E402
 from trd_jax.experiment.experiment import from_config  # noqa: E402
 from trd_jax.model import sharding  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 needs_devices = pytest.mark.skipif(
   jax.device_count() < 8, reason="needs 8 (host) devices"
 )

@@ -25,6 +25,8 @@ from trd_jax.distill.loss.divergence import Divergence, token_stats  # noqa: E40
 from trd_jax.model.lora_config import LoraConfig  # noqa: E402
 from trd_jax.model.qwen3 import Qwen3  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def run(tmp_path, *flags):
   """The document that a run on one CPU device writes."""

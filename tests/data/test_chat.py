@@ -94,6 +94,7 @@ MODES = [
 ]
 
 
+@pytest.mark.slow
 @needs_qwen
 @pytest.mark.parametrize(("name", "thinking"), MODES)
 def test_equals_transformers_token_for_token(qwen, theirs, name, thinking):

@@ -127,6 +127,7 @@ def test_the_laboratory_speaks_of_neither():
     assert mentions_reference(problem.solution) is None
 
 
+@pytest.mark.slow
 def test_forty_thousand_real_problems_are_not_suspected():
   if not DATA.is_dir():
     pytest.skip(f"no real data at {DATA}")

@@ -267,6 +267,7 @@ def test_a_cut_falls_between_characters_and_is_counted_whole(chat):
     assert len(fitted.ids) == len(whole) + mark - fitted.elided_tokens
 
 
+@pytest.mark.slow
 @needs_qwen
 def test_a_long_draft_fits_the_papers_budget_with_the_real_tokenizer():
   chat = Chat.load(QWEN, HYBRID)

@@ -23,9 +23,10 @@ from trd_jax.distill.step import Setup
 from trd_jax.experiment.sections import Train
 from trd_jax.model import sharding
 
-pytestmark = pytest.mark.skipif(
-  jax.device_count() < 8, reason="needs 8 (host) devices"
-)
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (host) devices"),
+]
 
 ADAMW = optimizer.make_optimizer(Train(), 10)
 _COLLECTIVE = re.compile(

@@ -22,6 +22,8 @@ from trd_jax.distill.packing import packing
 from trd_jax.model import sharding
 from trd_jax.model.qwen3 import logits
 
+pytestmark = pytest.mark.slow
+
 DATA = distilling.samples(12)
 
 

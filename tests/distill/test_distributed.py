@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support import training_runs
+from tests.support.devices import xla_flags
 from trd_jax.data.chat import Chat
 from trd_jax.distill import processes
 from trd_jax.distill.checkpoint import Checkpoints
@@ -22,6 +23,8 @@ from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metrics import read_metrics
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sections import Distributed
+
+pytestmark = pytest.mark.multiprocess
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
 UPDATES = 6
@@ -72,11 +75,9 @@ class Together:
 
   def __init__(self, run_dir, count, *arguments, coordinator=None):
     address = coordinator or f"127.0.0.1:{free_port()}"
-    flags = f"--xla_force_host_platform_device_count={8 // count}"
-    flags += " --xla_backend_optimization_level=0"
     self.started = []
     for process in range(count):
-      environment = os.environ | {"XLA_FLAGS": flags}
+      environment = os.environ | {"XLA_FLAGS": xla_flags(8 // count)}
       if count > 1:
         environment |= {
           "TRD_COORDINATOR": address,

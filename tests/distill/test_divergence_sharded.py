@@ -79,6 +79,7 @@ def whole(kind):
   return inputs, *jax.device_get(run(inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_split_vocabulary_changes_rounding_only(kind, shape):

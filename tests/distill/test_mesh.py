@@ -222,6 +222,7 @@ def test_kernels_are_not_split_below_a_key_head(teacher):
     assert mesh.shape["tensor"] == section.tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "none"])
 def test_the_estimate_is_near_what_xla_plans(remat):
   """Of the temporaries of both programs, in float32 on a CPU."""

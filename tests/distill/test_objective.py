@@ -210,6 +210,7 @@ def test_sampled_gradient_is_the_return_to_go(discount):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_method_end_to_end_equals_float64(method):
   """Gradient with respect to hidden states, through chunks, clip and all."""

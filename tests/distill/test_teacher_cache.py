@@ -26,6 +26,8 @@ from trd_jax.experiment.metrics import read_metrics
 from trd_jax.model.sharding import make_mesh
 from trd_jax.model.weights import hf
 
+pytestmark = pytest.mark.slow
+
 # Facts about the teacher's work, which differs; and what a clock says.
 OF_THE_WORK = {"elapsed_seconds", "tokens_teacher", "fill_teacher"}
 

@@ -84,6 +84,7 @@ def bucketed(inputs, k):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [4, 20])
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 def test_equals_float64_reference(k, scale):
@@ -265,6 +266,7 @@ def workdir(root, student, k=8, revision=None, count=6, vocabulary=None):
   return training_runs.workdir(root, chat, count=count, refine=changes)
 
 
+@pytest.mark.slow
 def test_a_run_needs_nothing_of_the_teacher_but_its_recorded_tokens(
   tmp_path, student
 ):

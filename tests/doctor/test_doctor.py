@@ -92,6 +92,7 @@ def here(tmp_path, monkeypatch):
   return temporary
 
 
+@pytest.mark.vllm
 def test_this_machine_is_fit(tmp_path):
   """The whole of it, vLLM included, with a config that needs vLLM."""
   python = engine_env.vllm_python()
@@ -150,6 +151,7 @@ def test_names_and_choice():
 # What is broken on purpose, end to end.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
@@ -321,6 +323,7 @@ for i in 0 1; do echo "GPU $i: NVIDIA H100 80GB HBM3 (UUID: GPU-b$i)"; done
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("script", "check", "status", "says"),
   [
@@ -354,6 +357,7 @@ def test_what_nvidia_smi_says(
   assert bool(wrong) == (status == "failed")
 
 
+@pytest.mark.slow
 def test_a_broken_jax_is_a_line_among_others(tmp_path):
   package = tmp_path / "broken" / "jax"
   package.mkdir(parents=True)
@@ -631,6 +635,7 @@ def test_a_sum_that_is_wrong(changes, says):
   assert says in found.told
 
 
+@pytest.mark.slow
 def test_an_attention_is_held_against_xla_s():
   facts = {}
   heads = [(4, 2, 16), (2, 2, 32)]
@@ -834,6 +839,7 @@ def test_a_child_that_crashes_is_a_line(tmp_path):
   assert "Traceback" in (tmp_path / "child.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_ended_with_what_it_started(tmp_path):
   facts = child(tmp_path, SLEEP, seconds=3.0).result()
   assert "longer than 3 s" in facts["failure"]
@@ -852,6 +858,7 @@ def test_a_check_that_breaks_is_a_line(tmp_path):
   assert (found.told, found.remedy) == ("this is wrong", "do that")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("end", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )

@@ -310,6 +310,7 @@ def test_planned_adapters_are_as_large_as_real_ones():
     assert shape.adapter_parameters(64) == sum(x.size for x in leaves)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_a_row_and_leaves_nothing(tmp_path):
   workdir = tmp_path / "run"
   told = subprocess.run(

@@ -68,6 +68,7 @@ def _visible(run_dir):
   ]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_rows_none_twice(tmp_path):
   run_dir = RunDir(tmp_path)
   deaths, most = [], 0

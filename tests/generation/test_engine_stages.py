@@ -25,6 +25,8 @@ from trd_jax.experiment import experiment
 from trd_jax.experiment.records import GradedSample, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 
+pytestmark = [pytest.mark.vllm, pytest.mark.ray]
+
 PROBLEMS, TOP = 48, 4
 SMALL = (
   "--config=configs/demo.py",

@@ -25,6 +25,8 @@ from trd_jax.generation.engines import (
 from trd_jax.generation.engines.engine import Request
 from trd_jax.generation.engines.jax_engine import JaxEngine
 
+pytestmark = pytest.mark.slow
+
 # No completion ends before its limit.
 ENDLESS = dataclasses.replace(WARM, stop_ids=())
 

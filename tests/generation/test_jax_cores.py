@@ -15,6 +15,8 @@ from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.engines.jax_engine import JaxEngine
 from trd_jax.model.qwen3 import Qwen3
 
+pytestmark = pytest.mark.slow
+
 LONG = dataclasses.replace(SMALL, max_positions=1024)
 
 _LOAD = """

@@ -26,6 +26,8 @@ from trd_jax.model.qwen3 import logits
 from trd_jax.model.weights import adapters, hf, hub
 from trd_jax.model.weights.model_files import ModelFiles
 
+pytestmark = pytest.mark.slow
+
 TIED = dataclasses.replace(SMALL, tie_embeddings=True)
 GREEDY = Sampling(temperature=0.0)
 WARM = Sampling(temperature=1.2, top_k=12, top_p=0.95, stop_ids=(7,))

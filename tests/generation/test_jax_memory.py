@@ -133,6 +133,7 @@ def completed(made, asked):
   return {c.key: c.ids for c in made.generate(asked, GREEDY)}
 
 
+@pytest.mark.slow
 def test_an_engine_takes_as_many_slots_as_its_memory_holds():
   asked, device = requests(9), jax.devices()[:1]
   whole = JaxEngine(model(), devices=device)
@@ -164,6 +165,7 @@ def test_an_engine_takes_as_many_slots_as_its_memory_holds():
   assert completed(made, asked) == expected
 
 
+@pytest.mark.slow
 def test_a_device_that_is_full_is_told_in_one_line_and_nothing_is_lost():
   chunks = []
 

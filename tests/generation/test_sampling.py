@@ -164,6 +164,7 @@ def test_the_hash_is_the_one_of_jax_random():
   np.testing.assert_array_equal(np.concatenate([left, right]), expected)
 
 
+@pytest.mark.slow
 def test_the_noise_is_gumbel_far_into_its_upper_tail():
   ids = jnp.arange(2**22).reshape(64, -1)
   noise = gumbel(seed_words(range(64)), jnp.zeros(64, jnp.int32), ids)

@@ -18,6 +18,8 @@ from trd_jax.generation.engines import factory, server_client, server_run
 from trd_jax.generation.engines.engine import Request
 from trd_jax.generation.engines.server_engine import ServerEngine
 
+pytestmark = pytest.mark.slow
+
 GREEDY = serving.sampling()
 WARM = serving.sampling(1.0, top_p=0.95, top_k=20)
 COUNT = 24

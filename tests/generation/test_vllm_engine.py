@@ -29,6 +29,8 @@ from trd_jax.generation.engines import vllm_engine
 from trd_jax.generation.engines.engine import Completion, Request
 from trd_jax.generation.engines.vllm_engine import VllmEngine
 
+pytestmark = pytest.mark.vllm
+
 GREEDY = serving.sampling()
 WARM = serving.sampling(1.0, top_p=0.95, top_k=20)
 HOT = dataclasses.replace(WARM, temperature=2.0, top_p=1.0, top_k=-1)

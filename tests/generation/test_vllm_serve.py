@@ -25,6 +25,8 @@ from trd_jax.generation.engines.engine import Request
 from trd_jax.generation.engines.server_engine import ServerEngine
 from trd_jax.model.weights import hub
 
+pytestmark = pytest.mark.vllm
+
 KEY = "a-key-of-the-tests"
 GREEDY = serving.sampling()
 WARM = serving.sampling(1.0, top_p=0.95, top_k=20)

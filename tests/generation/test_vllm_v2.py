@@ -14,6 +14,8 @@ from tests.support.engine_env import ROOT, triton_folder
 from tests.support.serving import by_key, check_likeliest
 from tests.support.vllm_jobs import SPEC, Driver, job
 
+pytestmark = pytest.mark.vllm
+
 TOP = 7
 WARM = serving.sampling(1.0)
 GREEDY = serving.sampling()

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.engine_env import ROOT, vllm_python
 
+pytestmark = pytest.mark.vllm
+
 BATCHES = [
   "v2 all alike",
   "v2 mixed",

@@ -31,10 +31,17 @@ needs_data = pytest.mark.skipif(
 )
 if os.environ.get("TRD_REQUIRE_EVALPLUS") and not os.access(PYTHON, os.X_OK):
   raise RuntimeError(f"TRD_REQUIRE_EVALPLUS is set and there is no {PYTHON}")
-needs_evalplus = pytest.mark.skipif(
+_without = pytest.mark.skipif(
   not os.access(PYTHON, os.X_OK),
   reason=f"no {PYTHON}: third_party/evalplus/install.sh makes it",
 )
+
+
+def needs_evalplus(test):
+  """Marks a test that needs EvalPlus's environment."""
+  return pytest.mark.evalplus(_without(test))
+
+
 
 
 def grade(name, answers, workers=None):
@@ -53,6 +60,7 @@ def fenced(program):
   return f"<think>So.</think>Here:\n```python\n{program}\n```\n"
 
 
+@pytest.mark.slow
 @needs_data
 @needs_evalplus
 @sandboxes.needed
@@ -87,6 +95,7 @@ def test_canonical_solutions_pass_and_mutants_fail(name, step):
   assert (verdicts[-1].correct, verdicts[-1].reason) == (False, "no_code")
 
 
+@pytest.mark.slow
 @needs_data
 @needs_evalplus
 @sandboxes.needed
@@ -144,6 +153,7 @@ if not asked and ctypes.CDLL(None).fork() == 0:
 """
 
 
+@pytest.mark.slow
 @needs_data
 @needs_evalplus
 @sandboxes.needed
@@ -190,6 +200,7 @@ __import__('posix').chmod('/tmp/locked', 0)
 """
 
 
+@pytest.mark.slow
 @needs_data
 @needs_evalplus
 @sandboxes.needed
@@ -207,6 +218,7 @@ def test_what_a_program_leaves_on_disk_costs_the_others_nothing():
   assert [one.correct for one in verdicts] == [False, True, True, True]
 
 
+@pytest.mark.slow
 @needs_data
 @needs_evalplus
 @sandboxes.needed
@@ -221,6 +233,7 @@ def test_an_evalplus_that_does_not_start_is_not_the_programs_fault(tmp_path):
     evalplus.grade("humanevalplus", tasks, answers, python=PYTHON)
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_task_that_is_not_in_the_file_is_named():
   with pytest.raises(UserError, match="has no task HumanEval/999"):

@@ -27,7 +27,7 @@ from trd_jax.generation.engines.engine import Completion
 from trd_jax.grading.code import programs
 from trd_jax.grading.math import verifier
 
-pytestmark = sandboxes.needed
+pytestmark = sandboxes.NEEDED
 
 DATA = ROOT.parent / "shared" / "data" / "code_eval"
 needs_data = pytest.mark.skipif(
@@ -146,6 +146,7 @@ def test_tests_share_no_state(grader):
   assert grader.grade_program(program, ADD).correct is True
 
 
+@pytest.mark.slow
 def test_processor_time_is_counted_for_each_test(grader):
   """The kernel tells each test that its own two seconds are over."""
   program = (
@@ -168,6 +169,7 @@ def test_the_time_of_all_tests_is_limited():
   assert 0 < detail["passed"] < 50
 
 
+@pytest.mark.slow
 def test_told_by_name_it_does_without_a_sandbox(monkeypatch, tmp_path):
   prlimit = shutil.which("prlimit")
   assert prlimit
@@ -215,6 +217,7 @@ HEADS = st.binary(max_size=64) | st.builds(
 )
 
 
+@pytest.mark.slow
 @hypothesis.settings(
   max_examples=100,
   deadline=None,
@@ -319,6 +322,7 @@ def _started_since(before):
   return [pid for pid in processes.below(os.getpid()) if pid not in before]
 
 
+@pytest.mark.slow
 def test_generation_grades_programs_and_mathematics_together():
   """As they come, each with its grader's name, whatever is slow."""
   texts = {
@@ -446,6 +450,7 @@ def test_the_command_line_refuses_what_can_not_be(
   assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_so(tmp_path):
   path = tmp_path / "rows.jsonl"
   rows = [
@@ -518,6 +523,7 @@ def test_real_taco_problems(grader):
   assert (detail["passed"], detail["tests"]) == (8, 9)
 
 
+@pytest.mark.slow
 @needs_data
 def test_every_real_contest_problem_grades():
   """No program is right for all; what looks its output up in turn is."""

@@ -190,6 +190,7 @@ def _parsed_gold(gold):
   return gold if "\\boxed" in gold or "$" in gold else f"${gold}$"
 
 
+@pytest.mark.slow
 def test_the_collected_cases_beside_math_verify_alone():
   rows = _rows(SHARED / "grading" / "cases.jsonl")
   rows = [row for row in rows if not row["disputed"]]
@@ -303,6 +304,7 @@ def test_what_cannot_work_is_said_before_any_grading(tmp_path, flags, told):
   assert len(run.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_command_and_leaves_nothing(tmp_path):
   source, target = tmp_path / "answers.jsonl", tmp_path / "graded.jsonl"
   os.mkfifo(source)  # the command waits for rows that don't come

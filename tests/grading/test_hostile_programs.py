@@ -21,7 +21,7 @@ from trd_jax.experiment.sections import Sandbox
 from trd_jax.grading.code import programs
 from trd_jax.grading.sandbox import sandbox
 
-pytestmark = sandboxes.needed
+pytestmark = sandboxes.NEEDED
 
 LIMITS = Sandbox(
   workers=4,
@@ -135,6 +135,7 @@ def test_there_are_many():
   assert len(hostile.ALL) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.ALL)
 def test_it_fails_and_says_why(name, verdicts, host):
   verdict = verdicts[name]

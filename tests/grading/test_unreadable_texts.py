@@ -268,6 +268,7 @@ def test_a_program_that_breaks_its_grader_is_told_from_a_broken_machine(
   assert found.verdict == Verdict(False, "unparsed", None, "ValueError: no")
 
 
+@pytest.mark.slow
 @test_evalplus.needs_data
 @test_evalplus.needs_evalplus
 @sandboxes.needed
@@ -301,6 +302,7 @@ print("read")
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_repeats_itself_holds_nobody_up():
   # In a process of its own: a regular expression can't be interrupted.
   done = subprocess.run(

@@ -14,6 +14,8 @@ from trd_jax.lab import corpus, pretrain
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.hf import read_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def chat():

@@ -16,6 +16,8 @@ from trd_jax.lab.random_model import QWEN3_VOCABULARY, random_folder
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.hf import load, read_config
 
+pytestmark = pytest.mark.slow
+
 REAL = SHARED / "data" / "qwen_tokenizer"
 NONE = types.SimpleNamespace(source=None, target=None, to=None)
 

@@ -177,6 +177,7 @@ def test_a_stage_ends_before_a_sample_is_drawn(tmp_path, engine):
   assert not run_dir.keys("evaluate/trained")
 
 
+@pytest.mark.vllm
 def test_vllms_interpreter_refuses_it_without_jax_and_before_vllm_starts(
   tmp_path,
 ):
@@ -200,6 +201,7 @@ def test_vllms_interpreter_refuses_it_without_jax_and_before_vllm_starts(
     assert said.stdout == "False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", [0, 3])
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("value", [np.nan, 3e38])

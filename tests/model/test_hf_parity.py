@@ -11,6 +11,8 @@ from trd_jax.model.weights.hf import load, read_config, save_hf
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {
   "vocab_size": 96,
   "hidden_size": 64,

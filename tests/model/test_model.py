@@ -26,6 +26,7 @@ def _row(lengths, width, seed=0):
   return jnp.asarray(tokens)[None], position[None], segment[None]
 
 
+@pytest.mark.slow
 def test_a_token_is_seen_by_itself_and_later_ones_of_its_segment_only():
   made = model()
   tokens, position, segment = _row((5, 1, 4), 12)
@@ -48,6 +49,7 @@ def test_a_token_is_seen_by_itself_and_later_ones_of_its_segment_only():
   assert np.all(flow_TT[~(later | other) & documents] > 0)
 
 
+@pytest.mark.slow
 def test_packed_documents_equal_the_same_documents_alone():
   made = model()
   tokens, position, segment = _row((7, 7, 7), 24)
@@ -86,6 +88,7 @@ def trained():
   return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT[1:])
 def test_remat_policies_equal_none_in_value_and_gradient(trained, remat):
   value, gradient, _ = trained["none"]
@@ -132,6 +135,7 @@ def _exponentials(remat):
   return count(jax.make_jaxpr(jax.grad(loss))(adapter).jaxpr)
 
 
+@pytest.mark.slow
 def test_saved_attention_is_not_run_again():
   # Forward and backward each have one; running forward again makes a third.
   assert {remat: _exponentials(remat) for remat in REMAT} == {
@@ -147,6 +151,7 @@ def test_an_unknown_remat_policy_is_refused():
     model()(*_row((4,), 4), remat="some")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [LORA, None])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_prefill_then_decode_equals_the_full_forward(architecture, lora):
@@ -185,6 +190,7 @@ def _widened(cache, more):
   )
 
 
+@pytest.mark.slow
 def test_decode_past_the_cache_writes_nothing():
   made = model()
   prompt = jnp.ones((2, 4), int)
@@ -197,6 +203,7 @@ def test_decode_past_the_cache_writes_nothing():
     np.testing.assert_array_equal(new[1], old[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_new_adapter_changes_no_bit_of_the_base(dtype):
   make = {"dtype": dtype, "rngs": nnx.Rngs(0)}
@@ -231,6 +238,7 @@ def _paths(made, only):
   return {path for path, _ in nnx.to_flat_state(nnx.state(made, only))}
 
 
+@pytest.mark.slow
 def test_dropout_acts_only_with_a_key_and_on_the_adapter_alone():
   made = model(lora=LoraConfig(rank=4, alpha=8.0, dropout=0.5))
   never = model(lora=LoraConfig(rank=4, alpha=8.0, dropout=0.0))
@@ -249,6 +257,7 @@ def test_dropout_acts_only_with_a_key_and_on_the_adapter_alone():
   )
 
 
+@pytest.mark.slow
 def test_dropout_drops_its_share_and_keeps_the_mean():
   rate, width = 0.25, 400
   lora = LoraConfig(rank=width, alpha=2.0 * width, dropout=rate)

@@ -13,9 +13,10 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.model import sharding
 from trd_jax.model.qwen3 import Qwen3
 
-pytestmark = pytest.mark.skipif(
-  jax.device_count() < 8, reason="needs 8 (host) devices"
-)
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (host) devices"),
+]
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,7 @@ def test_a_wrong_teacher_ends_a_fresh_run_before_it_begins(tmp_path, way):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_is_corrected_where_the_rollouts_are(tmp_path):
   run_dir = RunDir(tmp_path / "run")
   misspelt = f"--config.teacher.path={tmp_path / 'teachr'}"

@@ -14,6 +14,8 @@ from trd_jax.experiment.records import GradedSample, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
 
+pytestmark = pytest.mark.multiprocess
+
 SMALL = (
   "--config.data.arithmetic.num_problems=32",
   "--config.train.batch_size=8",

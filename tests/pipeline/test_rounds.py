@@ -22,6 +22,8 @@ from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters
 from trd_jax.pipeline import rounds
 
+pytestmark = pytest.mark.multiprocess
+
 SMALL = (
   "--config.data.arithmetic.num_problems=16",
   "--config.train.batch_size=8",

@@ -10,9 +10,20 @@ from trd_jax.grading.sandbox import sandbox
 _missing = shutil.which("bwrap") is None
 if _missing and os.environ.get("TRD_REQUIRE_SANDBOX"):
   raise RuntimeError("TRD_REQUIRE_SANDBOX is set and there is no bwrap")
-needed = pytest.mark.skipif(
-  _missing, reason="bubblewrap is not installed: apt-get install bubblewrap"
-)
+# What a file's `pytestmark` is, of which all tests need it.
+NEEDED = [
+  pytest.mark.sandbox,
+  pytest.mark.skipif(
+    _missing, reason="bubblewrap is not installed: apt-get install bubblewrap"
+  ),
+]
+
+
+def needed(test):
+  """Marks a test that needs bubblewrap."""
+  for mark in NEEDED:
+    test = mark(test)
+  return test
 
 
 def processes() -> list[int]:
