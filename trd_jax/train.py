@@ -20,12 +20,13 @@ from trd_jax.experiment.run_dir import RunDir
 
 STAGE = "train"
 
-# What helps where a device is full though the estimate said it would do.
+# What helps where a device is full though the estimate said it would do. All
+# are runtime keys: what has been generated and trained stays.
 _REMEDY = (
-  "split the weights (mesh.fsdp=-1: the same command goes on from the last"
-  " checkpoint), or, in a new --workdir, lower train.pack_tokens and"
+  "split the weights (mesh.fsdp=-1), lower train.pack_tokens and"
   " train.teacher_pack_tokens, train.rows_per_device or loss.chunk_tokens, or"
-  " set train.remat=full"
+  " set train.remat=full: the same command with such a key goes on from the last"
+  " checkpoint"
 )
 
 

@@ -1,6 +1,8 @@
+import typing
+
 import pytest
 
-from trd_jax.experiment import experiment, methods, scopes
+from trd_jax.experiment import experiment, methods, schema, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import KEYS, Experiment, from_config
 from trd_jax.experiment.sections import Model
@@ -182,17 +184,55 @@ def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
   assert other.teacher_model.path == "t"
 
 
-def test_runtime_keys_exist():
-  for name in scopes.RUNTIME_KEYS:
-    assert any(key.startswith(name) for key in KEYS)
+def test_every_key_knows_what_depends_on_it():
+  known = set(typing.get_args(schema.Scope))
+  for key in KEYS.values():
+    assert key.scopes, key.name
+    assert set(key.scopes) <= known
+    assert "runtime" not in key.scopes or len(key.scopes) == 1, key.name
 
 
-def test_every_key_is_a_stages_or_says_how_a_run_is_carried_out():
-  read = {name for one in scopes.STAGES.values() for name in one.reads}
-  for name in read:
-    assert any(key.startswith(name) for key in KEYS)
-  known = (*read, *scopes.RUNTIME_KEYS)
-  assert [key for key in KEYS if not key.startswith(known)] == []
+def test_a_key_has_its_own_scope_before_its_sections():
+  of = {name: key.scopes for name, key in KEYS.items()}
+  assert of["train.epochs"] == ("train",)
+  assert of["train.remat"] == ("runtime",)
+  assert of["engine.jax.slots"] == ("runtime",)  # of the section around it
+  # One class, three sections.
+  for stage in ("rollout", "refine", "evaluate"):
+    assert of[f"{stage}.temperature"] == (stage,)
+  assert of["teacher.path"] == ("refine", "train")
+  assert of["teacher.thinking"] == ("train",)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "train.remat",
+    "train.rows_per_device",
+    "train.pack_tokens",
+    "train.teacher_pack_tokens",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "loss.chunk_tokens",
+  ],
+)
+def test_what_a_full_device_needs_changes_no_artifact(name):
+  values = experiment.flat(Experiment())
+  assert scopes.is_runtime(name)
+  for stage in scopes.STAGES:
+    assert name not in scopes.identity(values, stage)
+  other = values | {name: "other"}
+  assert scopes.differences(values, other) == {}
+  assert scopes.obstacles(values, other, scopes.STAGES) == {}
+
+
+def test_a_name_that_is_no_key_has_the_scopes_of_its_section():
+  assert scopes.of("train.novel") == {"train"}
+  assert scopes.of("sandbox.novel") == {"rollout", "evaluate"}
+  assert scopes.of("engine.novel") == {"runtime"}
+  values = experiment.flat(Experiment())
+  for stage in scopes.STAGES:
+    assert "novel.key" in scopes.identity(values | {"novel.key": 3}, stage)
 
 
 def test_variants_take_the_types_of_their_defaults():

@@ -21,8 +21,8 @@ class Claim:
   """The config that a run directory belongs to.
 
   The directory keeps one config. Keys that say only how a run is carried out
-  may differ from it (see `scopes.RUNTIME_KEYS`), and it then stays as it is. So
-  may keys that no artifact there depends on: the directory then gets the new
+  may differ from it (`scopes.is_runtime`), and it then stays as it is. So may
+  keys that no artifact there depends on: the directory then gets the new
   config, and what has been made stays.
 
   Args:

@@ -96,7 +96,7 @@ class Flag:
       self.default,
       self.doc,
       None,
-      self.is_path,
+      is_path=self.is_path,
     )
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import fields
 from typing import Any
 
 from ml_collections import config_dict
@@ -25,7 +25,7 @@ from trd_jax.experiment.methods import (
   Method,
   refining,
 )
-from trd_jax.experiment.schema import at_least, key, one_of
+from trd_jax.experiment.schema import at_least, key, one_of, section
 from trd_jax.experiment.sections import (
   LORA_RANKS,
   Data,
@@ -62,34 +62,45 @@ class Experiment:
   """
 
   regime: str = key(
-    "opsd", "whose teacher: opd a larger model, opsd itself", one_of(*REGIMES)
+    "opsd",
+    "whose teacher: opd a larger model, opsd itself",
+    one_of(*REGIMES),
+    scope="refine",
   )
-  method: str = key("trd", "what is distilled", one_of(*METHODS))
+  method: str = key("trd", "what is distilled", one_of(*METHODS), scope="train")
   domain: str = key(
     "arithmetic",
     "chooses prompts and grader",
     one_of("arithmetic", "math", "code"),
+    scope="problems",
   )
-  seed: int = key(0, "seed of everything without one of its own", at_least(0))
+  seed: int = key(
+    0,
+    "seed of everything without one of its own",
+    at_least(0),
+    scope=("rollout", "train", "evaluate"),
+  )
   preflight_only: bool = key(
-    False, "check and count the prompts, report, and generate nothing"
+    False,
+    "check and count the prompts, report, and generate nothing",
+    scope="runtime",
   )
-  student: Student = field(default_factory=Student)
-  teacher: Teacher = field(default_factory=Teacher)
-  data: Data = field(default_factory=Data)
-  rollout: Rollout = field(default_factory=Rollout)
-  refine: Refine = field(default_factory=Refine)
-  engine: Engine = field(default_factory=Engine)
-  train: Train = field(default_factory=Train)
-  loss: Loss = field(default_factory=Loss)
-  lora: Lora = field(default_factory=Lora)
-  mesh: Mesh = field(default_factory=Mesh)
-  distributed: Distributed = field(default_factory=Distributed)
-  evaluate: Evaluate = field(default_factory=Evaluate)
-  sandbox: Sandbox = field(default_factory=Sandbox)
-  metrics: Metrics = field(default_factory=Metrics)
-  pipeline: Pipeline = field(default_factory=Pipeline)
-  python: Python = field(default_factory=Python)
+  student: Student = section(Student, "rollout", "evaluate")
+  teacher: Teacher = section(Teacher, "refine", "train")
+  data: Data = section(Data, "problems")
+  rollout: Rollout = section(Rollout, "rollout")
+  refine: Refine = section(Refine, "refine")
+  engine: Engine = section(Engine, "runtime")
+  train: Train = section(Train, "train")
+  loss: Loss = section(Loss, "train")
+  lora: Lora = section(Lora, "train")
+  mesh: Mesh = section(Mesh, "runtime")
+  distributed: Distributed = section(Distributed, "runtime")
+  evaluate: Evaluate = section(Evaluate, "evaluate")
+  sandbox: Sandbox = section(Sandbox, "rollout", "evaluate")
+  metrics: Metrics = section(Metrics, "runtime")
+  pipeline: Pipeline = section(Pipeline, "runtime")
+  python: Python = section(Python, "runtime")
 
   @property
   def chosen_method(self) -> Method:

@@ -1,8 +1,9 @@
 """How a tree of frozen dataclasses declares, documents and checks its keys.
 
-`key` declares one: its default, one line of documentation, and a rule that
-its value must obey. From the same declaration come the `ConfigDict` that a
-config file fills in, the command line's flags, the help, and the checks.
+`key` declares one: its default, one line of documentation, a rule that its
+value must obey, and the scopes that say what depends on it. From the same
+declaration come the `ConfigDict` that a config file fills in, the command
+line's flags, the help, the checks, and what may still change in a workdir.
 """
 
 import dataclasses
@@ -11,13 +12,21 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ml_collections import config_dict
 
 from trd_jax.experiment.files import paths
 
 SectionT = TypeVar("SectionT")
+
+Scope = Literal["problems", "rollout", "refine", "train", "evaluate", "runtime"]
+"""What depends on a key: the artifacts of a stage, or, for `runtime`, none.
+
+A runtime key says how a run is carried out, not what it computes. (Rounding
+follows the devices and the packs, and so do the masks of the adapters'
+dropout.)
+"""
 
 
 class Rule(NamedTuple):
@@ -68,23 +77,47 @@ def filled() -> Rule:
 
 
 def key(
-  default: Any, doc: str, rule: Rule | None = None, *, is_path: bool = False
+  default: Any,
+  doc: str,
+  rule: Rule | None = None,
+  *,
+  scope: Scope | tuple[Scope, ...] = (),
+  is_path: bool = False,
 ) -> Any:
-  """A config key, as the default of a dataclass field.
+  """Declares a config key, as the default of a dataclass field.
 
   Args:
     default: the value where a config says nothing.
     doc: one line.
     rule: what a value must be; a None that the type allows always passes.
+    scope: what depends on it; left out, what depends on its section.
     is_path: whether it is a path, or may be one: its `~` is expanded.
   """
-  metadata = {"doc": doc, "rule": rule, "is_path": is_path}
+  metadata = {
+    "doc": doc,
+    "rule": rule,
+    "scopes": (scope,) if isinstance(scope, str) else scope,
+    "is_path": is_path,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def path(default: str | None, doc: str) -> Any:
-  """A config key that is a path, or may be one, as `key`."""
-  return key(default, doc, is_path=True)
+def path(
+  default: str | None, doc: str, scope: Scope | tuple[Scope, ...] = ()
+) -> Any:
+  """Declares a config key that is a path, or may be one, as `key`."""
+  return key(default, doc, scope=scope, is_path=True)
+
+
+def section(cls: Callable[[], SectionT], *scopes: Scope) -> SectionT:
+  """Declares a section of keys, as the default of a dataclass field.
+
+  Args:
+    cls: the section's dataclass.
+    *scopes: what depends on those of its keys that have no scope of their own;
+      left out, what depends on the section around it.
+  """
+  return dataclasses.field(default_factory=cls, metadata={"scopes": scopes})
 
 
 def with_keys(
@@ -128,6 +161,7 @@ class Key:
     default: the declared default.
     doc: the declared documentation.
     rule: the declared rule.
+    scopes: what depends on it; empty for what is no key of a config.
     is_path: whether it is a path, or may be one.
   """
 
@@ -137,6 +171,7 @@ class Key:
   default: Any
   doc: str
   rule: Rule | None
+  scopes: tuple[Scope, ...] = ()
   is_path: bool = False
 
   def parse(self, text: str) -> Any:
@@ -212,13 +247,22 @@ def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, Any]]:
 
 
 @functools.cache
-def keys_of(cls: type, prefix: str = "") -> Mapping[str, Key]:
-  """Every key of a tree by its dotted name, in the order of declaration."""
+def keys_of(
+  cls: type, prefix: str = "", scopes: tuple[Scope, ...] = ()
+) -> Mapping[str, Key]:
+  """Returns every key of a tree by its dotted name, as they are declared.
+
+  Args:
+    cls: the tree's dataclass.
+    prefix: what stands before the names.
+    scopes: what depends on keys that say nothing of it, nor their sections.
+  """
   found: dict[str, Key] = {}
   for field, hint in _fields(cls):
     name = prefix + field.name
+    own = field.metadata["scopes"] or scopes
     if dataclasses.is_dataclass(hint):
-      found |= keys_of(typing.cast(type, hint), name + ".")
+      found |= keys_of(typing.cast(type, hint), name + ".", own)
       continue
     optional = isinstance(hint, types.UnionType)
     if optional:
@@ -230,6 +274,7 @@ def keys_of(cls: type, prefix: str = "") -> Mapping[str, Key]:
       default=field.default,
       doc=field.metadata["doc"],
       rule=field.metadata["rule"],
+      scopes=own,
       is_path=field.metadata["is_path"],
     )
   return types.MappingProxyType(found)

@@ -1,110 +1,111 @@
 """Which keys of a config decide what a stage leaves on disk.
 
-What a sweep's points may share and what may still be changed in a workdir both
-follow from the one table here: a key that no artifact depends on is free.
+Each key is declared with its scopes (`schema.Scope`). What a sweep's points may
+share, what may still be changed in a workdir and what tells two configs apart
+all follow from `of`.
 """
 
-import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from trd_jax.experiment.experiment import KEYS, LABORATORY
 from trd_jax.experiment.files import paths
-from trd_jax.experiment.sections import Model
-
-# Keys that say how a run is carried out, not what it computes: they may
-# differ between the runs that share a workdir. (Rounding follows the devices
-# and the packs, and so do the masks of the adapters' dropout.)
-RUNTIME_KEYS = (
-  "engine.",
-  "metrics.",
-  "pipeline.",
-  "python.",
-  "mesh.",
-  "distributed.",
-  "sandbox.unsafe",
-  "sandbox.workers",
-  "preflight_only",
-  "train.attention",
-  "train.deterministic",
-  "train.log_every",
-  "train.packing",
-  "evaluate.buckets_from",
-  "train.cache_dir",
-)
 
 
-class Scope(NamedTuple):
+class Stage(NamedTuple):
   """What a stage's artifacts are made of.
 
   Attributes:
-    reads: keys that the stage reads itself, as the beginnings of their names.
+    scope: of the keys that the stage reads itself; None where it reads none.
     after: the stages whose artifacts it reads, and so their keys, too.
   """
 
-  reads: tuple[str, ...]
+  scope: str | None
   after: tuple[str, ...] = ()
 
 
-# The teacher as it refines, in a mode that is the refinement's own.
-_SPEAKS = tuple(
-  f"teacher.{field.name}"
-  for field in dataclasses.fields(Model)
-  if field.name != "thinking"
-)
-_RANDOM = Scope(("seed",))  # and more, see `_reads`
+# Of what is made at random, by values: see `_reads_besides`.
+_RANDOM = Stage("models")
 # By the folder of a stage, in the pipeline's order. (A cache of the teacher's
 # hidden states isn't here: it is named after its content.)
 STAGES = {
-  "problems": Scope(("data.", "domain")),
+  "problems": Stage("problems"),
   "models": _RANDOM,
   "convert": _RANDOM,
-  "evaluate/base": Scope(("student.", "evaluate.", "sandbox.", "seed")),
-  "rollout": Scope(("student.", "rollout.", "sandbox.", "seed"), ("problems",)),
-  "refine": Scope((*_SPEAKS, "regime", "refine."), ("rollout",)),
-  "train": Scope(
-    ("method", "teacher.", "train.", "loss.", "lora."), ("refine",)
-  ),
-  "merge": Scope((), ("train",)),
-  "evaluate/trained": Scope((), ("merge", "evaluate/base")),
+  "evaluate/base": Stage("evaluate"),
+  "rollout": Stage("rollout", ("problems",)),
+  "refine": Stage("refine", ("rollout",)),
+  "train": Stage("train", ("refine",)),
+  "merge": Stage(None, ("train",)),
+  "evaluate/trained": Stage(None, ("merge", "evaluate/base")),
 }
-_EVERY = tuple(name for scope in STAGES.values() for name in scope.reads)
+_ALL = frozenset(stage.scope for stage in STAGES.values() if stage.scope)
 # What says which questions a benchmark has, as keys of the section evaluate.
 _OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
 _OF_A_RANDOM_MODEL = ("path", "tokenizer", "chat_template")
+
+
+def of(name: str) -> frozenset[str]:
+  """Returns the scopes of a key.
+
+  A name that is no key, as another version's, has those of its section: what
+  the section's other keys decide may depend on it, too. One of no section that
+  we know may decide anything.
+  """
+  if name in KEYS:
+    return frozenset(KEYS[name].scopes)
+  section = name.partition(".")[0] + "."
+  beside = [key for key in KEYS.values() if key.name.startswith(section)]
+  scopes = {scope for key in beside for scope in key.scopes}
+  return frozenset(scopes - {"runtime"} or scopes or _ALL)
+
+
+def is_runtime(name: str) -> bool:
+  """Whether a key only says how a run is carried out: no artifact has it."""
+  return of(name) == {"runtime"}
 
 
 def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   """Returns the keys that decide a stage's artifacts, with values as JSON.
 
   Args:
-    values: every key's value by its dotted name (`experiment.flat`). A name
-      that is no key, as another version's, and a key that is no stage's count
-      as read by all.
+    values: every key's value by its dotted name (`experiment.flat`).
     stage: a name of `STAGES`.
   """
-  reads = tuple(_reads(values, stage))
+  own = set(_scopes(stage))
+  besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
   return {
     name: json.dumps(value)
     for name, value in values.items()
-    if (name.startswith(reads) or not name.startswith(_EVERY))
-    and not (name in KEYS and name.startswith(RUNTIME_KEYS))
+    if (name in besides or not own.isdisjoint(of(name)))
     and not _is_unread(values, name)
   }
 
 
-def _reads(values: Mapping[str, Any], stage: str) -> Iterator[str]:
-  """The beginnings of the keys that a stage and those before it read."""
-  scope = STAGES[stage]
-  yield from scope.reads
-  for before in scope.after:
-    yield from _reads(values, before)
+def _with_before(stage: str) -> Iterator[str]:
+  """Yields a stage and those whose artifacts it is made of."""
+  yield stage
+  for before in STAGES[stage].after:
+    yield from _with_before(before)
+
+
+def _scopes(stage: str) -> Iterator[str]:
+  """Yields the scopes of the keys that a stage and those before it read."""
+  for name in _with_before(stage):
+    if scope := STAGES[name].scope:
+      yield scope
+
+
+def _reads_besides(values: Mapping[str, Any], stage: str) -> Iterator[str]:
+  """Yields keys that a stage reads, beside its scope's, for these values."""
   if stage == "problems" and values["data.decontaminate"] != "none":
+    # The problems that a benchmark asks are left out: which ones is said here.
     yield from (f"evaluate.{name}" for name in _OF_A_BENCHMARK)
     if not LABORATORY.keys().isdisjoint(values["evaluate.benchmarks"]):
       yield "evaluate.seed"  # it makes their questions
-  if scope is _RANDOM:
+  if STAGES[stage] is _RANDOM:
+    yield "seed"
     for side in ("student", "teacher"):
       if str(values[f"{side}.path"]).startswith("random:"):
         yield from (f"{side}.{name}" for name in _OF_A_RANDOM_MODEL)
@@ -124,7 +125,7 @@ def differences(
 ) -> dict[str, tuple[str, str]]:
   """Returns each key that tells two configs apart, with both values as JSON.
 
-  Keys of `RUNTIME_KEYS` are left out. A key that one config doesn't have,
+  Runtime keys are left out. A key that one config doesn't have,
   because a version of this program in between introduced or dropped it, counts
   as being at its default. A path is the same with its `~` or without.
   """
@@ -137,7 +138,7 @@ def differences(
       values = [_expanded(value) for value in values]
     if was == now or values[0] == values[1]:
       continue
-    if not name.startswith(RUNTIME_KEYS):
+    if not is_runtime(name):
       found[name] = was, now
   return found
 

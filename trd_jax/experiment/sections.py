@@ -5,10 +5,16 @@ the checks that concern more than one key.
 """
 
 import dataclasses
-from dataclasses import field
 
 from trd_jax.experiment import methods, schema
-from trd_jax.experiment.schema import above, at_least, key, one_of, within
+from trd_jax.experiment.schema import (
+  above,
+  at_least,
+  key,
+  one_of,
+  section,
+  within,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Teacher(Model):
     None,
     "the thinking switch of the contexts in which it scores y_o; None: as y_o"
     " was written. trd's is the refinement prompt as it stands",
+    scope="train",
   )
 
 
@@ -108,7 +115,7 @@ class Data:
     " words), or ngram (also 13 words in a row)",
     one_of("none", "exact", "ngram"),
   )
-  arithmetic: Arithmetic = field(default_factory=Arithmetic)
+  arithmetic: Arithmetic = section(Arithmetic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,10 +330,10 @@ class Engine:
     "the trained student's form: merged, or the base with its adapter",
     one_of("merged", "adapter"),
   )
-  jax: JaxEngine = field(default_factory=JaxEngine)
-  vllm: VllmEngine = field(default_factory=VllmEngine)
-  server: ServerEngine = field(default_factory=ServerEngine)
-  ray: Ray = field(default_factory=Ray)
+  jax: JaxEngine = section(JaxEngine)
+  vllm: VllmEngine = section(VllmEngine)
+  server: ServerEngine = section(ServerEngine)
+  ray: Ray = section(Ray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,28 +361,38 @@ class Train:
   pack_tokens: int | None = key(
     None,
     "row length of a student pack, doubled for samples that do not fit; "
-    "without packing the shortest row length; None: automatic",
+    "without packing the shortest row length; None: automatic. A run that goes"
+    " on with another one ends with other bits than one that wasn't stopped",
     at_least(2),
+    scope="runtime",
   )
   teacher_pack_tokens: int | None = key(
-    None, "as pack_tokens, for the teacher", at_least(2)
+    None, "as pack_tokens, for the teacher", at_least(2), scope="runtime"
   )
-  rows_per_device: int = key(1, "rows of a pack on a device", at_least(1))
+  rows_per_device: int = key(
+    1,
+    "rows of a pack on a device; another one changes bits, as pack_tokens",
+    at_least(1),
+    scope="runtime",
+  )
   packing: bool | None = key(
     None,
     "several samples a row; False: one, in about ten row lengths a side; None: "
     "as the attention can",
+    scope="runtime",
   )
   attention: str = key(
     "auto",
     "what computes it; auto: cudnn on GPUs in bfloat16 unless train.packing is "
     "True, else xla",
     one_of("auto", "xla", "cudnn", "tokamax"),
+    scope="runtime",
   )
   deterministic: bool = key(
     False,
     "the same bits in every run on GPUs, too: XLA and cuDNN leave out what adds"
     " in no fixed order",
+    scope="runtime",
   )
   teacher: str = key(
     "recompute",
@@ -385,7 +402,9 @@ class Train:
     one_of("recompute", "hidden_cache", "topk_from_rollout"),
   )
   cache_dir: str | None = schema.path(
-    None, "of hidden_cache, to share between runs; None: in the workdir"
+    None,
+    "of hidden_cache, to share between runs; None: in the workdir",
+    scope="runtime",
   )
   cache_dtype: str | None = key(
     None,
@@ -414,13 +433,20 @@ class Train:
     "full",
     "what a backward pass computes again",
     one_of("full", "none", "dots", "attention"),
+    scope="runtime",
   )
-  checkpoint_every: int = key(50, "updates", at_least(1))
-  keep_checkpoints: int = key(2, "newest ones that stay", at_least(1))
+  checkpoint_every: int = key(
+    50, "updates between checkpoints", at_least(1), scope="runtime"
+  )
+  keep_checkpoints: int = key(
+    2, "newest ones that stay", at_least(1), scope="runtime"
+  )
   max_steps: int | None = key(
     None, "end after so many updates; None: after the epochs", at_least(1)
   )
-  log_every: int = key(1, "updates between rows of metrics", at_least(1))
+  log_every: int = key(
+    1, "updates between rows of metrics", at_least(1), scope="runtime"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,8 +464,9 @@ class Loss:
   chunk_tokens: int | None = key(
     512,
     "response tokens whose logits exist at once; None: automatic, by widths, "
-    "dtype and platform",
+    "dtype and platform. Another one changes sums in their last digits",
     at_least(1),
+    scope="runtime",
   )
   clip: float | None = key(
     None,
@@ -554,6 +581,7 @@ class Evaluate(Generation):
     None,
     "workdir whose base samples sort the questions by difficulty; None: this"
     " one",
+    scope="runtime",
   )
   bootstrap: int = key(10000, "resamples behind an interval", at_least(1))
   seed: int = key(0, "seed of the samples and the resamples", at_least(0))
@@ -564,10 +592,12 @@ class Sandbox:
   """Where programs that a model wrote run, and how far they may go."""
 
   unsafe: bool = key(
-    False, "run them without a sandbox, with limits and nothing else"
+    False,
+    "run them without a sandbox, with limits and nothing else",
+    scope="runtime",
   )
   workers: int | None = key(
-    None, "programs at a time; None: one a core", at_least(1)
+    None, "programs at a time; None: one a core", at_least(1), scope="runtime"
   )
   python: str | None = schema.path(
     None, "the interpreter that they are run with; None: the stage's own"
