@@ -25,8 +25,8 @@ STAGE = "train"
 _REMEDY = (
   "split the weights (mesh.fsdp=-1), lower train.pack_tokens and"
   " train.teacher_pack_tokens, train.rows_per_device or loss.chunk_tokens, or"
-  " set train.remat=full: the same command with such a key goes on from the last"
-  " checkpoint"
+  " set train.remat=full: the same command with such a key goes on from the"
+  " last checkpoint"
 )
 
 
