@@ -310,7 +310,7 @@ def _step(
   sides = steps.abstract(student, other, experiment, mesh)
   sides = steps.random_arrays(sides)
   data = steps.samples(lengths, count, student.vocab_size)
-  planned = layout.plan(
+  planned = layout.choose_layout(
     data,
     groups=1,
     batch_size=count,

@@ -83,15 +83,15 @@ def _round_up(length: int) -> int:
 
 
 def _shapes(samples, slots):
-  from trd_jax.distill.packing.layout import Layout, Rung
+  from trd_jax.distill.packing.layout import Layout, PackShape
 
   student = _round_up(max(s.student_length for s in samples))
   teacher = _round_up(max(s.teacher_length for s in samples))
   responses = _round_up(max(len(s.response) for s in samples))
   return Layout(
     groups=1,
-    student=(Rung(student, 1, min(student, responses)),),
-    teacher=(Rung(teacher, 1, teacher),),
+    student=(PackShape(student, 1, min(student, responses)),),
+    teacher=(PackShape(teacher, 1, teacher),),
     buffer_slots=slots,
   )
 
@@ -129,7 +129,7 @@ def prepare(variant: str, folder: Path):
 
   samples = training.load_samples(folder / "samples.npz")
   if variant == PACKED:
-    shapes = layout.plan(samples, groups=1, batch_size=len(samples))
+    shapes = layout.choose_layout(samples, groups=1, batch_size=len(samples))
     batches, slots = packing.pack(samples, shapes), shapes.buffer_slots
   else:
     batches, slots = padded(samples, variant == SORTED)

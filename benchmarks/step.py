@@ -71,7 +71,7 @@ def of_ours(folder: Path, samples):
 
   from trd_jax.distill.packing import layout, packing
 
-  shapes = layout.plan(samples, groups=1, batch_size=len(samples))
+  shapes = layout.choose_layout(samples, groups=1, batch_size=len(samples))
   total = sum(len(s.response) for s in samples)
 
   def evenly(pack):

@@ -177,7 +177,7 @@ def samples(lengths: Lengths, count: int, vocab_size: int) -> list[Sample]:
 
 def one_row_packs(data: list[Sample], groups: int, lengths: Lengths) -> Layout:
   """Packs of one row of these lengths, the buffer as the trainer makes it."""
-  return layout.plan(
+  return layout.choose_layout(
     data,
     groups=groups,
     batch_size=len(data),

@@ -70,8 +70,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.distill.distiller import Distiller
   from trd_jax.distill.loss import objective, tail_divergence
-  from trd_jax.distill.packing import flops as work
   from trd_jax.distill.packing import layout, packing
+  from trd_jax.distill.packing.flops import sample_flops
   from trd_jax.distill.step import Setup
   from trd_jax.distill.teacher import source
   from trd_jax.experiment.metrics import (
@@ -144,22 +144,22 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   #    teacher is known beforehand.
   lora_config = LoraConfig(**vars(experiment.lora))
   recorded = train.teacher == "topk_from_rollout"
-  costs = work.of_models(*configs, rank=experiment.lora.rank, remat=train.remat)
+  costs = sample_flops(*configs, rank=experiment.lora.rank, remat=train.remat)
   if recorded:  # no teacher is there to run
     costs = costs._replace(teacher_token=0.0, teacher_pair=0.0)
   plan = functools.partial(
-    layout.plan,
+    layout.choose_layout,
     data.samples,
     batch_size=train.batch_size,
     pack_tokens=train.pack_tokens,
     teacher_pack_tokens=train.teacher_pack_tokens,
     rows_per_device=train.rows_per_device,
     packing=attention.packing,
-    work=costs,
+    flops=costs,
   )
   own_teacher = experiment.regime == "opd" and not recorded
   sides = [
-    mesh_choice.Side(config, speaker.dtype)
+    mesh_choice.ModelSize(config, speaker.dtype)
     for config, speaker in zip(configs, (student, teacher), strict=True)
   ]
   mesh, chosen = mesh_choice.make(
@@ -168,7 +168,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
       student=sides[0],
       teacher=sides[1] if own_teacher else None,
       lora=lora_config,
-      plan=lambda groups: plan(groups=groups),
+      layout=lambda groups: plan(groups=groups),
       chunk_tokens=experiment.loss.chunk_tokens,
       remat=train.remat,
       source=train.teacher,
@@ -303,7 +303,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
       )
       if pending is not None:
         record(*pending)
-      facts = _facts(batch, packs, shapes.work)
+      facts = _facts(batch, packs, shapes.flops)
       seen += facts["tokens_student"] + facts["tokens_teacher"]
       pending = step, metrics, facts
       done = step + 1
@@ -365,7 +365,7 @@ def _base_graph(model_class, model):
   )
 
 
-def _facts(batch, packs, work) -> dict[str, float]:
+def _facts(batch, packs, flops) -> dict[str, float]:
   """What the host knows of an update."""
   from trd_jax.distill.packing import packing
 
@@ -379,7 +379,7 @@ def _facts(batch, packs, work) -> dict[str, float]:
     "tokens_student": student,
     "tokens_teacher": teacher,
     "fill_student": student / padded[0],
-    "imbalance": packing.imbalance(batch, packs, work),
+    "imbalance": packing.imbalance(batch, packs, flops),
   }
   if padded[1]:
     facts["fill_teacher"] = teacher / padded[1]

@@ -11,9 +11,9 @@ from flax import nnx
 from trd_jax.distill import mesh_choice, step
 from trd_jax.distill.loss import objective
 from trd_jax.distill.loss.objective import Objective
-from trd_jax.distill.mesh_choice import GIB, Side, Sizes
+from trd_jax.distill.mesh_choice import GIB, ModelSize, Sizes
 from trd_jax.distill.packing import packing
-from trd_jax.distill.packing.layout import Layout, Rung
+from trd_jax.distill.packing.layout import Layout, PackShape
 from trd_jax.distill.step import Setup
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.sections import Mesh
@@ -38,24 +38,26 @@ MODELS = {
 }
 
 
-def plan(groups) -> Layout:
+def paper_lengths(groups) -> Layout:
   """Shapes of TRD at the paper's lengths."""
-  student = Rung(2048, 1, 1152), Rung(18_432, 1, 16_384)
-  teacher = Rung(16_384, 1, 16_384), Rung(34_816, 1, 34_816)
+  student = PackShape(2048, 1, 1152), PackShape(18_432, 1, 16_384)
+  teacher = PackShape(16_384, 1, 16_384), PackShape(34_816, 1, 34_816)
   return Layout(groups, student, teacher, 131_072 // groups)
 
 
 def short(groups) -> Layout:
   """A student of few tokens, whose teacher reads many."""
-  return dataclasses.replace(plan(groups), student=(Rung(128, 1, 64),))
+  return dataclasses.replace(
+    paper_lengths(groups), student=(PackShape(128, 1, 64),)
+  )
 
 
 def sizes(student, teacher=None, dtype="bfloat16", **changes) -> Sizes:
   made = Sizes(
-    Side(MODELS[student], dtype),
-    Side(MODELS[teacher], dtype) if teacher else None,
+    ModelSize(MODELS[student], dtype),
+    ModelSize(MODELS[teacher], dtype) if teacher else None,
     LoraConfig(),
-    plan,
+    paper_lengths,
     512,
     "full",
   )
@@ -127,10 +129,10 @@ def test_only_a_teacher_that_is_there_is_counted(tensor):
   cached = parts("hidden_cache", remat="none")
   assert cached["teacher"] * 8 == head
   assert cached["buffer"] == 2 * parts("recompute")["buffer"]
-  filling = parts("hidden_cache", plan=short)
+  filling = parts("hidden_cache", layout=short)
   assert filling["teacher"] * 8 == whole
   assert "student" not in filling
-  slots = plan(8 // tensor).buffer_slots
+  slots = paper_lengths(8 // tensor).buffer_slots
   found = sizes("1.7b", source="topk_from_rollout", recorded=20)
   found = mesh_choice.estimate(found, shape).parts
   assert "teacher" not in found
@@ -176,12 +178,12 @@ def test_what_fits_nowhere_is_refused_with_what_to_lower(changes, limit, told):
 
 def test_weights_that_are_too_wide_are_to_be_narrowed():
   small = lambda groups: Layout(  # noqa: E731
-    groups, (Rung(512, 1, 256),), (Rung(512, 1, 512),), 256
+    groups, (PackShape(512, 1, 256),), (PackShape(512, 1, 512),), 256
   )
-  made = sizes("8b", dtype="float32", plan=small)
+  made = sizes("8b", dtype="float32", layout=small)
   with pytest.raises(UserError, match=r"set student\.dtype to bfloat16"):
     mesh_choice.choose(made, 1, 20 * GIB)
-  made = sizes("8b", plan=small)
+  made = sizes("8b", layout=small)
   with pytest.raises(UserError, match="choose smaller models"):
     mesh_choice.choose(made, 1, 12 * GIB)
 
@@ -211,7 +213,7 @@ def test_kernels_are_not_split_below_a_key_head(teacher):
   few = dataclasses.replace(MODELS["4b"], num_kv_heads=2)
   made = sizes("1.7b", teacher)
   side = "teacher" if teacher else "student"
-  made = dataclasses.replace(made, **{side: Side(few, "bfloat16")})
+  made = dataclasses.replace(made, **{side: ModelSize(few, "bfloat16")})
   asked = Mesh(tensor=4)
   with pytest.raises(UserError, match=r"mesh\.tensor=4: cudnn") as caught:
     mesh_choice.make(asked, made, "cudnn")
@@ -228,21 +230,21 @@ def test_the_estimate_is_near_what_xla_plans(remat):
   """Of the temporaries of both programs, in float32 on a CPU."""
   config = ModelConfig(4096, 256, 768, 6, 8, 4, 32, tie_embeddings=True)
   made = Sizes(
-    Side(config, "float32"),
+    ModelSize(config, "float32"),
     None,
     LoraConfig(),
     lambda groups: Layout(
-      groups, (Rung(1024, 2, 512),), (Rung(2048, 1, 2048),), 1024
+      groups, (PackShape(1024, 2, 512),), (PackShape(2048, 1, 2048),), 1024
     ),
     512,
     remat,
   )
   learn, teach = programs(made)
-  layout = made.plan(1)
+  layout = made.layout(1)
   # The pack's own gradient is part of what XLA counts here.
   gradient = mesh_choice.estimate(made, (1, 1, 1)).parts["adapter"] / 5
-  (rung,) = layout.student
-  learning = mesh_choice._kept(made, rung, 1) + mesh_choice._loss(made, rung, 1)
+  (pack,) = layout.student
+  learning = mesh_choice._kept(made, pack, 1) + mesh_choice._loss(made, pack, 1)
   assert 0.9 < (learning + gradient) / temporaries(learn) < 1.35
   teaching = mesh_choice._forward(made.student, layout.teacher[0], 1)
   assert 0.9 < teaching / temporaries(teach) < 1.35
@@ -264,7 +266,7 @@ def programs(made: Sizes):
     mesh=mesh,
     remat=made.remat,  # type: ignore[arg-type]
   )
-  layout = made.plan(1)
+  layout = made.layout(1)
   packs = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), packing.blank(layout)
   )

@@ -7,9 +7,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from trd_jax.distill.packing import flops as work
 from trd_jax.distill.packing import packing
-from trd_jax.distill.packing.layout import Sample, plan
+from trd_jax.distill.packing.flops import BY_TOKENS, sample_flops
+from trd_jax.distill.packing.layout import Sample, choose_layout
 from trd_jax.model.config import ModelConfig
 
 
@@ -84,7 +84,7 @@ def test_every_token_once_after_its_own_prefix_on_both_sides(
   lengths, groups, rows, row_tokens, packed
 ):
   samples = [make_sample(i, *ls) for i, ls in enumerate(lengths)]
-  layout = plan(
+  layout = choose_layout(
     samples,
     groups=groups,
     batch_size=len(samples),
@@ -123,7 +123,7 @@ def all_packs(batches):
 
 def test_weights_sum_to_one_and_padding_has_none():
   samples = spread(37)
-  layout = plan(samples, groups=3, batch_size=37)
+  layout = choose_layout(samples, groups=3, batch_size=37)
   packs = [p for b in packing.pack(samples, layout) for p in b.student]
   total = sum(p.slots.weight.astype(np.float64).sum() for p in packs)
   assert total == pytest.approx(1, abs=1e-6)
@@ -134,7 +134,7 @@ def test_weights_sum_to_one_and_padding_has_none():
 
 def test_verdicts_follow_their_trajectories():
   samples = spread(12)
-  layout = plan(samples, groups=2, batch_size=12)
+  layout = choose_layout(samples, groups=2, batch_size=12)
   found = unpack(packing.pack(samples, layout), layout)
   for number, entries in found.items():
     expected = {True: 1, False: 0, None: -1}[samples[number].correct]
@@ -143,7 +143,7 @@ def test_verdicts_follow_their_trajectories():
 
 def test_few_shapes_and_packing_is_repeatable():
   samples = spread(400, longest=200)
-  layout = plan(
+  layout = choose_layout(
     samples,
     groups=2,
     batch_size=32,
@@ -165,7 +165,7 @@ def test_few_shapes_and_packing_is_repeatable():
 
 def test_short_trajectories_share_rows():
   samples = [make_sample(i, 10, 10, 23) for i in range(32)]
-  layout = plan(
+  layout = choose_layout(
     samples,
     groups=1,
     batch_size=32,
@@ -178,9 +178,9 @@ def test_short_trajectories_share_rows():
   assert [len(set(row) - {0}) for row in student.rows.segments[0]] == [4] * 8
 
 
-def test_work_is_shared_evenly_by_the_groups():
+def test_flops_are_shared_evenly_by_the_groups():
   samples = spread(64)
-  layout = plan(samples, groups=4, batch_size=64)
+  layout = choose_layout(samples, groups=4, batch_size=64)
   work = np.zeros(4)
   for p in all_packs(packing.pack(samples, layout)):
     work += (p.rows.segments > 0).sum((1, 2))
@@ -189,7 +189,7 @@ def test_work_is_shared_evenly_by_the_groups():
 
 def test_a_full_teacher_buffer_makes_a_further_micro_batch():
   samples = [make_sample(i, 3, 4, 50) for i in range(8)]
-  layout = plan(samples, groups=2, batch_size=8)
+  layout = choose_layout(samples, groups=2, batch_size=8)
   layout = dataclasses.replace(layout, buffer_slots=100)
   batches = packing.pack(samples, layout)
   assert len(batches) == 2
@@ -198,7 +198,7 @@ def test_a_full_teacher_buffer_makes_a_further_micro_batch():
 
 def test_nothing_is_cut_to_fit():
   samples = [make_sample(0, 5, 5, 20), make_sample(1, 5, 500, 20)]
-  layout = plan(samples[:1], groups=1, batch_size=1)
+  layout = choose_layout(samples[:1], groups=1, batch_size=1)
   with pytest.raises(ValueError, match="s1 has 519 tokens"):
     packing.pack(samples, layout)
   with pytest.raises(ValueError, match="s2 has an empty response"):
@@ -208,8 +208,8 @@ def test_nothing_is_cut_to_fit():
 QWEN3_8B = ModelConfig(151_936, 4096, 12_288, 36, 32, 8, 128)
 
 
-def test_the_work_of_8b_is_what_its_shape_says():
-  costs = work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
+def test_the_flops_of_8b_are_what_its_shape_says():
+  costs = sample_flops(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
   # 6.946e9 linear weights, 174.6e6 of the adapter, 622e6 of the head, and
   # 294,912 FLOPs of causal attention, forward, for a squared token.
   assert costs.student_token == pytest.approx(
@@ -227,7 +227,7 @@ def test_the_work_of_8b_is_what_its_shape_says():
 
 def test_policies_that_compute_less_again_cost_less():
   of = {
-    remat: work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat=remat)
+    remat: sample_flops(QWEN3_8B, QWEN3_8B, rank=64, remat=remat)
     for remat in ("none", "dots", "full", "attention")
   }
   none, dots, full, attention = (of[r].of(9000, 9000, 8000) for r in of)
@@ -248,17 +248,17 @@ def refined_mix(count, seed):
 
 
 def test_groups_are_even_in_flops_where_tokens_or_samples_are_not():
-  costs = work.of_models(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
+  costs = sample_flops(QWEN3_8B, QWEN3_8B, rank=64, remat="full")
   for seed in range(3):
     samples = refined_mix(128, seed)
 
     def ratio(by, samples=samples):
-      layout = plan(samples, groups=8, batch_size=128, work=by)
+      layout = choose_layout(samples, groups=8, batch_size=128, flops=by)
       return packing.imbalance(samples, packing.pack(samples, layout), costs)
 
-    flops, tokens = ratio(costs), ratio(work.BY_TOKENS)
+    flops, tokens = ratio(costs), ratio(BY_TOKENS)
     # Sixteen samples a group, as they come.
-    load = [packing._cost(s, costs) for s in samples]
+    load = [packing._flops(s, costs) for s in samples]
     loads = np.array(load).reshape(16, 8).sum(0)
     assert flops < 1.02
     assert flops < tokens < loads.max() / loads.mean()
@@ -266,10 +266,10 @@ def test_groups_are_even_in_flops_where_tokens_or_samples_are_not():
 
 def test_one_sample_a_row_takes_about_ten_lengths_and_little_padding():
   samples = refined_mix(512, 0)
-  layout = plan(samples, groups=2, batch_size=512, packing=False)
-  for rungs in (layout.student, layout.teacher):
-    assert 5 <= len(rungs) <= 10
-    lengths = [rung.length for rung in rungs]
+  layout = choose_layout(samples, groups=2, batch_size=512, packing=False)
+  for shapes in (layout.student, layout.teacher):
+    assert 5 <= len(shapes) <= 10
+    lengths = [shape.length for shape in shapes]
     assert lengths == sorted(set(lengths))
     assert all(length % 64 == 0 for length in lengths)
   batches = packing.pack(samples, layout)
@@ -285,15 +285,15 @@ def test_lengths_that_nothing_has_make_no_program():
   """Two lengths far apart: what lies between them is no bucket."""
   lengths = [8] * 16 + [2000] * 16
   samples = [make_sample(n, 8, 8, length) for n, length in enumerate(lengths)]
-  layout = plan(samples, groups=1, batch_size=8, packing=False)
-  assert [len(rungs) for rungs in (layout.student, layout.teacher)] == [2, 2]
-  fits = [rung.length >= 2008 for rung in layout.student]
+  layout = choose_layout(samples, groups=1, batch_size=8, packing=False)
+  assert [len(shapes) for shapes in (layout.student, layout.teacher)] == [2, 2]
+  fits = [shape.length >= 2008 for shape in layout.student]
   assert fits == [False, True]
 
 
 def test_padding_to_one_length_is_a_matter_of_keys():
   samples = spread(40)
-  layout = plan(
+  layout = choose_layout(
     samples,
     groups=1,
     batch_size=40,

@@ -95,7 +95,7 @@ class Run:
       where = nnx.to_pure_dict(sharding.shardings(state, mesh))
       return jax.device_put(nnx.to_pure_dict(state), where)
 
-    self.layout = layout.plan(
+    self.layout = layout.choose_layout(
       data, groups=sharding.num_groups(mesh), batch_size=len(data), **plan
     )
     if buffer_slots is not None:

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trd_jax.distill.loss import divergence
-from trd_jax.distill.packing.layout import Layout, Rung
+from trd_jax.distill.packing.layout import Layout, PackShape
 from trd_jax.experiment import sections
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.sections import PLANNED_SHARE
@@ -51,7 +51,7 @@ _REMEDIES = {
 }
 
 
-class Side(NamedTuple):
+class ModelSize(NamedTuple):
   """A model that every device takes part in.
 
   Attributes:
@@ -76,7 +76,7 @@ class Sizes:
     student: the model that learns.
     teacher: a teacher of its own; None where it is the student's base.
     lora: the adapter.
-    plan: the run's shapes for a number of groups.
+    layout: the run's shapes for a number of groups.
     chunk_tokens: response tokens whose logits exist at once; None: automatic.
     remat: what the student's backward pass keeps.
     source: `train.teacher`. With `hidden_cache` the teacher fills the cache
@@ -85,17 +85,17 @@ class Sizes:
     recorded: tokens a position that are recorded, with `topk_from_rollout`.
   """
 
-  student: Side
-  teacher: Side | None
+  student: ModelSize
+  teacher: ModelSize | None
   lora: LoraConfig
-  plan: Callable[[int], Layout]
+  layout: Callable[[int], Layout]
   chunk_tokens: int | None
   remat: str
   source: str = "recompute"
   recorded: int = 0
 
   def vocab(self, tensor: int) -> int:
-    """Rows of a head that a device scores with, of `tensor` that share it."""
+    """Returns how many rows of a head each of `tensor` devices scores with."""
     rows = self.student.config.vocab_size
     split = self.source != "topk_from_rollout" and rows % tensor == 0
     return rows // tensor if split else rows
@@ -119,7 +119,7 @@ class Estimate(NamedTuple):
 def make(
   section: sections.Mesh, sizes: Sizes, attention: str = "xla"
 ) -> tuple[Mesh, str]:
-  """The mesh that the config asks for, or the one that its sizes need.
+  """Returns the mesh that the config asks for, or the one that its sizes need.
 
   Args:
     section: the config's; with sizes in it nothing is estimated.
@@ -151,24 +151,24 @@ def make(
 
 
 def _check_heads(sizes: Sizes, tensor: int, attention: str) -> None:
-  """Sees that a kernel gets whole key heads on each device.
+  """Checks that a kernel gets whole key heads on each device.
 
   Raises:
     UserError: a model's key heads don't divide.
   """
   if attention == "xla":
     return
-  for side in (sizes.student, sizes.teacher):
-    if side and side.config.num_kv_heads % tensor:
+  for model in (sizes.student, sizes.teacher):
+    if model and model.config.num_kv_heads % tensor:
       raise UserError(
         f"mesh.tensor={tensor}: {attention} attention can't split"
-        f" {side.config.num_kv_heads} key heads over {tensor} devices; set"
+        f" {model.config.num_kv_heads} key heads over {tensor} devices; set"
         " mesh.tensor to a divisor of them, or train.attention=xla"
       )
 
 
 def device_memory(gib: float | None) -> int | None:
-  """Bytes of the smallest device of all processes; None if nobody knows."""
+  """Returns the bytes of all processes' smallest device, None if unknown."""
   if gib is not None:
     return int(gib * GIB)
   known = [
@@ -186,7 +186,7 @@ def device_memory(gib: float | None) -> int | None:
 
 
 def choose(sizes: Sizes, devices: int, limit: int) -> list[Estimate]:
-  """Goes from replicated weights to ever more parts until a device holds them.
+  """Tries ever more parts, from replicated weights on, until a device has room.
 
   Every mesh uses all devices.
 
@@ -223,8 +223,8 @@ def _remedy(sizes: Sizes, part: str) -> str:
     return _REMEDIES[part]
   wide = [
     f"{name}.dtype"
-    for name, side in (("student", sizes.student), ("teacher", sizes.teacher))
-    if side and side.dtype == "float32"
+    for name, model in (("student", sizes.student), ("teacher", sizes.teacher))
+    if model and model.dtype == "float32"
   ]
   if wide:
     return f"set {' and '.join(wide)} to bfloat16"
@@ -232,12 +232,12 @@ def _remedy(sizes: Sizes, part: str) -> str:
 
 
 def candidates(sizes: Sizes, devices: int) -> Iterator[Shape]:
-  """Meshes of all the devices, from the least traffic to the most.
+  """Yields meshes of all the devices, from the least traffic to the most.
 
   The fsdp axis divides every residual width, the tensor axis the key heads
   and inner widths of both models.
   """
-  configs = [side.config for side in (sizes.student, sizes.teacher) if side]
+  configs = [model.config for model in (sizes.student, sizes.teacher) if model]
   width = math.gcd(*(c.hidden_size for c in configs))
   inner = math.gcd(
     *(math.gcd(c.num_kv_heads, c.intermediate_size) for c in configs)
@@ -255,7 +255,7 @@ def _divisors(number: int) -> list[int]:
 def estimate(
   sizes: Sizes, shape: Shape, models: list[nnx.State] | None = None
 ) -> Estimate:
-  """The bytes that a device holds at the worst moment of an update.
+  """Returns the bytes that a device holds at the worst moment of an update.
 
   Weights and adapter are counted from the parameters and `sharding.RULES`;
   what is computed is estimated from the shapes of the packs.
@@ -270,7 +270,7 @@ def estimate(
   )
   _, fsdp, tensor = shape
   student, teacher = sizes.student, sizes.teacher or sizes.student
-  layout = sizes.plan(shape[0] * fsdp)
+  layout = sizes.layout(shape[0] * fsdp)
   adapter, *bases = (
     _bytes(state, mesh) for state in models or _abstract(sizes)
   )
@@ -288,16 +288,16 @@ def estimate(
   if fsdp * tensor > 1:
     # The layer at work and the next one, and what the loss reads of the heads.
     vocab = sizes.vocab(tensor)
-    heads = {id(side): _head(side, vocab) for side in (student, teacher)}
-    layer = max(_layer(side) // tensor for side in (student, teacher))
+    heads = {id(model): _head(model, vocab) for model in (student, teacher)}
+    layer = max(_layer(model) // tensor for model in (student, teacher))
     parts["gathered"] = 2 * layer + sum(heads.values())
   # The teacher's forward pass and the student's two passes take turns.
   learning = [
-    (_kept(sizes, rung, tensor), _loss(sizes, rung, tensor))
-    for rung in layout.student
+    (_kept(sizes, pack, tensor), _loss(sizes, pack, tensor))
+    for pack in layout.student
   ]
   activations, loss = max(learning, key=sum)
-  teaching = max(_forward(teacher, rung, tensor) for rung in layout.teacher)
+  teaching = max(_forward(teacher, pack, tensor) for pack in layout.teacher)
   if sizes.source == "recompute" and teaching > activations + loss:
     activations, loss = teaching, 0
   parts["activations"], parts["loss"] = activations, loss
@@ -317,7 +317,7 @@ def estimate(
 
 
 def table(tried: list[Estimate], limit: int) -> str:
-  """The arithmetic of a choice in a few lines."""
+  """Returns the arithmetic of a choice in a few lines."""
   names = list(dict.fromkeys(name for e in tried for name in e.parts))
   rows = [
     [
@@ -354,22 +354,22 @@ def _shown(shape: Shape) -> str:
 
 
 def _abstract(sizes: Sizes) -> list[nnx.State]:
-  """The adapter, the student's base, and the teacher's where it has one."""
+  """Returns the adapter, the student's base, and a teacher's of its own."""
 
-  def model(side: Side, lora: LoraConfig | None) -> Qwen3:
+  def made(size: ModelSize, lora: LoraConfig | None) -> Qwen3:
     return jax.eval_shape(
-      lambda: Qwen3(side.config, lora=lora, dtype=side.dtype, rngs=nnx.Rngs(0))
+      lambda: Qwen3(size.config, lora=lora, dtype=size.dtype, rngs=nnx.Rngs(0))
     )
 
-  states = nnx.split(model(sizes.student, sizes.lora), nnx.LoRAParam, ...)
-  made = list(states[1:])
+  states = nnx.split(made(sizes.student, sizes.lora), nnx.LoRAParam, ...)
+  found = list(states[1:])
   if sizes.teacher:
-    made.append(nnx.state(model(sizes.teacher, None)))
-  return made
+    found.append(nnx.state(made(sizes.teacher, None)))
+  return found
 
 
 def _bytes(state: nnx.State, mesh: AbstractMesh) -> int:
-  """Bytes of a device's part of a state."""
+  """Returns the bytes of a device's part of a state."""
   places = sharding.shardings(state, mesh)
   return sum(
     math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize
@@ -379,17 +379,17 @@ def _bytes(state: nnx.State, mesh: AbstractMesh) -> int:
   )
 
 
-def _head(side: Side, rows: int) -> int:
-  return rows * side.config.hidden_size * side.itemsize
+def _head(model: ModelSize, rows: int) -> int:
+  return rows * model.config.hidden_size * model.itemsize
 
 
-def _layer(side: Side) -> int:
-  return side.config.linear_parameters() * side.itemsize
+def _layer(model: ModelSize) -> int:
+  return model.config.linear_parameters() * model.itemsize
 
 
-def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
-  """D, and N x H, K x H and F of one device."""
-  c = side.config
+def _widths(model: ModelSize, tensor: int) -> tuple[int, int, int, int]:
+  """Returns D, and N x H, K x H and F of one device."""
+  c = model.config
   return (
     c.hidden_size,
     c.num_heads * c.head_dim // tensor,
@@ -398,24 +398,24 @@ def _widths(side: Side, tensor: int) -> tuple[int, int, int, int]:
   )
 
 
-def _scores(side: Side, rung: Rung, tensor: int) -> int:
-  """One block of scores, in float32."""
-  heads = -(-side.config.num_heads // tensor)
-  return 4 * rung.rows * heads * min(rung.length, BLOCK) ** 2
+def _scores(model: ModelSize, pack: PackShape, tensor: int) -> int:
+  """Returns the bytes of one block of scores, in float32."""
+  heads = -(-model.config.num_heads // tensor)
+  return 4 * pack.rows * heads * min(pack.length, BLOCK) ** 2
 
 
-def _forward(side: Side, rung: Rung, tensor: int) -> int:
-  """Of a forward pass that nothing is kept of."""
-  D, queries, keys, inner = _widths(side, tensor)
+def _forward(model: ModelSize, pack: PackShape, tensor: int) -> int:
+  """Returns the bytes of activations of a forward pass without a backward."""
+  D, queries, keys, inner = _widths(model, tensor)
   width = 3 * D + queries + 2 * keys + 2 * inner
-  tokens = rung.rows * rung.length
-  return tokens * width * side.itemsize + _scores(side, rung, tensor)
+  tokens = pack.rows * pack.length
+  return tokens * width * model.itemsize + _scores(model, pack, tensor)
 
 
-def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
-  """Of the student's forward and backward pass."""
-  side, rank = sizes.student, sizes.lora.rank
-  D, queries, keys, inner = _widths(side, tensor)
+def _kept(sizes: Sizes, pack: PackShape, tensor: int) -> int:
+  """Returns the bytes of activations of the student's two passes."""
+  model, rank = sizes.student, sizes.lora.rank
+  D, queries, keys, inner = _widths(model, tensor)
   # What the backward pass of one block reads.
   block = 4 * D + 4 * queries + 4 * keys + 4 * inner
   # The inputs of the seven adapters after their dropout.
@@ -427,20 +427,20 @@ def _kept(sizes: Sizes, rung: Rung, tensor: int) -> int:
     "dots": D + 2 * products + 7 * rank,  # the kernel's and the adapter's
     "none": block + dropped,
   }[sizes.remat]
-  layers = side.config.num_layers
-  tokens = rung.rows * rung.length
-  bytes_ = tokens * (layers * kept + 2 * block) * side.itemsize
+  layers = model.config.num_layers
+  tokens = pack.rows * pack.length
+  bytes_ = tokens * (layers * kept + 2 * block) * model.itemsize
   # Scores, their softmax, and its gradient.
-  scores = 3 * _scores(side, rung, tensor)
-  if sizes.remat == "none" and rung.length <= BLOCK:
+  scores = 3 * _scores(model, pack, tensor)
+  if sizes.remat == "none" and pack.length <= BLOCK:
     scores *= layers
   return bytes_ + scores
 
 
-def _loss(sizes: Sizes, rung: Rung, tensor: int) -> int:
-  """Of a chunk's logits, and of both sides' hidden states at the slots."""
+def _loss(sizes: Sizes, pack: PackShape, tensor: int) -> int:
+  """Returns the bytes of a chunk's logits and of hidden states at the slots."""
   student, teacher = sizes.student, sizes.teacher or sizes.student
-  slots = rung.rows * rung.slots
+  slots = pack.rows * pack.slots
   D, other = student.config.hidden_size, teacher.config.hidden_size
   vocab = sizes.vocab(tensor)
   spec = divergence.Divergence(chunk_tokens=sizes.chunk_tokens)

@@ -116,7 +116,7 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
     where = nnx.to_pure_dict(sharding.shardings(shape, mesh))
     return jax.device_put(tree, where)
 
-  plan = layout.plan(
+  shapes = layout.choose_layout(
     samples, groups=sharding.num_groups(mesh), batch_size=len(samples)
   )
   # The trace of a gradient that nothing decays is the gradient.
@@ -134,9 +134,9 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
     dropout=False,
   )
   lora, base = place(lora, lora_shape), place(base, base_shape)
-  distiller = Distiller(setup, lora, base, base, plan.buffer_slots)
+  distiller = Distiller(setup, lora, base, base, shapes.buffer_slots)
   state, sums = distiller.update(
-    distiller.init(lora, seed=0), packing.pack(samples, plan)
+    distiller.init(lora, seed=0), packing.pack(samples, shapes)
   )
   metrics = objective.finish(jax.device_get(sums))
   state = jax.device_get(state)

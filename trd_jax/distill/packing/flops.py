@@ -18,8 +18,8 @@ _ATTENTION = {"none": 3.5, "dots": 4.5, "full": 4.5, "attention": 3.5}
 _ADAPTER = {"none": 3.0, "dots": 3.0, "full": 4.0, "attention": 4.0}
 
 
-class Work(NamedTuple):
-  """FLOPs of a sample's parts.
+class SampleFlops(NamedTuple):
+  """FLOPs that a sample's parts cost.
 
   Attributes:
     student_token: of an input token of the student, forward and backward.
@@ -37,7 +37,7 @@ class Work(NamedTuple):
   response_token: float
 
   def of(self, student: int, teacher: int, response: int) -> float:
-    """FLOPs of a sample with so many tokens on each side."""
+    """Returns the FLOPs of a sample with so many tokens on each side."""
     return (
       self.student_token * student
       + self.student_pair * student**2
@@ -49,13 +49,13 @@ class Work(NamedTuple):
 
 # Where nothing is known of the models: a student's token passes forward twice
 # and backward, a teacher's forward, and pairs count for nothing.
-BY_TOKENS = Work(3.0, 0.0, 1.0, 0.0, 0.0)
+BY_TOKENS = SampleFlops(3.0, 0.0, 1.0, 0.0, 0.0)
 
 
-def of_models(
+def sample_flops(
   student: ModelConfig, teacher: ModelConfig, *, rank: int, remat: str
-) -> Work:
-  """The work of a sample under two models.
+) -> SampleFlops:
+  """Returns the FLOPs of a sample under two models.
 
   Args:
     student: shape of the student.
@@ -64,7 +64,7 @@ def of_models(
     remat: what the student's backward pass keeps, see `Qwen3`.
   """
   heads = 2 * student.vocab_size * student.hidden_size
-  return Work(
+  return SampleFlops(
     student_token=2 * _LINEAR[remat] * _linear(student)
     + 2 * _ADAPTER[remat] * student.adapter_parameters(rank),
     student_pair=_ATTENTION[remat] * _pair(student),
@@ -75,10 +75,10 @@ def of_models(
 
 
 def _linear(c: ModelConfig) -> int:
-  """Weights that every token is multiplied with, heads aside."""
+  """Returns how many weights every token is multiplied with, heads aside."""
   return c.num_layers * c.linear_parameters()
 
 
 def _pair(c: ModelConfig) -> float:
-  """Two products over the half of all pairs that is seen, forward."""
+  """Returns the FLOPs of the two products of a pair that is seen, forward."""
   return 2.0 * c.num_layers * c.num_heads * c.head_dim

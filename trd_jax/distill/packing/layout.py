@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trd_jax.distill.packing.flops import BY_TOKENS, Work
+from trd_jax.distill.packing.flops import BY_TOKENS, SampleFlops
 
 # Tokens of a pack on a device where the row length is left to us.
 _AUTO_PACK_TOKENS = 1024
@@ -53,8 +53,8 @@ class Sample:
     return len(self.teacher_prompt) + len(self.response) - 1
 
 
-class Rung(NamedTuple):
-  """One static shape of a side's packs.
+class PackShape(NamedTuple):
+  """One static shape of the student's or of the teacher's packs.
 
   Attributes:
     length: tokens of a row.
@@ -74,23 +74,23 @@ class Layout:
 
   Attributes:
     groups: shards of the batch (G).
-    student: the student's rungs, shortest first; the last holds the longest
+    student: the student's shapes, shortest first; the last holds the longest
       sample.
-    teacher: the teacher's rungs; none where its side is known beforehand.
+    teacher: the teacher's shapes; none where its side is known beforehand.
     buffer_slots: slots of a group's teacher buffer (C).
     packing: whether a row holds several samples; else one.
-    work: what a sample costs, to share samples out by.
+    flops: of a sample, to share samples out by.
   """
 
   groups: int
-  student: tuple[Rung, ...]
-  teacher: tuple[Rung, ...]
+  student: tuple[PackShape, ...]
+  teacher: tuple[PackShape, ...]
   buffer_slots: int
   packing: bool = True
-  work: Work = BY_TOKENS
+  flops: SampleFlops = BY_TOKENS
 
 
-def plan(
+def choose_layout(
   samples: Sequence[Sample],
   *,
   groups: int,
@@ -99,11 +99,11 @@ def plan(
   teacher_pack_tokens: int | None = None,
   rows_per_device: int = 1,
   packing: bool = True,
-  work: Work = BY_TOKENS,
+  flops: SampleFlops = BY_TOKENS,
 ) -> Layout:
   """Chooses a run's shapes so that few programs compile and rows fill well.
 
-  A side's shortest rung has `pack_tokens` a row (or about two median samples)
+  A side's shortest shape has `pack_tokens` a row (or about two median samples)
   and takes most samples; each next one doubles it, for the samples that don't
   fit, with as many rows fewer. Without packing the lengths are about ten in a
   geometric row, from the shortest samples' (or `pack_tokens`) to the longest's.
@@ -117,7 +117,7 @@ def plan(
     rows_per_device: rows of a pack; where the row length is chosen here,
       this many times as many rows as make about 1,024 tokens.
     packing: whether a row holds several samples.
-    work: what a sample costs.
+    flops: of a sample, to share samples out by.
   """
   response = np.array([len(s.response) for s in samples])
   student = np.array([s.student_length for s in samples])
@@ -125,25 +125,25 @@ def plan(
   # A tenth more slots than the average row needs: beyond that, wide heads
   # make padding slots dearer than rows that their slots fill up.
   share = min(1.0, 1.1 * response.sum() / student.sum())
-  student_rungs = []
-  rungs = _rungs
+  student_shapes = []
+  shapes_of = _shared_rows
   if not packing:
     batch = min(batch_size, len(samples)) / groups
-    rungs = functools.partial(_buckets, batch=batch)
-  for rung in rungs(student, pack_tokens, rows_per_device):
-    longest = int(response[student <= rung.length].max(initial=1))
-    wanted = _round_up(math.ceil(share * rung.length)) if packing else 1
-    slots = min(rung.length, max(longest, wanted))
-    student_rungs.append(rung._replace(slots=slots))
+    shapes_of = functools.partial(_own_rows, batch=batch)
+  for shape in shapes_of(student, pack_tokens, rows_per_device):
+    longest = int(response[student <= shape.length].max(initial=1))
+    wanted = _round_up(math.ceil(share * shape.length)) if packing else 1
+    slots = min(shape.length, max(longest, wanted))
+    student_shapes.append(shape._replace(slots=slots))
   expected = 1.25 * response.mean() * min(batch_size, len(samples)) / groups
   slots = min(_MAX_BUFFER_SLOTS, _round_up(math.ceil(expected)))
   return Layout(
     groups=groups,
-    student=tuple(student_rungs),
-    teacher=rungs(teacher, teacher_pack_tokens, rows_per_device),
+    student=tuple(student_shapes),
+    teacher=shapes_of(teacher, teacher_pack_tokens, rows_per_device),
     buffer_slots=max(slots, _round_up(int(response.max()))),
     packing=packing,
-    work=work,
+    flops=flops,
   )
 
 
@@ -151,9 +151,9 @@ def _round_up(length: int, to: int = _ROUND) -> int:
   return -(-length // to) * to
 
 
-def _rungs(
+def _shared_rows(
   lengths: np.ndarray, row_tokens: int | None, rows: int
-) -> tuple[Rung, ...]:
+) -> tuple[PackShape, ...]:
   longest = int(lengths.max())
   base = row_tokens
   if base is None:
@@ -163,17 +163,17 @@ def _rungs(
       base = max(base, _round_up(longest))
     rows *= max(1, _AUTO_PACK_TOKENS // base)
   tokens = rows * base
-  rungs = [Rung(base, rows, base)]
-  while (length := rungs[-1].length) < longest:
+  shapes = [PackShape(base, rows, base)]
+  while (length := shapes[-1].length) < longest:
     length = min(2 * length, max(_round_up(longest), length + 1))
-    rungs.append(Rung(length, max(1, tokens // length), length))
-  return tuple(rungs)
+    shapes.append(PackShape(length, max(1, tokens // length), length))
+  return tuple(shapes)
 
 
-def _buckets(
+def _own_rows(
   lengths: np.ndarray, row_tokens: int | None, rows: int, *, batch: float
-) -> tuple[Rung, ...]:
-  """Rungs of one sample a row, `batch` samples of a group at a time."""
+) -> tuple[PackShape, ...]:
+  """Shapes of one sample a row, `batch` samples of a group at a time."""
   longest = int(lengths.max())
   base = row_tokens
   if base is None:
@@ -188,7 +188,7 @@ def _buckets(
   # More rows than come together of a length would be blank.
   shares = np.diff([0, *((lengths <= size).mean() for size in sizes)])
   return tuple(
-    Rung(size, max(1, min(tokens // size, math.ceil(share * batch))), size)
+    PackShape(size, max(1, min(tokens // size, math.ceil(share * batch))), size)
     for size, share in zip(sizes, shares, strict=True)
     if share  # or a program would be compiled for no sample
   )

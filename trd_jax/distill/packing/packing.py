@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from trd_jax.distill.packing.flops import Work
-from trd_jax.distill.packing.layout import Layout, Rung, Sample
+from trd_jax.distill.packing.flops import SampleFlops
+from trd_jax.distill.packing.layout import Layout, PackShape, Sample
 
 # A slot of the packs' `correct` where the verdict is neither right nor wrong.
 UNJUDGED = -1
@@ -102,7 +102,7 @@ class MicroBatch(NamedTuple):
 def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
   """One optimizer batch in the layout's shapes, the same every time.
 
-  Dearest first, each trajectory goes to the group with the least work so far
+  Dearest first, each trajectory goes to the group with the fewest FLOPs so far
   (longest processing time first) and there, on each side, into the first row
   with room (first-fit decreasing), or without packing into one of its own.
   A batch whose responses overflow the teacher buffer becomes several
@@ -123,7 +123,7 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
       raise ValueError(f"sample {s.key} has an empty response")
   numbered = sorted(
     enumerate(samples),
-    key=lambda item: (-_cost(item[1], layout.work), item[0]),
+    key=lambda item: (-_flops(item[1], layout.flops), item[0]),
   )
   for parts in range(1, len(samples) + 1):
     dealt = _deal(numbered, parts, layout)
@@ -142,8 +142,11 @@ def blank(layout: Layout) -> MicroBatch:
   """A pack of each shape that the layout has, all padding."""
   rows = [[] for _ in range(layout.groups)]
   return MicroBatch(
-    [_teacher_pack(rows, rung, layout.buffer_slots) for rung in layout.teacher],
-    [_student_pack(rows, rung, 1) for rung in layout.student],
+    [
+      _teacher_pack(rows, shape, layout.buffer_slots)
+      for shape in layout.teacher
+    ],
+    [_student_pack(rows, shape, 1) for shape in layout.student],
   )
 
 
@@ -156,34 +159,34 @@ def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
 
 
 def imbalance(
-  samples: Sequence[Sample], batches: Sequence[MicroBatch], work: Work
+  samples: Sequence[Sample], batches: Sequence[MicroBatch], flops: SampleFlops
 ) -> float:
-  """Work of the group that has most over the groups' mean; 1 is even.
+  """FLOPs of the group that has most over the groups' mean; 1 is even.
 
   Args:
     samples: the optimizer batch that was packed.
     batches: what `pack` made of it.
-    work: what a sample costs.
+    flops: of a sample.
   """
   load = np.zeros(batches[0].student[0].rows.tokens.shape[0])
   for batch in batches:
     for packed in batch.student:
       for g, trajectory in enumerate(packed.slots.trajectory):
         numbers = np.unique(trajectory[trajectory >= 0])
-        load[g] += sum(_cost(samples[i], work) for i in numbers)
+        load[g] += sum(_flops(samples[i], flops) for i in numbers)
   return float(load.max() / load.mean())
 
 
-def _cost(sample: Sample, work: Work) -> float:
-  return work.of(
+def _flops(sample: Sample, flops: SampleFlops) -> float:
+  return flops.of(
     sample.student_length, sample.teacher_length, len(sample.response)
   )
 
 
 def _deal(numbered, parts, layout):
-  """Numbered samples, dearest first, to the group with the least work.
+  """Numbered samples, dearest first, to the group with the fewest FLOPs.
 
-  Returns the groups' hands of every part; a group's work goes on from part
+  Returns the groups' hands of every part; a group's load goes on from part
   to part, since nothing waits in between.
   """
   load = [0.0] * layout.groups
@@ -193,7 +196,7 @@ def _deal(numbered, parts, layout):
     for number, sample in numbered[part::parts]:
       g = load.index(min(load))
       hands[g].append((number, sample))
-      load[g] += _cost(sample, layout.work)
+      load[g] += _flops(sample, layout.flops)
     dealt.append(hands)
   return dealt
 
@@ -201,8 +204,8 @@ def _deal(numbered, parts, layout):
 class _Row:
   """A row that is being filled."""
 
-  def __init__(self, rung: int, shape: Rung):
-    self.rung = rung
+  def __init__(self, number: int, shape: PackShape):
+    self.number = number
     self.tokens_left = shape.length
     self.slots_left = shape.slots
     self.items = []
@@ -216,15 +219,18 @@ class _Row:
     return True
 
 
-def _first_fit(group, rungs, length_of, packing):
-  """Rows by rung of one group's `(number, sample, buffer_offset)` items."""
+def _first_fit(group, shapes, length_of, packing):
+  """Fills rows with one group's `(number, sample, buffer_offset)` items.
+
+  Returns the rows of each shape.
+  """
   rows = []
   order = sorted(group, key=lambda item: (-length_of(item[1]), item[0]))
   for item in order:
     need = length_of(item[1]), len(item[1].response)
     if packing and any(row.take(item, *need) for row in rows):
       continue
-    for i, shape in enumerate(rungs):
+    for i, shape in enumerate(shapes):
       row = _Row(i, shape)
       if row.take(item, *need):
         rows.append(row)
@@ -232,10 +238,10 @@ def _first_fit(group, rungs, length_of, packing):
     else:
       raise ValueError(
         f"sample {item[1].key} has {need[0]} tokens and the longest row"
-        f" {rungs[-1].length}"
+        f" {shapes[-1].length}"
       )
   return [
-    [row.items for row in rows if row.rung == i] for i in range(len(rungs))
+    [row.items for row in rows if row.number == i] for i in range(len(shapes))
   ]
 
 
@@ -248,10 +254,10 @@ def _micro_batch(dealt, layout, batch_size):
       offset += len(sample.response)
     groups.append(placed)
 
-  def rows(rungs, length_of):
-    # No rungs: a side that is known beforehand has no rows.
+  def rows(shapes, length_of):
+    # No shapes: a side that is known beforehand has no rows.
     return [
-      _first_fit(g, rungs, length_of, layout.packing) for g in groups if rungs
+      _first_fit(g, shapes, length_of, layout.packing) for g in groups if shapes
     ]
 
   student = rows(layout.student, lambda s: s.student_length)
@@ -268,9 +274,9 @@ def _micro_batch(dealt, layout, batch_size):
   )
 
 
-def _cut(by_group, rungs):
-  """Cuts every group's rows into packs, the longest rung's first."""
-  for i, shape in reversed(list(enumerate(rungs))):
+def _cut(by_group, shapes):
+  """Cuts every group's rows into packs, the longest shape's first."""
+  for i, shape in reversed(list(enumerate(shapes))):
     most = max(len(rows[i]) for rows in by_group)
     for start in range(0, most, shape.rows):
       stop = start + shape.rows
