@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trd_jax.experiment import cli, experiment, scopes, sweep_points
+from trd_jax.experiment import cli, experiment, scopes, sweep_points, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json, write_json_atomic
@@ -211,14 +211,15 @@ def _number(name: str, plans: Sequence[Plan]) -> int:
 def describe(plans: Sequence[Plan]) -> str:
   """A line a point: its name, and what it takes over from which other."""
   lines = [f"{len(plans)} points"]
-  width = max(len(one.point.name) for one in plans)
+  rows = []
   for number, one in enumerate(plans):
     shared = ", ".join(
       f"{stage} of {donor}" for stage, donor in one.donors.items()
     )
-    line = f"{number:>4}  {one.point.name:<{width}}  {shared and 'takes over '}"
-    lines.append((line + shared).rstrip())
-  return "\n".join(lines)
+    rows.append(
+      (f"{number:>4}", one.point.name, f"{shared and 'takes over '}{shared}")
+    )
+  return "\n".join([*lines, tables.columns(rows)])
 
 
 def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
@@ -295,7 +296,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
       mark = "*" if row["trained"]["avg_at_k"] == best else " "
       cells.append((f"{mark} {_label(row)}", *_cells(row["trained"])))
     cells.append(("  (base)", *_cells(first)))
-    lines += [scores.columns(cells), ""]
+    lines += [tables.columns(cells), ""]
   return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -335,11 +336,45 @@ def test_the_examples_of_the_help_are_command_lines(monkeypatch, capsys):
       assert _main(*argv, flags=stage.FLAGS, standalone=True) is not None
 
 
-def test_help_config_shows_every_key(capsys):
+def test_help_config_shows_every_key_on_a_line_of_its_own(capsys):
   _main("--help_config")
-  out = " ".join(capsys.readouterr().out.split())
-  for name, key in KEYS.items():
-    assert f"--config.{name} {key.doc}" in out
+  _, *lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == len(KEYS)
+  for line, (name, key) in zip(lines, KEYS.items(), strict=True):
+    shown, value, takes, scopes, doc = re.split(" {2,}", line.strip())
+    assert shown == f"--config.{name}"
+    assert key.takes() == takes
+    assert ", ".join(key.scopes) == scopes
+    assert doc == key.doc
+    assert key.parse(value) == key.default
+
+
+def test_help_config_shows_what_a_config_changes(config, tmp_path, capsys):
+  argv = [f"--config={config}", "--config.train.batch_size=7"]
+  _main(*argv, "--help_config=train.")
+  _, *lines = capsys.readouterr().out.splitlines()
+  assert all("--config.train." in line for line in lines)
+  changed = [line.split()[:3] for line in lines if line.startswith("*")]
+  assert changed == [
+    ["*", "--config.train.batch_size", "7"],
+    ["*", "--config.train.epochs", "2"],
+  ]
+  # A workdir's own config does as well.
+  _main(*argv, f"--workdir={tmp_path / 'run'}")
+  _main(f"--workdir={tmp_path / 'run'}", "--help_config=train.batch_size")
+  assert "* --config.train.batch_size  7 " in capsys.readouterr().out
+  told = _complaint(capsys, "--help_config=train.batch_sise")
+  assert 'did you mean "train.batch_size"?' in told
+
+
+def test_the_package_lists_its_stages():
+  shown = subprocess.run(
+    [sys.executable, "-m", "trd_jax"], capture_output=True, text=True
+  )
+  lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines()[2:])
+  assert set(lines) == {*_STAGES, "lab.pretrain"}
+  assert list(lines)[:2] == ["pipeline", "rollout"]
+  assert lines["merge"] == "adds the trained adapter to the student's weights"
 
 
 @pytest.mark.parametrize("stage", _STAGES)

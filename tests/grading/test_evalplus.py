@@ -42,8 +42,6 @@ def needs_evalplus(test):
   return pytest.mark.evalplus(_without(test))
 
 
-
-
 def grade(name, answers, workers=None):
   # A machine that is busy with other tests is no reason to fail a program.
   return evalplus.grade(

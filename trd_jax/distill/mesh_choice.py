@@ -24,7 +24,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trd_jax.distill.loss import divergence
 from trd_jax.distill.packing.layout import Layout, PackShape
-from trd_jax.experiment import sections
+from trd_jax.experiment import sections, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.sections import PLANNED_SHARE
 from trd_jax.model import sharding
@@ -329,19 +329,11 @@ def table(tried: list[Estimate], limit: int) -> str:
     for e in tried
   ]
   rows.insert(0, ["GiB a device", *names, "all", ""])
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "  ".join(
-      [row[0].ljust(widths[0])]
-      + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-    ).rstrip()
-    for row in rows
-  ]
   return "\n".join(
     [
       f"mesh for {limit / GIB:.2f} GiB a device, of which {PLANNED_SHARE:.0%}"
       " are planned with:",
-      *lines,
+      tables.columns(rows, "<>"),
     ]
   )
 

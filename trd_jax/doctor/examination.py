@@ -13,6 +13,7 @@ from typing import Any
 from trd_jax.doctor import checks, diagnosis
 from trd_jax.doctor.diagnosis import Check, Diagnosis
 from trd_jax.doctor.machine import Machine
+from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.processes.guard import Guard
@@ -199,6 +200,4 @@ def _conclude(
 
 def table() -> str:
   """Returns all checks with what they look at."""
-  return "\n".join(
-    f"{check.name.ljust(_NAME_WIDTH + 1)}{check.doc}" for check in checks.CHECKS
-  )
+  return tables.columns([(check.name, check.doc) for check in checks.CHECKS])

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from trd_jax.experiment import config_file, experiment
+from trd_jax.experiment import config_file, experiment, tables
 from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
 from trd_jax.experiment.experiment import KEYS, Experiment
 from trd_jax.experiment.files import paths
@@ -55,8 +55,7 @@ _READS_AND_WRITES = {
   ),
   "doctor": ("the machine; what the config names", "nothing"),
   "convert": ("weights in one form", "the same weights in another"),
-  "pretrain": ("nothing", "the laboratory's student and teacher"),
-  "analyze": ("WORKDIR", "tables, figures and one page"),
+  "lab.pretrain": ("nothing", "the laboratory's student and teacher"),
   "sweep": (
     "a sweep's points; whatever the stages read",
     "WORKDIR/points/NAME: a pipeline's WORKDIR each; WORKDIR/sweep.json, .svg",
@@ -114,8 +113,18 @@ _SHARED = (
     is_path=True,
   ),
   Flag("help", False, "this text"),
-  Flag("help_config", False, "every --config.<key>, its meaning and default"),
+  Flag(
+    "help_config",
+    None,
+    "every --config.<key>, its value and meaning; --help_config=train. some",
+  ),
 )
+
+# Alone it takes no value, and of absl's flags only booleans can do without.
+_ALL_KEYS = {
+  "--help_config": "--help_config=",
+  "-help_config": "--help_config=",
+}
 
 _EXAMPLES = ("--config=configs/demo.py --workdir=runs/seed1 --config.seed=1",)
 
@@ -160,8 +169,8 @@ def main(
     line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
     if line.own["help"]:
       print(_help(stage_name, summary_line, line.flags, examples))
-    elif line.own["help_config"]:
-      print(_help_config())
+    elif line.own["help_config"] is not None:
+      print(_help_config(line))
     else:
       supervise.end_with_pipeline()
       with supervise.terminable():
@@ -204,16 +213,13 @@ def _run(
   if line.workdir is None and not standalone:
     raise UserError("--workdir=DIR is missing: name the run's directory")
   run_dir = None if line.workdir is None else RunDir(line.workdir)
-  spec = line.config
-  if spec is None and run_dir and run_dir.config.is_file():
-    spec = str(run_dir.config)
+  spec = _spec(line)
   if spec is None and not standalone:
     raise UserError(
       "--config=FILE.py is missing: name one of configs/*.py (a workdir that "
       "has been run before needs none)"
     )
-  config, source = config_file.load(spec) if spec else ({}, "--config")
-  chosen = experiment.from_config(config | line.overrides, source)
+  chosen = _experiment(line, spec)
   own = types.SimpleNamespace(**line.own)
   own.config_argv = line.config_argv(spec)
   _keep_compilations()
@@ -236,6 +242,24 @@ def _run(
     raise
   if is_new and chosen.preflight_only:
     run_dir.abandon()
+
+
+def _spec(line: "_CommandLine") -> str | None:
+  """Returns what --config names, else the workdir's own config, if any."""
+  if line.config is not None or line.workdir is None:
+    return line.config
+  own = RunDir(line.workdir).config
+  return str(own) if own.is_file() else None
+
+
+def _experiment(line: "_CommandLine", spec: str | None) -> Experiment:
+  """Returns the experiment that a config and the flags of its keys give.
+
+  Raises:
+    UserError: see `config_file.load` and `experiment.from_config`.
+  """
+  config, source = config_file.load(spec) if spec else ({}, "--config")
+  return experiment.from_config(config | line.overrides, source)
 
 
 def _keep_compilations() -> None:
@@ -303,6 +327,7 @@ class _CommandLine:
         short_name="h" if name == "help" else None,
       )
     try:
+      argv = [_ALL_KEYS.get(argument, argument) for argument in argv]
       _, *strangers = values(["", *argv], known_only=True)
     except (absl_flags.Error, ValueError) as error:
       raise UserError(f"{error}; see --help") from None
@@ -373,21 +398,47 @@ def _help(
   )
 
 
-def _help_config() -> str:
-  """The text of --help_config."""
-  rows = [(f"--config.{key.name}", _described(key)) for key in KEYS.values()]
-  return _two_columns(rows)
+def _help_config(line: "_CommandLine") -> str:
+  """Returns a line for each key that --help_config asks for.
+
+  A line has the key, its value in the config that the arguments give, what it
+  may be, its scopes and its meaning, for people and for `grep`.
+
+  Raises:
+    UserError: no key begins so, or as `_experiment`.
+  """
+  prefix = line.own["help_config"].removeprefix("config.")
+  values = experiment.flat(_experiment(line, _spec(line)))
+  rows = []
+  for key in KEYS.values():
+    if key.name.startswith(prefix):
+      changed = values[key.name] != key.default
+      rows.append(
+        (
+          f"{'*' if changed else ' '} --config.{key.name}",
+          _shown(values[key.name]) or "()",
+          key.takes(),
+          ", ".join(key.scopes),
+          key.doc,
+        )
+      )
+  if not rows:
+    raise experiment.unknown_key(prefix, "--help_config")
+  head = ("* not the default", "value", "takes", "scope", "meaning")
+  return tables.columns([head, *rows])
 
 
 def _described(key: Key) -> str:
   """A key's meaning, what it takes, and its default."""
   takes = f"; {key.rule.says}" if key.rule else ""
-  default = key.default
-  if isinstance(default, tuple):
-    default = ",".join(default)
-  if default is None or default is False:
+  if key.default is None or key.default is False:
     return f"{key.doc}{takes}"
-  return f"{key.doc}{takes} [{default}]"
+  return f"{key.doc}{takes} [{_shown(key.default)}]"
+
+
+def _shown(value: Any) -> str:
+  """Returns a value as it is typed on the command line."""
+  return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _two_columns(rows: Sequence[tuple[str, str]]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 
 State = Literal["ok", "note", "unchecked", "missing", "wrong"]
@@ -33,10 +34,8 @@ class Finding(NamedTuple):
 
 def table(findings: Sequence[Finding]) -> str:
   """The findings as a person reads them, a line each."""
-  width = max((len(one.what) for one in findings), default=0) + 2
-  return "\n".join(
-    f"  {one.what:<{width}}{_HEADS[one.state]}{one.told}" for one in findings
-  )
+  rows = [(one.what, _HEADS[one.state] + one.told) for one in findings]
+  return tables.columns(rows, indent="  ")
 
 
 def refuse(findings: Sequence[Finding], *states: State) -> None:

@@ -211,14 +211,18 @@ class Key:
         raise ValueError(f"{self.name} {error}") from None
     return value
 
-  def must_be(self) -> str:
-    """What the key's value must be, as a sentence."""
+  def takes(self) -> str:
+    """Returns what the key's value must be: its type and its rule."""
     says = [] if self.type is str and self.rule else [_TYPE_NAMES[self.type]]
     if self.rule:
       says.append(self.rule.says)
     if self.optional:
       says.append("or None")
-    return f"{self.name} must be {', '.join(says)}"
+    return ", ".join(says)
+
+  def must_be(self) -> str:
+    """Returns what the key's value must be, as a sentence."""
+    return f"{self.name} must be {self.takes()}"
 
   def _types(self, value: Any) -> bool:
     """Whether a value is of the key's type; a bool is no int."""

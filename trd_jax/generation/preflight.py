@@ -16,6 +16,7 @@ from trd_jax.data import contexts
 from trd_jax.data.chat import Chat
 from trd_jax.data.leakage import mentions_reference
 from trd_jax.data.prompts import is_all_thoughts, reference, shown_draft
+from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment, flat
 from trd_jax.experiment.files.json_files import write_json_atomic
@@ -330,12 +331,10 @@ def publish(report: Report, run_dir: RunDir) -> None:
 def table(report: Report) -> str:
   """The report as a person reads it: what is nothing to tell is left out."""
   head = f"{report.stage}: {report.model}, {report.dtype}"
-  rows = list(_rows(report))
-  width = max(len(label) for label, _ in rows) + 2
   return "\n".join(
     [
       f"preflight of {head}",
-      *(f"  {label.ljust(width)}{value}" for label, value in rows),
+      tables.columns(list(_rows(report)), indent="  "),
       *(f"  note: {warning}" for warning in report.warnings),
     ]
   )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trd_jax.data.problems.store import Questions
+from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
   NO_ANSWER,
@@ -253,7 +254,7 @@ def table(summary: Mapping[str, Any]) -> str:
       lines.append(("unparsed", because.strip()))
     title = f"{name} (n={row['n']})"
     rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]
-  return columns(rows)
+  return tables.columns(rows)
 
 
 def cell(figures: Mapping[str, Any], metric: str) -> str:
@@ -264,16 +265,6 @@ def cell(figures: Mapping[str, Any], metric: str) -> str:
 def _cell(value: float, interval: Sequence[float]) -> str:
   low, high = interval
   return f"{100 * value:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-  """Rows of cells as lines, each column as wide as its widest cell."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for row in rows:
-    cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-    lines.append("  ".join(cells).rstrip())
-  return "\n".join(lines)
 
 
 def compare(
@@ -372,4 +363,4 @@ def comparison_table(
       sides = ("other", "mine", "paired_difference")
       cells = [cell(pair[side], metric) for side in sides]
       rows.append((f"{name} (n={n})", title, *cells))
-  return columns(rows)
+  return tables.columns(rows)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from trd_jax.experiment import cli
+from trd_jax.experiment import cli, tables
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
@@ -306,7 +306,7 @@ def table(summary: dict[str, Any]) -> str:
     f" {scores.describe_modes(summary['benchmarks'])}",
     "",
   ]
-  lines.append(scores.columns(rows))
+  lines.append(tables.columns(rows))
   trained = {n: pair["trained"] for n, pair in summary["benchmarks"].items()}
   for told in (scores.told_identical(trained), scores.served_base(trained)):
     if told is not None:
@@ -320,8 +320,9 @@ def table(summary: dict[str, Any]) -> str:
   seconds = summary["seconds"]
   total = sum(seconds.values())
   lines += ["", "where the time went"]
-  width = max(18, 2 + max(map(len, seconds), default=0))
+  spans = []
   for stage, spent in [*seconds.items(), ("all", total)]:
     share = f"{100 * spent / total:4.0f}%" if total else ""
-    lines.append(f"{stage:<{width}}{spent:8.1f} s {share}")
+    spans.append((f"{stage:<16}", f"{spent:8.1f} s {share}"))
+  lines.append(tables.columns(spans))
   return "\n".join([*lines, ""])

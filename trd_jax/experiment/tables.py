@@ -1,0 +1,27 @@
+"""Text tables: cells in columns."""
+
+from collections.abc import Sequence
+
+
+def columns(
+  rows: Sequence[Sequence[str]], align: str = "", indent: str = ""
+) -> str:
+  """Returns rows of cells as lines, two spaces between the columns.
+
+  Args:
+    rows: as many cells each; a column is as wide as its widest cell.
+    align: a character a column, `<` for cells that begin together and `>` for
+      cells that end together; the last one counts for all that follow. Empty,
+      all begin together.
+    indent: stands before each line.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  align = (align or "<").ljust(len(widths), (align or "<")[-1])
+  return "\n".join(
+    indent
+    + "  ".join(
+      f"{cell:{side}{width}}"
+      for cell, side, width in zip(row, align, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  )
