@@ -56,6 +56,7 @@ setup(
       "pytest-timeout",
       "pytest-xdist",
       "hypothesis",
+      "pandas",
       "tensorboardX",
     ],
     "dev": [
