@@ -31,6 +31,8 @@ def own_run(tmp_path_factory):
   return workdir, run("own_opd", str(workdir), *small)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_an_own_opd_run_ends_in_a_student(own_run):
   workdir, printed = own_run
   assert "trained  Avg@4" in printed
@@ -41,6 +43,8 @@ def test_an_own_opd_run_ends_in_a_student(own_run):
   assert opened.table("refine").num_rows == 32
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_workdir_is_read_with_pandas(own_run):
   if importlib.util.find_spec("pandas") is None:
     pytest.skip("pandas is not installed here: make test installs it")
@@ -50,6 +54,7 @@ def test_a_workdir_is_read_with_pandas(own_run):
     assert word in printed
 
 
+@pytest.mark.slow
 def test_two_models_are_scored_token_by_token():
   lines = run("score_models").splitlines()
   rows = [line.split()[-3:] for line in lines[1:-1]]

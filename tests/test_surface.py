@@ -19,6 +19,8 @@ SMALL = {
   "refine.max_response_tokens": 64,
 }
 
+needs_a_run = pytest.mark.multiprocess
+
 
 def small(**overrides) -> Experiment:
   return trd_jax.load_config("demo", **SMALL, **overrides)
@@ -96,6 +98,7 @@ def test_a_wrong_config_is_refused(name, overrides, message):
     trd_jax.load_config(name, **overrides)
 
 
+@needs_a_run
 def test_a_stage_runs_alone_and_its_rows_are_tables(rolled_out, capfd):
   assert rolled_out.stages == ("problems", "rollout")
   done = rolled_out.done("rollout")
@@ -115,6 +118,7 @@ def test_a_stage_runs_alone_and_its_rows_are_tables(rolled_out, capfd):
   assert "done: problems, rollout" in repr(rolled_out)
 
 
+@needs_a_run
 def test_what_is_printed_is_printed_here(rolled_out, capsys):
   """A stage that is done says so; a notebook shows what Python prints."""
   again = trd_jax.run(small(), rolled_out.workdir, ["rollout"])
@@ -122,6 +126,7 @@ def test_what_is_printed_is_printed_here(rolled_out, capsys):
   assert again.table("rollout").equals(rolled_out.table("rollout"))
 
 
+@needs_a_run
 def test_a_command_s_refusal_is_raised_with_its_words(rolled_out):
   with pytest.raises(UserError, match=r"was made by another config: seed"):
     trd_jax.run(small(seed=1), rolled_out.workdir, ["rollout"])
@@ -157,6 +162,7 @@ def test_a_folder_that_is_no_run_s_is_refused(tmp_path):
     trd_jax.open_run(tmp_path)
 
 
+@needs_a_run
 def test_a_stage_without_rows_is_refused(rolled_out):
   with pytest.raises(UserError, match='"train" is no stage with rows'):
     rolled_out.table("train")
@@ -164,6 +170,7 @@ def test_a_stage_without_rows_is_refused(rolled_out):
     _ = rolled_out.summary
 
 
+@needs_a_run
 def test_metrics_and_summary_are_what_the_files_hold(rolled_out, tmp_path):
   (tmp_path / "train").mkdir()
   text = (rolled_out.workdir / "config.json").read_text()
@@ -177,6 +184,7 @@ def test_metrics_and_summary_are_what_the_files_hold(rolled_out, tmp_path):
   assert run.summary == {"method": "trd"}
 
 
+@needs_a_run
 def test_frames_need_pandas(rolled_out):
   try:
     import pandas  # pyright: ignore[reportMissingImports]
