@@ -28,20 +28,22 @@ Question = tuple[str, str, Sequence[Mapping[str, int]]]
 
 
 def substitute(formula: str, values: Mapping[str, int]) -> str:
-  """The formula with numbers for variables: `n` at 3 becomes `{(3)}`."""
+  """Puts numbers for a formula's variables: `n` at 3 becomes `{(3)}`."""
   kept = {span.span(): span[0] for span in _TEXT.finditer(formula)}
 
   def put(piece: re.Match[str]) -> str:
     inside = any(a <= piece.start() < b for a, b in kept)
     if inside or piece[0] not in values:
       return piece[0]
+    # Both pairs: braces make it one argument or exponent, parentheses keep a
+    # minus sign with its number.
     return f"{{({values[piece[0]]})}}"
 
   return _PIECE.sub(put, formula)
 
 
 def right_side(formula: str) -> str:
-  """What stands after the last equals sign that is in no group."""
+  """Returns what stands after the last equals sign outside of groups."""
   depth, start = 0, 0
   for at, character in enumerate(formula):
     depth += (character in "{([") - (character in "})]")
@@ -91,6 +93,7 @@ def _verify(
     for some in values
   ]
   found = verifier.verify_batch(pairs)
+  # One value at which they differ settles it, whatever the others gave.
   for reason in ("mismatch", "unparsed", "no_box", "timeout"):
     worst = next((one for one in found if one.reason == reason), None)
     if worst is not None:

@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
 
 
 def _digits(text: str) -> str | None:
-  """A plain integer without sign marks and leading zeros, else None."""
+  """Returns a plain integer without plus and leading zeros, else None."""
   text = text.strip()
   body = text[1:] if text[:1] in ("-", "+") else text
   if not (body.isascii() and body.isdigit()):
@@ -45,7 +45,7 @@ def _digits(text: str) -> str | None:
 
 
 def _too_wild(text: str) -> bool:
-  """Whether an answer is too long or too deep to take apart."""
+  """Returns whether an answer is too long or too deep to take apart."""
   if len(text) > MAX_ANSWER:
     return True
   depth = deepest = 0
@@ -59,7 +59,7 @@ def _too_wild(text: str) -> bool:
 
 
 def _gold_text(gold: str) -> str:
-  """The gold itself: data sets box it, too, or wrap it in dollars."""
+  """Returns the gold without the box or dollars that data sets put around."""
   box = final_answer.last_box(gold)
   if box is None or not box.content:
     return gold
@@ -96,18 +96,23 @@ def _prepare(completion: str, gold: str) -> Prepared:
     if stated is None:
       return Prepared(False, "no_box", None)
     found = _settle(stated, gold)
+    # Without a box there is no telling what the model meant as its answer: a
+    # stated one counts for it, never against another reason.
     if found.question is None and not found.correct:
       return Prepared(False, "no_box", stated)
     return found._replace(boxed=False)
   if box.content is None or not box.content.strip():
     return Prepared(False, "no_box", None)
   answer = box.content.strip()
+  # Two integers, as in most contests, need no LaTeX to be read.
   plain, plain_gold = _digits(answer), _digits(gold)
   if plain is not None and plain_gold is not None:
     equal = plain == plain_gold
     return Prepared(equal, "match" if equal else "mismatch", answer)
   if "\\boxed" in gold or "\\fbox" in gold:
     gold = _gold_text(gold)
+  # Several boxes in a row are one answer only where several values are asked
+  # for; else the last box is the answer.
   if len(gold) <= MAX_ANSWER and _is_list(gold):
     run = final_answer.adjacent_boxes(text, box)
     answer = ", ".join(part.strip() for part in run) if len(run) > 1 else answer
@@ -139,6 +144,7 @@ def decide(gold: str, answer: str) -> tuple[bool, str]:
     gold: cleaned.
     answer: cleaned.
   """
+  # Imported late: sympy takes most of a second, and only workers need it.
   from trd_jax.grading.math import symbolic, values
 
   try:

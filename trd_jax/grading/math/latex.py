@@ -55,8 +55,12 @@ _RUN_BELOW = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
 _VULGAR = re.compile(r"(\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\{|\()?")
 
+# What data sets put between groups of three digits.
 _SEPARATOR = r"(?:,?\\[,!;: ]\s*|\{,\}\s*|,?\\thinspace\s*|~|\s)"
 _GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?![\d])")
+# Applied in this order, each once, to the whole text: a rule may count on what
+# those before it have rewritten. `(?![a-z])` ends a command's name, so that
+# `\le` is not found in `\left`.
 _RULES: list[tuple[re.Pattern[str], str]] = [
   (re.compile(pattern), replacement)
   for pattern, replacement in (
@@ -148,7 +152,7 @@ _COLUMN = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}", re.DOTALL)
 
 
 def _brace_end(text: str, start: int) -> int:
-  """Index past the brace or parenthesis that opens at `start`; -1 if none."""
+  """Finds the index past the bracket that opens at `start`; -1 if none."""
   opening = text[start]
   closing = {"{": "}", "(": ")", "[": "]"}[opening]
   depth, at = 0, start
@@ -169,6 +173,8 @@ def _roots(text: str) -> str:
   """Writes each √ as `\\sqrt{}`, with what it stands over inside."""
   while (found := _ROOT.search(text)) is not None:
     inner = found[1]
+    # Unicode's root has no braces of its own: it stands over a group, a number
+    # or one letter.
     if inner in ("{", "("):
       end = _brace_end(text, found.end() - 1)
       if end < 0:
@@ -201,12 +207,12 @@ def _plain_characters(text: str) -> str:
 
 
 def _surplus(text: str) -> int:
-  """How many more braces a text closes than it opens."""
+  """Counts how many more braces a text closes than it opens."""
   return text.count("}") - text.count("{")
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
-  """The command argument that begins at `at` and the index after it."""
+  """Reads the command argument that begins at `at`: it and the index after."""
   while at < len(text) and text[at] == " ":
     at += 1
   if at == len(text):
@@ -245,7 +251,7 @@ def strip_braces(text: str) -> str:
 
 
 def clean(answer: str) -> str:
-  """An answer in one spelling: no layout, no Unicode, one name a command.
+  """Writes an answer in one spelling: no layout, no Unicode, one name each.
 
   Args:
     answer: what a box or a gold column holds; LaTeX, Unicode or plain text.
@@ -256,15 +262,19 @@ def clean(answer: str) -> str:
   text = _plain_characters(answer).replace("\n", " ").strip()
   if (bold := _BOLD.match(text)) is not None:
     text = bold[1]
+  # A column with & is a matrix and stays one.
   column = _COLUMN.search(text)
   if column and "&" not in column[1]:
     joined = re.sub(r"\\\\|\\text\{[^{}]*\}|\\,", " ", column[1])
     text = text[: column.start()] + joined + text[column.end() :]
     text = re.sub(r"(?<=\d) +(?=\d)", "", text)
+  # Before the rules, which make spaces of `\!` and `\,`: `1,\!234` would be
+  # left as the list 1, 234.
   text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run[0]), text)
   for pattern, replacement in _RULES:
     text = pattern.sub(replacement, text)
   text = _END.sub("", _braced(text).strip())
+  # A box that closes once too often leaves its brace at the end.
   while text.endswith("}") and _surplus(text) > 0:
     text = text[:-1].rstrip()
   return notation.rewrite(strip_braces(text))

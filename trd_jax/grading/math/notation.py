@@ -43,6 +43,8 @@ _SCALES = {
   "billion": 10**9,
   "trillion": 10**12,
 }
+# The group of \text is closed only where the scale ends it: `5\text{ million
+# people}` keeps its brace for the words that follow.
 _SCALED = re.compile(
   r"(?<![\w.,/^_}])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s*(\\text\s*\{)?\s*"
   rf"({'|'.join(_SCALES)})s?(?![A-Za-z])(?:(?(3)\s*\}}))?",
@@ -64,10 +66,12 @@ _SIDES = {
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
 )
+# A period counts once it has been written three times. Lengths are bounded: a
+# back-reference after two open runs of digits is tried at every split of them.
 _GOES_ON = re.compile(
   r"(?<![\d.])(\d*)\.(\d{0,30}?)(\d{1,30}?)\3{2,9}\s*\\ldots(?![a-z])"
 )
-_MAX_PERIOD = 100
+_MAX_PERIOD = 100  # digits before and in the period
 _BASE = re.compile(
   r"([+-]?\d[0-9A-Za-z]*)\s*"
   r"(?:_\s*\{?\s*\(?|\(?\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]*)"
@@ -85,7 +89,7 @@ _MODULUS = re.compile(
 
 
 def rewrite(text: str) -> str:
-  """A cleaned answer, in the spelling that the comparison reads."""
+  """Rewrites a cleaned answer in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
     first, _, scale = word[1].lower().partition(" ")
     number = _NUMBERS.get(word[1].lower().replace(" ", "-"))
@@ -101,6 +105,7 @@ def rewrite(text: str) -> str:
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
   if (based := _BASE.match(text)) is not None:
+    # `x_{n}` has a letter for its base: an index, which stays as it is.
     base = _BASES.get(based[2], based[2])
     if str(base).isdigit():
       return f"{based[1]}_{{{base}}}"
@@ -112,7 +117,7 @@ def rewrite(text: str) -> str:
 
 
 def _as_digits(match: re.Match[str]) -> str:
-  """`5\\text{ million` as `5000000`, with what may follow in the text."""
+  r"""Writes `5\text{ million` as `5000000`, with what may follow inside."""
   number = decimal.Decimal(match[1].replace(",", "") + (match[2] or ""))
   digits = f"{number * _SCALES[match[4].lower()]:f}"
   if "." in digits:
@@ -122,6 +127,7 @@ def _as_digits(match: re.Match[str]) -> str:
 
 
 def _as_fraction(match: re.Match[str]) -> str:
+  """Writes a repeating decimal as the fraction that it is."""
   whole, head, period = match.groups()
   if len(period) + len(head) > _MAX_PERIOD:
     return match[0]

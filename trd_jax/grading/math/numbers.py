@@ -19,6 +19,7 @@ from trd_jax.grading.math import units
 RELATIVE = Fraction(1, 10**6)
 _ROUNDED_DIGITS = 4
 _MAX_DIGITS = 4000  # int() refuses more than 4,300
+# 10^400 exactly is cheap; 10^9999999 would fill the memory.
 _MAX_EXPONENT = 400
 
 _DIGITS = r"\d{1,3}(?:,\d{3})+|\d+"
@@ -52,7 +53,7 @@ class Literal(NamedTuple):
 
 
 def _unsigned(text: str) -> tuple[Fraction, int | None, int]:
-  """Value, decimals written, significant digits of a literal with a sign."""
+  """Reads a literal with a sign: value, decimals, significant digits."""
   text = text.replace(",", "").replace(" ", "")
   whole, point, part = text.partition(".")
   digits = (whole.lstrip("+-") + part).lstrip("0")
@@ -95,6 +96,7 @@ def literal(text: str) -> Literal | None:
     return None
   value = numerator / denominator
   if whole is not None:
+    # `1 5/3` is no mixed number but two numbers beside each other.
     if value < 0 or (value >= 1 and "/" in text):
       return None
     value += int(whole)
@@ -102,7 +104,7 @@ def literal(text: str) -> Literal | None:
 
 
 def close(gold: Literal, answer: Fraction, exact: bool) -> bool:
-  """Whether `answer` is the gold's value under the decimal policy above.
+  """Returns whether `answer` is the gold's value under the decimal policy.
 
   Args:
     gold: the gold's value and how it was written.
@@ -118,6 +120,7 @@ def close(gold: Literal, answer: Fraction, exact: bool) -> bool:
     whole = gold.value.denominator == 1
     scale = min(abs(gold.value), 1) if whole else abs(gold.value)
     return abs(gold.value - answer) <= RELATIVE * scale
+  # Half a unit of the gold's last decimal, in exact arithmetic.
   rounds = abs(gold.value - answer) * 2 * 10**gold.places <= 1
   if gold.significant >= _ROUNDED_DIGITS:
     return rounds
@@ -126,6 +129,8 @@ def close(gold: Literal, answer: Fraction, exact: bool) -> bool:
 
 def literals_equal(gold: Literal, answer: Literal) -> bool:
   """Compares two literals under the policies at the module's head."""
+  # An answer with no more decimals than the gold is no finer value that could
+  # round to it: 3.1 is not 3.14.
   if gold.places is not None and -1 < (answer.places or -1) <= gold.places:
     return gold.value == answer.value
   return close(gold, answer.value, answer.places is None)
@@ -140,6 +145,7 @@ def equal(gold: str, answer: str) -> bool | None:
   """
   mine, unit = units.measure(gold)
   yours, other_unit = units.measure(answer)
+  # Before the literals: 2:30 would be the ratio 1/15.
   if _CLOCK.match(mine) and _COLONS.match(yours):
     return units.agree(unit, other_unit) and mine == yours
   one, other = literal(mine), literal(yours)

@@ -40,6 +40,8 @@ class _Worker:
     }
     self.process = subprocess.Popen(
       [
+        # Without -P, a `json.py` in the working directory would be imported
+        # instead of the library's.
         *(sys.executable, "-P", "-m", "trd_jax.grading.math.worker"),
         *(str(timeout), str(memory)),
       ],
@@ -52,6 +54,7 @@ class _Worker:
     assert self.process.stdin is not None
     assert self.process.stdout is not None
     self.stdin, self.stdout = self.process.stdin, self.process.stdout
+    # select() promises one read without waiting, and no more than that.
     os.set_blocking(self.stdout.fileno(), False)
     self.ready = False
     self.tag: Any = None
@@ -60,13 +63,14 @@ class _Worker:
     self._buffer = b""
 
   def lines(self) -> list[dict] | None:
-    """Replies that have come in; None where the process has ended."""
+    """Reads the replies that have come in; None where the process has ended."""
     try:
       data = os.read(self.stdout.fileno(), 1 << 16)
     except BlockingIOError:
       return []
     if not data:
       return None
+    # A read may end in the midst of a reply: the rest waits for the next.
     *lines, self._buffer = (self._buffer + data).split(b"\n")
     return [json.loads(line) for line in lines]
 
@@ -86,6 +90,8 @@ class _Worker:
   def kill(self) -> None:
     """Ends the process, whatever it is at, and waits for it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
+      # It leads a group of its own (start_new_session), so whatever a library
+      # has started goes with it.
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
     for stream in (self.stdin, self.stdout):
@@ -117,11 +123,11 @@ class Pool:
 
   @property
   def pending(self) -> int:
-    """Questions without an answer yet."""
+    """Counts the questions without an answer yet."""
     return len(self._queue) + sum(one.busy for one in self._alive)
 
   def pids(self) -> list[int]:
-    """Process ids of the living workers."""
+    """Returns the process ids of the living workers."""
     return [one.process.pid for one in self._alive]
 
   def submit(self, tag: Any, question: tuple[str, str]) -> None:
@@ -141,8 +147,11 @@ class Pool:
         return
       tag, question = self._queue.popleft()
       if not one.ask(tag, question, self.timeout):
+        # It never began: not a time-out, and another worker gets it.
         self._queue.appendleft((tag, question))
         self._drop(one)
+    # A worker costs about a second of importing sympy: no more are started than
+    # there are questions that no starting one will take.
     starting = sum(not one.ready for one in self._alive)
     while len(self._alive) < self.workers and len(self._queue) > starting:
       one = _Worker(self.timeout, self.memory)
@@ -151,7 +160,7 @@ class Pool:
       starting += 1
 
   def poll(self, wait: float = 0.0) -> list[tuple[Any, Answer]]:
-    """Answers that have come in, after at most `wait` seconds.
+    """Collects answers that have come in, after at most `wait` seconds.
 
     Raises:
       UserError: a worker could not start.
@@ -159,6 +168,8 @@ class Pool:
     done: list[tuple[Any, Answer]] = []
     deadlines = [one.deadline for one in self._alive if self._waits(one)]
     if deadlines:
+      # Wakes for the first deadline, so that a stuck worker is not waited for
+      # longer than it has.
       wait = max(0.0, min(wait, min(deadlines) - time.monotonic()))
       for key, _ in self._selector.select(wait):
         done += self._receive(key.data)
@@ -182,6 +193,9 @@ class Pool:
 
   def _receive(self, one: _Worker) -> list[tuple[Any, Answer]]:
     replies = one.lines()
+    # The pipe is closed: the kernel ended the worker at its time limit, or it
+    # ran out of memory. One that ends while it starts did neither, and starting
+    # another would go on for ever.
     if replies is None:
       tag, busy, ready = one.tag, one.busy, one.ready
       self._drop(one)

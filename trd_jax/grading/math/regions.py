@@ -44,7 +44,7 @@ class Span(NamedTuple):
 
 
 def is_region(text: str) -> bool:
-  r"""Whether `text` can only be read as a region (`(0,1)` is a pair, too)."""
+  r"""Returns whether `text` can only be a region (`(0,1)` is a pair, too)."""
   return bool(
     _COMPARISON.search(text)
     or _MEMBER.search(text)
@@ -57,7 +57,7 @@ def is_region(text: str) -> bool:
 
 
 def unknown(text: str) -> str | None:
-  """The letter that an inequality bounds; None where that isn't plain."""
+  """Finds the letter that an inequality bounds; None where it isn't plain."""
   found = {
     side.strip()
     for part in re.split(r",|\\cup", text)
@@ -78,7 +78,7 @@ def _sides(text: str) -> list[str]:
 
 
 def parse(text: str) -> list[Span] | None:
-  """The spans of a region, or None where `text` is not one we can read.
+  """Reads the spans of a region, or None where `text` is none we can read.
 
   Args:
     text: an answer as `latex.clean` writes it.
@@ -95,6 +95,7 @@ def parse(text: str) -> list[Span] | None:
     return _all_but(without[1])
   spans: list[Span] = []
   parts = text.split("\\cup")
+  # `x < 1, x > 2` is a union as well; in `[0,1), …` the comma is inside.
   if len(parts) == 1 and _COMPARISON.search(text):
     parts = text.split(",")
   for part in map(str.strip, parts):
@@ -106,7 +107,10 @@ def parse(text: str) -> list[Span] | None:
 
 
 def _reals(side: str | None) -> list[Span]:
-  """The real numbers, all for None, else on a side of zero (`+`, `\\ge 0`)."""
+  r"""Returns the real numbers as spans.
+
+  All of them for None, else those on a side of zero (`+`, `\ge 0`).
+  """
   if not side:
     return [Span("-" + _INFINITY, _INFINITY, True, True)]
   opened = "e" not in side
@@ -116,7 +120,10 @@ def _reals(side: str | None) -> list[Span]:
 
 
 def _all_but(points: str) -> list[Span] | None:
-  """The real numbers without some points, which need an order that we see."""
+  """Returns the real numbers without some points.
+
+  None where the points are no literals, whose order could be seen.
+  """
   ends = [point.strip() for point in points.split(",")]
   values = {end: numbers.literal(end) for end in ends}
   if len(ends) > 1:
@@ -133,6 +140,7 @@ def _end(text: str) -> str:
 
 
 def _interval(text: str) -> list[Span] | None:
+  """Reads an interval, a set of points or the real numbers."""
   if (reals := _REALS.match(text)) is not None:
     return _reals(reals[1])
   if text.startswith("\\{") and text.endswith("\\}"):
@@ -147,13 +155,15 @@ def _interval(text: str) -> list[Span] | None:
   if ends is None:
     return None
   low, high = map(_end, ends)
+  # An infinite end belongs to no interval, whatever bracket is written; `]` on
+  # the left is the French open end.
   left_open = match[1] != "[" or low == "-" + _INFINITY
   right_open = match[3] != "]" or high == _INFINITY
   return [Span(low, high, left_open, right_open)]
 
 
 def _halves(text: str) -> tuple[str, str] | None:
-  """The two ends around the one comma outside of brackets."""
+  """Splits at the one comma outside of brackets: both ends of an interval."""
   depth, commas = 0, []
   for at, character in enumerate(text):
     depth += (character in "([{") - (character in ")]}")
@@ -172,11 +182,12 @@ def _negative(text: str) -> str:
 
 
 def _inequality(text: str) -> list[Span] | None:
-  """`a < x`, `x \\ge b`, `a \\le x < b`, and the same of |x|."""
+  r"""Reads `a < x`, `x \ge b`, `a \le x < b`, and the same of |x|."""
   signs = [one or two for one, two in _COMPARISON.findall(text)]
   sides = [side.strip() for side in _sides(text)]
   if not all(sides) or len(signs) > 2:
     return None
+  # Read from right to left, so that below there are only `<` and `\le`.
   if signs[0] in ("ge", ">"):
     flip = {"ge": "le", ">": "<", "le": "ge", "<": ">"}
     if any(sign not in flip for sign in signs):
@@ -200,6 +211,7 @@ def _inequality(text: str) -> list[Span] | None:
       return [Span(_end(low), _end(high), opened[0], opened[1])]
     if _ABSOLUTE.match(middle):
       return [
+        # a < |x| < b is two spans, mirrored: their open ends, too.
         Span(_negative(high), _negative(low), opened[1], opened[0]),
         Span(low, high, opened[0], opened[1]),
       ]

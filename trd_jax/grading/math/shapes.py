@@ -19,6 +19,7 @@ _MATRIX = re.compile(
 _NOT_IN_NAME = re.compile(r"[-+*/^0-9.]|\\(?:cdot|times|pm|sqrt)(?![a-z])")
 _RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
+# Where a name or word begins; a lone e or i is a number.
 _UNKNOWN = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]")
 # What a name may carry: an index, a prime, the mark of an inverse.
 _MARK = re.compile(
@@ -37,7 +38,7 @@ class Named(NamedTuple):
 
 
 def squeeze(text: str) -> str:
-  """The text without spaces (but for 1 0) and braces around one character."""
+  """Drops spaces (but for 1 0) and braces around one character."""
   text = re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text)
   return re.sub(r"\{(\w)\}", r"\1", text)
 
@@ -66,20 +67,21 @@ def split(text: str, separators: str = ",;") -> list[str]:
 
 
 def outside(text: str) -> str:
-  """The text with all that stands in braces blanked, at the same length."""
+  """Blanks all that stands in braces; the text keeps its length."""
   depth, kept, at = 0, list(text), 0
   while at < len(text):
     character = text[at]
     step = 2 if character == "\\" else 1
     depth += (character == "{") - (character == "}")
     if depth > 0:
+      # Blanked, not cut: callers use positions found here in the text itself.
       kept[at : at + step] = " " * len(kept[at : at + step])
     at += step
   return "".join(kept)
 
 
 def inside(text: str, opening: str, closing: str) -> str | None:
-  """What stands between an outer pair of brackets, if one pair encloses all."""
+  """Returns what stands between outer brackets, if one pair encloses all."""
   if not (text.startswith(opening) and text.endswith(closing)):
     return None
   inner = text[len(opening) : len(text) - len(closing)]
@@ -99,7 +101,7 @@ def inside(text: str, opening: str, closing: str) -> str | None:
 
 
 def _is_name(text: str) -> bool:
-  """Whether `text` can stand before = as what an answer is called."""
+  """Returns whether `text` can stand before = as what an answer is called."""
   bare = _TEXT.sub("x", _MARK.sub("", text))
   if _NOT_IN_NAME.search(bare) or _RELATION.search(bare):
     return False
@@ -115,6 +117,7 @@ def named(text: str) -> Named:
       return Named(name.strip(), value.strip())
   if len(parts) < 2:
     return Named(None, text)
+  # The letters e and i are numbers, so this is a calculation.
   if not any(map(_UNKNOWN.search, parts)):
     return Named(None, parts[-1])  # 2 + 2 = 4
   if _is_name(parts[0]):
@@ -125,7 +128,9 @@ def named(text: str) -> Named:
 def names_agree(
   gold: str | None, answer: str | None, numbered: bool = False
 ) -> bool:
-  """Whether two names can be one thing's: different letters are two things'.
+  """Returns whether two names can be one thing's.
+
+  Different letters are two things'.
 
   Args:
     gold: a name, or None.
@@ -142,17 +147,18 @@ def names_agree(
     return True
   if not numbered and (mine[2] or yours[2]):
     return True
+  # A number that only one side gives contradicts nothing: x and x_1.
   one, other = mine[2] or yours[2], yours[2] or mine[2]
   return mine[1] == yours[1] and one == other
 
 
 def is_relation(text: str) -> bool:
-  """Whether there is an =, < or the like outside of all braces."""
+  """Returns whether there is an =, < or the like outside of all braces."""
   return _RELATION.search(outside(text)) is not None
 
 
 def is_equation(text: str) -> bool:
-  """Whether there is an = that doesn't just give a value its name."""
+  """Returns whether there is an = that doesn't just give a value its name."""
   return named(text).name is None and "=" in outside(named(text).value)
 
 
@@ -173,7 +179,7 @@ def _expand(items: list[str]) -> list[str]:
 
 
 def items_of(text: str) -> list[str] | None:
-  """Items of a bare list or a set; None where `text` is one value."""
+  """Splits a bare list or a set into items; None where `text` is one value."""
   inner = inside(text, "\\{", "\\}")
   if inner is not None:
     return _expand(split(inner))
@@ -184,7 +190,7 @@ def items_of(text: str) -> list[str] | None:
 
 
 def tuple_of(text: str) -> list[str] | None:
-  """Items of `(a, b, …)` or `[a, b, c, …]`; None where it is neither."""
+  """Splits `(a, b, …)` or `[a, b, c, …]` into items; None: it is neither."""
   inner, least = inside(text, "(", ")"), 2
   if inner is None:  # of two, that is an interval
     inner, least = inside(text, "[", "]"), 3
@@ -193,11 +199,15 @@ def tuple_of(text: str) -> list[str] | None:
 
 
 def vector_of(text: str) -> list[str] | None:
-  """Entries of a matrix of one row or column, without labels between them."""
+  """Returns the entries of a matrix of one row or one column.
+
+  Labels between them are left out. None where `text` is no such matrix.
+  """
   cells = matrix_of(text)
   if cells is None or 1 not in (len(cells), len(cells[0])):
     return None
   flat = [cell for row in cells for cell in row if cell]
+  # A column may hold each entry below its name, a single letter.
   labels, entries = flat[::2], flat[1::2]
   labelled = all(len(name) == 1 and name.isalpha() for name in labels)
   if labelled and len(labels) == len(entries) > 1:
@@ -206,7 +216,7 @@ def vector_of(text: str) -> list[str] | None:
 
 
 def matrix_of(text: str) -> list[list[str]] | None:
-  """Rows of cells; None where `text` is no matrix."""
+  """Returns the rows of a matrix's cells; None where `text` is no matrix."""
   match = _MATRIX.match(text)
   if not match:
     return None
@@ -219,9 +229,10 @@ def matrix_of(text: str) -> list[list[str]] | None:
 
 
 def values_of(text: str, names: str | None) -> list[str] | None:
-  """The values of `a = 1, b = 2, …`, in the order of `(a, b, …)` if it's given.
+  """Reads the values of `a = 1, b = 2, …`.
 
-  None where not every item has a name of its own.
+  They come in the order of `names`, `(a, b, …)`, if it is given. None where not
+  every item has a name of its own.
   """
   items = [named(item) for item in split(text)]
   values = {squeeze(item.name): item.value for item in items if item.name}

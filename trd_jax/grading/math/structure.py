@@ -37,7 +37,7 @@ _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
 
 
 def every(results: Iterable[Maybe]) -> Maybe:
-  """Three-valued `all`: False wins over None, None over True."""
+  """Combines three-valued results: False wins over None, None over True."""
   outcome: Maybe = True
   for result in results:
     if result is False:
@@ -48,12 +48,14 @@ def every(results: Iterable[Maybe]) -> Maybe:
 
 
 def unordered(golds: list, answers: list, equal: Callable) -> Maybe:
-  """Whether the items can be paired off, each with an equal of its own.
+  """Returns whether items can be paired off, each with its own equal.
 
   Equality is transitive on what it can tell, so the first free equal will do.
   """
   if len(golds) != len(answers):
     return False
+  # The same texts on both sides need no comparing, at any length: what follows
+  # takes up to n² comparisons, each perhaps with algebra.
   rest = collections.Counter(map(str, answers))
   rest.subtract(map(str, golds))
   if not any(rest.values()):
@@ -78,16 +80,17 @@ def unordered(golds: list, answers: list, equal: Callable) -> Maybe:
 
 
 def _words(text: str) -> str:
-  """Lower-case words of a text answer."""
+  """Returns the lower-case words of a text answer."""
   bare = _TEXT.sub(r" \1 ", text)
   return " ".join(re.sub(r"[^\w\s]", " ", bare).lower().split())
 
 
 def _compare_text(gold: str, answer: str) -> Maybe:
-  """Words against words; None where the gold may be a formula after all."""
+  """Compares words; None where the gold may be a formula after all."""
   bare = _TEXT.sub(r"\1", gold).strip(" ().")
   if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", bare):
     return None
+  # A multiple choice, or a variable: `(B) 12`, `answer: B` choose.
   if re.fullmatch(r"[A-Z]", bare):
     said = _TEXT.sub(r"\1", answer).strip()
     choice = _CHOICE.match(said) or _SAYS_CHOICE.match(said)
@@ -97,6 +100,7 @@ def _compare_text(gold: str, answer: str) -> Maybe:
     return True
   if _ACRONYM.match(bare):
     return False  # a word, not the product of its letters
+  # Short runs of letters may be products of variables, as in `xy`.
   longest = max(map(len, bare.split()))
   is_text = "\\text" in gold or longest > 5 or (" " in bare and longest > 2)
   return False if is_text else None
@@ -105,7 +109,7 @@ def _compare_text(gold: str, answer: str) -> Maybe:
 def _compare_lists(
   gold: list[str], answer: str, equal: Equal, *, is_set: bool
 ) -> Maybe:
-  """A gold list or set against whatever the answer is.
+  """Compares a gold list or set with whatever the answer is.
 
   A bare list may be a tuple's or a vector's items, in their order. A set of
   several is neither, and `(1,2)` is no way to write `{1,2}` but an interval or
@@ -148,6 +152,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   """
   if not gold or not answer:
     return False
+  # From what is surest to what is least: what one step has taken for its own,
+  # those after it never see.
   if shapes.squeeze(gold) == shapes.squeeze(answer):
     return True
   if (text := _compare_text(gold, answer)) is not None:
@@ -176,6 +182,7 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
       return equal(gold, answer)
     if mine is not None and yours is None:
       return False  # a region is asked for, and this is none
+  # `1,234` is a number or a list of two; the list gets its turn below.
   if _GROUPED.match(gold) and (result := equal(gold, answer)):
     return result
   items = shapes.items_of(gold)
@@ -196,8 +203,9 @@ def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
 
 
 def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
-  """A gold that is a named value, a tuple, a matrix or one value."""
+  """Compares a gold that is a named value, a tuple, a matrix or one value."""
   gold_name, gold = shapes.named(gold)
+  # `a = 1, b = 2` answers `(a, b)`, and only here are both seen whole.
   listed = shapes.tuple_of(gold)
   if listed is not None and (entries := shapes.values_of(answer, gold_name)):
     return _in_order(listed, entries, equal)
@@ -244,8 +252,13 @@ def _in_order(golds: list[str], answers: list[str], equal: Equal) -> Maybe:
 
 
 def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
-  """Two single values: an answer that hedges or lists is not one."""
+  """Compares two single values.
+
+  An answer that hedges or lists is no single value, and wrong.
+  """
   based, answer_based = _BASED.match(gold), _BASED.match(answer)
+  # Where the gold names a base, so must the answer: 7 is not 12_5, although
+  # both are worth the same.
   if based:
     return bool(answer_based) and based.groups() == answer_based.groups()
   inner = shapes.inside(answer, "\\{", "\\}")

@@ -41,7 +41,10 @@ def _decimal_equal(
 
 
 def _relation_equal(gold: str, answer: str) -> Maybe:
-  """Equations and inequalities: one side minus the other, up to a factor."""
+  """Compares equations or inequalities: one side minus the other.
+
+  Both relations are the same where these differences are, up to a factor.
+  """
   sides = []
   signs = []
   for text in (gold, answer):
@@ -68,6 +71,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
         continue
       one, other = a - b, c - d
       tiny = mpmath.mpf(10) ** -values.DIGITS
+      # A point on one curve and not on the other; on both, no ratio exists.
       if (abs(one) < tiny) != (abs(other) < tiny):
         return False
       if abs(one) < tiny:
@@ -77,6 +81,7 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
         return False
   if len(factors) < values.ENOUGH_POINTS:
     return None
+  # A negative factor turns an inequality round, and not an equation.
   if signs[0] in ("=", "ne"):
     return True
   return bool(mpmath.im(factors[0]) == 0 and mpmath.re(factors[0]) > 0)
@@ -89,9 +94,14 @@ def _halves(text: str) -> tuple[str, str]:
 
 
 def _library_equal(gold: str, answer: str) -> Maybe:
-  """math-verify's word on what is not a number: sets, integrals, matrices."""
+  """Asks math-verify about what is not a number.
+
+  These are sets, integrals, matrices; None where it can't read them.
+  """
   config = [math_verify.LatexExtractionConfig(boxed_match_priority=-1)]
   trees = [
+    # Time limits of its own are off: they would take the alarm that ends this
+    # process.
     math_verify.parse(
       f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=0
     )
@@ -118,6 +128,8 @@ def equal(gold: str, answer: str) -> Maybe:
   Raises:
     TooLarge: one of them is a number too large to look at.
   """
+  # Literals have policies of their own, for decimals and times of day: what
+  # they can say is not left to algebra.
   quick = numbers.equal(gold, answer)
   if quick is not None:
     return quick

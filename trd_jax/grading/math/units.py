@@ -112,12 +112,12 @@ _ASIDE = re.compile(
 
 
 def _leaves_the_value(words: str) -> bool:
-  """Whether a number with these words beside it is still that number."""
+  """Returns whether a number with these words beside it is still itself."""
   return bool(_ONLY_WORDS.match(words)) and not _CHANGES.search(words)
 
 
 def _introduces(before: str) -> bool:
-  """Whether a number after these words is what they announce."""
+  """Returns whether a number after these words is what they announce."""
   words = re.sub(r"\\text|[{}:]", "", before)
   if _SUBJECT.search(words):  # the least root of … is
     return not _DENIES.search(words)
@@ -125,6 +125,7 @@ def _introduces(before: str) -> bool:
 
 
 def _known(words: str) -> str | None:
+  """Returns the canonical name of a unit, None where we know none."""
   for name, spelling in _SPELLINGS:
     if spelling.match(words):
       return name
@@ -132,7 +133,7 @@ def _known(words: str) -> str | None:
 
 
 def _name(words: str, power: str) -> str:
-  """One spelling for a unit: a known name, or its words in the singular."""
+  """Spells a unit one way: a known name, or its words in the singular."""
   words = words.strip(" ().").lower()
   exponent = "".join(filter(str.isdigit, power))
   for pattern, number in (
@@ -155,7 +156,7 @@ def _name(words: str, power: str) -> str:
 
 
 def agree(gold: str | None, answer: str | None) -> bool:
-  """Whether two units don't contradict each other, as `measure` gives them.
+  """Returns whether two units, as `measure` gives them, don't contradict.
 
   One may say more than the other: apples and red apples.
   """
@@ -166,7 +167,10 @@ def agree(gold: str | None, answer: str | None) -> bool:
 
 
 def _is_word(letters: str) -> bool:
-  """Whether letters can only be a word: factors come in their own order."""
+  """Returns whether letters can only be a word.
+
+  The factors of a product are written in alphabetical order.
+  """
   return (
     len(letters) > 3
     and _VOWEL.search(letters) is not None
@@ -175,7 +179,7 @@ def _is_word(letters: str) -> bool:
 
 
 def _unit_at_end(value: str) -> tuple[int, str] | None:
-  """Where the unit after a value begins, and its name."""
+  """Finds where the unit after a value begins, and its name."""
   if (text := _TEXT_UNIT.search(value)) is not None:
     words = re.sub(r"\^\s*\{?\s*([23])\s*\}?\s*\Z", "", text[1])
     if not _leaves_the_value(words) and words.strip() != "\\%":
@@ -199,6 +203,7 @@ def measure(text: str) -> tuple[str, str | None]:
     The text without words before it, asides ("≈ 4.15") and units after it,
     and the unit's name, None for none: see `agree`.
   """
+  # An answer that is nothing but an aside, `\approx 3`, is its value.
   value = _ASIDE.sub("", text) or text
   before = _WORDS_BEFORE.match(value)
   if before is not None and _introduces(before[1]):
@@ -206,11 +211,13 @@ def measure(text: str) -> tuple[str, str | None]:
   if (marked := _MARKED.match(value)) is not None:
     value = marked[1]
   unit = None
+  # Twice: one unit may follow another, as in `5\text{ cm}\text{ each}`.
   for _ in range(2):
     found = _unit_at_end(value)
     rest = value[: found[0]].strip() if found else ""
     if not found or not rest or rest.endswith(("+", "-", "=", "^", "_")):
       break
+    # sin 30° is a number, not degrees: there, ° is a factor (below).
     if found[1].startswith("degree") and _ANGLE.search(rest):
       break
     unit = " ".join(filter(None, (found[1], unit)))

@@ -87,6 +87,8 @@ def parse(text: str) -> sympy.Basic | None:
     value = Fraction(match[0].rstrip("."))
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
+  # Mixed numbers before decimals, whose fractions would join the whole number
+  # before them.
   text = _MIXED.sub(r"(\1+\2)", text)
   text = DECIMAL.sub(fraction, text)
   text = re.sub(r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 ", text)
@@ -124,13 +126,14 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
     if base == 0 and power < 0:
       raise ZeroDivisionError
     return base ** (power % 2 if base == -1 else min(abs(power), 1))
+  # The size of the power, from below, before a single product is made.
   if abs(power) * max(1, _bits(base) - 2) > _MAX_BITS:
     raise TooLarge
   return base**power
 
 
 def exact(tree: sympy.Basic) -> Fraction | None:
-  """The rational value of a tree, or None where it is not visibly rational.
+  """Returns a tree's rational value, None where it isn't visibly rational.
 
   Raises:
     TooLarge: it has more than 200,000 bits.
@@ -207,27 +210,27 @@ _CONSTANTS = {
 
 
 def _log10(magnitude) -> float:
-  """log10 of a non-negative number, from its exponent, to within 0.4."""
+  """Estimates log10 of a non-negative number, from its exponent, to 0.4."""
   if not magnitude:
     return -math.inf
   return float(mpmath.mag(magnitude)) * math.log10(2)
 
 
 def _unknowns(tree: sympy.Basic) -> set[str]:
-  """Names of what a tree's value depends on; `i` is a number here."""
+  """Names what a tree's value depends on; `i` is a number here."""
   names = {symbol.name for symbol in tree.atoms(sympy.Symbol)} - {"i"}
   return names | {sympy.srepr(call) for call in tree.atoms(AppliedUndef)}
 
 
 def has_unknowns(tree: sympy.Basic) -> bool:
-  """Whether a tree's value depends on anything."""
+  """Returns whether a tree's value depends on anything."""
   return bool(tree.atoms(AppliedUndef)) or any(
     str(symbol) != "i" for symbol in tree.free_symbols
   )
 
 
 def _is_for_all(tree: sympy.Basic) -> bool:
-  """Whether a formula is about complex numbers or about both signs."""
+  """Returns whether a formula is about complex numbers or both signs."""
   return tree.has(sympy.I, sympy.Abs, sympy.Symbol("i"))
 
 
@@ -256,7 +259,10 @@ class Evaluator:
     self.largest = 0.0
 
   def _unknown(self, name: str):
-    """The value of an unknown at this point."""
+    """Returns the value of an unknown at this point."""
+    # A hash of the name: gold and answer get one value for it, in whatever
+    # order they are met, and a verdict is the same in every run (Python's own
+    # hash of a text is not).
     digest = hashlib.sha256(f"{name}:{self._seed}".encode()).digest()
     size = mpmath.mpf(int.from_bytes(digest[:8], "big")) / 2**64
     past = self._seed - ENOUGH_POINTS
@@ -279,7 +285,7 @@ class Evaluator:
     return value
 
   def __call__(self, tree: sympy.Basic) -> Any:
-    """The tree's value: an mpf, or an mpc where it is not real."""
+    """Evaluates a tree: an mpf, or an mpc where it is not real."""
     return self._note(self._value(tree))
 
   def _power(self, base, exponent):
@@ -313,6 +319,8 @@ class Evaluator:
     if isinstance(tree, sympy.Mul):
       return mpmath.fprod(values)
     if isinstance(tree, sympy.Pow):
+      # Odd roots of negative numbers are real here, as at school; mpmath gives
+      # the principal, complex one.
       if self._real and mpmath.im(values[0]) == 0 and mpmath.re(values[0]) < 0:
         order = exact(tree.args[1])
         if order is not None and order.denominator % 2:
@@ -349,7 +357,7 @@ class Evaluator:
 def values_at(
   trees: Sequence[sympy.Basic], seed: int
 ) -> tuple[list[Any], float]:
-  """The trees' values at one point and log10 of the rounding in them.
+  """Evaluates trees at one point; also gives log10 of the rounding in them.
 
   Past the first points unknowns may be negative. A formula of roots and
   logarithms says nothing there: `\\ln(ab)` is `\\ln a + \\ln b` where both
@@ -365,13 +373,15 @@ def values_at(
 
 
 def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
-  """Equality at one point, relative as well as absolute, to 50 digits."""
+  """Compares trees at one point, relatively and absolutely, to 50 digits."""
   digits = 2 * DIGITS + 20
   for _ in range(4):
     with mpmath.workdps(digits):
       (one, other), rounding = values_at((gold, answer), seed)
       top = max(abs(one), abs(other))
       size = _log10(top) if top else -math.inf
+      # Only where rounding is below what "equal" takes does the difference say
+      # anything.
       if rounding <= min(size, 0) - DIGITS:
         return _log10(abs(one - other)) <= min(size, 0) - DIGITS
     # Tiny values, or large ones that cancel: look again, closer.
@@ -380,7 +390,10 @@ def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
 
 
 def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:
-  """Whether two trees have one value, or one at every point; None: unknown."""
+  """Returns whether two trees have one value, or one at every point.
+
+  None: there were too few points at which both have a value.
+  """
   if not has_unknowns(gold) and not has_unknowns(answer):
     one, other = exact(gold), exact(answer)
     if one is not None and other is not None:
@@ -394,4 +407,5 @@ def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:
       agreed += 1
     except ZeroDivisionError:
       continue
+  # Fewer points say nothing: at most points one of the two has no value.
   return True if agreed >= ENOUGH_POINTS else None

@@ -51,7 +51,10 @@ _known: dict[_Question, pool.Answer] = {}
 
 
 def _shared_pool(workers: int, timeout: float) -> pool.Pool:
-  """This process's pool with these settings."""
+  """Returns this process's pool with these settings.
+
+  A fork's copy of a pool is never used: the process is part of the key.
+  """
   key = (os.getpid(), workers, timeout)
   if key not in _pools:
     _pools[key] = pool.Pool(workers, timeout)
@@ -73,13 +76,14 @@ def _check(workers: int | None, timeout: float) -> None:
 
 
 def _settled(prepared: judge.Prepared) -> Verdict:
-  """The verdict on what took no algebra."""
+  """Returns the verdict on what took no algebra."""
   correct, reason, extracted, *_, detail = prepared
   return Verdict(correct, reason, extracted, detail)  # type: ignore[arg-type]
 
 
 def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   correct, reason = answer
+  # As `judge` has it of what needs no algebra: unboxed is right or no_box.
   if correct is False and not prepared.boxed:
     reason = "no_box"
   return Verdict(correct, reason, prepared.extracted)  # type: ignore[arg-type]
@@ -117,6 +121,7 @@ def verify_stream(
           yield position, _settled(found)
         elif question in _known:
           yield position, _verdict(found, _known[question])
+        # Samples of one problem often give the same answer: asked once.
         elif question in waiting:
           waiting[question].append((position, found))
         else:
@@ -127,6 +132,7 @@ def verify_stream(
       while waiting:
         yield from _collect(shared, waiting, timeout)
     finally:
+      # Questions of this caller would come out of the next one's `poll`.
       if shared.pending:
         shared.close()  # abandoned midway, or a worker could not start
 
@@ -136,7 +142,7 @@ def _collect(
   waiting: dict[_Question, list[tuple[int, judge.Prepared]]],
   wait: float,
 ) -> Iterator[tuple[int, Verdict]]:
-  """Verdicts whose questions have been answered."""
+  """Yields the verdicts whose questions have been answered."""
   for question, answer in shared.poll(wait):
     if answer != pool.GAVE_UP:  # under another load it may be in time
       if len(_known) >= _REMEMBERED:
@@ -276,7 +282,7 @@ def _check_target(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
-  """The file to write, opened before the work whose result it gets."""
+  """Opens the file to write before the work whose result it gets."""
   if target is None:
     yield None
     return
@@ -293,7 +299,7 @@ def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
 
 
 def _lines(source: Path) -> list[tuple[int, str]]:
-  """The lines that aren't empty, each with its number in the file."""
+  """Reads the lines that aren't empty, each with its number in the file."""
   try:
     text = source.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
@@ -309,7 +315,7 @@ def _lines(source: Path) -> list[tuple[int, str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """The command line of `python -m trd_jax.grading.math`.
+  """Runs the command line `python -m trd_jax.grading.math`.
 
   Raises:
     SystemExit: 2 after a user's mistake, 130 after an interrupt, with one
