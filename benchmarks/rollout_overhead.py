@@ -77,15 +77,16 @@ def bare(args, longest_first: bool = False):
   from trd_jax.data.problems import store
   from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.run_dir import RunDir
+  from trd_jax.generation import chat_model
   from trd_jax.generation import generate as generation
 
   e = experiment_of(args)
-  who = generation.speaker(e.student, None)
+  model = chat_model.open_model(e.student, None)
   section = e.rollout
   with tempfile.TemporaryDirectory() as folder:
     problems = list(store.load(e, RunDir(folder)))
   prompts = list(
-    fit_initials(who.chat, problems, None, section.max_prompt_tokens)
+    fit_initials(model.chat, problems, None, section.max_prompt_tokens)
   )
   asked = list(zip(problems, prompts, strict=True))
   if longest_first:
@@ -93,7 +94,7 @@ def bare(args, longest_first: bool = False):
   requests, params = [], []
   for problem, ids in asked:
     _, seed = generation.identity(
-      "rollout", who, section, ids, problem.problem_id, 0, e.seed
+      "rollout", model, section, ids, problem.problem_id, 0, e.seed
     )
     requests.append({"prompt_token_ids": list(ids)})
     params.append(
@@ -102,14 +103,14 @@ def bare(args, longest_first: bool = False):
         top_p=section.top_p,
         top_k=section.top_k,
         max_tokens=section.max_response_tokens,
-        stop_token_ids=list(who.chat.stop_ids),
+        stop_token_ids=list(model.chat.stop_ids),
         seed=seed,
       )
     )
   longest = max(map(len, prompts)) + section.max_response_tokens
   llm = LLM(
-    str(who.folder),
-    dtype=who.dtype,
+    str(model.folder),
+    dtype=model.dtype,
     max_model_len=longest,
     enforce_eager=not args.compile,
     enable_chunked_prefill=False,

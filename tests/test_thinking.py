@@ -30,8 +30,8 @@ from trd_jax.experiment.records import (
 )
 from trd_jax.experiment.run_dir import RunDir, read_json
 from trd_jax.generation import generate
+from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.engine import Completion
-from trd_jax.generation.generate import Speaker
 from trd_jax.generation.samples import Prompt, Sample
 from trd_jax.model.weights import hub
 
@@ -76,17 +76,17 @@ def written(e, root):
     for n in range(2)
   ]
   sides = {
-    side: Speaker(
+    side: ChatModel(
       model.path, Path("-"), "0", "bfloat16", chat=chat_of(model.path)
     )
     for side, model in (("student", e.student), ("teacher", e.teacher_model))
   }
 
-  def rows(who, stage, section, switch, asked):
+  def rows(model, stage, section, switch, asked):
     for problem, ids, draft in asked:
       key = f"{stage}-{problem.problem_id}"
       prompt = Prompt(key, problem, ids, 0, draft_key=draft)
-      response = (*who.chat.encode("It is 7."), IM_END)
+      response = (*model.chat.encode("It is 7."), IM_END)
       yield generate.trajectory(
         Sample(
           prompt,
@@ -96,7 +96,7 @@ def written(e, root):
           "0",
         ),
         stage,
-        who,
+        model,
         section,
         switch,
         prompts.VERSION,

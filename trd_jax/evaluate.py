@@ -74,11 +74,11 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   section, thinking = experiment.evaluate, experiment.evaluation_thinking
 
   # 1. Questions and the model.
-  who = _speaker(experiment, run_dir, stage)
+  model = _open_model(experiment, run_dir, stage)
   questions = {
     name: store.benchmark(experiment, name) for name in section.benchmarks
   }
-  thinks = who.chat.thinks(thinking)
+  thinks = model.chat.thinks(thinking)
   scores.base_verdicts(section, run_dir, stage, questions, thinks)  # or refused
 
   # 2. K prompts a question; none may be left out of a benchmark.
@@ -87,7 +87,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   of_benchmark: dict[str, str] = {}
   for name, asked in questions.items():
     fitted = fit_initials(
-      who.chat,
+      model.chat,
       asked.problems,
       thinking,
       section.max_prompt_tokens,
@@ -100,7 +100,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       sampled = benchmarks.to_sample(name, problem, experiment)
       for sample in range(section.k):
         key, _ = generate.identity(
-          stage, who, section, ids, name, problem.problem_id, sample
+          stage, model, section, ids, name, problem.problem_id, sample
         )
         seed = generate.paired_seed(
           section.seed, name, problem.problem_id, sample
@@ -112,7 +112,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     preflight.check(
       experiment,
       stage,
-      who,
+      model,
       section,
       f"{'student' if section.thinking is None else STAGE}.thinking",
       problems=len(every),
@@ -137,14 +137,14 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     experiment,
     run_dir,
     stage,
-    who,
+    model,
     section,
     prompts,
     GradedSample,
     lambda sample: generate.graded_sample(
       sample,
       of_benchmark[sample.prompt.key],
-      who,
+      model,
       section,
       thinking,
     ),
@@ -153,13 +153,13 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   _finish(experiment, run_dir, stage, questions, set(of_benchmark))
 
 
-def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
+def _open_model(experiment: Experiment, run_dir: RunDir, stage: str):
   """The model that is evaluated.
 
   Raises:
     UserError: it isn't there.
   """
-  from trd_jax.generation import generate
+  from trd_jax.generation import chat_model
 
   trained = stage.endswith("trained")
   merged = run_dir.done("merge")
@@ -176,8 +176,8 @@ def _speaker(experiment: Experiment, run_dir: RunDir, stage: str):
       " again"
     )
   if not trained:
-    return generate.student_speaker(experiment, run_dir)
-  return generate.speaker(
+    return chat_model.open_student(experiment, run_dir)
+  return chat_model.open_model(
     experiment.student,
     run_dir,
     folder=None if unmerged else run_dir.merged,

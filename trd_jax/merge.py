@@ -52,7 +52,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.experiment.errors import UserError
   from trd_jax.experiment.metrics import read_metrics
-  from trd_jax.generation import generate, summaries
+  from trd_jax.generation import chat_model, summaries
   from trd_jax.model import backend, sharding
   from trd_jax.model.lora_config import LoraConfig
   from trd_jax.model.weights import adapters, hf, hub, peft
@@ -74,7 +74,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   backend.exact_products(backend.start(), [experiment.student.dtype])
 
   # 1. The student's weights, and the adapter as it is after training.
-  student = generate.speaker(experiment.student, run_dir)
+  student = chat_model.open_model(experiment.student, run_dir)
   # Split over this process's devices, however many trained: it is no work to
   # speak of, and the sum in float32 takes more memory than training does.
   mesh = sharding.make_mesh(1, -1, 1)
@@ -94,7 +94,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   source, *contexts = _contexts(run_dir, student.chat.vocab_size)
   idle = _without_update(read_metrics(run_dir.metrics_file("train")))
 
-  # 2. The adapter on disk, and that is all where engines wear it unmerged.
+  # 2. The adapter on disk, and that is all where engines apply it unmerged.
   adapters.save_peft(adapter, lora, run_dir.adapter, base=student.name)
   summary = {
     "step": step,

@@ -29,7 +29,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.experiment.errors import UserError
   from trd_jax.experiment.metrics import Progress
   from trd_jax.experiment.records import Rejected, Trajectory
-  from trd_jax.generation import generate, preflight, summaries
+  from trd_jax.generation import chat_model, generate, preflight, summaries
   from trd_jax.generation.engines.factory import check_installed
 
   if not experiment.refines:
@@ -53,14 +53,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # 1. Drafts, problems and the model that rewrites.
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
   drafts = run_dir.read("rollout", Trajectory)
-  who = generate.speaker(experiment.teacher_model, run_dir)
+  model = chat_model.open_model(experiment.teacher_model, run_dir)
 
   # 2. Refinement prompts, within their budget, and what they amount to.
   prompts: list[generate.Prompt] = []
   rejected: list[Rejected] = []
   with Progress(len(drafts), "refinement prompts", "prompts") as progress:
     every = fit_refinements(
-      who.chat,
+      model.chat,
       ((problems[draft.problem_id], draft.text) for draft in drafts),
       experiment.regime,
       section.thinking,
@@ -74,7 +74,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         rejected.append(fitted)
         continue
       key, seed = generate.identity(
-        STAGE, who, section, fitted.ids, draft.key, experiment.seed
+        STAGE, model, section, fitted.ids, draft.key, experiment.seed
       )
       prompts.append(
         generate.Prompt(
@@ -87,7 +87,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         )
       )
   report = preflight.of_refine(
-    experiment, run_dir, who, problems, drafts, prompts, rejected
+    experiment, run_dir, model, problems, drafts, prompts, rejected
   )
   preflight.publish(report, run_dir)
   if experiment.preflight_only:
@@ -99,12 +99,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     experiment,
     run_dir,
     STAGE,
-    who,
+    model,
     section,
     prompts,
     Trajectory,
     lambda sample: generate.trajectory(
-      sample, STAGE, who, section, section.thinking, VERSION
+      sample, STAGE, model, section, section.thinking, VERSION
     ),
     desc=STAGE,
     top_logprobs=section.teacher_top_k,

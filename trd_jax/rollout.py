@@ -23,7 +23,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.data.prompts import VERSION, fit_initials
   from trd_jax.experiment.metrics import Progress
   from trd_jax.experiment.records import Rejected, Trajectory
-  from trd_jax.generation import generate, preflight, summaries
+  from trd_jax.generation import chat_model, generate, preflight, summaries
   from trd_jax.generation.engines.factory import check_installed
 
   if run_dir.done(STAGE) is not None:
@@ -36,14 +36,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. The model that answers, and the problems. What can be wrong with the
   #    model is seen before anything is written.
-  who = generate.student_speaker(experiment, run_dir)
+  model = chat_model.open_student(experiment, run_dir)
   problems = store.load(experiment, run_dir)
 
   # 2. Prompts, within their budget, and what they amount to.
   prompts: list[generate.Prompt] = []
   rejected: list[Rejected] = []
   fitted = fit_initials(
-    who.chat, problems, student.thinking, section.max_prompt_tokens
+    model.chat, problems, student.thinking, section.max_prompt_tokens
   )
   with Progress(len(problems), "prompts", "prompts") as progress:
     for problem, ids in zip(problems, fitted, strict=True):
@@ -53,11 +53,19 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         continue
       for sample in range(section.samples):
         key, seed = generate.identity(
-          STAGE, who, section, ids, problem.problem_id, sample, experiment.seed
+          STAGE,
+          model,
+          section,
+          ids,
+          problem.problem_id,
+          sample,
+          experiment.seed,
         )
         prompts.append(generate.Prompt(key, problem, ids, seed, sample))
   preflight.publish(
-    preflight.of_rollout(experiment, run_dir, who, problems, prompts, rejected),
+    preflight.of_rollout(
+      experiment, run_dir, model, problems, prompts, rejected
+    ),
     run_dir,
   )
   if experiment.preflight_only:
@@ -69,12 +77,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     experiment,
     run_dir,
     STAGE,
-    who,
+    model,
     section,
     prompts,
     Trajectory,
     lambda sample: generate.trajectory(
-      sample, STAGE, who, section, student.thinking, VERSION
+      sample, STAGE, model, section, student.thinking, VERSION
     ),
     desc=STAGE,
   )

@@ -80,7 +80,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     open_sinks,
     read_metrics,
   )
-  from trd_jax.generation import generate, summaries
+  from trd_jax.generation import chat_model, summaries
   from trd_jax.model import backend, sharding
   from trd_jax.model.attention import choice
   from trd_jax.model.lora_config import LoraConfig
@@ -103,8 +103,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
 
   # 1. Who learns and who teaches: they must speak in the same ids.
-  student = generate.speaker(experiment.student, run_dir)
-  teacher = generate.speaker(teacher_model, run_dir)
+  student = chat_model.open_model(experiment.student, run_dir)
+  teacher = chat_model.open_model(teacher_model, run_dir)
   configs = [hf.read_config(s.folder) for s in (student, teacher)]
   vocabulary.check_same(
     [experiment.student.path, teacher_model.path],
@@ -159,8 +159,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
   own_teacher = experiment.regime == "opd" and not recorded
   sides = [
-    mesh_choice.ModelSize(config, speaker.dtype)
-    for config, speaker in zip(configs, (student, teacher), strict=True)
+    mesh_choice.ModelSize(config, side.dtype)
+    for config, side in zip(configs, (student, teacher), strict=True)
   ]
   mesh, chosen = mesh_choice.make(
     experiment.mesh,

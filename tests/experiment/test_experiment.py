@@ -177,7 +177,7 @@ def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
     "teacher": {"path": "t", "thinking": False},
   }
   own = from_config(config)
-  # The base teaches, whatever the student wears.
+  # The base teaches, whatever adapter the student has.
   assert own.teacher_model == Model(path="s", thinking=False)
   other = from_config(config | {"regime": "opd"})
   assert other.teacher_model == other.teacher

@@ -376,7 +376,7 @@ def test_a_stage_says_at_once_that_there_is_no_sandbox(tmp_path, monkeypatch):
 
 
 class _Nobody:
-  """A speaker without a model."""
+  """A chat model without weights."""
 
   class chat:
     stop_ids = (0,)

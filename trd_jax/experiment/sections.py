@@ -54,7 +54,7 @@ class Student(Model):
 
   adapter: str | None = schema.path(
     None,
-    "PEFT folder of an adapter that it wears from the start and that training"
+    "PEFT folder of an adapter that it has from the start and that training"
     " goes on with; None: a new one",
   )
 

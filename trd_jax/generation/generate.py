@@ -6,19 +6,15 @@ there.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
-from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.metrics import Progress
 from trd_jax.experiment.records import (
@@ -29,80 +25,14 @@ from trd_jax.experiment.records import (
   content_key,
 )
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Generation, Model
+from trd_jax.experiment.sections import Generation
 from trd_jax.generation import samples, top_tokens
+from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.samples import Prompt, Sample
 from trd_jax.grading.code import programs as code_grading
-from trd_jax.model.config import read_size
-from trd_jax.model.weights import finite_weights, hub
-from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import CONFIG, read_json
-
-
-@dataclasses.dataclass(frozen=True)
-class Speaker(ModelFiles):
-  """A model on disk with its tokenizer and a way to talk to it.
-
-  Attributes:
-    chat: tokenizer and template.
-  """
-
-  chat: Chat = dataclasses.field(kw_only=True)
-
-  @property
-  def files(self) -> ModelFiles:
-    """What an engine needs of it: nothing that can't go to another process."""
-    names = [field.name for field in dataclasses.fields(ModelFiles)]
-    return ModelFiles(**{name: getattr(self, name) for name in names})
-
-
-def speaker(
-  model: Model,
-  run_dir: RunDir | None,
-  folder: Path | None = None,
-  adapter: Path | None = None,
-) -> Speaker:
-  """Finds a model and its tokenizer, and checks that they fit.
-
-  Args:
-    model: the experiment's section.
-    run_dir: for models that live in the run directory.
-    folder: other weights of the same architecture and tokenizer (the merged
-      student), in place of the section's.
-    adapter: a PEFT folder to apply to the weights.
-
-  Raises:
-    UserError: something is missing, or the tokenizer has ids that the model's
-      head has no row for.
-  """
-  base = hub.model_folder(model.path, run_dir, model.revision)
-  tokenizer = base
-  if model.tokenizer is not None:
-    tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
-  chat = Chat.load(tokenizer, model.chat_template)
-  found = folder or base
-  rows = read_size(read_json(found / CONFIG), "vocab_size")
-  vocabulary.check_head(chat, rows, tokenizer, found)
-  name = model.path if folder is None else str(folder)
-  revision = hub.model_revision(found)
-  if adapter is not None:
-    name = f"{name} with {adapter}"
-    revision = f"{revision}+{hub.adapter_revision(adapter)}"
-  return Speaker(name, found, revision, model.dtype, adapter, chat=chat)
-
-
-def student_speaker(experiment: Experiment, run_dir: RunDir | None) -> Speaker:
-  """The student before training, with the adapter that it may wear."""
-  student = experiment.student
-  adapter = Path(student.adapter) if student.adapter else None
-  if adapter is not None and not adapter.is_dir():
-    raise UserError(
-      f"student.adapter={adapter}: there is no such folder; name one that PEFT"
-      " or trd_jax.merge wrote"
-    )
-  return speaker(student, run_dir, adapter=adapter)
+from trd_jax.model.weights import finite_weights
 
 
 def sampling_of(
@@ -135,7 +65,7 @@ def sampling_json(section: Generation) -> str:
 
 def identity(
   stage: str,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   ids: Sequence[int],
   *parts: Any,
@@ -144,14 +74,14 @@ def identity(
 
   Args:
     stage: the stage or benchmark that asks.
-    who: the model that answers.
+    model: the model that answers.
     section: how it samples.
     ids: the prompt's token ids.
     *parts: what else tells samples apart: problem, number, seed.
   """
   sampling = sampling_json(section)
   key = content_key(
-    stage, who.revision, who.dtype, sampling, list(map(int, ids)), *parts
+    stage, model.revision, model.dtype, sampling, list(map(int, ids)), *parts
   )
   return key, int(key[:15], 16)
 
@@ -163,7 +93,7 @@ def paired_seed(*parts: Any) -> int:
 
 def generate(
   experiment: Experiment,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   prompts: Sequence[Prompt],
   *,
@@ -175,7 +105,7 @@ def generate(
 
   Args:
     experiment: chooses the engine, and the sandbox for programs.
-    who: the model.
+    model: the model.
     section: how it samples.
     prompts: what to complete, in any order.
     desc: what the progress bar says.
@@ -199,8 +129,8 @@ def generate(
     Request(p.key, list(p.ids), p.seed, section.max_response_tokens)
     for p in prompts
   ]
-  sampling = sampling_of(section, who.chat, top_logprobs)
-  stops = set(who.chat.stop_ids)
+  sampling = sampling_of(section, model.chat, top_logprobs)
+  stops = set(model.chat.stop_ids)
   with contextlib.ExitStack() as stack:
     programs = None
     if any(prompt.problem.domain == "code" for prompt in prompts):
@@ -208,12 +138,12 @@ def generate(
       grader = code_grading.Grader(experiment.sandbox)
       programs = stack.enter_context(grader)
     if experiment.engine.name != "jax":  # which looks as it loads
-      for folder in (who.folder, who.adapter):
+      for folder in (model.folder, model.adapter):
         if folder is not None:
           finite_weights.check_folder(folder)
     engine = factory.make(
       experiment.engine,
-      who.files,
+      model.files,
       max_model_tokens=longest + section.max_response_tokens,
     )
     stack.enter_context(contextlib.closing(engine))
@@ -231,7 +161,7 @@ def generate(
           ids = list(completion.ids)
           if completion.finish_reason == "stop" and ids and ids[-1] in stops:
             ids.pop()
-          yield by_key[completion.key], completion, who.chat.decode(ids)
+          yield by_key[completion.key], completion, model.chat.decode(ids)
 
       for sample in samples.graded(decoded(), programs):
         progress.update(1)
@@ -242,7 +172,7 @@ def fill(
   experiment: Experiment,
   run_dir: RunDir,
   stage: str,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   prompts: Sequence[Prompt],
   record_cls: type[RecordT],
@@ -262,7 +192,7 @@ def fill(
     experiment: chooses the engine.
     run_dir: where the stage's rows are.
     stage: whose rows they are.
-    who: the model.
+    model: the model.
     section: how it samples.
     prompts: all that the stage wants completed.
     record_cls: the stage's kind of row.
@@ -278,7 +208,7 @@ def fill(
   with run_dir.shard_writer(stage, record_cls) as writer:
     for sample in generate(
       experiment,
-      who,
+      model,
       section,
       pending,
       desc=desc,
@@ -291,7 +221,7 @@ def fill(
 def trajectory(
   sample: Sample,
   stage: TrajectoryStage,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   thinking: bool | None,
   prompt_version: str,
@@ -308,10 +238,10 @@ def trajectory(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=who.chat.thinks(thinking),
+    thinking=model.chat.thinks(thinking),
     sampling=sampling_json(section),
-    model=who.name,
-    model_revision=who.revision,
+    model=model.name,
+    model_revision=model.revision,
     prompt_version=prompt_version,
     draft_key=prompt.draft_key,
     draft_elided_tokens=prompt.elided_tokens,
@@ -327,7 +257,7 @@ def trajectory(
 def graded_sample(
   sample: Sample,
   benchmark: str,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   thinking: bool | None,
 ) -> GradedSample:
@@ -346,10 +276,10 @@ def graded_sample(
     finish_reason=completion.finish_reason,
     truncated=completion.finish_reason == "length",
     seed=prompt.seed,
-    thinking=who.chat.thinks(thinking),
+    thinking=model.chat.thinks(thinking),
     sampling=sampling_json(section),
-    model=who.name,
-    model_revision=who.revision,
+    model=model.name,
+    model_revision=model.revision,
     correct=verdict.correct,
     reason=verdict.reason,
     extracted=verdict.extracted,

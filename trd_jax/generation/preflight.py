@@ -25,8 +25,9 @@ from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sections import Generation, Model
 from trd_jax.generation import forecasts
+from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.forecasts import Forecast, Lengths
-from trd_jax.generation.generate import Prompt, Speaker
+from trd_jax.generation.samples import Prompt
 from trd_jax.model.config import read_positions
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_folder import CONFIG, read_json
@@ -122,7 +123,7 @@ class Report:
 def check(
   experiment: Experiment,
   stage: str,
-  who: Speaker,
+  model: ChatModel,
   section: Generation,
   applies: str,
   *,
@@ -141,7 +142,7 @@ def check(
   Args:
     experiment: its thinking keys.
     stage: as `RunDir.stage` takes it.
-    who: the model that will answer.
+    model: the model that will answer.
     section: the stage's budgets.
     applies: the thinking key that the prompts are made with.
     problems: how many problems or drafts there are.
@@ -157,17 +158,17 @@ def check(
   """
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
-  room = read_positions(read_json(who.folder / CONFIG))
-  marks, leaks = _inspected(who.chat, texts)
+  room = read_positions(read_json(model.folder / CONFIG))
+  marks, leaks = _inspected(model.chat, texts)
   thinking = flat(experiment)[applies]
   return Report(
     stage=stage,
-    model=who.name,
-    dtype=who.dtype,
+    model=model.name,
+    dtype=model.dtype,
     applies=applies,
     thinking=thinking,
-    thinks=who.chat.thinks(thinking),
-    can_choose=who.chat.supports_thinking,
+    thinks=model.chat.thinks(thinking),
+    can_choose=model.chat.supports_thinking,
     elsewhere=dict(elsewhere or {}),
     scoring=scoring,
     problems=problems,
@@ -195,7 +196,7 @@ def check(
 def of_rollout(
   experiment: Experiment,
   run_dir: RunDir,
-  who: Speaker,
+  model: ChatModel,
   problems: Sequence[Problem],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
@@ -208,14 +209,16 @@ def of_rollout(
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
   """
-  teacher, warnings = _other_chat(experiment, experiment.teacher, who, run_dir)
-  modes = contexts.outlook(experiment, who.chat, teacher)
+  teacher, warnings = _other_chat(
+    experiment, experiment.teacher, model, run_dir
+  )
+  modes = contexts.outlook(experiment, model.chat, teacher)
   ahead = None
   if teacher is not None:
     lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
     if lengths:
       ahead = forecasts.of_rollouts(
-        experiment, who.chat, teacher, problems, lengths
+        experiment, model.chat, teacher, problems, lengths
       )
   texts = {
     "problems": [(p.problem_id, p.text) for p in problems],
@@ -224,7 +227,7 @@ def of_rollout(
   return check(
     experiment,
     "rollout",
-    who,
+    model,
     experiment.rollout,
     "student.thinking",
     problems=len(problems),
@@ -241,7 +244,7 @@ def of_rollout(
 def of_refine(
   experiment: Experiment,
   run_dir: RunDir,
-  who: Speaker,
+  model: ChatModel,
   problems: Mapping[str, Problem],
   drafts: Sequence[Trajectory],
   prompts: Sequence[Prompt],
@@ -261,15 +264,17 @@ def of_refine(
     texts["references"] = [
       (name, reference(p) or "") for name, p in shown.items()
     ]
-  student, warnings = _other_chat(experiment, experiment.student, who, run_dir)
-  modes = contexts.outlook(experiment, student, who.chat)
+  student, warnings = _other_chat(
+    experiment, experiment.student, model, run_dir
+  )
+  modes = contexts.outlook(experiment, student, model.chat)
   all_thoughts = 0
   if section.draft_think == "answer":
     all_thoughts = sum(is_all_thoughts(draft.text) for draft in drafts)
   return check(
     experiment,
     "refine",
-    who,
+    model,
     section,
     "refine.thinking",
     problems=len(drafts),
@@ -284,7 +289,7 @@ def of_refine(
 
 
 def _other_chat(
-  experiment: Experiment, model: Model, who: Speaker, run_dir: RunDir
+  experiment: Experiment, other: Model, model: ChatModel, run_dir: RunDir
 ) -> tuple[Chat | None, list[str]]:
   """The other side's tokenizer and template, without its weights.
 
@@ -292,13 +297,13 @@ def _other_chat(
   where that isn't to be had, there is a warning instead.
   """
   if experiment.regime == "opsd":
-    return who.chat, []
-  revision = None if model.tokenizer else model.revision
+    return model.chat, []
+  revision = None if other.tokenizer else other.revision
   try:
-    folder = hub.tokenizer_folder(model.tokenizer_path, run_dir, revision)
-    return Chat.load(folder, model.chat_template), []
+    folder = hub.tokenizer_folder(other.tokenizer_path, run_dir, revision)
+    return Chat.load(folder, other.chat_template), []
   except UserError as error:
-    return None, [f"what {model.path} will make of it is not checked: {error}"]
+    return None, [f"what {other.path} will make of it is not checked: {error}"]
 
 
 def publish(report: Report, run_dir: RunDir) -> None:

@@ -182,7 +182,7 @@ def budgets(
 
 
 def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
-  """Opens the adapter that the student wears from the start.
+  """Opens the adapter that the student has from the start.
 
   Raises:
     UserError: there is none, or it fits neither base nor training.

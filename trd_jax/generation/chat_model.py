@@ -1,0 +1,84 @@
+"""A model with its tokenizer and chat template, opened without its weights."""
+
+import dataclasses
+from pathlib import Path
+
+from trd_jax.data import vocabulary
+from trd_jax.data.chat import Chat
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Model
+from trd_jax.model.config import read_size
+from trd_jax.model.weights import hub
+from trd_jax.model.weights.model_files import ModelFiles
+from trd_jax.model.weights.model_folder import CONFIG, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatModel(ModelFiles):
+  """A model on disk with its tokenizer and chat template.
+
+  Attributes:
+    chat: tokenizer and template.
+  """
+
+  chat: Chat = dataclasses.field(kw_only=True)
+
+  @property
+  def files(self) -> ModelFiles:
+    """Returns the part that an engine needs and another process can be sent."""
+    names = [field.name for field in dataclasses.fields(ModelFiles)]
+    return ModelFiles(**{name: getattr(self, name) for name in names})
+
+
+def open_model(
+  model: Model,
+  run_dir: RunDir | None,
+  folder: Path | None = None,
+  adapter: Path | None = None,
+) -> ChatModel:
+  """Finds a model and its tokenizer, and checks that they fit.
+
+  Args:
+    model: the experiment's section.
+    run_dir: for models that live in the run directory.
+    folder: other weights of the same architecture and tokenizer (the merged
+      student), in place of the section's.
+    adapter: a PEFT folder to apply to the weights.
+
+  Raises:
+    UserError: something is missing, or the tokenizer has ids that the model's
+      head has no row for.
+  """
+  base = hub.model_folder(model.path, run_dir, model.revision)
+  tokenizer = base
+  if model.tokenizer is not None:
+    tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
+  chat = Chat.load(tokenizer, model.chat_template)
+  weights = folder or base
+  rows = read_size(read_json(weights / CONFIG), "vocab_size")
+  vocabulary.check_head(chat, rows, tokenizer, weights)
+  name = model.path if folder is None else str(folder)
+  revision = hub.model_revision(weights)
+  if adapter is not None:
+    # Part of every sample's key: other adapters, other samples.
+    name = f"{name} with {adapter}"
+    revision = f"{revision}+{hub.adapter_revision(adapter)}"
+  return ChatModel(name, weights, revision, model.dtype, adapter, chat=chat)
+
+
+def open_student(experiment: Experiment, run_dir: RunDir | None) -> ChatModel:
+  """Opens the student before training, with `student.adapter` if it has one.
+
+  Raises:
+    UserError: the adapter isn't there, or as `open_model`.
+  """
+  student = experiment.student
+  adapter = Path(student.adapter) if student.adapter else None
+  if adapter is not None and not adapter.is_dir():
+    raise UserError(
+      f"student.adapter={adapter}: there is no such folder; name one that PEFT"
+      " or trd_jax.merge wrote"
+    )
+  return open_model(student, run_dir, adapter=adapter)
