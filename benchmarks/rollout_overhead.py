@@ -78,13 +78,15 @@ def bare(args, longest_first: bool = False):
   from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.run_dir import RunDir
   from trd_jax.generation import chat_model
-  from trd_jax.generation import generate as generation
+  from trd_jax.generation.sampling_stage import SamplingStage
 
   e = experiment_of(args)
   model = chat_model.open_model(e.student, None)
   section = e.rollout
   with tempfile.TemporaryDirectory() as folder:
-    problems = list(store.load(e, RunDir(folder)))
+    run_dir = RunDir(folder)
+    problems = list(store.load(e, run_dir))
+  sampling = SamplingStage(e, run_dir, "rollout", model, section, None)
   prompts = list(
     fit_initials(model.chat, problems, None, section.max_prompt_tokens)
   )
@@ -93,9 +95,7 @@ def bare(args, longest_first: bool = False):
     asked.sort(key=lambda pair: -len(pair[1]))
   requests, params = [], []
   for problem, ids in asked:
-    _, seed = generation.identity(
-      "rollout", model, section, ids, problem.problem_id, 0, e.seed
-    )
+    _, seed = sampling.identity(ids, problem.problem_id, 0, e.seed)
     requests.append({"prompt_token_ids": list(ids)})
     params.append(
       SamplingParams(

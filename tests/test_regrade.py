@@ -13,7 +13,7 @@ from tests.data.test_benchmarks import lcb_row, write
 from tests.grading.test_scores import sample
 from tests.support import sandboxes
 from trd_jax import evaluate
-from trd_jax.data.problems import livecodebench, rows, store
+from trd_jax.data.problems import livecodebench, questions, rows
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.processes import supervise
@@ -141,9 +141,9 @@ def of_other_questions(finished, folder):
 def test_unfit_buckets_are_refused_before_anything_is_drawn(
   finished, tmp_path, monkeypatch, make, told
 ):
-  from trd_jax.generation import generate
+  from trd_jax.generation.sampling_stage import SamplingStage
 
-  monkeypatch.setattr(generate, "fill", lambda *_, **__: 1 / 0)
+  monkeypatch.setattr(SamplingStage, "fill", lambda *_, **__: 1 / 0)
   monkeypatch.setattr(supervise, "run", lambda *_, **__: 1 / 0)
   base = make(finished, tmp_path / "base")
   named = small(**{"evaluate.buckets_from": str(base.root)})
@@ -195,8 +195,8 @@ def chosen(**changes):
   return experiment.from_config(config)
 
 
-def questions(name, problems):
-  return {name: store.Questions(problems, {"rows": 1, "files": []})}
+def questions_of(name, problems):
+  return {name: questions.Questions(problems, {"rows": 1, "files": []})}
 
 
 def answer(problem, text, number=0, **changes):
@@ -209,7 +209,7 @@ def test_formulas_wait_for_their_grader_and_are_judged_once():
     rows.to_problem({"problem": "a_n?", "answer": "2n+2"}, "amobench"),
     meta=json.dumps({"values": [{"n": 1}, {"n": 4}]}),
   )
-  asked = questions("amobench", [problem])
+  asked = questions_of("amobench", [problem])
   there = [
     answer(problem, "\\boxed{2(n+1)}", benchmark="amobench"),
     answer(problem, "\\boxed{4n}", 1, benchmark="amobench"),
@@ -228,7 +228,7 @@ def test_what_is_graded_as_it_is_sampled_is_left_alone():
   problem = rows.to_problem({"problem": "1+1?", "answer": "2"}, "aime24")
   row = answer(problem, "\\boxed{2}", benchmark="aime24")
   row = dataclasses.replace(row, grader_version="math-0", correct=False)
-  asked = questions("aime24", [problem])
+  asked = questions_of("aime24", [problem])
   assert benchmarks.settle([row], asked, chosen()) == [row]
   (again,) = benchmarks.settle([row], asked, chosen(), again=True)
   assert (again.correct, again.grader_version) == (True, math_grading.VERSION)
@@ -247,7 +247,7 @@ def test_livecodebench_is_run_by_us_where_its_runner_is_not(
     "evaluate.root": str(tmp_path),
     "evaluate.unchecked": True,
   }
-  asked = {"livecodebench": store.benchmark(chosen(**config), "livecodebench")}
+  asked = {"livecodebench": questions.load(chosen(**config), "livecodebench")}
   (problem,) = asked["livecodebench"].problems
   there = [
     answer(problem, f"```python\n{program}\n```", i, benchmark="livecodebench")
@@ -294,7 +294,7 @@ def test_livecodebench_has_one_grader_however_it_is_called(
   assert benchmarks.grader_of(name, problem, missing) == "lcb_runner"
   row = answer(problem, "```python\nprint(1)\n```", benchmark=name)
   with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
-    benchmarks.settle([row], questions(name, [problem]), missing)
+    benchmarks.settle([row], questions_of(name, [problem]), missing)
   environment = tmp_path / ".venv-lcb" / "bin"
   environment.mkdir(parents=True)
   (environment / "python").symlink_to(sys.executable)

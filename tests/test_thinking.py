@@ -18,7 +18,7 @@ from tests.support.stage_runs import chosen
 from trd_jax import evaluate, refine, rollout
 from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
-from trd_jax.data.problems import store
+from trd_jax.data.problems import questions
 from trd_jax.distill import training_set
 from trd_jax.experiment import config_file, methods
 from trd_jax.experiment.errors import UserError
@@ -29,10 +29,10 @@ from trd_jax.experiment.records import (
   Verdict,
 )
 from trd_jax.experiment.run_dir import RunDir, read_json
-from trd_jax.generation import generate
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.engine import Completion
 from trd_jax.generation.samples import Prompt, Sample
+from trd_jax.generation.sampling_stage import SamplingStage
 from trd_jax.model.weights import hub
 
 STUDENTS = {"opd": ("1.7b", "4b", "nano"), "opsd": ("8b", "4b", "nano")}
@@ -83,23 +83,19 @@ def written(e, root):
   }
 
   def rows(model, stage, section, switch, asked):
+    sampling = SamplingStage(e, run_dir, stage, model, section, switch)
     for problem, ids, draft in asked:
       key = f"{stage}-{problem.problem_id}"
       prompt = Prompt(key, problem, ids, 0, draft_key=draft)
       response = (*model.chat.encode("It is 7."), IM_END)
-      yield generate.trajectory(
+      yield sampling.trajectory(
         Sample(
           prompt,
           Completion(key, response, "stop"),
           "It is 7.",
           Verdict(True, "match", "7"),
           "0",
-        ),
-        stage,
-        model,
-        section,
-        switch,
-        prompts.VERSION,
+        )
       )
 
   def write(stage, made):
@@ -254,7 +250,7 @@ def test_stages_prompt_in_their_modes_and_record_them(tmp_path, capsys):
   assert all(s.student_prompt[-3:].tolist() == off for s in data.samples)
 
   # Benchmarks: in their own mode, wherever that is said.
-  asked = store.benchmark(e, "arithmetic").problems
+  asked = questions.load(e, "arithmetic").problems
   hashes = {
     hashlib.sha256(np.asarray(chat.render(p.text, False), "<i4")).hexdigest()
     for p in asked

@@ -9,13 +9,17 @@ that the two are compared question by question.
     --compare=OTHER   sets them beside those of another workdir
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from trd_jax.experiment import cli
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
+
+if TYPE_CHECKING:
+  from trd_jax.data.problems.questions import Questions
+  from trd_jax.generation.chat_model import ChatModel
 
 STAGE = "evaluate"
 FLAGS = (
@@ -59,13 +63,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     _evaluate(experiment, run_dir, stage)
 
 
-def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
+def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   """Samples what isn't there yet, and finishes."""
-  from trd_jax.data.problems import store
+  from trd_jax.data.problems import questions
   from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.records import GradedSample, Rejected
-  from trd_jax.generation import generate, preflight
+  from trd_jax.generation import preflight, sampling_stage
   from trd_jax.generation.engines.factory import check_installed
+  from trd_jax.generation.samples import Prompt
   from trd_jax.grading import benchmarks, scores
 
   if not experiment.preflight_only:
@@ -73,115 +78,94 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     benchmarks.check(experiment)
   section, thinking = experiment.evaluate, experiment.evaluation_thinking
 
-  # 1. Questions and the model.
-  model = _open_model(experiment, run_dir, stage)
-  questions = {
-    name: store.benchmark(experiment, name) for name in section.benchmarks
-  }
-  thinks = model.chat.thinks(thinking)
-  scores.base_verdicts(section, run_dir, stage, questions, thinks)  # or refused
+  # 1. The model and the questions.
+  model = _open_model(experiment, run_dir, name)
+  stage = sampling_stage.SamplingStage(
+    experiment, run_dir, name, model, section, thinking
+  )
+  asked = questions.load_all(experiment)
+  # Buckets of other questions are refused before anything is sampled.
+  scores.base_verdicts(
+    section, run_dir, name, asked, model.chat.thinks(thinking)
+  )
 
   # 2. K prompts a question; none may be left out of a benchmark.
-  prompts: list[generate.Prompt] = []
-  rejected: list[Rejected] = []
-  of_benchmark: dict[str, str] = {}
-  for name, asked in questions.items():
-    fitted = fit_initials(
-      model.chat,
-      asked.problems,
-      thinking,
-      section.max_prompt_tokens,
-      STAGE,
-    )
-    for problem, ids in zip(asked.problems, fitted, strict=True):
-      if isinstance(ids, Rejected):
-        rejected.append(ids)
-        continue
-      sampled = benchmarks.to_sample(name, problem, experiment)
-      for sample in range(section.k):
-        key, _ = generate.identity(
-          stage, model, section, ids, name, problem.problem_id, sample
-        )
-        seed = generate.paired_seed(
-          section.seed, name, problem.problem_id, sample
-        )
-        prompts.append(generate.Prompt(key, sampled, ids, seed, sample))
-        of_benchmark[key] = name
-  every = [p for asked in questions.values() for p in asked.problems]
-  preflight.publish(
-    preflight.check(
-      experiment,
-      stage,
-      model,
-      section,
-      f"{'student' if section.thinking is None else STAGE}.thinking",
-      problems=len(every),
-      prompts=prompts,
-      rejected=rejected,
-      texts={"problems": [(p.problem_id, p.text) for p in every]},
-    ),
-    run_dir,
-  )
+  benchmark_of: dict[str, str] = {}  # by key
+
+  def candidates() -> Iterator[Prompt | Rejected]:
+    for benchmark, of_it in asked.items():
+      fitted = fit_initials(
+        model.chat,
+        of_it.problems,
+        thinking,
+        section.max_prompt_tokens,
+        STAGE,
+      )
+      for problem, ids in zip(of_it.problems, fitted, strict=True):
+        if isinstance(ids, Rejected):
+          yield ids
+          continue
+        sampled = benchmarks.to_sample(benchmark, problem, experiment)
+        for sample in range(section.k):
+          parts = (benchmark, problem.problem_id, sample)
+          # Of the question alone: base and trained draw with the same.
+          seed = sampling_stage.paired_seed(section.seed, *parts)
+          prompt = stage.prompt(sampled, ids, *parts, seed=seed, sample=sample)
+          benchmark_of[prompt.key] = benchmark
+          yield prompt
+
+  prompts, rejected = sampling_stage.sort_out(candidates())
+  problems = [one for of_it in asked.values() for one in of_it.problems]
+  report = preflight.of_evaluation(stage, problems, prompts, rejected)
+  preflight.publish(report, run_dir)
   if rejected:
     raise UserError(
       f"{rejected[0].source}, problem {rejected[0].problem_id}:"
       f" {rejected[0].reason} ({len(rejected)} in all); a benchmark has to be"
       " whole: raise evaluate.max_prompt_tokens"
     )
-  if experiment.preflight_only:
-    print(preflight.STOPPED, flush=True)
+  if preflight.stops(experiment):
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  generate.fill(
-    experiment,
-    run_dir,
-    stage,
-    model,
-    section,
+  stage.fill(
     prompts,
     GradedSample,
-    lambda sample: generate.graded_sample(
-      sample,
-      of_benchmark[sample.prompt.key],
-      model,
-      section,
-      thinking,
-    ),
-    desc=stage.replace("/", " "),
+    lambda sample: stage.graded_sample(sample, benchmark_of[sample.prompt.key]),
   )
-  _finish(experiment, run_dir, stage, questions, set(of_benchmark))
+  _finish(experiment, run_dir, name, asked, set(benchmark_of))
 
 
-def _open_model(experiment: Experiment, run_dir: RunDir, stage: str):
-  """The model that is evaluated.
+def _open_model(
+  experiment: Experiment, run_dir: RunDir, stage: str
+) -> "ChatModel":
+  """Opens the model that is evaluated.
 
   Raises:
     UserError: it isn't there.
   """
   from trd_jax.generation import chat_model
 
-  trained = stage.endswith("trained")
+  if not stage.endswith("trained"):
+    return chat_model.open_student(experiment, run_dir)
   merged = run_dir.done("merge")
-  if trained and merged is None:
+  if merged is None:
     raise UserError(
       f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
       " trd_jax.merge first, or evaluate --model=base"
     )
-  unmerged = trained and experiment.engine.weights == "adapter"
-  if trained and merged and not unmerged and not merged["merged"]:
+  if experiment.engine.weights == "adapter":
+    return chat_model.open_model(
+      experiment.student, run_dir, adapter=run_dir.adapter
+    )
+  if not merged["merged"]:
     raise UserError(
       f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
       " --config.engine.weights=adapter, or remove merge/done.json and merge"
       " again"
     )
-  if not trained:
-    return chat_model.open_student(experiment, run_dir)
   return chat_model.open_model(
-    experiment.student,
-    run_dir,
-    folder=None if unmerged else run_dir.merged,
-    adapter=run_dir.adapter if unmerged else None,
+    experiment.student, run_dir, folder=run_dir.merged
   )
 
 
@@ -191,7 +175,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   Raises:
     UserError: it isn't finished, or its questions are others now.
   """
-  from trd_jax.data.problems import store
+  from trd_jax.data.problems import questions
   from trd_jax.experiment.records import GradedSample
   from trd_jax.grading import benchmarks, scores
 
@@ -202,17 +186,16 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       " --regrade first"
     )
   benchmarks.check(experiment)
-  names = experiment.evaluate.benchmarks
-  questions = {name: store.benchmark(experiment, name) for name in names}
-  for name, asked in questions.items():
-    ids = {problem.problem_id for problem in asked.problems}
+  asked = questions.load_all(experiment)
+  for name, of_it in asked.items():
+    ids = {problem.problem_id for problem in of_it.problems}
     if ids != done[name]["verdicts"].keys():
       raise UserError(
         f"{run_dir.stage(stage)}: {name} had other questions when it was"
         " sampled; give it the files that it had then"
       )
   (thinking, *_) = {row.get("thinking") for row in done.values()}
-  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions, thinking)
+  scores.base_verdicts(experiment.evaluate, run_dir, stage, asked, thinking)
   keys = {
     row.key
     for row in run_dir.read(stage, GradedSample)
@@ -220,24 +203,24 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     and row.model_revision
     == done[row.benchmark].get("model_revision", row.model_revision)
   }
-  _finish(experiment, run_dir, stage, questions, keys, again=True)
+  _finish(experiment, run_dir, stage, asked, keys, again=True)
 
 
 def _finish(
   experiment: Experiment,
   run_dir: RunDir,
   stage: str,
-  questions: Mapping[str, Any],
+  asked: "Mapping[str, Questions]",
   keys: set[str],
   again: bool = False,
 ) -> None:
-  """Has what is still to be judged judged, sums up, and says so.
+  """Judges what is still to be judged, sums up, and prints the summary.
 
   Args:
     experiment: the experiment.
     run_dir: where the rows are.
     stage: whose rows.
-    questions: `store.Questions` by benchmark.
+    asked: the questions by benchmark.
     keys: of the rows that count.
     again: judge all of them, whatever they have.
 
@@ -253,19 +236,19 @@ def _finish(
   if missing := len(keys) - len(mine):
     raise UserError(f"{stage}: {missing} samples are missing; run it again")
   judged = mine
-  for name, asked in questions.items():
+  for name, of_it in asked.items():
     # A benchmark at a time: what has been judged is not lost.
     before = judged
-    judged = benchmarks.settle(before, {name: asked}, experiment, again=again)
+    judged = benchmarks.settle(before, {name: of_it}, experiment, again=again)
     if judged != before:
       others = [row for row in every if row.key not in keys]
       run_dir.replace(stage, GradedSample, judged + others)
-  base = scores.base_verdicts(experiment.evaluate, run_dir, stage, questions)
+  base = scores.base_verdicts(experiment.evaluate, run_dir, stage, asked)
   summary = {}
-  for name, asked in questions.items():
+  for name, of_it in asked.items():
     here = [row for row in judged if row.benchmark == name]
     summary[name] = scores.figures(
-      here, experiment.evaluate, asked.data, base.get(name)
+      here, experiment.evaluate, of_it.data, base.get(name)
     )
   if stage != f"{STAGE}/base" and run_dir.done(f"{STAGE}/base") is not None:
     for name, share in scores.identical_to_base(judged, run_dir).items():

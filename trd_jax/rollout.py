@@ -1,5 +1,7 @@
 """Stage 1: the student answers every problem; y_o with its verdict."""
 
+from collections.abc import Iterator
+
 from trd_jax.experiment import cli
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
@@ -20,79 +22,48 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   del flags
   from trd_jax.data.problems import store
-  from trd_jax.data.prompts import VERSION, fit_initials
-  from trd_jax.experiment.metrics import Progress
+  from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.records import Rejected, Trajectory
-  from trd_jax.generation import chat_model, generate, preflight, summaries
-  from trd_jax.generation.engines.factory import check_installed
+  from trd_jax.generation import chat_model, preflight, sampling_stage
+  from trd_jax.generation.samples import Prompt
 
-  if run_dir.done(STAGE) is not None:
-    store.check_source(experiment, run_dir)  # or else as they are loaded
-  if summaries.skip_if_done(run_dir, STAGE, summaries.describe):
+  if not sampling_stage.begins(experiment, run_dir, STAGE):
     return
-  if not experiment.preflight_only:
-    check_installed(experiment.engine)
-  section, student = experiment.rollout, experiment.student
+  section, thinking = experiment.rollout, experiment.student.thinking
 
   # 1. The model that answers, and the problems. What can be wrong with the
   #    model is seen before anything is written.
   model = chat_model.open_student(experiment, run_dir)
   problems = store.load(experiment, run_dir)
+  stage = sampling_stage.SamplingStage(
+    experiment, run_dir, STAGE, model, section, thinking
+  )
 
   # 2. Prompts, within their budget, and what they amount to.
-  prompts: list[generate.Prompt] = []
-  rejected: list[Rejected] = []
-  fitted = fit_initials(
-    model.chat, problems, student.thinking, section.max_prompt_tokens
-  )
-  with Progress(len(problems), "prompts", "prompts") as progress:
+  def candidates() -> Iterator[Prompt | Rejected]:
+    fitted = fit_initials(
+      model.chat, problems, thinking, section.max_prompt_tokens
+    )
+    fitted = sampling_stage.counted(fitted, len(problems), "prompts")
     for problem, ids in zip(problems, fitted, strict=True):
-      progress.update()
       if isinstance(ids, Rejected):
-        rejected.append(ids)
+        yield ids
         continue
       for sample in range(section.samples):
-        key, seed = generate.identity(
-          STAGE,
-          model,
-          section,
-          ids,
-          problem.problem_id,
-          sample,
-          experiment.seed,
-        )
-        prompts.append(generate.Prompt(key, problem, ids, seed, sample))
-  preflight.publish(
-    preflight.of_rollout(
-      experiment, run_dir, model, problems, prompts, rejected
-    ),
-    run_dir,
-  )
-  if experiment.preflight_only:
-    print(preflight.STOPPED, flush=True)
+        parts = (problem.problem_id, sample, experiment.seed)
+        yield stage.prompt(problem, ids, *parts, sample=sample)
+
+  prompts, rejected = sampling_stage.sort_out(candidates())
+  report = preflight.of_rollout(stage, problems, prompts, rejected)
+  preflight.publish(report, run_dir)
+  if preflight.stops(experiment):
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  generate.fill(
-    experiment,
-    run_dir,
-    STAGE,
-    model,
-    section,
-    prompts,
-    Trajectory,
-    lambda sample: generate.trajectory(
-      sample, STAGE, model, section, student.thinking, VERSION
-    ),
-    desc=STAGE,
-  )
-  run_dir.write_rejected(STAGE, rejected)
+  stage.fill(prompts, Trajectory, stage.trajectory)
 
   # 4. What came out.
-  summary = summaries.settle(run_dir, STAGE, {p.key for p in prompts})
-  summary["rejected"] = len(rejected)
-  run_dir.mark_done(STAGE, summary)
-  print(f"rollout: {summaries.describe(summary)}", flush=True)
+  stage.finish(stage.summarize(prompts, rejected))
 
 
 if __name__ == "__main__":

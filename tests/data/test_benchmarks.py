@@ -19,9 +19,9 @@ from trd_jax.data.problems import (
   amo,
   benchmarks,
   livecodebench,
+  questions,
   rows,
   sources,
-  store,
   taco,
 )
 from trd_jax.experiment import experiment
@@ -81,7 +81,7 @@ def packed(value):
 def test_count_and_hash_of_every_real_file_are_the_declared(
   name, folder, rows_
 ):
-  asked = store.benchmark(chosen(folder, **{"evaluate.num_problems": 3}), name)
+  asked = questions.load(chosen(folder, **{"evaluate.num_problems": 3}), name)
   declared = benchmarks.BENCHMARKS[benchmarks.canonical(name)]
   assert len(asked.problems) == 3
   assert asked.data["rows"] == rows_ == declared.rows
@@ -100,12 +100,12 @@ def test_a_benchmark_of_another_length_or_version_is_refused(tmp_path):
   row = {"problem": "What is 1 + 1?", "answer": "2"}
   write(tmp_path / "aime25.jsonl", [row])
   with pytest.raises(UserError, match=r"1 questions in .* and it has 30"):
-    store.benchmark(chosen(tmp_path), "aime25")
+    questions.load(chosen(tmp_path), "aime25")
   write(tmp_path / "hmmt25" / "matharena_hmmt_feb_2025.jsonl", [row])
   with pytest.raises(UserError, match=r"SHA-256 .* another version"):
-    store.benchmark(chosen(tmp_path / "hmmt25"), "hmmt25")
+    questions.load(chosen(tmp_path / "hmmt25"), "hmmt25")
   taken = chosen(tmp_path, **{"evaluate.unchecked": True})
-  assert store.benchmark(taken, "aime25").data["rows"] == 1
+  assert questions.load(taken, "aime25").data["rows"] == 1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_missing_local_copy_is_told_by_its_key(tmp_path, folder, said):
   names = {"evaluate.benchmarks": ("arithmetic", "hmmt25")}
   mine = chosen(tmp_path / folder, **names)
   with pytest.raises(UserError, match=said) as read:
-    store.benchmark(mine, "hmmt25")
+    questions.load(mine, "hmmt25")
   # The door looks at it too, and reads none.
   with pytest.raises(UserError, match=said) as looked:
     list(door_data.benchmark(mine, "hmmt25"))
@@ -155,8 +155,8 @@ def test_the_hubs_commit_is_recorded(tmp_path, where):
   (home / "refs" / "main").write_text(commit)
   program = (
     "import json; from trd_jax.experiment import experiment as e;"
-    " from trd_jax.data.problems import store;"
-    " print(json.dumps(store.benchmark(e.Experiment(), 'amobench').data))"
+    " from trd_jax.data.problems import questions;"
+    " print(json.dumps(questions.load(e.Experiment(), 'amobench').data))"
   )
   found = subprocess.run(
     [sys.executable, "-c", program],
@@ -193,7 +193,7 @@ def amo_row(number, answer="\\boxed{6}", **changes):
 
 def test_amo_bench_is_the_39_that_a_parser_grades(tmp_path):
   write(tmp_path / "amobench.jsonl", [amo_row(i) for i in range(1, 51)])
-  asked = store.benchmark(chosen(tmp_path), "AMO-Bench")
+  asked = questions.load(chosen(tmp_path), "AMO-Bench")
   assert len(asked.problems) == asked.data["rows"] == 39
   by_number = {json.loads(p.meta)["question_id"]: p for p in asked.problems}
   assert set(by_number) == amo.PARSED
@@ -254,10 +254,10 @@ def test_a_livecodebench_release_is_all_its_files(tmp_path):
     some = [lcb_row(i) for i in range(count, count + more)]
     write(tmp_path / "livecodebench" / f"{stem}.jsonl", some)
     count += more
-  every = store.benchmark(chosen(tmp_path), "livecodebench")
+  every = questions.load(chosen(tmp_path), "livecodebench")
   assert (every.data["rows"], len(every.data["files"])) == (1055, 6)
   v6 = chosen(tmp_path, **{"evaluate.livecodebench": "v6"})
-  newest = store.benchmark(v6, "livecodebench")
+  newest = questions.load(v6, "livecodebench")
   assert newest.data["rows"] == 175
   assert json.loads(newest.problems[0].meta)["question_id"] == "abc880_a"
   tests = parsed(newest.problems[0])

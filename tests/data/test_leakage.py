@@ -88,7 +88,7 @@ def test_mathematics_has_references_and_drafts_of_its_own(text):
 
 def test_thoughts_are_searched_and_counted_apart():
   said, quiet = "The draft says 8.", "So it is 7."
-  found = leakage.count_leaks(
+  found = leakage.count_leakage(
     [
       quiet,
       f"<think>{said}</think>{quiet}",
@@ -99,7 +99,7 @@ def test_thoughts_are_searched_and_counted_apart():
       said,
     ]
   )
-  assert found == leakage.Leaks(anywhere=6, in_thoughts=4)
+  assert found == leakage.Leakage(anywhere=6, in_thoughts=4)
 
 
 def test_looking_near_keywords_only_finds_what_looking_everywhere_does():

@@ -110,8 +110,8 @@ def mentions_reference(text: str) -> str | None:
   return None
 
 
-class Leaks(NamedTuple):
-  """How many responses speak of a draft or a reference.
+class Leakage(NamedTuple):
+  """Holds how many responses speak of a draft or a reference.
 
   Attributes:
     anywhere: in thoughts or answer.
@@ -122,8 +122,8 @@ class Leaks(NamedTuple):
   in_thoughts: int
 
 
-def count_leaks(texts: Iterable[str]) -> Leaks:
-  """Searches responses, thoughts included."""
+def count_leakage(texts: Iterable[str]) -> Leakage:
+  """Counts the responses that speak of a draft or a reference."""
   anywhere = in_thoughts = 0
   for text in texts:
     if mentions_reference(text) is None:
@@ -131,4 +131,4 @@ def count_leaks(texts: Iterable[str]) -> Leaks:
     anywhere += 1
     thoughts = text.removesuffix(final_text(text))
     in_thoughts += mentions_reference(thoughts) is not None
-  return Leaks(anywhere, in_thoughts)
+  return Leakage(anywhere, in_thoughts)

@@ -23,11 +23,11 @@ from trd_jax.experiment.files.json_files import write_json_atomic
 from trd_jax.experiment.metrics import Progress
 from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Generation, Model
+from trd_jax.experiment.sections import Model
 from trd_jax.generation import forecasts
-from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.forecasts import Forecast, Lengths
 from trd_jax.generation.samples import Prompt
+from trd_jax.generation.sampling_stage import SamplingStage
 from trd_jax.model.config import read_positions
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_folder import CONFIG, read_json
@@ -120,11 +120,8 @@ class Report:
     return cls(**fields)
 
 
-def check(
-  experiment: Experiment,
-  stage: str,
-  model: ChatModel,
-  section: Generation,
+def count(
+  stage: SamplingStage,
   applies: str,
   *,
   problems: int,
@@ -137,13 +134,10 @@ def check(
   forecast: Forecast | None = None,
   warnings: Sequence[str] = (),
 ) -> Report:
-  """Counts a stage's prompts.
+  """Counts a stage's prompts and holds them against its budgets.
 
   Args:
-    experiment: its thinking keys.
-    stage: as `RunDir.stage` takes it.
-    model: the model that will answer.
-    section: the stage's budgets.
+    stage: its model and budgets.
     applies: the thinking key that the prompts are made with.
     problems: how many problems or drafts there are.
     prompts: those within their budget.
@@ -158,11 +152,12 @@ def check(
   """
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
+  model, section = stage.model, stage.section
   room = read_positions(read_json(model.folder / CONFIG))
   marks, leaks = _inspected(model.chat, texts)
-  thinking = flat(experiment)[applies]
+  thinking = flat(stage.experiment)[applies]
   return Report(
-    stage=stage,
+    stage=stage.name,
     model=model.name,
     dtype=model.dtype,
     applies=applies,
@@ -194,9 +189,7 @@ def check(
 
 
 def of_rollout(
-  experiment: Experiment,
-  run_dir: RunDir,
-  model: ChatModel,
+  stage: SamplingStage,
   problems: Sequence[Problem],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
@@ -209,26 +202,22 @@ def of_rollout(
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
   """
-  teacher, warnings = _other_chat(
-    experiment, experiment.teacher, model, run_dir
-  )
-  modes = contexts.outlook(experiment, model.chat, teacher)
+  experiment, chat = stage.experiment, stage.model.chat
+  teacher, warnings = _other_chat(stage, experiment.teacher)
+  modes = contexts.outlook(experiment, chat, teacher)
   ahead = None
   if teacher is not None:
     lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
     if lengths:
       ahead = forecasts.of_rollouts(
-        experiment, model.chat, teacher, problems, lengths
+        experiment, chat, teacher, problems, lengths
       )
   texts = {
     "problems": [(p.problem_id, p.text) for p in problems],
     "references": [(p.problem_id, reference(p) or "") for p in problems],
   }
-  return check(
-    experiment,
-    "rollout",
-    model,
-    experiment.rollout,
+  return count(
+    stage,
     "student.thinking",
     problems=len(problems),
     prompts=prompts,
@@ -242,21 +231,20 @@ def of_rollout(
 
 
 def of_refine(
-  experiment: Experiment,
-  run_dir: RunDir,
-  model: ChatModel,
+  stage: SamplingStage,
   problems: Mapping[str, Problem],
   drafts: Sequence[Trajectory],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
 ) -> Report:
   """The report of the refine stage; `problems` by id."""
-  section = experiment.refine
+  experiment = stage.experiment
+  draft_think = experiment.refine.draft_think
   shown = {draft.problem_id: problems[draft.problem_id] for draft in drafts}
   texts = {
     "problems": [(name, p.text) for name, p in shown.items()],
     "drafts": [
-      (draft.problem_id, shown_draft(draft.text, section.draft_think))
+      (draft.problem_id, shown_draft(draft.text, draft_think))
       for draft in drafts
     ],
   }
@@ -264,18 +252,13 @@ def of_refine(
     texts["references"] = [
       (name, reference(p) or "") for name, p in shown.items()
     ]
-  student, warnings = _other_chat(
-    experiment, experiment.student, model, run_dir
-  )
-  modes = contexts.outlook(experiment, student, model.chat)
+  student, warnings = _other_chat(stage, experiment.student)
+  modes = contexts.outlook(experiment, student, stage.model.chat)
   all_thoughts = 0
-  if section.draft_think == "answer":
+  if draft_think == "answer":
     all_thoughts = sum(is_all_thoughts(draft.text) for draft in drafts)
-  return check(
-    experiment,
-    "refine",
-    model,
-    section,
+  return count(
+    stage,
     "refine.thinking",
     problems=len(drafts),
     prompts=prompts,
@@ -288,19 +271,37 @@ def of_refine(
   )
 
 
+def of_evaluation(
+  stage: SamplingStage,
+  problems: Sequence[Problem],
+  prompts: Sequence[Prompt],
+  rejected: Sequence[Rejected],
+) -> Report:
+  """Returns the report of an evaluation."""
+  own = stage.experiment.evaluate.thinking is not None
+  return count(
+    stage,
+    "evaluate.thinking" if own else "student.thinking",
+    problems=len(problems),
+    prompts=prompts,
+    rejected=rejected,
+    texts={"problems": [(p.problem_id, p.text) for p in problems]},
+  )
+
+
 def _other_chat(
-  experiment: Experiment, other: Model, model: ChatModel, run_dir: RunDir
+  stage: SamplingStage, other: Model
 ) -> tuple[Chat | None, list[str]]:
-  """The other side's tokenizer and template, without its weights.
+  """Opens the other side's tokenizer and template, without its weights.
 
   In OPSD both sides are one. In OPD a stage can do without the other model:
   where that isn't to be had, there is a warning instead.
   """
-  if experiment.regime == "opsd":
-    return model.chat, []
+  if stage.experiment.regime == "opsd":
+    return stage.model.chat, []
   revision = None if other.tokenizer else other.revision
   try:
-    folder = hub.tokenizer_folder(other.tokenizer_path, run_dir, revision)
+    folder = hub.tokenizer_folder(other.tokenizer_path, stage.run_dir, revision)
     return Chat.load(folder, other.chat_template), []
   except UserError as error:
     return None, [f"what {other.path} will make of it is not checked: {error}"]
@@ -331,6 +332,13 @@ def publish(report: Report, run_dir: RunDir) -> None:
       f"{report.stage}: nothing to generate, all {report.problems:,} prompts"
       f" are set aside ({name}: {reason}); {advice}"
     )
+
+
+def stops(experiment: Experiment) -> bool:
+  """Returns whether only the preflight was asked for, and prints that."""
+  if experiment.preflight_only:
+    print(STOPPED, flush=True)
+  return experiment.preflight_only
 
 
 def table(report: Report) -> str:

@@ -1,9 +1,10 @@
-"""What a stage's rows add up to, and how that is told."""
+"""What a stage's rows add up to, and that in one line."""
 
 import statistics
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
+from trd_jax.data import leakage
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
@@ -15,8 +16,8 @@ from trd_jax.experiment.records import (
 from trd_jax.experiment.run_dir import RunDir
 
 
-def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
-  """What a stage's rows on disk add up to, once only those wanted are left.
+def summarize(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
+  """Returns the summary of a stage's rows, once only those wanted are left.
 
   Others are there where an earlier process was stopped and the model has
   been replaced since. Whoever reads the stage takes all rows that it finds,
@@ -56,6 +57,32 @@ def settle(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
   }
 
 
+def compare_with_drafts(
+  drafts: Sequence[Trajectory], refined: Sequence[Trajectory]
+) -> dict[str, Any]:
+  """Compares refinements with their drafts.
+
+  Returns:
+    `by_draft`: counts by (verdict of y_o, verdict of y_r), as in the paper's
+    Figure 7; `leaks` and `leaks_in_thoughts`: see `leakage.Leakage`.
+  """
+  verdict = {draft.key: draft.correct for draft in drafts}
+  counts = {
+    f"{before}_to_{after}": 0
+    for before in ("fail", "succ")
+    for after in ("fail", "succ")
+  }
+  for row in refined:
+    before = "succ" if verdict.get(row.draft_key) else "fail"
+    counts[f"{before}_to_{'succ' if row.correct else 'fail'}"] += 1
+  leaks = leakage.count_leakage(row.text for row in refined)
+  return {
+    "by_draft": counts,
+    "leaks": leaks.anywhere,
+    "leaks_in_thoughts": leaks.in_thoughts,
+  }
+
+
 def describe(summary: Mapping[str, Any]) -> str:
   """Returns one line about a stage's rows, from its summary."""
   total = summary["samples"]
@@ -77,10 +104,10 @@ def describe(summary: Mapping[str, Any]) -> str:
       f"{summary['shown_whole']:,} drafts without an answer shown whole"
     )
   if summary.get("leaks"):
-    told = f"{summary['leaks']:,} speak of a draft or a reference"
+    speak = f"{summary['leaks']:,} speak of a draft or a reference"
     if hidden := summary.get("leaks_in_thoughts"):
-      told += f" ({hidden:,} of them in their thoughts)"
-    parts.append(told)
+      speak += f" ({hidden:,} of them in their thoughts)"
+    parts.append(speak)
   return ", ".join(parts)
 
 
@@ -104,7 +131,7 @@ def refuse_preflight(experiment: Experiment, stage: str) -> None:
 def skip_if_done(
   run_dir: RunDir, stage: str, describe: Callable[[dict], str]
 ) -> bool:
-  """Says so and returns True where a stage has been finished before."""
+  """Returns whether a stage has been finished before, and prints that."""
   done = run_dir.done(stage)
   if done is None:
     return False

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from trd_jax.data.problems import benchmarks
-from trd_jax.data.problems.store import Questions
+from trd_jax.data.problems.questions import Questions
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.metrics import Progress

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trd_jax.data.problems.store import Questions
+from trd_jax.data.problems.questions import Questions
 from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
@@ -48,7 +48,7 @@ def figures(
   Args:
     rows: its samples of that benchmark, each once.
     section: for the seed and the number of resamples.
-    data: what the questions were read from (`store.Questions.data`).
+    data: what the questions were read from (`Questions.data`).
     base: verdicts by question of the model that says how hard each is.
 
   Returns:

@@ -11,6 +11,7 @@ from trd_jax.data.problems import (
   arithmetic,
   benchmarks,
   deepscaler,
+  questions,
   sources,
   store,
   taco,
@@ -38,12 +39,13 @@ def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
   if name in LABORATORY:
     yield Finding("benchmarks", "ok", f"{name}, made here")
     return
-  called, section = store.called(experiment, name), experiment.evaluate
+  section = experiment.evaluate
+  canonical = questions.canonical_name(experiment, name)
   if section.root is not None:
-    benchmarks.find(called, section.root, store.BENCHMARK_ROOT)
+    benchmarks.find(canonical, section.root, questions.ROOT)
     yield Finding("benchmarks", "ok", f"{name}, in {section.root}")
     return
-  found = [*_of_hubs(called, name), *_of_web(called, name)]
+  found = [*_of_hubs(canonical, name), *_of_web(canonical, name)]
   yield from found or [Finding("benchmarks", "ok", name)]
 
 
@@ -220,7 +222,7 @@ def _of_web(called: str, name: str) -> Iterator[Finding]:
 
 def _absent(name: str, why: str) -> Finding:
   of_problems = name.startswith("data.")
-  key = "data.root" if of_problems else store.BENCHMARK_ROOT
+  key = "data.root" if of_problems else questions.ROOT
   told = f"{name} is not on this machine, and {why}; give a local copy with"
   what = "problems" if of_problems else "benchmarks"
   return Finding(what, "missing", f"{told} {key}")

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trd_jax.data.problems import store
+from trd_jax.data.problems import questions
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sections import Generation, Model
@@ -73,11 +73,11 @@ def disk(
   rounds = experiment.pipeline.rounds
   for stage, size, what in _of_a_round(experiment, run_dir):
     yield stage, None if size is None else rounds * size, what
-  questions = 0
+  asked = 0
   for name in experiment.evaluate.benchmarks:
-    questions += store.benchmark_size(experiment, name)
+    asked += questions.number(experiment, name)
   # Every round is compared with the one base.
-  graded = (1 + rounds) * questions * experiment.evaluate.k
+  graded = (1 + rounds) * asked * experiment.evaluate.k
   yield "evaluate", _rows(graded, experiment.evaluate), "base and trained"
 
 

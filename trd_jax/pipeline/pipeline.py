@@ -41,7 +41,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
-  from trd_jax.data.problems import store
+  from trd_jax.data.problems import questions, store
   from trd_jax.experiment.metrics import timed
   from trd_jax.grading import scores
   from trd_jax.pipeline import door
@@ -78,16 +78,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # What a run can be refused for is seen before a stage spends anything.
   door.enter(experiment, run_dir)
   sides = ("evaluate/base", "evaluate/trained")
+  asked = None
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
     section = experiment.evaluate
-    asked = {
-      name: store.benchmark(experiment, name) for name in section.benchmarks
-    }
+    asked = questions.load_all(experiment)
     scores.base_verdicts(
       section, run_dir, unfinished[-1], asked, experiment.evaluation_thinking
     )
   if run_dir.done("rollout") is None:
-    store.load(experiment, run_dir)
+    store.load(experiment, run_dir, asked)
   else:
     store.check_source(experiment, run_dir)
 

@@ -239,7 +239,7 @@ def published(name: str) -> str:
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """The benchmark `data.source`, a key of `BENCHMARKS`, whole.
+  """Reads the benchmark `data.source` as training problems, whole.
 
   `data.root` is one file, or a folder that holds the benchmark's files (by
   the names in `BENCHMARKS`, or one called after the benchmark).
@@ -248,8 +248,23 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     UserError: a file is missing, unreadable or empty.
   """
   name = canonical(data.source)
+  return read(name, find(name, data.root))
+
+
+def read(
+  name: str, files: Sequence[File]
+) -> tuple[list[Problem], list[Rejected]]:
+  """Reads the questions of a benchmark, and the rows that can't be used.
+
+  Args:
+    name: a key of `BENCHMARKS`.
+    files: what `find` gave.
+
+  Raises:
+    UserError: a file is unreadable or empty.
+  """
   build = BENCHMARKS[name].build
-  paths = [file.path for file in find(name, data.root)]
+  paths = [file.path for file in files]
   return rows.collect(name, paths, lambda row: build(row, name))
 
 

@@ -1,15 +1,14 @@
-"""The problems of a run, kept in its run directory, and its benchmarks."""
+"""The problems of a run, kept in its run directory."""
 
 import collections
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from trd_jax.data import problems
-from trd_jax.data.problems import arithmetic, benchmarks, overlap, rows, sources
-from trd_jax.experiment.errors import UserError, did_you_mean
-from trd_jax.experiment.experiment import LABORATORY, Experiment
+from trd_jax.data.problems import overlap, questions, rows, sources
+from trd_jax.data.problems.questions import Questions
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sections import Data
@@ -18,15 +17,24 @@ STAGE = "problems"
 _SHOWN = 10  # reasons for rows set aside, where no file keeps them
 
 
-def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
-  """The problems that the run trains on, in the order of their ids.
+def load(
+  experiment: Experiment,
+  run_dir: RunDir,
+  benchmarks: Mapping[str, Questions] | None = None,
+) -> list[Problem]:
+  """Returns the problems that the run trains on, in the order of their ids.
 
   The first call reads them from their source and writes them, and the rows
   that were set aside, into the run directory; later calls, of any stage, read
   them there, so that a source that changes can't change a run.
 
+  Args:
+    experiment: its `data`.
+    run_dir: where they are kept.
+    benchmarks: whose questions are taken out, where they are loaded already.
+
   Raises:
-    UserError: as `problems.load`; a problem's domain isn't the
+    UserError: as `problems.read`; a problem's domain isn't the
       experiment's, so that prompts and grader would not fit; or as
       `check_source`.
   """
@@ -45,7 +53,7 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
           f" {other if own and experiment.domain == 'arithmetic' else ''}set"
           f" --config.domain={problem.domain}"
         )
-    found, overlapping = _decontaminated(experiment, found)
+    found, overlapping = _decontaminated(experiment, found, benchmarks)
     found = problems.select(found, experiment.data)
     rejected = [*rejected, *overlapping]
     with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
@@ -75,7 +83,7 @@ def load(experiment: Experiment, run_dir: RunDir) -> list[Problem]:
 
 
 def check_files(experiment: Experiment, run_dir: RunDir) -> None:
-  """Sees that the problems' local files are there, without reading any.
+  """Checks that the problems' local files are there, without reading any.
 
   Raises:
     UserError: one that will be read isn't there, or as `check_source`.
@@ -90,7 +98,7 @@ def check_files(experiment: Experiment, run_dir: RunDir) -> None:
 
 
 def check_source(experiment: Experiment, run_dir: RunDir) -> None:
-  """Sees that the problems' local files are still those that were read.
+  """Checks that the problems' local files are still those that were read.
 
   A file that is gone, or that can't be read any more, is no matter: the run
   has its own copy of the problems.
@@ -118,7 +126,7 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
 
 
 def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
-  """The local files that a source would be read from now.
+  """Returns the local files that a source would be read from now.
 
   Where it can't be said which these are, though all that were `read` are there,
   others have come: then all that there are.
@@ -136,7 +144,7 @@ def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
 
 
 def _digests(data: Data) -> dict[str, str]:
-  """The SHA-256 of each local file of a source, by name.
+  """Returns the SHA-256 of each local file of a source, by name.
 
   Raises:
     UserError: one isn't there, or can't be read.
@@ -160,30 +168,30 @@ def _unreadable(
 
 
 def _decontaminated(
-  experiment: Experiment, found: list[Problem]
+  experiment: Experiment,
+  found: list[Problem],
+  benchmarks: Mapping[str, Questions] | None,
 ) -> tuple[list[Problem], list[Rejected]]:
-  """The problems that no benchmark holds, and the others with the reason."""
+  """Returns the problems that no benchmark has, and the others as rejected."""
   how = experiment.data.decontaminate
   if how == "none":
     return found, []
+  if benchmarks is None:
+    benchmarks = questions.load_all(experiment)
   # All questions of them, however few this run asks.
-  section = dataclasses.replace(experiment.evaluate, num_problems=None)
-  whole = dataclasses.replace(experiment, evaluate=section)
-  held_out = {
-    name: benchmark(whole, name).problems for name in section.benchmarks
-  }
+  whole = {name: asked.whole for name, asked in benchmarks.items()}
   overlaps = [
     one
-    for one in overlap.find(found, held_out)
+    for one in overlap.find(found, whole)
     if how == "ngram" or one.kind != "13 words in a row"
   ]
   counts = collections.Counter((one.benchmark, one.kind) for one in overlaps)
-  told = ", ".join(
+  shown = ", ".join(
     f"{count:,} of {name} ({kind})" for (name, kind), count in counts.items()
   )
   print(
     f"problems: {len(overlaps):,} are a benchmark's and taken out"
-    f"{': ' if told else ''}{told}",
+    f"{': ' if shown else ''}{shown}",
     flush=True,
   )
   gone = {one.problem_id for one in overlaps}
@@ -197,92 +205,3 @@ def _decontaminated(
     for one in overlaps
   ]
   return [p for p in found if p.problem_id not in gone], rejected
-
-
-# What names the benchmarks' local copies.
-BENCHMARK_ROOT = "evaluate.root"
-_LABORATORY_PROBLEMS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Questions:
-  """The questions of a benchmark.
-
-  Attributes:
-    problems: what is asked.
-    data: what they were read from: `rows`, the whole benchmark's, and `files`
-      (see `benchmarks.record`), none for the laboratory's.
-    paths: these files.
-  """
-
-  problems: list[Problem]
-  data: dict[str, Any]
-  paths: tuple[Path, ...] = ()
-
-
-def benchmark_size(experiment: Experiment, name: str) -> int:
-  """How many questions of a benchmark are asked, without reading it.
-
-  Raises:
-    UserError: an unknown name.
-  """
-  limit = experiment.evaluate.num_problems
-  if name in LABORATORY:
-    return limit or _LABORATORY_PROBLEMS
-  rows = benchmarks.BENCHMARKS[called(experiment, name)].rows
-  return min(rows, limit or rows)
-
-
-def called(experiment: Experiment, name: str) -> str:
-  """A benchmark's name in `benchmarks.BENCHMARKS`.
-
-  Raises:
-    UserError: there is none.
-  """
-  known_as = benchmarks.canonical(name)
-  if known_as not in benchmarks.BENCHMARKS:
-    known = (*LABORATORY, *benchmarks.BENCHMARKS)
-    raise UserError(
-      f"evaluate.benchmarks: there is no benchmark {name};"
-      f" {did_you_mean(name, known)}"
-    )
-  if known_as == "livecodebench" and experiment.evaluate.livecodebench == "v6":
-    return "livecodebenchv6"
-  return known_as
-
-
-def benchmark(experiment: Experiment, name: str) -> Questions:
-  """The questions of one benchmark of `evaluate.benchmarks`.
-
-  `arithmetic` and `arithmetic_hard` are the laboratory's held-out splits, 64
-  problems unless `evaluate.num_problems` says otherwise; every other name is a
-  benchmark of `problems.benchmarks`, read from `evaluate.root` or the hub.
-
-  Raises:
-    UserError: an unknown name, or files that are missing, unusable, or not
-      what the benchmark's are.
-  """
-  section = experiment.evaluate
-  if name in LABORATORY:
-    count = section.num_problems or _LABORATORY_PROBLEMS
-    made = arithmetic.generate(LABORATORY[name], count, section.seed)
-    return Questions(made, {"rows": count, "files": []})
-  source = called(experiment, name)
-  data = dataclasses.replace(
-    experiment.data,
-    source=source,
-    root=section.root,
-    limit=None,
-    seed=section.seed,
-    subset="all",
-  )
-  files = benchmarks.find(source, section.root, BENCHMARK_ROOT)
-  found, rejected = problems.load(data)
-  if rejected:
-    raise UserError(
-      f"{name}: {len(rejected)} rows can't be used, the first because:"
-      f" {rejected[0].reason}; a benchmark has to be whole"
-    )
-  record = benchmarks.record(source, files, len(found), section.unchecked)
-  asked = problems.choose(found, section.num_problems, section.seed)
-  return Questions(asked, record, tuple(file.path for file in files))
