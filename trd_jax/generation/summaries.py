@@ -66,7 +66,9 @@ def compare_with_drafts(
     `by_draft`: counts by (verdict of y_o, verdict of y_r), as in the paper's
     Figure 7; `leaks` and `leaks_in_thoughts`: see `leakage.Leakage`.
   """
-  verdict = {draft.key: draft.correct for draft in drafts}
+  verdict: dict[str | None, bool | None] = {
+    draft.key: draft.correct for draft in drafts
+  }
   counts = {
     f"{before}_to_{after}": 0
     for before in ("fail", "succ")
