@@ -1,8 +1,8 @@
-"""How JAX is started on this machine, and what it may promise there.
+"""Starts JAX on this machine, and tells of what JAX would pass over.
 
-JAX falls back to CPUs where its GPU plugin fails, computes float32 products on
-GPUs in TF32, and takes three quarters of a GPU's memory, all without a word.
-Every stage that computes with JAX asks here instead.
+Left alone, JAX falls back to CPUs where its GPU plugin fails, computes float32
+products on GPUs in TF32, and takes three quarters of a GPU's memory, all
+without a word. So every stage that computes with JAX starts it here.
 """
 
 import contextlib
@@ -38,16 +38,17 @@ _EXHAUSTED = re.compile(
 
 
 def reserve_memory() -> None:
-  """Has JAX take `MEMORY_SHARE` of each GPU, unless the environment says.
+  """Sets JAX's share of each GPU's memory, unless the environment sets it.
 
-  For a process that has the GPUs to itself; has to come before JAX starts.
+  The share is `MEMORY_SHARE`, for a process that has the GPUs to itself. JAX
+  reads it when it starts, so this has to come before.
   """
   if not any(os.environ.get(name) for name in _SHARE_VARIABLES):
     os.environ[_SHARE_VARIABLES[0]] = str(MEMORY_SHARE)
 
 
 def start(dev: Path = Path("/dev")) -> str:
-  """Starts JAX, and sees that it has found the GPUs of this machine.
+  """Starts JAX and checks that it has found the GPUs of this machine.
 
   Args:
     dev: where the system's device files are.
@@ -56,9 +57,10 @@ def start(dev: Path = Path("/dev")) -> str:
     The platform of JAX's devices: 'cpu', 'gpu', …
 
   Raises:
-    UserError: JAX can't start, or runs on CPUs though it was asked, or is
-      installed, to run on NVIDIA GPUs that are here. One that is installed for
-      CPUs alone, as on a laptop, says so and goes on.
+    UserError: JAX can't start; or it runs on CPUs though `JAX_PLATFORMS` asks
+      for others, or though its GPU plugin is installed and NVIDIA GPUs are
+      here. A JAX that is installed for CPUs only, as on a laptop, leads to a
+      note on stderr.
   """
   try:
     platform = jax.default_backend()
@@ -67,7 +69,8 @@ def start(dev: Path = Path("/dev")) -> str:
       f"JAX can't start its devices ({one_line(error)}): {_SEE_GPUS}"
     ) from error
   asked = _asked_platform()
-  # Where it sees no GPU, JAX leaves cuda out of a list without a word.
+  # Of JAX_PLATFORMS=cuda,cpu JAX silently drops cuda where it sees no GPU, so
+  # that it has started says nothing: the platform is compared with the first.
   if platform != "cpu" or asked == "cpu":
     return platform
   if asked:
@@ -88,7 +91,7 @@ def start(dev: Path = Path("/dev")) -> str:
 
 
 def _has_plugin() -> bool:
-  """Whether JAX is installed for NVIDIA GPUs here, whatever becomes of it."""
+  """Returns whether JAX's plugin for NVIDIA GPUs is installed, fit or not."""
   return any(
     importlib.util.find_spec(name)
     for name in ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -98,6 +101,8 @@ def _has_plugin() -> bool:
 def expects_gpus(dev: Path = Path("/dev")) -> bool:
   """Returns whether JAX is to run on NVIDIA GPUs of this machine.
 
+  Doesn't start JAX, which would take GPUs before they are claimed.
+
   Args:
     dev: where the system's device files are.
   """
@@ -105,19 +110,19 @@ def expects_gpus(dev: Path = Path("/dev")) -> bool:
 
 
 def _asked_platform() -> str:
-  """The first of `JAX_PLATFORMS`, '' where nobody has asked for one."""
+  """Returns the first of `JAX_PLATFORMS`, '' where it is not set."""
   return (jax.config.values["jax_platforms"] or "").partition(",")[0]
 
 
 def exact_products(platform: str, dtypes: Sequence[jax.typing.DTypeLike]):
-  """Has float32 products computed in float32, for the rest of the process.
+  """Sets float32 products to full precision, for the rest of the process.
 
-  On accelerators JAX computes them in fewer bits (TF32 on GPUs) unless it is
-  told otherwise. Of other dtypes nothing changes: where no model is in float32
-  nothing is set, and a product of bfloat16 operands has no more bits to keep.
+  On accelerators JAX computes them in fewer bits (TF32 on GPUs) by default.
+  Nothing is set where no model is in float32: a product of bfloat16 operands
+  has no more bits to keep.
 
   Args:
-    platform: of the devices; on CPUs float32 is float32.
+    platform: of the devices; on CPUs float32 products are exact by default.
     dtypes: of the models that run.
   """
   if platform != "cpu" and any(jax.numpy.dtype(d) == "float32" for d in dtypes):
@@ -126,13 +131,13 @@ def exact_products(platform: str, dtypes: Sequence[jax.typing.DTypeLike]):
 
 @contextlib.contextmanager
 def enough_memory(remedy: str) -> Iterator[None]:
-  """Makes a device's out-of-memory a user's error that says what to lower.
+  """Turns a device's out-of-memory into a `UserError` that says what to lower.
 
   Args:
-    remedy: what to do, to end the line with.
+    remedy: what the user can do, to end the line with.
 
   Raises:
-    UserError: a device had no memory left inside.
+    UserError: a device ran out of memory inside the block.
   """
   try:
     yield

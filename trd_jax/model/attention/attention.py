@@ -27,14 +27,14 @@ def attend(
   key_segment_BS: jax.Array,
   implementation: Implementation = "xla",
 ) -> jax.Array:
-  """Causal grouped-query attention that never crosses a segment.
+  """Computes causal grouped-query attention that never crosses a segment.
 
   A query sees the keys of its own segment whose position is at most its own.
   Padding (segment 0) sees nothing, is seen by nothing, and returns 0.
 
   Args:
-    query_BTNH: queries, any float dtype; scaled here by `H ** -0.5`.
-    key_BSKH: keys, N a multiple of K.
+    query_BTNH: rotated queries, any float dtype; scaled here by `H ** -0.5`.
+    key_BSKH: rotated keys, N a multiple of K.
     value_BSKH: values.
     query_position_BT: int32 positions within the segment.
     key_position_BS: int32 positions within the segment.
@@ -42,12 +42,12 @@ def attend(
     key_segment_BS: int32 segment ids.
     implementation: `xla` for any rows, on any device, in any float dtype.
       `cudnn` and `tokamax` take rows of one segment each, in order from
-      position 0 and padded on the right; they read how long these are and
-      neither positions nor segment ids. `model.choice` sees to it.
+      position 0 and padded on the right: they read a row's length and neither
+      positions nor segment ids. `attention.choice` gives them no other rows.
 
   Returns:
-    `[B, T, N, H]` in the queries' dtype; scores and softmax are float32. No
-    T x S scores are in memory, forward or backward.
+    `[B, T, N, H]` in the queries' dtype; scores and softmax are float32. The
+    T x S scores are never in memory at once, forward or backward.
 
   Raises:
     ValueError: an unknown implementation, or keys other than the queries'
@@ -60,6 +60,8 @@ def attend(
     return attend_blockwise(query_BTNH, key_BSKH, value_BSKH, places)
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f"unknown attention {implementation!r}")
+  # With a prefix in the cache there are more keys than queries, and a kernel
+  # that counts both from 0 would put the causal diagonal in the wrong place.
   if query_BTNH.shape[1] != key_BSKH.shape[1]:
     raise ValueError(f"{implementation} attention takes whole rows")
   kernel = kernels.KERNELS[implementation]
@@ -74,7 +76,7 @@ def attend_one(
   value_BKSH: jax.Array,
   position_B: jax.Array,
 ) -> jax.Array:
-  """Attention of one new token a row over its row's cache.
+  """Attends with one new token a row over the cache of its row.
 
   The layouts keep both products free of transposes of the cache: the whole
   cache is read once a step, so a copy of it would cost as much again.
@@ -90,6 +92,8 @@ def attend_one(
   """
   B, N, H = query_BNH.shape
   K, S = value_BKSH.shape[1:3]
+  # The M query heads that share a key head are an axis of the product, so the
+  # cache is read once as it lies and never repeated N / K times.
   scores_BKMS = jnp.einsum(
     "BKMH,BKHS->BKMS",
     query_BNH.reshape(B, K, N // K, H),
@@ -98,6 +102,8 @@ def attend_one(
   )
   seen_BS = jnp.arange(S) <= position_B[:, None]
   scores_BKMS = jnp.where(seen_BS[:, None, None], scores_BKMS * H**-0.5, -1e30)
+  # A position that isn't written yet holds zeros, or another request's rest:
+  # only the mask keeps it out of the softmax.
   weights_BKMS = jax.nn.softmax(scores_BKMS, axis=-1)
   return jnp.einsum(
     "BKMS,BKSH->BKMH", weights_BKMS.astype(value_BKSH.dtype), value_BKSH

@@ -54,7 +54,7 @@ def attend_blockwise(
   value_BSKH: jax.Array,
   places: Places,
 ) -> jax.Array:
-  """Causal grouped-query attention that never crosses a segment.
+  """Computes causal grouped-query attention that never crosses a segment.
 
   Args:
     query_BTNH: queries, any float dtype; scaled here by `H ** -0.5`.
@@ -93,30 +93,37 @@ class _Cut(NamedTuple):
 
 
 def _blocks(length: int) -> tuple[int, int]:
-  """How many blocks, and how long: alike, so that little is padding."""
+  """Returns how many blocks a length is cut into, and their common size.
+
+  Blocks are alike, rather than full ones and a rest, so that little of them is
+  padding. A size is a multiple of 8 and at most `BLOCK`.
+  """
   count = -(-length // BLOCK)
   size = -(-length // count)
   return count, min(BLOCK, -(-size // 8) * 8)
 
 
 def _split(x: jax.Array) -> jax.Array:
-  """`[B, T, ...]` to `[P, B, X, ...]`, zeros behind."""
+  """Splits `[B, T, ...]` into blocks `[P, B, X, ...]`, zeros behind."""
   count, size = _blocks(x.shape[1])
   pad = count * size - x.shape[1]
   x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+  # Blocks come first: `map`, `scan` and a dynamic index walk over that axis.
   return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
 
 def _split_queries(x_BTNH: jax.Array, K: int) -> jax.Array:
-  """`[P, B, K, R, H]`."""
+  """Splits queries `[B, T, N, H]` into blocks `[P, B, K, R, H]`."""
   x_PBXNH = _split(x_BTNH)
   P, B, X, N, H = x_PBXNH.shape
+  # All query heads of a key head are rows of one product with its keys, so
+  # grouped-query attention repeats neither keys nor values.
   x_PBXKMH = x_PBXNH.reshape(P, B, X, K, N // K, H)
   return jnp.einsum("PBXKMH->PBKMXH", x_PBXKMH).reshape(P, B, K, -1, H)
 
 
 def _join_queries(x_PBKRH: jax.Array, like_BTNH: jax.Array) -> jax.Array:
-  """The inverse, in the shape and dtype of `like_BTNH`."""
+  """Joins blocks of queries, in the shape and dtype of `like_BTNH`."""
   B, T, N, H = like_BTNH.shape
   P, _, K, _, _ = x_PBKRH.shape
   x_PBKMXH = x_PBKRH.reshape(P, B, K, N // K, -1, H)
@@ -125,18 +132,19 @@ def _join_queries(x_PBKRH: jax.Array, like_BTNH: jax.Array) -> jax.Array:
 
 
 def _split_keys(x_BSKH: jax.Array) -> jax.Array:
-  """`[J, B, K, Y, H]`."""
+  """Splits keys or values `[B, S, K, H]` into blocks `[J, B, K, Y, H]`."""
   return jnp.einsum("JBYKH->JBKYH", _split(x_BSKH))
 
 
 def _join_keys(x_JBKYH: jax.Array, like_BSKH: jax.Array) -> jax.Array:
-  """The inverse, in the shape and dtype of `like_BSKH`."""
+  """Joins blocks of keys or values, in `like_BSKH`'s shape and dtype."""
   B, S, K, H = like_BSKH.shape
   x_BSKH = jnp.einsum("JBKYH->BJYKH", x_JBKYH).reshape(B, -1, K, H)
   return x_BSKH[:, :S].astype(like_BSKH.dtype)
 
 
 def _cut(query_BTNH, key_BSKH, value_BSKH, places) -> _Cut:
+  """Cuts the arguments into blocks and finds which pairs of them to visit."""
   query_at = _split(places.query_position_BT), _split(places.query_segment_BT)
   position_JBY, segment_JBY = (
     _split(places.key_position_BS),
@@ -148,6 +156,8 @@ def _cut(query_BTNH, key_BSKH, value_BSKH, places) -> _Cut:
     _split_keys(key_BSKH),
     _split_keys(value_BSKH),
     query_at,
+    # Padding has segment 0 on both sides. Left so, padding would attend to
+    # padding; with -1 here a padded query sees nothing and returns 0.
     (position_JBY, jnp.where(segment_JBY == 0, -1, segment_JBY)),
     first_P,
     stop_P,
@@ -155,15 +165,28 @@ def _cut(query_BTNH, key_BSKH, value_BSKH, places) -> _Cut:
 
 
 def _walk(query_at, key_at) -> tuple[jax.Array, jax.Array]:
-  """The blocks of keys that each block of queries must see, as ranges.
+  """Returns the range of blocks of keys that each block of queries must see.
 
-  A key that is seen has its query's segment and no later a position. So a
-  pair of blocks may be left out when its first key, in the order of segment
-  and position, comes after its last query, or its last key's segment comes
-  before its first query's. That holds whatever the order within the row. In
-  rows that are laid out left to right, as ours are, both orders agree, and
-  what remains is one stretch of blocks that ends at the diagonal and begins
-  where the oldest segment of the queries does.
+  A query sees keys of its own segment at its own position or before. So a
+  pair of blocks can be left out in two cases: its first key, in the order of
+  segment and position, comes after its last query; or the segment of its last
+  key comes before that of its first query. Both hold whatever the order of
+  tokens within the row.
+
+  Our rows are laid out left to right, segment after segment. In such a row
+  the blocks that remain are one stretch: it begins where the oldest segment
+  of the queries begins and ends at the diagonal.
+
+                 keys, block j
+      queries    # . . . . .      two segments, the second from block 2 on;
+      block p    # # . . . .      `#` is visited, `.` is not
+                 . . # . . .
+                 . . # # . .
+                 . . # # # .
+                 . . # # # #
+
+  Returns:
+    First block and one past the last, integers `[P]`, for all rows together.
   """
   query_low, _ = _lowest(*query_at)
   query_high = _highest(*query_at)
@@ -179,15 +202,22 @@ def _walk(query_at, key_at) -> tuple[jax.Array, jax.Array]:
     (first_segment == last_segment) & (first_position > last_position)
   )
   low, high = pairs(query_low, key_high)
+  # One range for all rows of the batch: the loop over blocks is theirs
+  # together, so a block is visited where any row needs it.
   needed_PJ = jnp.any(~later_PJB & (high >= low), axis=-1)
   J = needed_PJ.shape[1]
+  # `argmax` of booleans finds the first True. Where there is none it says 0,
+  # and the range is made empty below.
   first_P = jnp.argmax(needed_PJ, axis=1)
   stop_P = J - jnp.argmax(needed_PJ[:, ::-1], axis=1)
   return first_P, jnp.where(needed_PJ.any(1), stop_P, first_P)
 
 
 def _lowest(position, segment) -> tuple[jax.Array, jax.Array]:
-  """Segment and position of a block's first token that isn't padding."""
+  """Returns segment and position of each block's first token, but padding.
+
+  Both `[..., B]`; the largest int32 where a block is padding only.
+  """
   segment = jnp.where(segment == 0, _LARGEST, segment)
   first = segment.min(-1)
   same = segment == first[..., None]
@@ -195,14 +225,17 @@ def _lowest(position, segment) -> tuple[jax.Array, jax.Array]:
 
 
 def _highest(position, segment) -> tuple[jax.Array, jax.Array]:
-  """Segment and position of its last one; segment 0 where there is none."""
+  """Returns segment and position of each block's last token.
+
+  Both `[..., B]`; segment 0 where a block is padding only.
+  """
   last = segment.max(-1)
   same = segment == last[..., None]
   return last, jnp.where(same, position, -1).max(-1)
 
 
 def _scores(query_BKRH, key_BKYH, query_at, key_at) -> jax.Array:
-  """Scaled float32 scores `[B, K, R, Y]`, -inf where nothing is seen."""
+  """Returns scaled float32 scores `[B, K, R, Y]`, -inf for unseen keys."""
   B, K, R, H = query_BKRH.shape
   scores_BKRY = jnp.einsum(
     "BKRH,BKYH->BKRY",
@@ -217,6 +250,8 @@ def _scores(query_BKRH, key_BKYH, query_at, key_at) -> jax.Array:
   seen_BXY = key_position[:, None, :] <= query_position[:, :, None]
   seen_BXY &= key_segment[:, None, :] == query_segment[:, :, None]
   X, Y = seen_BXY.shape[1:]
+  # The scale multiplies float32 scores: on bfloat16 queries it would round once
+  # more. The mask is the same for all heads and is broadcast over them.
   scores = scores_BKRY.reshape(B, K, -1, X, Y) * H**-0.5
   seen = seen_BXY[:, None, None]
   return jnp.where(seen, scores, -jnp.inf).reshape(B, K, R, Y)
@@ -230,7 +265,7 @@ def _each(cut: _Cut, first, stop, step, carry):
 
 
 def _forward(query_BTNH, key_BSKH, value_BSKH, places):
-  """The output and its log-sum-exp, float32 `[P, B, K, R]`."""
+  """Returns the output and its log-sum-exp, float32 `[P, B, K, R]`."""
   cut = _cut(query_BTNH, key_BSKH, value_BSKH, places)
 
   def of_queries(block):
@@ -243,9 +278,14 @@ def _forward(query_BTNH, key_BSKH, value_BSKH, places):
         (cut.key_JBKYH, cut.value_JBKYH, cut.key_at),
       )
       scores_BKRY = _scores(query_BKRH, key_BKYH, query_at, key_at)
+      # Exponentials are taken from the largest score so far. When a block
+      # brings a larger one, what was summed before is shrunk to the new
+      # reference.
       new_BKR = jnp.maximum(top_BKR, scores_BKRY.max(-1))
       weights_BKRY = jnp.exp(scores_BKRY - new_BKR[..., None])
       shrink_BKR = jnp.exp(top_BKR - new_BKR)
+      # Weights are cast down so that the product has operands of one dtype, as
+      # matrix units want them; what is summed over blocks stays float32.
       mixed_BKRH = shrink_BKR[..., None] * mixed_BKRH + jnp.einsum(
         "BKRY,BKYH->BKRH",
         weights_BKRY.astype(value_BKYH.dtype),
@@ -257,10 +297,14 @@ def _forward(query_BTNH, key_BSKH, value_BSKH, places):
     zeros_BKR = jnp.zeros(query_BKRH.shape[:-1])
     nothing = zeros_BKR + _LOWEST, zeros_BKR, jnp.zeros(query_BKRH.shape)
     top_BKR, sum_BKR, mixed_BKRH = _each(cut, first, stop, step, nothing)
+    # Padding has seen no key: 0 / 1 rather than 0 / 0. Its log-sum-exp is
+    # finite, so the backward pass gets exp(-inf) = 0 for its weights.
     sum_BKR = jnp.where(sum_BKR == 0, 1, sum_BKR)
     mixed_BKRH = (mixed_BKRH / sum_BKR[..., None]).astype(query_BTNH.dtype)
     return mixed_BKRH, top_BKR + jnp.log(sum_BKR)
 
+  # One block of queries after the other. Under `vmap` the scores of all of them
+  # would be in memory together, which is T x S again.
   mixed_PBKRH, lse_PBKR = jax.lax.map(
     of_queries, (cut.query_PBKRH, cut.query_at, cut.first_P, cut.stop_P)
   )
@@ -269,6 +313,8 @@ def _forward(query_BTNH, key_BSKH, value_BSKH, places):
 
 def _attend_fwd(query_BTNH, key_BSKH, value_BSKH, places):
   mixed_BTNH, lse_PBKR = _forward(query_BTNH, key_BSKH, value_BSKH, places)
+  # Both are named among the residuals, so that a remat policy can keep them:
+  # without the log-sum-exp it would have to run the whole forward pass again.
   mixed_BTNH = checkpoint_name(mixed_BTNH, SAVED)
   lse_PBKR = checkpoint_name(lse_PBKR, SAVED)
   kept = query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_PBKR
@@ -276,12 +322,20 @@ def _attend_fwd(query_BTNH, key_BSKH, value_BSKH, places):
 
 
 def _attend_bwd(kept, ct_BTNH):
+  """Returns the gradients of queries, keys and values, in their dtypes.
+
+  With s the scaled scores and w = exp(s - lse): d_v = w^T ct,
+  d_s = w (ct v^T - level) H^-0.5, d_q = d_s k and d_k = d_s^T q, each summed
+  over blocks in float32.
+  """
   query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_PBKR = kept
   K, H = key_BSKH.shape[2:]
   dtype = query_BTNH.dtype
   cut = _cut(query_BTNH, key_BSKH, value_BSKH, places)
   ct_PBKRH = _split_queries(ct_BTNH.astype(dtype), K)
-  # What the softmax's own gradient takes off every score of a query.
+  # What the softmax's own gradient takes off every score of a query: the sum
+  # of w (ct v^T) over its keys. That equals ct . output, which is known, so no
+  # second walk over the keys is needed.
   level_PBKR = jnp.einsum(
     "PBKRH,PBKRH->PBKR",
     ct_PBKRH,
@@ -300,6 +354,8 @@ def _attend_bwd(kept, ct_BTNH):
         (cut.key_JBKYH, cut.value_JBKYH, cut.key_at),
       )
       scores_BKRY = _scores(query_BKRH, key_BKYH, query_at, key_at)
+      # Computed again rather than kept. The log-sum-exp holds the maximum and
+      # the sum, so these are final weights and there is nothing to shrink.
       weights_BKRY = jnp.exp(scores_BKRY - lse_BKR[..., None])
       d_weights_BKRY = product("BKRH,BKYH->BKRY", ct_BKRH, value_BKYH)
       d_scores_BKRY = weights_BKRY * (d_weights_BKRY - level_BKR[..., None])
@@ -312,6 +368,8 @@ def _attend_bwd(kept, ct_BTNH):
       d_query_BKRH += product("BKRY,BKYH->BKRH", d_scores_BKRY, key_BKYH)
       return d_query_BKRH, d_key_JBKYH, d_value_JBKYH
 
+    # A query's gradient is complete after its own walk. A key's comes from many
+    # blocks of queries, so the sums for all keys travel along in the carry.
     nothing = jnp.zeros(query_BKRH.shape)
     d_query_BKRH, *sums = _each(cut, first, stop, step, (nothing, *sums))
     return tuple(sums), d_query_BKRH.astype(dtype)
@@ -334,7 +392,7 @@ def _attend_bwd(kept, ct_BTNH):
     _join_queries(d_query_PBKRH, query_BTNH),
     _join_keys(d_key_JBKYH, key_BSKH),
     _join_keys(d_value_JBKYH, value_BSKH),
-    None,
+    None,  # places are integers
   )
 
 

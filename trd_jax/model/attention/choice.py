@@ -1,4 +1,4 @@
-"""Which attention a run uses: chosen in the open, checked before it is used.
+"""Which attention a run uses: its choice, printed with why, and its check.
 
 Shape key: B rows, T tokens, N query heads, K key heads, H width of a head.
 """
@@ -46,21 +46,23 @@ def choose(
   platform: str,
   dtypes: Sequence[str],
 ) -> Choice:
-  """Settles `train.attention` and `train.packing` for the devices there are.
+  """Chooses what `train.attention` and `train.packing` mean on these devices.
 
-  What the keys alone contradict, `experiment` has refused: packed rows and
-  other dtypes than bfloat16 under cudnn and tokamax.
+  `experiment` has already refused keys that contradict each other: packed rows
+  or dtypes other than bfloat16 under cudnn and tokamax.
 
   Args:
     wanted: auto, xla, cudnn or tokamax.
     packing: None to choose.
     platform: of the devices: 'cpu', 'gpu', …
-    dtypes: of the models that run.
+    dtypes: of the models that run, such as 'bfloat16'.
 
   Raises:
-    UserError: the kernel that was asked for doesn't run here.
+    UserError: the kernel that is asked for doesn't run here.
   """
   half = all(dtype == "bfloat16" for dtype in dtypes)
+  # A kernel is worth more than packing on a GPU, and can't have both: `auto`
+  # gives packing up where nobody has asked for it.
   if wanted == "auto":
     if packing:
       return Choice("xla", True, "packed rows have segments")
@@ -89,7 +91,7 @@ Attend = Callable[..., jax.Array]
 
 
 def attention_of(implementation: Implementation) -> Attend:
-  """`attend` on whole rows, for `check`."""
+  """Returns `attend` as a function of whole rows, as `check` takes it."""
 
   def run(query, key, value, position_BT, segment_BT):
     return attend(
@@ -115,17 +117,17 @@ def check(
   packed: bool,
   lengths: Sequence[int] = LENGTHS,
 ) -> float:
-  """Holds an attention against the XLA path in float32, with its gradient.
+  """Compares an attention and its gradient with the XLA path in float32.
 
-  Three random rows of the model's heads of each length: a full one, one with
-  padding behind, and one of padding but for a token; with `packed` the first
-  two hold several segments.
+  Each length has three random rows with the model's heads: a full one, one
+  that ends in padding, and one of a single token and padding. With `packed` the
+  first two hold several segments.
 
   Args:
     attention: what is to be checked.
     name: for the error.
     config: the model's heads.
-    dtype: what it runs in.
+    dtype: the dtype that it runs in.
     packed: whether rows hold several samples.
     lengths: tokens of a row.
 
@@ -133,7 +135,7 @@ def check(
     The largest relative error of output and gradients.
 
   Raises:
-    UserError: it is further off than rounding explains, or fails.
+    UserError: it fails, or differs by more than rounding explains.
   """
   return max(
     _distance(attention, name, config, dtype, packed, length)
@@ -149,7 +151,7 @@ def _distance(
   packed: bool,
   length: int,
 ) -> float:
-  """As `check`, of one length."""
+  """Returns the error that `check` measures, of one length; raises as it."""
   N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
   rng = np.random.default_rng(0)
   inputs = [
@@ -174,12 +176,16 @@ def _distance(
     def run(*inputs):
       return attention(*inputs, position_BT, segment_BT)
 
+    # Outputs at padding are undefined: they are compared as 0, and no gradient
+    # starts from them.
     out, back = jax.vjp(run, query, key, value)
     ct = jnp.where(real, ct, 0).astype(out.dtype)
     return jnp.where(real, out, 0), *back(ct)
 
   single = [x.astype(jnp.float32) for x in inputs]
-  # On GPUs float32 products are of fewer bits unless they are told to be exact.
+  # The reference starts from the same rounded inputs, so that only the kernel's
+  # own rounding is measured. On GPUs float32 products are computed in TF32
+  # unless precision is asked for.
   with jax.default_matmul_precision("highest"):
     expected = both(attention_of("xla"), *single)
   try:
@@ -191,13 +197,15 @@ def _distance(
       f" in {jnp.dtype(dtype).name}, {length} tokens): {reason}; set"
       " train.attention=xla"
     ) from error
+  # Relative to the whole array: single elements near 0 have no meaningful
+  # relative error in bfloat16.
   errors = [
     np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
     for a, b in zip(got, map(np.asarray, expected), strict=True)
   ]
   worst = float(np.max(errors))
   bound = _TOLERANCE * float(jnp.finfo(dtype).eps)
-  # Not a number is no number below the bound.
+  # Not `worst > bound`, which lets NaN pass.
   if not worst <= bound:
     raise UserError(
       f"train.attention={name} is wrong on this machine: {worst:.2g} from the"
@@ -215,12 +223,12 @@ def settle(
   configs: Sequence[ModelConfig],
   agree: Callable[[bool], bool] = bool,
 ) -> Choice:
-  """Checks the kernel that was chosen; under `auto` a bad one gives way to xla.
+  """Checks the chosen kernel, which under `auto` gives way to xla if it is bad.
 
   Args:
-    found: what `choose` gave.
-    wanted: as `choose` was asked.
-    packing: likewise.
+    found: what `choose` returned.
+    wanted: as given to `choose`.
+    packing: as given to `choose`.
     configs: of the models that run.
     agree: whether something holds in all processes of the run.
 
@@ -228,13 +236,14 @@ def settle(
     What runs, with what the check found in `why`.
 
   Raises:
-    UserError: a kernel that was asked for by name fails, see `check`.
+    UserError: a kernel that is asked for by name fails, see `check`.
   """
   name = found.implementation
   if name == "xla":
     return found
   error, failure = 0.0, f"it fails in another process of this run ({name})"
   try:
+    # A student and a teacher with the same heads are checked once.
     for config in dict.fromkeys(configs):
       attention = attention_of(name)
       error = max(
@@ -243,6 +252,8 @@ def settle(
     good = True
   except UserError as caught:
     good, failure = False, str(caught)
+  # All processes of a run compile one program together: one that went on with
+  # another attention would leave the others waiting for it.
   if agree(good):
     return found._replace(why=f"{found.why}; {error:.1g} from the XLA path")
   if wanted != "auto":

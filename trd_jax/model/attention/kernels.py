@@ -1,7 +1,7 @@
-"""Fused attention kernels that others make, for rows of one segment each.
+"""Fused attention kernels from other libraries, for rows of one segment each.
 
-They know how long a row is and no segments, so they are never given packed
-rows; `choice` sees to that.
+A kernel reads how long a row is and knows no segments, so `choice` never gives
+it packed rows.
 
 Shape key: B rows, T tokens, N query heads, K key heads, H width of a head.
 """
@@ -27,7 +27,11 @@ def cudnn(
   length_B: jax.Array,
   backend: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-  """cuDNN's, through JAX; `xla` as backend is JAX's own reading of the call."""
+  """Runs cuDNN's attention through JAX.
+
+  The backend `xla` is JAX's own implementation of the same call, with which
+  tests check on CPUs that the call means what is wanted.
+  """
   return jax.nn.dot_product_attention(
     query_BTNH,
     key_BTKH,
@@ -46,14 +50,18 @@ def tokamax(
   length_B: jax.Array,
   backend: str = "mosaic",
 ) -> jax.Array:
-  """tokamax's Mosaic GPU kernel; named, or it would fall back on its own."""
+  """Runs tokamax's Mosaic GPU kernel.
+
+  The backend is named, for tokamax would otherwise fall back on another one
+  without a word.
+  """
   from absl import flags
   from tokamax import (  # pyright: ignore[reportMissingImports]
     dot_product_attention,
   )
 
-  # It looks flags up that absl would read from the whole command line, where
-  # it knows none of ours: its defaults hold.
+  # tokamax looks up absl flags, and absl would first parse the whole command
+  # line, whose flags it doesn't know. Marked as parsed, its defaults hold.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   return dot_product_attention(
@@ -77,15 +85,20 @@ def attend_rows(
   value_BTKH: jax.Array,
   segment_BT: jax.Array,
 ) -> jax.Array:
-  """A kernel's attention on rows of one segment each, padded on the right.
+  """Runs a kernel on rows of one segment each, padded on the right.
 
-  What a kernel writes into padding is its own affair, so nothing that stands
-  there goes in, comes out, or reaches a gradient: padding is 0.
+  What a kernel computes for padding is undefined, so padding is set to 0 before
+  and after: nothing of it goes in, comes out, or reaches a gradient.
+
+  Returns:
+    `[B, T, N, H]` in the queries' dtype, 0 for padding.
   """
   real_BT11 = (segment_BT != 0)[:, :, None, None]
-  # A row of padding alone has a length all the same: no kernel is asked for
-  # the softmax of nothing.
+  # A row of padding only is called 1 long: a softmax over no keys may be NaN,
+  # and not every kernel accepts a length of 0.
   length_B = jnp.maximum(1, (segment_BT != 0).sum(1, dtype=jnp.int32))
+  # `where` and not a product with 0, for NaN times 0 is NaN. Its gradient is 0
+  # where the mask is, too.
   query, key, value = (
     jnp.where(real_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
   )
