@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 
 def _checked(counts: ArrayLike, n: int) -> np.ndarray:
-  """Correct samples a question as int64 [Q]."""
+  """Checks counts of correct samples and returns them as int64 [Q]."""
   values = np.asarray(counts)
   if values.ndim != 1 or values.size == 0:
     raise UserError(
@@ -46,12 +46,12 @@ def _checked(counts: ArrayLike, n: int) -> np.ndarray:
 
 
 def per_question_avg(counts: ArrayLike, n: int) -> np.ndarray:
-  """c / n of each question, float64 [Q]."""
+  """Returns c / n of each question, float64 [Q]."""
   return _checked(counts, n) / n
 
 
 def per_question_pass(counts: ArrayLike, n: int, k: int) -> np.ndarray:
-  """The unbiased pass@k of each question, float64 [Q].
+  """Returns the unbiased pass@k of each question, float64 [Q].
 
   1 − C(n−c, k) / C(n, k) as a product of k factors, each at most one, so
   that nothing overflows and the result is exact to a few ulp for any n.
@@ -67,19 +67,23 @@ def per_question_pass(counts: ArrayLike, n: int, k: int) -> np.ndarray:
   values = _checked(counts, n)
   if not 1 <= k <= n:
     raise UserError(f"estimators: pass@k needs 1 <= k <= n; k={k}, n={n}")
+  # At most n + 1 different counts: the products are made once for each, not for
+  # thousands of questions.
   distinct, where = np.unique(values, return_inverse=True)
   steps = np.arange(k)
+  # With fewer than k wrong samples one factor is zero: certain to hold a
+  # correct one.
   wrong = np.maximum(n - distinct[:, None] - steps, 0)
   return (1.0 - np.prod(wrong / (n - steps), axis=1))[where]
 
 
 def avg_at_k(counts: ArrayLike, n: int) -> float:
-  """Avg@K: the mean over questions of the share of correct samples."""
+  """Returns Avg@K: the mean over questions of the share of correct samples."""
   return float(per_question_avg(counts, n).mean())
 
 
 def pass_at_k(counts: ArrayLike, n: int, k: int) -> float:
-  """Unbiased pass@k, the mean over questions; see `per_question_pass`."""
+  """Returns the mean over questions of unbiased `per_question_pass`."""
   return float(per_question_pass(counts, n, k).mean())
 
 
@@ -90,7 +94,7 @@ def bootstrap_intervals(
   seed: int = 0,
   level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Percentile intervals of the means of statistics of the same questions.
+  """Computes percentile intervals of means over the same questions.
 
   Args:
     scores: float [Q, M]; the M columns are resampled together.
@@ -118,6 +122,8 @@ def bootstrap_intervals(
   generator = np.random.default_rng(seed)
   questions = len(values)
   means = np.empty((resamples, values.shape[1]))
+  # All resamples at once would take resamples x Q integers; the blocks draw the
+  # same ones, in the same order.
   block = max(1, _BLOCK // questions)
   for start in range(0, resamples, block):
     count = min(block, resamples - start)
@@ -138,7 +144,7 @@ def bootstrap_interval(
   seed: int = 0,
   level: float = LEVEL,
 ) -> Interval:
-  """Percentile interval of the mean of per-question scores, float [Q].
+  """Computes a percentile interval of the mean of scores, float [Q].
 
   See `bootstrap_intervals` for the other arguments and the errors.
   """
@@ -158,7 +164,8 @@ def _estimate(
   resamples: int,
   seed: int,
 ) -> dict[str, Any]:
-  """Avg@K and Pass@K with intervals from per-question scores or differences."""
+  """Computes Avg@K and Pass@K with intervals from scores or differences."""
+  # Together: both intervals are of the same resampled questions.
   both = np.stack([avg_scores, pass_scores], axis=1)
   low, high = bootstrap_intervals(both, resamples=resamples, seed=seed)
   mean = both.mean(axis=0)
@@ -180,7 +187,7 @@ def paired_difference(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Trained minus base on the same questions, resampled together.
+  """Computes trained minus base on the same questions, resampled together.
 
   Args:
     base_counts: correct samples of each question, int [Q] in 0..k.
@@ -234,6 +241,8 @@ def correct_counts(
       f" others have {max(sizes)}; run the evaluation again to fill them in"
     )
   (samples_each,) = sizes
+  # Sorted, so that the same seed resamples the same questions in any two runs,
+  # whatever the order of their rows.
   rows = [verdicts[name] for name in sorted(verdicts)]
   counts = np.array([sum(one is True for one in row) for row in rows])
   unjudged = sum(one is None for row in rows for one in row)
@@ -241,19 +250,19 @@ def correct_counts(
 
 
 def curve_points(n: int) -> list[int]:
-  """The k of a pass@k curve over n samples: 1, 2, 4, … and n."""
+  """Returns the k of a pass@k curve over n samples: 1, 2, 4, … and n."""
   return sorted({1 << power for power in range(n.bit_length())} | {n})
 
 
 def pass_curve(counts: ArrayLike, n: int) -> dict[str, float]:
-  """pass@k at k = 1, 2, 4, … and n, keyed by k as text (it goes into JSON)."""
+  """Computes pass@k at k = 1, 2, 4, … and n, by k as text (for JSON)."""
   return {str(k): pass_at_k(counts, n, k) for k in curve_points(n)}
 
 
 def pass_curve_intervals(
   counts: ArrayLike, n: int, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, list[float]]:
-  """[low, high] at each point of `pass_curve`, of the same resamples."""
+  """Computes [low, high] at each point of `pass_curve`, resampled alike."""
   points = curve_points(n)
   scores = [per_question_pass(counts, n, k) for k in points]
   low, high = bootstrap_intervals(
@@ -263,7 +272,7 @@ def pass_curve_intervals(
 
 
 def bucket_ranges(k: int) -> dict[str, tuple[int, int]]:
-  """Difficulty by a base model's correct samples of k: B0, B1-8, B9-16 for 16.
+  """Names difficulties by correct samples of k: B0, B1-8, B9-16 for 16.
 
   Returns:
     By name the fewest and the most correct samples; no range is empty.
@@ -284,7 +293,7 @@ def by_bucket(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-  """A model's figures on the questions of each difficulty.
+  """Computes a model's figures on the questions of each difficulty.
 
   Args:
     verdicts: question id to its samples' verdicts.
@@ -334,7 +343,7 @@ def summarize(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """One model on one benchmark, as `summary.json` carries it.
+  """Computes one model's figures on one benchmark, for `summary.json`.
 
   Returns:
     avg_at_k, pass_at_k, their `_interval`s [low, high], k (samples a
@@ -365,7 +374,7 @@ def compare(
   resamples: int = 10_000,
   seed: int = 0,
 ) -> dict[str, Any]:
-  """Two models on one benchmark, as `summary.json` carries them.
+  """Compares two models on one benchmark, for `summary.json`.
 
   Returns:
     base, trained (see `summarize`) and paired_difference.

@@ -43,7 +43,7 @@ def figures(
   data: Mapping[str, Any],
   base: Mapping[str, Sequence[bool | None]] | None = None,
 ) -> dict[str, Any]:
-  """One model on one benchmark.
+  """Computes one model's figures on one benchmark.
 
   Args:
     rows: its samples of that benchmark, each once.
@@ -62,6 +62,8 @@ def figures(
   """
   verdicts: Verdicts = {}
   graders: dict[str, int] = {}
+  # Rows come in the order in which they were finished; verdicts of a question
+  # stand in the order of its samples.
   for row in sorted(rows, key=lambda row: (row.problem_id, row.sample)):
     verdicts.setdefault(row.problem_id, []).append(row.correct)
     graders[row.grader_version] = graders.get(row.grader_version, 0) + 1
@@ -93,7 +95,7 @@ def base_verdicts(
   questions: Mapping[str, Questions],
   thinking: bool | None = None,
 ) -> dict[str, Verdicts]:
-  """By benchmark the base verdicts that say how hard each question is.
+  """Returns by benchmark the base verdicts that say how hard questions are.
 
   Args:
     section: names a run, or leaves it at this one, which may have none yet.
@@ -107,6 +109,8 @@ def base_verdicts(
       or has them of other questions or in the other thinking mode.
   """
   named = section.buckets_from
+  # Base's own buckets, by its own samples, would only say what they are made
+  # of.
   if named is None and stage == _BASE:
     return {}
   where = run_dir if named is None else RunDir(named)
@@ -145,7 +149,7 @@ def _is_said(thinking: bool | None) -> bool:
 
 
 def _differ(one: bool | None, two: bool | None) -> bool:
-  """Whether two modes are known to differ; earlier versions don't say."""
+  """Returns whether two modes are known to differ; old rows don't say."""
   return _is_said(one) and _is_said(two) and one != two
 
 
@@ -154,7 +158,7 @@ def _mode(thinking: bool | None) -> str:
 
 
 def describe_modes(summary: Mapping[str, Any]) -> str:
-  """In which thinking mode the benchmarks of a summary were sampled."""
+  """Says in which thinking mode a summary's benchmarks were sampled."""
   modes = (_mode(row.get("thinking")) for row in summary.values())
   return f"thinking {' or '.join(dict.fromkeys(modes))}"
 
@@ -219,7 +223,7 @@ def _share(marks) -> float:
 
 
 def without_verdicts(summary: Mapping[str, Any]) -> dict[str, Any]:
-  """A summary by benchmark for people: without each sample's verdict."""
+  """Drops each sample's verdict from a summary, for people."""
   return {
     name: {key: value for key, value in row.items() if key != "verdicts"}
     for name, row in summary.items()
@@ -227,7 +231,7 @@ def without_verdicts(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-  """One line: Avg@K and Pass@K of every benchmark."""
+  """Writes Avg@K and Pass@K of every benchmark on one line."""
   return "; ".join(
     f"{name} Avg@{row['k']} {100 * row['avg_at_k']:.1f}%,"
     f" Pass@{row['k']} {100 * row['pass_at_k']:.1f}% (n={row['n']})"
@@ -236,7 +240,7 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """Every benchmark's figures, pass@k curve and buckets, in percent."""
+  """Writes every benchmark's figures, pass@k curve and buckets, in percent."""
   rows: list[Sequence[str]] = [("benchmark", "", "percent, 95% interval")]
   for name, row in summary.items():
     k = row["k"]
@@ -258,7 +262,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def cell(figures: Mapping[str, Any], metric: str) -> str:
-  """A metric with its interval, in percent."""
+  """Writes a metric with its interval, in percent."""
   return _cell(figures[metric], figures[f"{metric}_interval"])
 
 
@@ -273,7 +277,7 @@ def compare(
   section: Evaluate,
   across_modes: bool = False,
 ) -> dict[str, Any]:
-  """Two runs on the benchmarks that both have, question by question.
+  """Compares two runs on the benchmarks both have, question by question.
 
   Args:
     mine: a run's figures by benchmark, verdicts included.
@@ -320,7 +324,7 @@ def check_alike(
   two: Mapping[str, Any],
   across_modes: bool = False,
 ) -> None:
-  """Sees that two runs on a benchmark differ by their models alone.
+  """Checks that two runs on a benchmark differ by their models alone.
 
   Raises:
     UserError: by their questions, samples a question, graders, or, unless
@@ -353,7 +357,7 @@ def check_alike(
 def comparison_table(
   comparison: Mapping[str, Any], mine: str, other: str
 ) -> str:
-  """What `compare` found, in percent."""
+  """Writes what `compare` found, in percent."""
   rows: list[Sequence[str]] = [
     ("benchmark", "", other, mine, "difference (paired)")
   ]

@@ -81,20 +81,22 @@ class Tests:
 
 
 def loads(text: str | bytes) -> Any:
-  """JSON with integers of any length, the long ones as `Digits`.
+  """Reads JSON with integers of any length, the long ones as `Digits`.
 
   Raises:
     ValueError: it is no JSON, or nested too deeply.
   """
 
   def integer(digits: str) -> int | Digits:
+    # Python refuses to convert over 4,300 digits (its cost is quadratic), and
+    # some tests have them; as text they can still be compared.
     return int(digits) if len(digits) <= _EXACT_DIGITS else Digits(digits)
 
   return json_text.loads(text, parse_int=integer)
 
 
 def dumps(value: Any) -> str:
-  """The JSON that `loads` reads."""
+  """Writes the JSON that `loads` reads."""
   if isinstance(value, Digits):
     return value.text
   if isinstance(value, list):
@@ -151,7 +153,7 @@ def _json(text: str | bytes) -> Any:
 
 
 def _unpack(text: str | bytes) -> tuple[Any, bool]:
-  """(content, whether it was packed)."""
+  """Reads a test column's text: (content, whether it was packed)."""
   if isinstance(text, bytes):
     text = text.decode("utf-8", "replace")
   if text.lstrip()[:1] in ("{", "["):
@@ -159,6 +161,7 @@ def _unpack(text: str | bytes) -> tuple[Any, bool]:
   try:
     packed = base64.b64decode(text, validate=True)
     inflate = zlib.decompressobj()
+    # Bounded: a few packed kilobytes may unpack to any size.
     data = inflate.decompress(packed, _MAX_UNPACKED)
   except (binascii.Error, zlib.error, ValueError):
     raise BadTests("neither JSON nor packed tests") from None
@@ -177,9 +180,10 @@ def _unpack(text: str | bytes) -> tuple[Any, bool]:
 
 
 def _texts_of(data: bytes) -> list[str]:
-  """The strings that a pickle of strings holds; nothing in it is executed."""
+  """Takes the strings out of a pickle of strings; executes nothing in it."""
   texts = []
   try:
+    # Only looked at, never loaded: loading a pickle runs what it names.
     for operation, argument, _ in pickletools.genops(io.BytesIO(data)):
       if operation.name in _TEXTS:
         texts.append(argument)
@@ -193,7 +197,7 @@ def _texts_of(data: bytes) -> list[str]:
 
 
 def _row(row: Mapping[str, Any]) -> list[Any] | None:
-  """Public and private tests of a LiveCodeBench row; None: it is no row."""
+  """Reads a LiveCodeBench row's public and private tests; None: no row."""
   columns = ("public_test_cases", "private_test_cases")
   if not any(name in row for name in columns):
     return None
@@ -208,7 +212,7 @@ def _row(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def _lines(value: Any, what: str) -> str:
-  """A program's input or output; some rows have it line by line."""
+  """Joins a program's input or output, which some rows have line by line."""
   if isinstance(value, list):
     value = "\n".join(map(str, value))
   if not isinstance(value, str):
@@ -235,13 +239,18 @@ def _program_case(given: Any, expected: Any) -> Case:
 
 
 def _function_case(given: Any, expected: Any) -> Case:
-  """LiveCodeBench has texts, one JSON value a line; TACO has the values."""
+  """Reads one test of a function.
+
+  LiveCodeBench has texts, one JSON value a line; TACO has the values.
+  """
   if isinstance(given, str):
     lines = [_json(line) for line in given.split("\n") if line.strip()]
     if not isinstance(expected, str):
       raise BadTests("a function's input is a text and its output is none")
     return Case(dumps(lines), (_json(expected),))
   arguments = given if isinstance(given, list) else [given]
+  # Some rows wrap the value in a list and some return a list of one: either is
+  # right.
   if isinstance(expected, list) and len(expected) == 1:
     return Case(dumps(arguments), (expected, expected[0]))
   return Case(dumps(arguments), (expected,))
@@ -265,7 +274,7 @@ def _livecodebench(tests: Iterable[Any], about: Mapping[str, Any]) -> Tests:
 
 
 def _function(about: Mapping[str, Any]) -> str | None:
-  """The function's name, from what the source says of the problem."""
+  """Finds the function's name in what the source says of the problem."""
   metadata = about.get("metadata")
   if isinstance(metadata, str):
     try:
@@ -278,5 +287,6 @@ def _function(about: Mapping[str, Any]) -> str | None:
         return place[name]
   starter = about.get("starter_code")
   methods = _METHOD.findall(starter) if isinstance(starter, str) else []
+  # Starter code has the method to write last, after its helpers.
   public = [name for name in methods if not name.startswith("_")]
   return public[-1] if public else None

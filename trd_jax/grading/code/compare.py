@@ -31,6 +31,8 @@ def _words(text: str) -> list[list[str]]:
 def _same_word(expected: str, word: str, tolerant: bool) -> bool:
   if expected == word:
     return True
+  # The solution chose these words, and millions of digits would take our time,
+  # not its own. So would large exponents: _NUMBER allows three digits.
   if max(len(expected), len(word)) > _MAX_NUMBER:
     return False
   if not (_NUMBER.fullmatch(expected) and _NUMBER.fullmatch(word)):
@@ -47,13 +49,14 @@ def _same_word(expected: str, word: str, tolerant: bool) -> bool:
 
 
 def same_output(expected: str, written: bytes, tolerant: bool) -> bool:
-  """Whether a program wrote what a test expects.
+  """Returns whether a program wrote what a test expects.
 
   Args:
     expected: the test's output.
     written: what the program wrote to standard output.
     tolerant: see `code_tests.Tests`.
   """
+  # Far more than is expected is wrong, and costs no memory to say so.
   if len(written) > 8 * len(expected) + _SLACK:
     return False
   right = _words(expected)
@@ -66,7 +69,7 @@ def same_output(expected: str, written: bytes, tolerant: bool) -> bool:
 
 
 def same_value(expected: tuple[Any, ...], written: bytes) -> bool:
-  """Whether a function's value, as JSON, is one that a test expects."""
+  """Returns whether a function's value, as JSON, is one a test expects."""
   size = max(len(code_tests.dumps(value)) for value in expected)
   if len(written) > 8 * size + _SLACK:
     return False

@@ -111,6 +111,7 @@ def grade(
   """
   lines = _task_lines(tasks)
   programs = [extract_code.last_program(text) for _, text in answers]
+  # Samples that hold the same program for a task are judged once.
   wanted = dict.fromkeys(
     (task, program)
     for (task, _), program in zip(answers, programs, strict=True)
@@ -127,6 +128,8 @@ def grade(
     box = sandbox.open(unsafe, path)
     judge = _Judge(box, path, DATASETS[benchmark], lines, least_seconds)
     workers = workers or max(1, (os.cpu_count() or 2) // 2)
+    # Small enough that every worker has some, large enough to pay for a start
+    # of EvalPlus.
     size = min(_PROGRAMS, math.ceil(len(wanted) / workers))
     with concurrent.futures.ThreadPoolExecutor(workers, "evalplus") as pool:
       jobs = [
@@ -154,7 +157,7 @@ def grade(
 
 
 def _verdict(program: str, base: str, plus: str) -> Verdict:
-  """Right where both pass; the reason is the first one's that does not."""
+  """Returns right where both pass, else the first failure's reason."""
   worst = base if base != "pass" else plus
   detail = json.dumps({"base": base, "plus": plus})
   if worst == "pass":
@@ -164,7 +167,10 @@ def _verdict(program: str, base: str, plus: str) -> Verdict:
 
 
 def _task_lines(tasks: Path) -> dict[str, str]:
-  """Each task's own line, unchanged: what is in it is EvalPlus's affair."""
+  """Reads each task's own line.
+
+  It stays unchanged: what is in it is EvalPlus's affair.
+  """
   data = tasks.read_bytes()
   if tasks.name.endswith(".gz"):
     data = gzip.decompress(data)
@@ -173,7 +179,11 @@ def _task_lines(tasks: Path) -> dict[str, str]:
 
 
 def _batches(tasks: Sequence[_Programs], size: int) -> list[_Programs]:
-  """Whole tasks together, so that each one's outputs are computed once."""
+  """Groups programs by whole tasks, at most `size` in a batch.
+
+  The expected outputs of a task are then computed once. A task with more
+  programs is a batch of its own.
+  """
   batches: list[list[tuple[str, str]]] = []
   for programs in tasks:
     if not batches or len(batches[-1]) + len(programs) > size:
@@ -183,9 +193,9 @@ def _batches(tasks: Sequence[_Programs], size: int) -> list[_Programs]:
 
 
 def _statuses(answer: bytes) -> tuple[str, str] | None:
-  """What the base and the plus tests said; None where that is none of theirs.
+  """Reads what the base and the plus tests said.
 
-  A program can put anything there instead.
+  None where that is no status of theirs: a program can put anything there.
   """
   try:
     base, plus = json.loads(answer)
@@ -217,19 +227,21 @@ class _Judge:
       process.cancel()
 
   def judge(self, programs: _Programs) -> _Found:
-    """Each program's status; None for one that ended EvalPlus itself.
+    """Judges programs; the status of one that ended EvalPlus itself is None.
 
     Raises:
       UserError: EvalPlus does not run.
     """
     found: _Found = {}
     while len(found) < len(programs) and not self._closed:
+      # The program at which a run ended has its None; the next run begins with
+      # the one after it.
       left = programs[len(found) :]
       found |= dict(zip(left, self._once(left), strict=False))
     return found
 
   def _once(self, programs: _Programs) -> list[tuple[str, str] | None]:
-    """The statuses of one run, in order, as far as it got: one or more.
+    """Returns the statuses of one run, as far as it got: one or more.
 
     Raises:
       UserError: it did not get to the first.
@@ -265,6 +277,7 @@ class _Judge:
       ),
     ) as process:
       self._running.add(process)
+      # close() may have ended all of the set just before this was added.
       if self._closed:
         process.cancel()
       try:
@@ -275,6 +288,7 @@ class _Judge:
             if not answers and not self._closed:
               self._did_not_start(process)
             break
+          # A program's own time begins when EvalPlus has taken it up.
           deadline = time.monotonic() + _SECONDS
           answer = frames.receive(process, deadline)
           answers.append(None if answer is None else _statuses(answer))

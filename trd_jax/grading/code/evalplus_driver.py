@@ -33,11 +33,12 @@ def _send(fd: int, data: bytes) -> None:
 
 
 def _answer(check, report: int, alone: bool) -> bytes:
-  """What a check in a process of its own gives, at most a few bytes."""
+  """Runs a check in a process of its own: what it gives, a few bytes."""
   answer, write = os.pipe()
   pid = os.fork()
   if pid == 0:
     with contextlib.suppress(BaseException):
+      # A program that wrote to it could speak for all others.
       os.close(report)
       result = check()
       statuses = [result["base"][0], result["plus"][0]]
@@ -58,7 +59,7 @@ def _answer(check, report: int, alone: bool) -> bytes:
 
 
 def _cleared() -> bool:
-  """Whether nothing of a program's is left where the next one may write."""
+  """Clears the folders a program may write to: whether nothing is left."""
   left = [Path(top, name) for top in _FOLDERS for name in os.listdir(top)]
   for path in left:
     with contextlib.suppress(OSError, RecursionError):
@@ -70,13 +71,15 @@ def _cleared() -> bool:
 
 
 def main() -> None:
-  """DATASET SAMPLES SECONDS ALONE as arguments.
+  """Checks programs; arguments: DATASET SAMPLES SECONDS ALONE.
 
   ALONE is 1 where all other processes that there are were started here.
   """
   dataset, samples, seconds, alone = sys.argv[1:]
   report = os.dup(1)
   os.dup2(2, 1)  # what EvalPlus prints is not an answer
+  # Not dumpable: the kernel then refuses /proc/PID/mem and /proc/PID/fd to
+  # programs of the same user.
   if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, 0):
     raise OSError(ctypes.get_errno(), "prctl")
   multiprocessing.set_start_method("fork")  # another one starts Python anew

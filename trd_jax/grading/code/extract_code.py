@@ -20,7 +20,7 @@ _PYTHON = re.compile(
 
 
 def last_program(completion: str) -> str | None:
-  """The program that a completion ends with, or None."""
+  """Returns the program that a completion ends with, or None."""
   text = final_text(completion)
   opened, marked, unmarked = None, None, None
   for fence in _FENCE.finditer(text):
@@ -30,12 +30,14 @@ def last_program(completion: str) -> str | None:
       opened = (fence.end() + 1, indent, marks, language)
       continue
     start, outer, opening, name = opened
+    # A block is closed by at least as many marks, and nothing after them.
     if language or not marks.startswith(opening):
       continue  # a line of the block
     opened = None
     if name and not _PYTHON.match(name):
       continue
     lines = text[start : fence.start()].splitlines(keepends=True)
+    # A block in a list is indented, and Python minds.
     program = "".join(line.removeprefix(outer) for line in lines)
     if name:
       marked = program

@@ -21,6 +21,7 @@ def main() -> None:
     timeout=asked["seconds"],
   )
   codes = [results[index][0] for index in range(len(asked["rows"]))]
+  # Whole or not at all: half a file would be read as an answer.
   unfinished = folder / "answered.tmp"
   unfinished.write_text(json.dumps(codes))
   unfinished.rename(folder / "answered.json")

@@ -36,7 +36,7 @@ _REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
 
 
 def wanted(python: str | None) -> bool:
-  """Whether lcb_runner judges: its interpreter is named, or is there."""
+  """Returns whether lcb_runner judges: its Python is named, or is there."""
   return python is not None or os.access(_path(None), os.X_OK)
 
 
@@ -126,7 +126,7 @@ def grade(
 
 
 def input_output(problem: Problem) -> str:
-  """A problem's tests as lcb_runner takes them.
+  """Writes a problem's tests as lcb_runner takes them.
 
   Raises:
     code_tests.BadTests: they can't be read.
@@ -152,7 +152,9 @@ def _run(
   queue: Sequence[tuple[int, str, str]],
   workers: int,
 ) -> dict[int, Verdict]:
-  """One run; where a program ends the runner itself, each half alone.
+  """Judges programs in one run of lcb_runner.
+
+  Where one of them ends the runner itself, each half is run alone.
 
   Raises:
     UserError: lcb_runner does not run.
@@ -165,6 +167,7 @@ def _run(
     asked = folder / "asked.json"
     rows = [{"program": p, "input_output": t} for _, p, t in queue]
     asked.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
+    # Programs can write to this folder, and are not to change the tests.
     asked.chmod(0o444)
     result = box.run(
       [python, "driver.py", str(folder), str(workers)],
@@ -172,6 +175,8 @@ def _run(
       writable=folder,
       env={"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
       limits=sandbox.Limits(
+        # Enough for every test to take its whole time: a run that is merely
+        # slow must not be taken for one that a program has ended.
         wall_seconds=_START_SECONDS
         + math.ceil(tests / workers) * (_TEST_SECONDS + 1)
         + 10 * len(queue),
@@ -188,6 +193,7 @@ def _run(
         index: _verdict(codes, program)
         for codes, (index, program, _) in zip(answered, queue, strict=True)
       }
+    # No file, or one that a program wrote: the halves below find whose.
     except (OSError, ValueError, TypeError):
       pass
   if len(queue) > 1:
@@ -200,11 +206,12 @@ def _run(
 
 
 def _verdict(codes: list, program: str) -> Verdict:
-  """True for each test that passed; a code where the runner stopped."""
+  """Reads a program's codes: True a test passed, a number where it stopped."""
   passed = sum(one is True for one in codes)
   detail = json.dumps({"passed": passed, "ran": len(codes)})
   if codes and passed == len(codes):
     return Verdict(True, "match", program, detail)
+  # No code at all: the program did not even load, an error.
   last = codes[-1] if codes else -4
   reason = "mismatch" if last is False else _REASONS.get(last, "mismatch")
   return Verdict(False, reason, program, detail)  # type: ignore[arg-type]

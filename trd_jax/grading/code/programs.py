@@ -74,7 +74,7 @@ class Outcome:
 
   @property
   def detail(self) -> str:
-    """JSON of everything but the reason."""
+    """Returns JSON of everything but the reason."""
     fields = dataclasses.asdict(self)
     del fields["reason"]
     return json.dumps(fields, ensure_ascii=False)
@@ -91,7 +91,7 @@ class _Failure(Exception):
 
 @functools.cache
 def _library(python: str) -> tuple[str, ...]:
-  """Where an interpreter has the packages that are installed for it."""
+  """Finds where an interpreter has the packages installed for it."""
   prefixes = [Path(folder) for folder in sandbox.interpreter(python)]
   found = [
     p for folder in prefixes for p in folder.glob("lib/python3*/site-packages")
@@ -100,7 +100,7 @@ def _library(python: str) -> tuple[str, ...]:
 
 
 def _ending(head: bytes) -> tuple[str, int]:
-  """How a test ended and its exit code, as the runner's frame has it.
+  """Reads how a test ended and its exit code from the runner's frame.
 
   Raises:
     _Failure: no runner of ours would say so.
@@ -110,6 +110,8 @@ def _ending(head: bytes) -> tuple[str, int]:
     how, status = answer["how"], answer["code"]
   except (ValueError, KeyError, TypeError, RecursionError):
     how, status = None, None
+  # The frame comes out of the sandbox, where a program may have taken the
+  # runner's place: only what ours can say is believed.
   if how not in _ENDINGS or type(status) is not int:
     raise _Failure("error", "what runs the tests was tampered with")
   return how, status
@@ -166,7 +168,7 @@ class Grader:
     self._busy[self._pool.submit(self.grade, completion, problem)] = tag
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """(tag, verdict) of what is done; of everything, if `wait`.
+    """Yields (tag, verdict) of what is done; of everything, if `wait`.
 
     Raises:
       UserError: the sandbox failed.
@@ -190,6 +192,7 @@ class Grader:
         return Verdict(False, "no_code", None)
       about = json.loads(problem.meta)
       return self.grade_program(program, problem.tests, about)
+    # The machine failed, not the program: a verdict would count against it.
     except (UserError, OSError):
       raise
     except Exception as error:
@@ -219,6 +222,8 @@ class Grader:
     most = section.output_mib << 20
     limits = sandbox.Limits(
       wall_seconds=section.total_seconds + _GRACE,
+      # The runner itself and its children have this limit; each test's own, a
+      # shorter one, is the runner's to set.
       cpu_seconds=section.total_seconds + section.test_seconds + 1,
       memory_bytes=int(section.memory_gib * 2**30),
       file_bytes=section.file_mib << 20,
@@ -234,6 +239,8 @@ class Grader:
       "path": _library(self._box.python),
       "alone": not self._box.unsafe,
     }
+    # Isolated and without site: packages come by `path`, so that no .pth file
+    # or variable of this machine runs code in there.
     python = [self._box.python, "-I", "-S", "-B", "-X", "utf8"]
     files = {"runner.py": self._runner}
     passed, total = 0, len(tests.cases)
@@ -281,6 +288,8 @@ class Grader:
       raise _Failure(how, _short(complaint, last=True))  # type: ignore[arg-type]
     if how != "exit" or status != 0:
       last = _short(complaint, last=True) or f"{how} {status}"
+      # Python's own word is all there is: address space, of which a limit ran
+      # out, ends in an exception and not in a signal.
       memory = last.rpartition("\n")[2].startswith("MemoryError")
       raise _Failure("memory" if memory else "error", last)
     if isinstance(case.expected, str):
@@ -335,7 +344,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _obeying(value: Any, name: str, flag: str) -> Any:
-  """A flag's value, by the rule of the key that it stands for.
+  """Checks a flag's value by the rule of the key that it stands for.
 
   Raises:
     UserError: it breaks that.
@@ -348,7 +357,7 @@ def _obeying(value: Any, name: str, flag: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Grades the rows of a file; the exit code."""
+  """Grades the rows of a file; returns the exit code."""
   parser = ArgumentParser(
     "python -m trd_jax.grading.code",
     description="Grades programs against tests, in the sandbox.",

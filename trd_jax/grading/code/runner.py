@@ -46,13 +46,19 @@ _REAP_SECONDS = 1.0
 
 
 def guard(on):
-  """Whether others of this user may open this process's files in /proc."""
+  """Refuses this process's files in /proc to others of its user.
+
+  Or allows them, where `on` is false.
+
+  Raises:
+    OSError: the kernel did not do so.
+  """
   if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, int(not on)):
     raise OSError(ctypes.get_errno(), "prctl")
 
 
 def read_exactly(fd, size):
-  """So many bytes, or None where the stream ends before."""
+  """Reads so many bytes; None where the stream ends before."""
   parts = []
   while size:
     data = os.read(fd, min(size, 1 << 20))
@@ -64,7 +70,7 @@ def read_exactly(fd, size):
 
 
 def read_frame(fd):
-  """The next frame's bytes, or None at the end."""
+  """Reads the next frame's bytes; None at the end."""
   head = read_exactly(fd, 4)
   return None if head is None else read_exactly(fd, *struct.unpack(">I", head))
 
@@ -77,7 +83,7 @@ def write_frame(fd, data):
 
 
 def namespace(name):
-  """A fresh module with the usual names in it, as `sys.modules` knows it."""
+  """Makes a fresh module with the usual names, as `sys.modules` knows it."""
   module = types.ModuleType(name)
   for each in _MODULES:
     public = vars(importlib.import_module(each))
@@ -89,15 +95,21 @@ def namespace(name):
 
 
 def plain(value):
-  """What JSON does not know itself: NumPy's numbers and arrays, as theirs."""
+  """Converts what JSON does not know: NumPy's numbers and arrays.
+
+  Raises:
+    TypeError: it is nothing of the kind.
+  """
   if hasattr(value, "tolist"):
     return value.tolist()
   raise TypeError(f"a value of type {type(value).__name__}, not a JSON one")
 
 
 def call(module, usual, function, arguments):
-  """The value of the named function, or method of `class Solution`, as JSON."""
+  """Calls the function, or method of `class Solution`; its value as JSON."""
   found = vars(module).get(function)
+  # `gcd` and the like are in the namespace already: what a solution forgot to
+  # write must not be answered by Python's own.
   if found is usual.get(function):
     found = None  # a function of the library, not the solution's
   if "Solution" in vars(module):
@@ -114,10 +126,13 @@ def call(module, usual, function, arguments):
 
 
 def solve(module, code, function, arguments, limit):
-  """Runs the solution in a child process that ends with it; its exit code."""
+  """Runs the solution, then ends this child process with its exit code."""
+  # Bound before the solution runs: it can put another in its place.
   leave = os._exit
   status = 1
   try:
+    # One second between the two: SIGXCPU at the soft limit says "timeout",
+    # SIGKILL at the hard one ends what catches it.
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     sys.modules[module.__name__] = module
     usual = dict(vars(module))
@@ -133,6 +148,8 @@ def solve(module, code, function, arguments, limit):
     frames = error.__traceback__ and error.__traceback__.tb_next  # not ours
     traceback.print_exception(type(error), error, frames)
   try:
+    # What an interpreter does at its end and _exit does not: threads that still
+    # print, registered functions, buffers.
     for thread in threading.enumerate():
       if thread is not threading.current_thread() and not thread.daemon:
         thread.join()
@@ -156,6 +173,7 @@ def child(setup, module, code, data):
       os.close(fd)
     return pid, feed, output, stderr
   guard(False)  # a program may open its own
+  # Its own session and group: one kill ends what it has started.
   os.setsid()
   function = setup["function"]
   if function is not None:
@@ -163,21 +181,25 @@ def child(setup, module, code, data):
     os.close(feed)
     stdin = os.open(os.devnull, os.O_RDONLY)
   os.dup2(stdin, 0)
+  # A function's value goes out on 3: what it prints is not its value.
   os.dup2(write if function is None else os.open(os.devnull, os.O_WRONLY), 1)
   os.dup2(complain, 2)
   if function is not None:
     os.dup2(write, 3)
+  # Above all the frames' descriptors and the pipes of this test.
   os.closerange(3 if function is None else 4, 256)
   solve(module, code, function, data, setup["cpu_seconds"])
   raise AssertionError  # it has left
 
 
 def test(setup, module, code, data):
-  """Runs one test; (how, exit code, output, end of standard error).
+  """Runs one test: (how, exit code, output, end of standard error).
 
   `how` is 'exit', 'signal', 'timeout' or 'output'.
   """
   pid, feed, output, stderr = child(setup, module, code, data)
+  # Poll hears of its end by this one; the pipes may be held open by what it has
+  # started.
   pidfd = os.pidfd_open(pid)
   poll = select.poll()
   waiting = memoryview(b"" if setup["function"] is not None else data)
@@ -199,6 +221,8 @@ def test(setup, module, code, data):
         ended = True
       elif fd == feed:
         try:
+          # In pieces as it reads them: written at once, a long input would
+          # block here while the program blocks on its own output.
           waiting = waiting[os.write(feed, waiting[:_CHUNK]) :]
         except BlockingIOError:
           continue
@@ -214,6 +238,7 @@ def test(setup, module, code, data):
           poll.unregister(fd)
         left -= len(some)
         if fd == stderr:
+          # Only the end is kept, but all of it counts against the cap.
           parts[stderr] = [(parts[stderr][0] + some)[-_STDERR:]]
         else:
           parts[fd].append(some)
@@ -251,6 +276,8 @@ def test(setup, module, code, data):
   code = os.waitstatus_to_exitcode(status)
   if how is None:
     how = "exit" if code >= 0 else "signal"
+    # The hard limit of time and a kernel out of memory both send SIGKILL: the
+    # time used tells them apart.
     spent = used.ru_utime + used.ru_stime >= setup["cpu_seconds"]
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and spent):
       how = "timeout"
@@ -264,6 +291,7 @@ def main():
   sys.path += setup["path"]
   sys.setrecursionlimit(_RECURSION)
   if hasattr(sys, "set_int_max_str_digits"):
+    # Contest problems do print integers of over 4,300 digits.
     sys.set_int_max_str_digits(0)
   __builtins__.exit = __builtins__.quit = sys.exit
   program = setup["function"] is None

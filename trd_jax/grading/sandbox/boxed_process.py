@@ -139,8 +139,11 @@ class BoxedProcess:
     assert p.stderr is not None
     self._stdin, self._stdout, self._stderr = p.stdin, p.stdout, p.stderr
     self._selector = selectors.DefaultSelector()
+    # Readable once the process has ended: select() wakes for that as well.
     self._pidfd = os.pidfd_open(p.pid)
     self._status_fd = status[0] if status else None
+    # One thread talks to it and watches it: whatever blocked here would stop
+    # the clock and the look at the memory.
     for stream in (p.stdin, p.stdout, p.stderr):
       os.set_blocking(stream.fileno(), False)
     read = selectors.EVENT_READ
@@ -161,11 +164,11 @@ class BoxedProcess:
 
   @property
   def ended(self) -> bool:
-    """Whether nothing more will come from it."""
+    """Returns whether nothing more will come from the process."""
     return self._ended
 
   def send(self, data: bytes) -> None:
-    """Queues bytes for its standard input."""
+    """Queues bytes for the process's standard input."""
     if not self._in:
       with contextlib.suppress(KeyError, ValueError):
         self._selector.register(
@@ -174,13 +177,13 @@ class BoxedProcess:
     self._in = memoryview(bytes(self._in) + data)
 
   def end_input(self) -> None:
-    """Closes its standard input once what was queued is written."""
+    """Closes the standard input once what was queued is written."""
     self._closing = True
     if not self._in:
       self._close_stdin()
 
   def read(self, size: int, deadline: float) -> bytes | None:
-    """Exactly `size` bytes of its output; None where they did not come.
+    """Reads exactly `size` bytes of output; None where they did not come.
 
     Args:
       size: at most `Limits.output_bytes`.
@@ -192,27 +195,29 @@ class BoxedProcess:
       return None
     data = bytes(self._out[:size])
     del self._out[:size]
+    # The cap is on what lies unread, so that a process which answers many
+    # questions is not ended for all its answers together.
     self._written = len(self._out)
     return data
 
   def finish(self) -> Result:
-    """Waits for its end, or brings it about at a limit."""
+    """Waits for the process's end, or brings it about at a limit."""
     while not self._ended:
       self._turn(self.started + self.limits.wall_seconds)
     return self.close()
 
   def cancel(self) -> None:
-    """Has whoever reads from it, in another thread, end it soon."""
+    """Asks whichever thread reads from the process to end it soon."""
     self._cancelled = True
 
   def end(self, reason: End) -> None:
-    """Kills it; the first reason stands."""
+    """Kills the process; the first reason stands."""
     self._reason = self._reason or reason
     if not self._ended:
       self._kill()
 
   def close(self) -> Result:
-    """Ends whatever is left of it and says how it ended."""
+    """Ends whatever is left of the process and says how it ended."""
     if not self._ended:
       self.end("killed")
       self._drain()
@@ -222,6 +227,7 @@ class BoxedProcess:
     reason = self._reason
     if reason is None:
       reason = "exit" if code is not None else "killed"
+      # As a shell, bubblewrap reports a signal as 128 plus its number.
       if code is not None and 128 < code <= 128 + 64:
         number = code - 128
         reason = "timeout" if number == signal.SIGXCPU else "signal"
@@ -237,7 +243,7 @@ class BoxedProcess:
 
   @property
   def began(self) -> bool:
-    """Whether the command itself was reached, not bubblewrap alone."""
+    """Returns whether the command itself was reached, not bwrap alone."""
     reported = not self._boxed or b'"exit-code"' in self._status
     return reported or not self.stderr.startswith(b"bwrap: ")
 
@@ -254,6 +260,8 @@ class BoxedProcess:
   def _turn(self, deadline: float) -> None:
     """Moves what can be moved, then looks at the clock and the memory."""
     now = time.monotonic()
+    # No limit of the kernel's counts the memory of all processes together: it
+    # is looked at, 20 times a second.
     wait = min(deadline, self._next_look) - now
     for key, _ in self._selector.select(max(0.0, wait)):
       key.data()
@@ -292,12 +300,13 @@ class BoxedProcess:
 
   def _read_stderr(self) -> int:
     data = self._take(self._stderr)
+    # Only its end is kept, but all of it counts: many messages are output, too.
     self.stderr = (self.stderr + data)[-STDERR_BYTES:]
     self._count(len(data))
     return len(data)
 
   def _take(self, stream) -> bytes:
-    """What has come in; nothing where that is nothing, or all."""
+    """Reads what has come in; b"" where nothing has, or nothing more will."""
     try:
       data = os.read(stream.fileno(), _CHUNK)
     except BlockingIOError:
@@ -334,6 +343,8 @@ class BoxedProcess:
       self._drop(self._status_fd)
       return
     self._status += data
+    # A pidfd at once, while bubblewrap still waits for this child: its number
+    # can't yet be another's.
     if self._inside is None and b"\n" in self._status:
       pid = int(json.loads(self._status.split(b"\n", 1)[0])["child-pid"])
       with contextlib.suppress(ProcessLookupError):
@@ -345,7 +356,7 @@ class BoxedProcess:
     self._drain()
 
   def _kill(self) -> None:
-    """Ends it: the namespace's first process, and with it all others.
+    """Ends the namespace's first process, and with it all others.
 
     bubblewrap's own process is left to bury the first one. Killed before it
     has said which one that is, it would leave it waiting. Without a namespace
@@ -366,8 +377,11 @@ class BoxedProcess:
         os.kill(pid, signal.SIGKILL)
 
   def _drain(self) -> None:
-    """Waits until all of it is gone; takes what was still in the pipes."""
+    """Waits until all of it is gone; reads what was still in the pipes."""
     try:
+      # Bubblewrap's own process ends when it has buried the first one inside;
+      # then the end of the namespace itself is waited for, since what is killed
+      # may hold memory and its user for a while.
       self._process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
       self._process.kill()

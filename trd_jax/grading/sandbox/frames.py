@@ -9,12 +9,12 @@ from trd_jax.grading.sandbox.boxed_process import BoxedProcess
 
 
 def frame(data: bytes) -> bytes:
-  """The bytes with their length before them, in four bytes."""
+  """Puts the length of some bytes before them, in four bytes."""
   return struct.pack(">I", len(data)) + data
 
 
 def receive(process: BoxedProcess, deadline: float) -> bytes | None:
-  """The next frame's bytes; None where none came and none will.
+  """Reads the next frame's bytes; None where none came and none will.
 
   Args:
     process: ended where it says that more will come than it may write.

@@ -16,19 +16,20 @@ _SOCKET = 212_992  # bytes that Linux lets wait in a socket, unless told
 
 
 def descendants(pid: int) -> Iterator[int]:
-  """A process and all that it has started."""
+  """Yields the ids of a process and of all that it has started."""
   waiting = [pid]
   while waiting:
     one = waiting.pop()
     yield one
     with contextlib.suppress(OSError):
+      # Each thread has its own children, and a process may fork in any.
       for thread in os.listdir(f"/proc/{one}/task"):
         with open(f"/proc/{one}/task/{thread}/children") as file:
           waiting += map(int, file.read().split())
 
 
 def _sum_of(path: str, names: Sequence[str]) -> int:
-  """Bytes: the sum of some lines of a file that counts in kB.
+  """Adds up some lines of a file that counts in kB, in bytes.
 
   Raises:
     OSError, KeyError, ValueError: there is no such file, or line in it.
@@ -40,7 +41,7 @@ def _sum_of(path: str, names: Sequence[str]) -> int:
 
 @functools.cache
 def _socket() -> int:
-  """Bytes that the kernel keeps at most of what was sent by a socket."""
+  """Returns how many bytes the kernel keeps at most of what a socket sent."""
   size = _SOCKET
   path = "/proc/sys/net/core/wmem_max"  # a container may not be shown it
   with contextlib.suppress(OSError), open(path) as file:
@@ -49,7 +50,7 @@ def _socket() -> int:
 
 
 def _sockets(pid: int) -> int:
-  """Bytes that may wait in a process's sockets."""
+  """Returns how many bytes may wait in a process's sockets."""
   number = 0
   with contextlib.suppress(OSError):
     for fd in os.listdir(folder := f"/proc/{pid}/fd"):
@@ -59,7 +60,7 @@ def _sockets(pid: int) -> int:
 
 
 def _at_most(pid: int) -> int:
-  """Bytes of a process, pages that it shares with another one whole."""
+  """Returns a process's bytes, with pages that it shares counted whole."""
   with contextlib.suppress(OSError, KeyError, ValueError):
     names = ("RssAnon", "RssShmem", "VmSwap")
     return _sum_of(f"/proc/{pid}/status", names)
@@ -67,7 +68,7 @@ def _at_most(pid: int) -> int:
 
 
 def _proportional(pid: int) -> int:
-  """As `_at_most`, with a shared page divided among those who share it."""
+  """Returns a process's bytes, with each shared page divided by its users."""
   try:
     return _sum_of(f"/proc/{pid}/smaps_rollup", ("Pss", "SwapPss"))
   except (OSError, KeyError, ValueError):
@@ -75,14 +76,14 @@ def _proportional(pid: int) -> int:
 
 
 def _device(path: str) -> int | None:
-  """The file system that a path stands on, or None where there is no path."""
+  """Returns the file system that a path is on; None where there is no path."""
   with contextlib.suppress(OSError):
     return os.stat(path).st_dev
   return None
 
 
 def _files(pid: int, folders: Sequence[str]) -> int:
-  """Bytes that the kernel has about the files in a process's folders."""
+  """Returns the kernel's bytes about the files in a process's folders."""
   number = 0
   for folder in folders:
     own = f"/proc/{pid}/root{folder}"
@@ -97,7 +98,7 @@ def _files(pid: int, folders: Sequence[str]) -> int:
 
 
 def held(pid: int, limit: int, folders: Sequence[str] = ()) -> int:
-  """Bytes that a process and its descendants hold; exact above `limit`.
+  """Returns the bytes of a process and its descendants; exact above `limit`.
 
   Args:
     pid: the process.
@@ -106,6 +107,9 @@ def held(pid: int, limit: int, folders: Sequence[str] = ()) -> int:
   """
   pids = list(descendants(pid))
   kernel = _files(pid, folders) + sum(map(_sockets, pids))
+  # Proportional sizes walk through all pages, which takes long for a large
+  # process: only where the quick figure, which is never too low, is above the
+  # limit.
   roughly = kernel + sum(map(_at_most, pids))
   if roughly <= limit:
     return roughly

@@ -53,6 +53,8 @@ _REFUSAL = (
   " --config.sandbox.unsafe=True"
 )
 
+# Processes begin at different ids, so that two of them, started together, don't
+# count against one user's limit of processes.
 _users = itertools.count(os.getpid() * 64)
 _free_users: list[int] = []
 _users_lock = threading.Lock()
@@ -60,7 +62,7 @@ _users_lock = threading.Lock()
 
 @contextlib.contextmanager
 def _user() -> Iterator[int]:
-  """The id of a user who has no process."""
+  """Lends the id of a user who has no process."""
   with _users_lock:
     user = (
       _free_users.pop() if _free_users else _FIRST_USER + next(_users) % _USERS
@@ -80,7 +82,8 @@ def _tool(name: str) -> str:
 
 
 def _memory_file(content: bytes) -> int:
-  """A descriptor to read `content` from."""
+  """Opens a descriptor to read `content` from."""
+  # In memory: no file of it is left on disk, whatever ends this process.
   fd = os.memfd_create("trd-jax")
   with os.fdopen(os.dup(fd), "wb") as file:
     file.write(content)
@@ -89,7 +92,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def _limited(limits: Limits) -> list[str]:
-  """The words before a command line that set its limits."""
+  """Returns the words before a command line that set its limits."""
   seconds = max(1, math.ceil(limits.cpu_seconds))
   return [
     _tool("prlimit"),
@@ -105,7 +108,7 @@ def _limited(limits: Limits) -> list[str]:
 
 @functools.cache
 def _system_mounts() -> list[str]:
-  """The parts of the system that every program needs, read-only."""
+  """Returns the mounts that every program needs, read-only."""
   words = ["--ro-bind", "/usr", "/usr"]
   for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
     path = Path("/", name)
@@ -119,7 +122,7 @@ def _system_mounts() -> list[str]:
 
 
 def _mounts(paths: Sequence[str], flag: str) -> list[str]:
-  """Paths at their own place, below folders that everybody may pass."""
+  """Returns mounts of paths at their own place, in folders all may pass."""
   words = []
   for path in paths:
     if flag == "--ro-bind" and Path(path).is_relative_to("/usr"):
@@ -131,7 +134,7 @@ def _mounts(paths: Sequence[str], flag: str) -> list[str]:
 
 
 def interpreter(python: str) -> tuple[str, ...]:
-  """The folders that an interpreter lives in, its environment's first."""
+  """Finds the folders an interpreter lives in, its environment's first."""
   path = Path(python)
   folders = []
   if (path.parent.parent / "pyvenv.cfg").is_file():
@@ -197,7 +200,7 @@ class Box:
     env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
   ) -> Iterator[BoxedProcess]:
-    """A running command to talk to; its namespace ends with the context."""
+    """Starts a command to talk to; its namespace ends with the context."""
     limits = limits or Limits()
     variables = _ENVIRONMENT | dict(env or {})
     if self.unsafe:
@@ -230,11 +233,14 @@ class Box:
       words += ["--perms", "0755", "--dir", FILES]
       for name, fd in fds.items():
         words += ["--perms", "0444", "--file", str(fd), f"{FILES}/{name}"]
+      # Last of the mounts: after this, nothing can be put in place.
       words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", FILES]
       for name, value in variables.items():
         words += ["--setenv", name, value]
       words += ["--seccomp", str(filter_fd), "--json-status-fd", str(status[1])]
       process = BoxedProcess(
+        # The limits are set inside, after the mounts, for which bubblewrap may
+        # take more; then the user, who could not raise them.
         [*words, *_limited(limits), *self._become(user), *argv],
         limits,
         pass_fds=[filter_fd, *fds.values()],
@@ -250,11 +256,12 @@ class Box:
     words += ["--unshare-uts", "--unshare-cgroup-try", "--clearenv"]
     words += ["--cap-drop", "ALL"]
     if self._root:
+      # For setpriv, which drops them as it becomes the user.
       return [*words, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     return [*words, "--unshare-user", "--uid", "65534", "--gid", "65534"]
 
   def _become(self, user: int) -> list[str]:
-    """The words before a command line that give it a user of its own."""
+    """Returns the words before a command line that give it its own user."""
     if not self._root:
       return []
     who = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
@@ -317,7 +324,7 @@ def _probe(python: str) -> None:
 
 
 def open(unsafe: bool = False, python: str | None = None) -> Box:
-  """A sandbox that is known to work.
+  """Returns a sandbox that is known to work.
 
   Args:
     unsafe: do without one: programs then run as this user, with limits and

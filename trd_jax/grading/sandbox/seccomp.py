@@ -86,12 +86,12 @@ _FIRST_ARGUMENT_AT, _FOURTH_ARGUMENT_AT = 16, 40
 
 
 def known() -> bool:
-  """Whether this machine's system calls are known here."""
+  """Returns whether this machine's system calls are known here."""
   return platform.machine() in _ARCHITECTURES
 
 
 def program(machine: str | None = None) -> bytes:
-  """The filter, as an array of `struct sock_filter`.
+  """Builds the filter, as an array of `struct sock_filter`.
 
   Args:
     machine: 'x86_64' or 'aarch64'; None: this machine's.
@@ -104,6 +104,8 @@ def program(machine: str | None = None) -> bytes:
   allow = (_RETURN, 0, 0, _ALLOW)
   refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
   code = [
+    # The architecture first: under another one (32-bit calls on x86_64) the
+    # same numbers are other calls, and every refusal below would miss.
     (_LOAD, 0, 0, _ARCHITECTURE_AT),
     (_JUMP_EQUAL, 1, 0, _ARCHITECTURES[machine]),
     (_RETURN, 0, 0, _KILL),
@@ -113,6 +115,8 @@ def program(machine: str | None = None) -> bytes:
     # A C library that is told of no clone3 uses clone, whose flags are seen.
     (_JUMP_EQUAL, 0, 1, _CLONE3[machine]),
     (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+    # A jump says how many lines to skip if so and if not. The argument's load
+    # replaces the number, so each of these blocks ends by itself.
     (_JUMP_EQUAL, 0, 4, _CLONE[machine]),
     (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
     (_JUMP_SET, 0, 1, _NEW_NAMESPACES),
@@ -126,6 +130,7 @@ def program(machine: str | None = None) -> bytes:
     ),
     refuse,
     allow,
+    # Shared and anonymous at once: a jump tests for any bit, so both take two.
     (_JUMP_EQUAL, 0, 5, _MMAP[machine]),
     (_LOAD, 0, 0, _FOURTH_ARGUMENT_AT),
     (_JUMP_SET, 0, 2, _MAP_ANONYMOUS),
@@ -133,6 +138,7 @@ def program(machine: str | None = None) -> bytes:
     refuse,
     allow,
   ]
+  # Last: what comes through the blocks above still has its number loaded.
   for numbers in _REFUSED.values():
     code += [(_JUMP_EQUAL, 0, 1, numbers[column]), refuse]
   return b"".join(struct.pack("=HBBI", *line) for line in [*code, allow])
