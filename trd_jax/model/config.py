@@ -1,7 +1,8 @@
-"""The shape of a dense decoder, to and from Hugging Face's `config.json`.
+"""The shape of a dense decoder, read from and written as `config.json`.
 
-Qwen3 is what the project is about; Qwen2 (with Qwen2.5) and Llama (up to 3.x)
-differ from it in a bias, the norm of the heads, and the rotary scaling only.
+The file is Hugging Face's. The project is about Qwen3; Qwen2 (with Qwen2.5) and
+Llama (up to 3.x) differ from it only in a bias, the norm of the heads, and the
+rotary scaling.
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ class ModelConfig:
 
   @property
   def family(self) -> Architecture:
-    """What the architecture has and hasn't."""
+    """Returns what the architecture has and what it lacks."""
     return ARCHITECTURES[self.architecture]
 
   def __post_init__(self):
@@ -120,6 +121,8 @@ class ModelConfig:
     """
     architecture = _architecture(fields)
     family = ARCHITECTURES[architecture]
+    # What this model lacks is refused. Passed over, the weights would load all
+    # the same and compute something else.
     if fields.get("use_sliding_window"):
       raise UserError(
         "config.json: use_sliding_window=true is not supported; use a"
@@ -140,7 +143,8 @@ class ModelConfig:
     size = functools.partial(read_size, fields)
     theta, scaling = _rope(fields)
     width, heads = size("hidden_size"), size("num_attention_heads")
-    # Absent it is the family's own; there and null, what the widths give.
+    # As in transformers: an absent field has the default of its config class,
+    # a null one is derived from the widths.
     absent = None if "head_dim" in fields else family.head_dim
     head_dim = size("head_dim", absent or width // heads)
     return cls(
@@ -160,7 +164,13 @@ class ModelConfig:
     )
 
   def to_hf(self, dtype: str = "bfloat16") -> dict[str, Any]:
-    """The fields of a `config.json` that transformers and vLLM read."""
+    """Returns the fields of a `config.json` that transformers and vLLM read.
+
+    Args:
+      dtype: the weights' dtype in the file, such as 'bfloat16'.
+    """
+    # Each family gets the fields that its own config class has, so that a
+    # folder that is written looks like one of its makers'.
     bias, window = {"attention_bias": False}, {}
     if self.family.model_type == "llama":
       bias["mlp_bias"] = False
@@ -197,7 +207,7 @@ class ModelConfig:
     }
 
   def linear_layers(self) -> list[tuple[int, int]]:
-    """Inputs and outputs of a block's seven products with a weight."""
+    """Returns channels in and out of a block's seven products with a weight."""
     D, F = self.hidden_size, self.intermediate_size
     queries = self.num_heads * self.head_dim
     keys = self.num_kv_heads * self.head_dim
@@ -205,15 +215,15 @@ class ModelConfig:
     return [*attention, (D, F), (D, F), (F, D)]
 
   def linear_parameters(self) -> int:
-    """Weights of a block's linear layers."""
+    """Counts the weights of a block's linear layers."""
     return sum(n * m for n, m in self.linear_layers())
 
   def adapter_parameters(self, rank: int) -> int:
-    """Parameters of an adapter on the linear layers of every block."""
+    """Counts the parameters of an adapter on every block's linear layers."""
     return self.num_layers * rank * sum(map(sum, self.linear_layers()))
 
   def num_parameters(self) -> int:
-    """Parameters of the base model, a tied head counted once."""
+    """Counts the parameters of the base model, a tied head once."""
     bias = 0
     if self.family.qkv_bias:
       bias = self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
@@ -231,10 +241,11 @@ class ModelConfig:
 def read_size(
   fields: dict[str, Any], name: str, default: int | None = None
 ) -> int:
-  """A size that a `config.json` names, or the default where it doesn't.
+  """Reads a size from a `config.json`, the default where it is absent or null.
 
   Raises:
-    UserError: it names none, or something else.
+    UserError: the field and the default are missing, or the field is not a
+      positive integer.
   """
   value = fields.get(name)
   value = default if value is None else value
@@ -248,10 +259,10 @@ def read_size(
 
 
 def read_positions(fields: dict[str, Any]) -> int:
-  """The longest context that a `config.json` claims, in tokens.
+  """Reads the longest context that a `config.json` claims, in tokens.
 
   Raises:
-    UserError: it claims no size, or leaves it to an unknown architecture.
+    UserError: the field is no size, or is left to an unknown architecture.
   """
   name, default = "max_position_embeddings", None
   if fields.get(name) is None:
@@ -260,13 +271,15 @@ def read_positions(fields: dict[str, Any]) -> int:
 
 
 def _architecture(fields: dict[str, Any]) -> str:
-  """The name of the architecture, by what the file calls itself.
+  """Returns the architecture's name in `ARCHITECTURES`, as the file says it.
 
   Raises:
-    UserError: it is none of ours.
+    UserError: the architecture is not in `ARCHITECTURES`.
   """
   names = fields.get("architectures") or []
   for name, family in ARCHITECTURES.items():
+    # Some exports leave `architectures` out and have the type only. Where both
+    # are there the architecture counts: a type has several.
     if name in names or (
       not names and fields.get("model_type") == family.model_type
     ):
@@ -279,7 +292,14 @@ def _architecture(fields: dict[str, Any]) -> str:
 
 
 def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
-  """Base and scaling of the rotary embedding, whichever way they are spelt."""
+  """Reads base and scaling of the rotary embedding, in either spelling.
+
+  Raises:
+    UserError: the type of scaling is unknown, or a field of it is unknown or
+      missing.
+  """
+  # transformers 5 keeps base and scaling together, transformers 4 apart and
+  # calls the type `type` at first. Where a file has both, the older counts.
   scaling = dict(fields.get("rope_parameters") or {})
   scaling.update(fields.get("rope_scaling") or {})
   theta = scaling.pop("rope_theta", None)
@@ -291,6 +311,7 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
       f"config.json: rope type {rope_type!r} is not supported; known types:"
       f" {', '.join(_ROPE_FIELDS)}"
     )
+  # A field that isn't known may change the frequencies: it is refused, too.
   unknown = sorted(scaling.keys() - {"rope_type"} - _ROPE_FIELDS[rope_type])
   if unknown:
     raise UserError(
@@ -299,6 +320,7 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
     )
   if rope_type == "default":
     return float(theta), ()
+  # yarn's other fields have defaults; llama3's have none.
   needed = _ROPE_FIELDS[rope_type] if rope_type == "llama3" else {"factor"}
   for name in sorted(needed):
     if not isinstance(scaling.get(name), int | float):
@@ -310,7 +332,7 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
 
 
 def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
-  """Angular frequencies of the rotary embedding and the factor on its values.
+  """Computes the rotary embedding's frequencies and the factor on its values.
 
   Returns:
     The `head_dim / 2` frequencies in radians a token, slowest last, and the
@@ -327,9 +349,15 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
     return plain, 1.0
   factor = float(scaling["factor"])
   if rope_type == "linear":
+    # Linear scaling divides positions by the factor, and an angle is their
+    # product: to divide the frequencies is the same.
     return [f / factor for f in plain], 1.0
   if rope_type == "llama3":
     return [_llama3(f, scaling) for f in plain], 1.0
+  # yarn: channels that turn often within the trained context keep their
+  # frequency, for they tell near tokens apart; slow ones are divided by the
+  # factor, for they would leave the angles seen in training; in between, from
+  # `low` to `high`, the two are mixed linearly.
   trained = scaling.get(_TRAINED) or config.max_positions
 
   def channel(rotations: float) -> float:
@@ -341,6 +369,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
   high = channel(scaling.get("beta_slow") or 1)
   if scaling.get("truncate", True):
     low, high = math.floor(low), math.ceil(high)
+  # Bounds and the ramp's least width are transformers', to the last digit:
+  # logits are tested against it.
   low, high = max(low, 0), min(high, dim - 1)
   width = (high - low) or 0.001
   frequencies = []
@@ -354,10 +384,11 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
 
 
 def _llama3(frequency: float, scaling: dict[str, Any]) -> float:
-  """A frequency as Llama 3.1 scales it: slow ones by the factor, fast ones not.
+  """Scales a frequency as Llama 3.1 does.
 
-  In between, by how often the channel turns over the trained context, the two
-  are mixed linearly.
+  A slow channel's is divided by the factor, a fast one's is kept. In between
+  the two are mixed linearly by how often the channel turns over the trained
+  context.
   """
   turns = scaling[_TRAINED] * frequency / (2 * math.pi)
   low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

@@ -1,11 +1,12 @@
 """Qwen3's weights laid out for decoding, where each row adds one token.
 
-A product of a few rows and a kernel spends much of its time on bringing its
-right side into the order that the registers want. So activations stand as
-columns here, `[D, B]`, and kernels on the left, `[out, in]`, as those that read
-the same input one under the other: what is brought into order is a few columns
-instead of a whole kernel. The layers stand apart rather than stacked, or each
-chunk of decoding would begin by copying them out of the stack.
+A matrix product first brings its right side into the order that the registers
+want. With few rows on the left and a kernel on the right that takes much of the
+time. So here activations are columns, `[D, B]`, and kernels stand on the left,
+`[out, in]`: what is brought into order is a few columns instead of a kernel.
+Kernels that read the same input stand one under the other, as one product.
+Layers are separate arrays rather than stacked, or each chunk of decoding would
+begin by copying them out of the stack.
 
 Shape key: B rows, S cache length, D residual width, N query heads, K key heads,
 H head width, F inner width of the SwiGLU, I channels in, O channels out, R rank
@@ -31,8 +32,9 @@ class Kernel(NamedTuple):
   Attributes:
     weight_OI: their kernels.
     bias_O: their biases, None for none.
-    a_RI: their adapters' first factors, None for no adapters.
-    b_OR: the second ones, scaled, each beside the rows of its own.
+    a_RI: their adapters' first factors A, one under the other; None for none.
+    b_OR: their second factors B, scaled and block-diagonal, so that each
+      layer's outputs take only its own R rows of `A x`.
   """
 
   weight_OI: jax.Array
@@ -42,7 +44,7 @@ class Kernel(NamedTuple):
 
   @classmethod
   def of(cls, linears: Sequence[Linear], layer: int) -> "Kernel":
-    """One layer of stacked linears."""
+    """Builds the kernel of one layer from stacked linears."""
     weights = [linear.kernel[...][layer].T for linear in linears]
     biases = [x.bias[...][layer] for x in linears if x.bias is not None]
     bias = jnp.concatenate(biases) if biases else None
@@ -50,6 +52,8 @@ class Kernel(NamedTuple):
     for linear in linears:
       if linear.lora_a is None or linear.lora_b is None:
         return cls(jnp.concatenate(weights), bias, None, None)
+      # Transposed factors trade places: (x A B)^T = B^T A^T x^T. B is scaled
+      # while it is float32 and cast once, at the end.
       assert linear.lora_config is not None
       a.append(linear.lora_a[...][layer].T)
       b.append(linear.lora_config.scale * linear.lora_b[...][layer].T)
@@ -62,12 +66,14 @@ class Kernel(NamedTuple):
     )
 
   def __call__(self, x_IB: jax.Array) -> jax.Array:
-    """Applies them, `[O, B]`."""
+    """Applies the layers to columns `[I, B]`; returns `[O, B]`."""
     y_OB = self.weight_OI @ x_IB
     if self.bias_O is not None:
       y_OB += self.bias_O[:, None]
     if self.a_RI is None or self.b_OR is None:
       return y_OB
+    # Not merged into the weight: a small adapter would be lost in bfloat16, and
+    # an engine that applies it unmerged has to give what training saw.
     return y_OB + self.b_OR @ (self.a_RI @ x_IB)
 
 
@@ -111,11 +117,13 @@ class Decoder(NamedTuple):
 
   @classmethod
   def of(cls, model: Qwen3) -> "Decoder":
-    """The model's weights; a copy of all but embedding and head."""
+    """Lays a model's weights out; copies all but embedding and head."""
     c, stack = model.config, model.layers
     attention, mlp = stack.attention, stack.mlp
 
     def layer(i):
+      # One norm for the query heads and the key heads together, each with its
+      # own scale: a step is many small operations, and each costs.
       heads = [
         jnp.broadcast_to(norm.scale[...][i], (count, c.head_dim))
         for norm, count in (
@@ -148,10 +156,10 @@ class Decoder(NamedTuple):
     cache: KVCache,
     config: ModelConfig,
   ) -> tuple[jax.Array, KVCache]:
-    """Writes each row's token into the cache and attends to it.
+    """Decodes one token a row: writes it into the cache and attends to it.
 
-    Costs as much as the cache is long: give it no longer a cache than the
-    rows need.
+    The whole cache is read, so its length is the cost: it should be no longer
+    than the rows need.
 
     Args:
       tokens_B: int32 ids, one a row.
@@ -166,7 +174,8 @@ class Decoder(NamedTuple):
     c, eps = config, config.norm_eps
     B = tokens_B.shape[0]
     queries, heads = c.num_heads, c.num_heads + c.num_kv_heads
-    # Of all positions, which a loop over steps computes but once.
+    # For all positions of the cache rather than for these B: that depends on no
+    # step, so the compiler moves it out of a loop over steps.
     table = rope_table(c, jnp.arange(cache.values[0].shape[2]))
     cos_HB, sin_HB = (x[:, 0][position_B].T for x in table)
     row = jnp.arange(B)
@@ -184,6 +193,7 @@ class Decoder(NamedTuple):
         qk_BXH[:, queries:], mode="drop"
       )
       value_BKSH = value_BKSH.at[row, :, position_B].set(v_BKH, mode="drop")
+      # After the write: a token attends to itself, too.
       mixed_BNH = attend_one(
         qk_BXH[:, :queries], key_BKHS, value_BKSH, position_B
       )
@@ -198,23 +208,24 @@ class Decoder(NamedTuple):
 
 
 def logits(hidden_DB: jax.Array, head_VD: jax.Array) -> jax.Array:
-  """Float32 logits `[B, V]` of columns of hidden states."""
+  """Returns float32 logits `[B, V]` of columns of hidden states `[D, B]`."""
   logits_VB = jax.lax.dot(
     head_VD, hidden_DB, preferred_element_type=jnp.float32
   )
-  # Or the product would be turned, which takes three times as long on a CPU.
+  # Without the barrier the compiler merges the transpose into the product and
+  # swaps its sides, which takes three times as long on a CPU.
   return jax.lax.optimization_barrier(logits_VB).T
 
 
 def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-  """`layers.RMSNorm` of columns: over the last axis but one."""
+  """Applies `layers.RMSNorm` to columns: over the last axis but one."""
   x32 = x.astype(jnp.float32)
   mean = jnp.mean(x32 * x32, axis=-2, keepdims=True)
   return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * scale[..., None]
 
 
 def _rotate(x_XHB: jax.Array, cos_HB: jax.Array, sin_HB: jax.Array):
-  """`layers.rotate` of columns."""
+  """Applies `layers.rotate` to columns."""
   left, right = jnp.split(x_XHB.astype(jnp.float32), 2, axis=1)
   out = jnp.concatenate(
     [left * cos_HB - right * sin_HB, right * cos_HB + left * sin_HB], axis=1

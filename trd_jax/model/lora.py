@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) on the model's linear layers."""
+"""A linear layer with a low-rank adapter (Hu et al. 2021)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from trd_jax.model.lora_config import LoraConfig
 
 
 class Linear(nnx.Module):
-  """A linear layer, with an adapter beside it where asked for.
+  """A linear layer, with an adapter beside it or without.
 
   Computes `x W + b + (alpha / r) dropout(x) A B`. Kernel and bias are frozen in
-  `dtype`; A and B are float32 `nnx.LoRAParam`s, so that a step of 5e-6 isn't
-  lost, and are cast to the input's dtype where they are used. A starts uniform
-  in +-1/sqrt(in) and B at zero: the adapter begins as no change.
+  `dtype`. A and B are `nnx.LoRAParam`s in float32, so that an update of 5e-6
+  isn't rounded away, and are cast to the input's dtype where they are used. A
+  starts uniform in +-1/sqrt(in) and B at zero: the adapter begins as no change.
 
   Args:
     in_size: channels in.
@@ -49,6 +49,8 @@ class Linear(nnx.Module):
     if lora is None:
       self.lora_a = self.lora_b = None
     else:
+      # A type of their own: `nnx.split(model, nnx.LoRAParam, ...)` separates
+      # what trains from what is frozen, wherever it stands.
       self.lora_a = nnx.LoRAParam(
         jax.random.uniform(
           rngs.params(), (in_size, lora.rank), minval=-std, maxval=std
@@ -71,8 +73,11 @@ class Linear(nnx.Module):
     z = x
     rate = self.lora_config.dropout
     if dropout_key is not None and rate > 0:
+      # The adapter's input only: the base sees all of `x`, as in PEFT.
       keep = jax.random.bernoulli(dropout_key, 1 - rate, x.shape)
       z = jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    # (x A) B and not x (A B): the product of the factors is as large as the
+    # kernel, and its gradient would be, too.
     z = z @ self.lora_a[...].astype(x.dtype)
     z = z @ self.lora_b[...].astype(x.dtype)
     return y + self.lora_config.scale * z

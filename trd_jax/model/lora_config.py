@@ -1,4 +1,4 @@
-"""The size of adapters, for who reads it without JAX."""
+"""The size of adapters, for code that doesn't import JAX."""
 
 import dataclasses
 
@@ -19,5 +19,5 @@ class LoraConfig:
 
   @property
   def scale(self) -> float:
-    """The factor on `x A B`."""
+    """Returns the factor on `x A B`, `alpha / rank`."""
     return self.alpha / self.rank

@@ -1,7 +1,7 @@
 """Qwen3 as a Flax NNX module: a typed container around plain JAX transforms.
 
-Its near relatives (`config.ARCHITECTURES`) are the same module with a bias more
-or a norm less.
+Its relatives, Qwen2 and Llama (`config.ARCHITECTURES`), are the same module
+with a bias more or a norm less.
 
 Shape key: B rows, T tokens, S cache length, D residual width, V vocabulary,
 L layers, K key heads, H head width.
@@ -63,7 +63,7 @@ class Head(nnx.Module):
 
   @property
   def head_VD(self) -> jax.Array:
-    """As `Qwen3.head_VD`."""
+    """Returns the output matrix `[V, D]`, as `Qwen3.head_VD` does."""
     return self.weight[...]
 
 
@@ -93,6 +93,9 @@ class Qwen3(nnx.Module):
   ):
     self.config = config
     self.embed = Embed(config, dtype, rngs)
+    # `vmap` over the constructor stacks every parameter along L, so that one
+    # block is traced and compiled however many layers there are. `nnx.scan`
+    # would emit every frozen kernel as an output of the loop.
     self.layers = jax.vmap(
       lambda key: Block(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(key))
     )(jax.random.split(rngs.params(), config.num_layers))
@@ -104,7 +107,7 @@ class Qwen3(nnx.Module):
 
   @property
   def head_VD(self) -> jax.Array:
-    """The output matrix `[V, D]`; logits are `hidden @ head_VD.T`."""
+    """Returns the output matrix `[V, D]`; logits are `hidden @ head_VD.T`."""
     if self.head is None:
       return self.embed.embedding[...]
     return self.head.head_VD
@@ -119,17 +122,17 @@ class Qwen3(nnx.Module):
     dropout_key: jax.Array | None = None,
     attention: Implementation = "xla",
   ) -> jax.Array:
-    """Hidden states `[B, T, D]` after the final norm.
+    """Returns hidden states `[B, T, D]` after the final norm.
 
     Args:
       tokens_BT: int32 token ids.
       position_BT: int32 positions, each segment's own from 0.
       segment_BT: int32 segment ids; 0 is padding. Attention is causal and
         never crosses a segment.
-      remat: what the backward pass keeps of a block: `none` all, `full` the
-        block's input alone, `dots` also the products with weights,
-        `attention` also the attention's output and log-sum-exp, so that it is
-        not run again.
+      remat: what is kept of a block for the backward pass, which computes the
+        rest again: `none` keeps all, `full` the block's input only, `dots`
+        also the products with weights, `attention` also the attention's
+        output and log-sum-exp, so that attention is not run again.
       dropout_key: key of the adapters' dropout, None for none.
       attention: what computes it, see `attention.attend`.
     """
@@ -141,11 +144,15 @@ class Qwen3(nnx.Module):
   def prefill(
     self, tokens_BT: jax.Array, length_B: jax.Array
   ) -> tuple[jax.Array, KVCache]:
-    """Hidden states of left-aligned prompts and their cache of length T.
+    """Returns hidden states of left-aligned prompts, and their cache.
 
     Args:
       tokens_BT: int32 ids, one prompt a row, right-padded.
       length_B: int32 tokens a row that count.
+
+    Returns:
+      Hidden states `[B, T, D]` after the final norm, and a cache of length T;
+      both are meaningless at padding.
     """
     hidden_BTD, cache = self._forward(
       *_padded(tokens_BT, length_B), "none", None, cache=True
@@ -158,16 +165,20 @@ class Qwen3(nnx.Module):
     length_B: jax.Array,
     prefix: KVCache | None = None,
   ) -> KVCache:
-    """The cache that `prefill` gives, for less: no output of the last layer.
+    """Returns the cache that `prefill` returns, without the hidden states.
+
+    That is cheaper: the last layer computes keys and values only.
 
     Args:
       tokens_BT: int32 ids, one prompt a row, right-padded.
       length_B: int32 tokens a row that count.
-      prefix: keys and values, `B = 1`, of what stands before every row; they
-        come first in the rows that are given back.
+      prefix: keys and values, `B = 1`, of what stands before every row; the
+        returned rows begin with them.
     """
     start = 0 if prefix is None else prefix.values[0].shape[2]
     tokens_BT, position_BT, segment_BT = _padded(tokens_BT, length_B)
+    # Segments are made before positions move: what is padding follows from a
+    # row's own length, without the prefix.
     position_BT += start
     table = rope_table(self.config, position_BT)
     L = self.config.num_layers
@@ -193,6 +204,7 @@ class Qwen3(nnx.Module):
     attention: Implementation = "xla",
     cache=False,
   ) -> tuple[jax.Array, Any]:
+    """Returns hidden states, and stacked keys and values where `cache`."""
     table = rope_table(self.config, position_BT)
     keys = None
     if dropout_key is not None:
@@ -201,8 +213,12 @@ class Qwen3(nnx.Module):
     def body(x, block_and_key):
       block, key = block_and_key
       x, kv = block(x, table, position_BT, segment_BT, key, attention)
+      # What a scan's body returns is stacked over layers and kept: in training
+      # keys and values would be memory that nothing reads.
       return constrain(x, *_RESIDUAL), (kv if cache else None)
 
+    # The body is wrapped, not the scan: a block's input is all that is kept of
+    # the blocks whose backward pass is yet to come.
     policies = jax.checkpoint_policies
     if remat == "full":
       body = jax.checkpoint(body)
@@ -220,7 +236,7 @@ class Qwen3(nnx.Module):
 
 
 def _padded(tokens_BT, length_B):
-  """Tokens, positions and segments of left-aligned rows."""
+  """Returns tokens, positions and segments of left-aligned rows."""
   position_BT = jnp.broadcast_to(
     jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
   )
@@ -229,7 +245,7 @@ def _padded(tokens_BT, length_B):
 
 
 def _cache_of(k_LBTKH, v_LBTKH) -> KVCache:
-  """A cache of all layers' keys and values."""
+  """Makes a cache of all layers' keys and values."""
   return KVCache(
     tuple(jnp.einsum("LBTKH->LBKHT", k_LBTKH)),
     tuple(jnp.einsum("LBTKH->LBKTH", v_LBTKH)),
@@ -237,7 +253,7 @@ def _cache_of(k_LBTKH, v_LBTKH) -> KVCache:
 
 
 def _stacked(cache: KVCache) -> tuple[jax.Array, jax.Array]:
-  """All layers' keys and values, `[L, B, S, K, H]`: of what `_cache_of` is."""
+  """Stacks a cache's keys and values `[L, B, S, K, H]`; undoes `_cache_of`."""
   return (
     jnp.einsum("LBKHS->LBSKH", jnp.stack(cache.keys)),
     jnp.einsum("LBKSH->LBSKH", jnp.stack(cache.values)),
@@ -245,7 +261,7 @@ def _stacked(cache: KVCache) -> tuple[jax.Array, jax.Array]:
 
 
 def logits(hidden: jax.Array, head_VD: jax.Array) -> jax.Array:
-  """Float32 logits `[..., V]` of hidden states `[..., D]`."""
+  """Returns float32 logits `[..., V]` of hidden states `[..., D]`."""
   return jnp.einsum(
     "...D,VD->...V", hidden, head_VD, preferred_element_type=jnp.float32
   )

@@ -1,4 +1,4 @@
-"""The device mesh, and the one table that says what is split over it.
+"""The device mesh, and the one table of what is split over it.
 
 A parameter declares logical axes where it is made (`axes` in its metadata);
 everything else about its placement is derived from `RULES` here: partition
@@ -28,6 +28,11 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
+# `batch` goes over `fsdp`, too: FSDP is data parallelism with split weights, so
+# each of its devices has rows of its own. `layers` stays whole because a scan
+# takes one layer after the other, `head_dim` because the norm and the rotation
+# mix a head's channels, and `rank` because it is too small to be worth a sum
+# over devices.
 RULES: Rules = {
   "batch": ("data", "fsdp"),
   "layers": None,
@@ -50,7 +55,7 @@ def make_mesh(
   *,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """A mesh of the three axes, all of them `AxisType.Auto`.
+  """Makes a mesh of the three axes, all of them `AxisType.Auto`.
 
   Args:
     data: replicas of the weights; -1 for all devices that the others leave.
@@ -87,6 +92,7 @@ def make_mesh(
       f"{shown}: {fixed} devices are needed and {len(given)} are there; choose"
       " smaller sizes or set one to -1"
     )
+  # In one process the devices that are left over may serve something else.
   elif fixed < len(given) and jax.process_count() > 1:
     raise UserError(
       f"{shown}: {fixed} of {len(given)} devices would leave processes idle;"
@@ -94,6 +100,9 @@ def make_mesh(
     )
   shape = tuple(sizes.values())
   grid = np.array(given[: math.prod(shape)], dtype=object).reshape(shape)
+  # Auto, for the compiler derives what isn't pinned. `jax.make_mesh` makes axes
+  # Explicit by default, and every operation would have to say where it goes. It
+  # may also reorder devices; here they stay in the order of the list.
   return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -103,11 +112,11 @@ def partition(
   mesh: Mesh | AbstractMesh,
   rules: Rules = RULES,
 ) -> PartitionSpec:
-  """The spec of an array whose dimensions carry logical names.
+  """Returns the spec of an array whose dimensions carry logical names.
 
   A dimension that its mesh axes don't divide stays whole, and so does one
-  named None. Mesh axes of size 1 are kept: the spec depends on the names and
-  on divisibility alone.
+  named None. Mesh axes of size 1 are kept: the spec depends only on the names
+  and on divisibility.
 
   Raises:
     ValueError: on a name that the table lacks, on names that don't match the
@@ -126,6 +135,7 @@ def partition(
     target = rules[name]
     parts = _parts(target)
     for part in parts:
+      # JAX would refuse such a spec too, later and without the logical names.
       if part in owner:
         raise ValueError(
           f"logical axes {owner[part]!r} and {name!r} of one array both go to"
@@ -133,12 +143,14 @@ def partition(
         )
       owner[part] = name
     split = math.prod(mesh.shape[part] for part in parts)
+    # Whole, and no error: a small model has fewer heads or channels than a
+    # large mesh has devices, and is right all the same.
     entries.append(target if parts and size % split == 0 else None)
   return PartitionSpec(*entries)
 
 
 def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
-  """The sharding of every parameter of a model's state.
+  """Returns the sharding of every parameter of a model's state.
 
   Args:
     state: state of a model, abstract (`jax.eval_shape`) or concrete, or a
@@ -155,6 +167,8 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
     shape = variable.get_value().shape
     axes = tuple(variable.get_metadata()["axes"])
     if len(shape) == len(axes) + 1:
+      # `jax.vmap` over the constructor adds a dimension to each value and knows
+      # nothing of its metadata, which name the axes of one layer.
       axes = (_STACKED, *axes)
     return variable.replace(NamedSharding(mesh, partition(shape, axes, mesh)))
 
@@ -164,7 +178,7 @@ def shardings(state: nnx.State, mesh: Mesh | AbstractMesh) -> nnx.State:
 
 
 def abstract(state: nnx.State, mesh: Mesh) -> nnx.State:
-  """The state as `ShapeDtypeStruct`s that carry their shardings."""
+  """Returns the state as `ShapeDtypeStruct`s that carry their shardings."""
   return jax.tree.map(
     lambda array, sharding: jax.ShapeDtypeStruct(
       array.shape, array.dtype, sharding=sharding
@@ -175,16 +189,16 @@ def abstract(state: nnx.State, mesh: Mesh) -> nnx.State:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-  """A tree of arrays, each whole on every device.
+  """Puts a tree of arrays on the mesh, each whole on every device.
 
-  The devices of CPUs are threads of one process: they get one array together,
-  not a copy each, which would also push the others' out of the caches that
-  they share. What is in the host's memory already is taken where it lies.
+  CPU devices are threads of one process. They share one array: a copy for each
+  would take memory, and push the others out of the processor's caches. What is
+  in the host's memory already is used where it lies.
   """
   if mesh.devices.flat[0].platform == "cpu":
     tree = jax.tree.map(np.asarray, tree)
@@ -193,12 +207,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis (the groups G) over `data` and `fsdp`, the rest whole."""
+  """Returns the sharding of a batch: groups G over `data` and `fsdp`."""
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def num_groups(mesh: Mesh) -> int:
-  """How many parts a batch's leading axis is split into (G)."""
+  """Returns how many parts a batch's leading axis is split into (G)."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -219,6 +233,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
       raise ValueError(
         f"shape {array.shape} doesn't split into {groups} groups"
       )
+    # By callback rather than `device_put`: in a run of several processes each
+    # can fill only the devices that it can address.
     return jax.make_array_from_callback(
       array.shape, sharding, lambda index: array[index]
     )
@@ -229,11 +245,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins the placement of an activation by the logical names of its axes.
 
-  Acts under `jax.set_mesh` and inside `jax.shard_map`, there over the axes
-  that are left to the compiler. Without a mesh there is nothing to place on
-  and `x` comes back as it is.
+  Acts under `jax.set_mesh`, and inside `jax.shard_map` over those axes that are
+  left to the compiler. Without a mesh `x` is returned as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
+  # Inside `shard_map` the axes that it maps are Manual: the array is one
+  # device's part already, and a constraint that names them is an error.
   auto = {
     name
     for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
