@@ -20,7 +20,7 @@ SUBSETS = ("all", "with_cot", "answer_only")
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """The problems that an experiment's `data` section names.
+  """Reads the problems that an experiment's `data` section names.
 
   Args:
     data: see `read` and `select`.
@@ -37,7 +37,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 
 def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """All problems of a source, and the rows of it that were set aside.
+  """Reads all problems of a source, and its rows that were set aside.
 
   Args:
     data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
@@ -70,7 +70,7 @@ def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 
 def local_files(data: Data) -> list[Path]:
-  """The files under `data.root` that `read` reads; none without a root.
+  """Lists the files under `data.root` that `read` reads; none without root.
 
   Raises:
     UserError: they aren't there, or the source can't do without a root.
@@ -87,7 +87,7 @@ def local_files(data: Data) -> list[Path]:
 
 
 def select(problems: Sequence[Problem], data: Data) -> list[Problem]:
-  """The part of a source that `data` asks for.
+  """Selects the part of a source that `data` asks for.
 
   Args:
     problems: all of it.
@@ -117,7 +117,7 @@ def select(problems: Sequence[Problem], data: Data) -> list[Problem]:
 def choose(
   problems: Sequence[Problem], limit: int | None, seed: int
 ) -> list[Problem]:
-  """At most `limit` problems, in their order; the same for the same seed.
+  """Chooses at most `limit` problems, by seed, and keeps their order.
 
   Each problem draws a number from the seed and its own id and the smallest
   are kept, so that neither the order nor other problems matter.

@@ -31,7 +31,7 @@ REVISED = {35: "7657"}
 
 
 def problem(row: Mapping[str, Any], name: str) -> Problem | None:
-  """A row with `question_id`, `prompt`, `answer` and perhaps `solution`.
+  """Reads a row with `question_id`, `prompt`, `answer`, maybe `solution`.
 
   Returns:
     None for a question that no parser can grade.
@@ -40,6 +40,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem | None:
     rows.BadRow: a column is missing or unusable.
   """
   number = row.get("question_id")
+  # A bool is an int to Python, and True would be question 1.
   if isinstance(number, bool) or not isinstance(number, int):
     raise rows.BadRow("no question_id")
   if number not in PARSED:

@@ -73,7 +73,7 @@ class Chain:
 
   @property
   def text(self) -> str:
-    """The problem as it is put to a model."""
+    """Returns the problem as it is put to a model."""
     parts = [f"Start at {self.start}"]
     for op, operand in self.steps:
       parts.append("apply f" if op == "f" else f"{_WORDS[op]} {operand}")
@@ -81,7 +81,7 @@ class Chain:
 
   @property
   def answer(self) -> int:
-    """The value at the end of the chain."""
+    """Returns the value at the end of the chain."""
     value = self.start
     for op, operand in self.steps:
       value = evaluate(op, value, operand)
@@ -89,7 +89,7 @@ class Chain:
 
   @property
   def solution(self) -> str:
-    """The reference solution y*: every step worked, the answer in a box."""
+    """Returns the reference y*: every step worked, the answer in a box."""
     return write(self, PERFECT, random.Random(0))
 
 
@@ -112,7 +112,7 @@ PERFECT = Writer()
 
 
 def evaluate(op: str, value: int, operand: int) -> int:
-  """One right step, modulo 20."""
+  """Works one step rightly, modulo 20."""
   if op == "+":
     return (value + operand) % MODULUS
   if op == "-":
@@ -123,7 +123,7 @@ def evaluate(op: str, value: int, operand: int) -> int:
 
 
 def slip(op: str, value: int, operand: int) -> int:
-  """The typical wrong value of a step: a lost carry, a turned sign, a row off.
+  """Returns a step's typical wrong value: a lost carry, a sign, a row off.
 
   May equal the right value (`10 - 10` turned round is still 0); such a step
   cannot slip.
@@ -136,7 +136,7 @@ def slip(op: str, value: int, operand: int) -> int:
 
 
 def write(chain: Chain, writer: Writer, rng: random.Random) -> str:
-  """A worked solution by a fallible writer, drawn with `rng`."""
+  """Writes a worked solution as a fallible writer would, drawn with `rng`."""
   rates = dict(writer.slip)
   lines = []
   value = chain.start
@@ -144,6 +144,8 @@ def write(chain: Chain, writer: Writer, rng: random.Random) -> str:
     left = f"f({value})" if op == "f" else f"{value}{op}{operand}"
     right = evaluate(op, value, operand)
     wrong = right if op == "f" else slip(op, value, operand)
+    # The order and number of draws is part of what a seed means: another draw
+    # here and every corpus made before is another one.
     if op == "f" and rng.random() < writer.misremembers:
       right = F_MISREMEMBERED[value]
     if wrong != right and rng.random() < rates.get(op, 0.0):
@@ -164,7 +166,7 @@ def write(chain: Chain, writer: Writer, rng: random.Random) -> str:
 def draw(
   rng: random.Random, min_steps: int, max_steps: int, facts: float = 0.0
 ) -> Chain:
-  """A random chain; each step is an `f` with probability `facts`."""
+  """Draws a random chain; each step is an `f` with probability `facts`."""
   steps = []
   for _ in range(rng.randint(min_steps, max_steps)):
     if rng.random() < facts:
@@ -193,7 +195,9 @@ SPLITS = {
 
 
 def is_held_out(text: str) -> bool:
-  """Whether a problem belongs to the tenth that no corpus ever shows."""
+  """Returns whether a problem is of the tenth that no corpus ever shows."""
+  # By the text alone, 26 of 256 values of a byte: no seed and no split can
+  # bring a held-out problem into training.
   return hashlib.sha256(text.encode()).digest()[0] < 26
 
 
@@ -204,7 +208,7 @@ def generate(
   min_steps: int | None = None,
   max_steps: int | None = None,
 ) -> list[Problem]:
-  """Distinct problems of a split, the same for the same arguments.
+  """Draws distinct problems of a split, the same for the same arguments.
 
   Args:
     split: `train`, `heldout`, `hard` or `train_hard`.
@@ -233,6 +237,7 @@ def generate(
   problems: dict[str, Problem] = {}
   misses = 0
   while len(problems) < num_problems:
+    # Counts draws since the last new problem: short chains run out.
     misses += 1
     if misses > 20_000:
       raise UserError(
@@ -257,7 +262,7 @@ def generate(
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """Problems of an experiment's `data` section; none is ever rejected."""
+  """Draws an experiment's problems; none is ever rejected."""
   spec = data.arithmetic
   problems = generate(
     spec.split, spec.num_problems, data.seed, spec.min_steps, spec.max_steps

@@ -36,7 +36,10 @@ def _problem(row: Mapping[str, Any], name: str) -> Problem:
 
 
 def _gsm8k(row: Mapping[str, Any], name: str) -> Problem:
-  """GSM8K keeps the worked solution and, after `####`, the answer together."""
+  """Reads a row of GSM8K.
+
+  Its `answer` holds the worked solution and, after `####`, the answer.
+  """
   work, mark, answer = rows.answer_text(row.get("answer")).rpartition("####")
   if not mark:
     raise rows.BadRow("no #### before the answer")
@@ -228,18 +231,18 @@ _WHOLE = {"livecodebenchv6": "livecodebench"}  # of those that are a part
 
 
 def canonical(name: str) -> str:
-  """`MATH-500`, `math_500` and `math500` are one name; `+` is `plus`."""
+  """Spells a name one way: `MATH-500` is `math500`, and `+` is `plus`."""
   return re.sub(r"[^a-z0-9]", "", name.lower().replace("+", "plus"))
 
 
 def published(name: str) -> str:
-  """The canonical name of the benchmark that a name's questions are of."""
+  """Returns the canonical name of the benchmark that questions come from."""
   name = canonical(name)
   return _WHOLE.get(name, name)
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """Reads the benchmark `data.source` as training problems, whole.
+  """Reads the benchmark `data.source`, a key of `BENCHMARKS`, whole.
 
   `data.root` is one file, or a folder that holds the benchmark's files (by
   the names in `BENCHMARKS`, or one called after the benchmark).
@@ -269,7 +272,7 @@ def read(
 
 
 def find(name: str, root: str | None, key: str = sources.ROOT) -> list[File]:
-  """The files of a benchmark, from a local copy or downloaded.
+  """Finds the files of a benchmark, in a local copy or downloaded.
 
   Args:
     name: a key of `BENCHMARKS`.
@@ -289,6 +292,8 @@ def find(name: str, root: str | None, key: str = sources.ROOT) -> list[File]:
   files = [File(file) for file in found.values() if file]
   if len(files) == len(found):
     return files
+  # A single file called after the benchmark counts only where none of its own
+  # is there: half of the files is a mistake, not another format.
   if not files and (own := sources.in_folder(path, name)):
     return [File(own)]
   missing = " and ".join(stem for stem, file in found.items() if not file)
@@ -315,7 +320,7 @@ def _downloaded(name: str, benchmark: Benchmark, key: str) -> list[File]:
 def record(
   name: str, files: Sequence[File], count: int, unchecked: bool = False
 ) -> dict[str, Any]:
-  """What was read for a benchmark, once it has been seen to be that.
+  """Checks what was read for a benchmark and returns what to record of it.
 
   Args:
     name: a key of `BENCHMARKS`.
@@ -333,6 +338,8 @@ def record(
   found = []
   for file in files:
     digest = sources.sha256(file.path)
+    # A file of another name or kind has no digest here: its number of questions
+    # must do.
     known = benchmark.sha256.get(file.path.name, digest)
     if digest != known and not unchecked:
       raise UserError(

@@ -17,7 +17,7 @@ _STEMS = ("deepscaler", "deepscaler_merged", "train")
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """The corpus from `data.root` (a file or a folder) or from the hub.
+  """Reads the corpus from `data.root` (a file or a folder) or from the hub.
 
   A row's `solution` is kept where it says more than the answer does: these
   rows are the subset `with_cot`, the others `answer_only` (Appendix B.1).
@@ -33,7 +33,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 
 def files(root: str) -> list[Path]:
-  """The local files that the corpus is read from.
+  """Lists the local files that the corpus is read from.
 
   Raises:
     UserError: none is there, or there are several and none has its name.
@@ -61,6 +61,7 @@ def _problem(row: Mapping[str, Any]) -> Problem:
 
 
 def _says_more(solution: str, answer: str) -> bool:
+  """Returns whether a solution is more than the answer, in a box or not."""
   return rows.comparable(final_answer.unboxed(solution)) != rows.comparable(
     answer
   )

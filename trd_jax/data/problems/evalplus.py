@@ -25,7 +25,7 @@ _DESCRIBED = (
 
 
 def problem(row: Mapping[str, Any], name: str) -> Problem:
-  """A row of an EvalPlus file; y* is its canonical solution.
+  """Reads a row of an EvalPlus file; y* is its canonical solution.
 
   Raises:
     rows.BadRow: a column is missing.
@@ -34,6 +34,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
     if not isinstance(row.get(column), str) or not row[column].strip():
       raise rows.BadRow(f"no {column}")
   task, prompt, entry = row["task_id"], row["prompt"], row["entry_point"]
+  # HumanEval+ shows the head of the function, MBPP+ describes it in a text.
   task_is = _COMPLETE if f"def {entry}" in prompt else _DESCRIBED
   built = rows.to_problem(
     {},
@@ -50,5 +51,5 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
 
 
 def fenced(program: str) -> str:
-  """A program as a response gives it."""
+  """Writes a program as a response gives it, in a block of Python."""
   return f"```python\n{program.strip()}\n```"

@@ -14,7 +14,7 @@ from trd_jax.experiment.sections import Data
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """Problems from the file, or all data files of the folder, `data.root`.
+  """Reads problems from the file, or all data files of a folder, `data.root`.
 
   Columns: `problem` (or `question`), `answer`, and where there are such
   `solution` (the reference y*), `tests` (a text, or JSON that becomes one),
@@ -29,7 +29,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 
 def files(root: str | None) -> list[Path]:
-  """The local files that the problems are read from.
+  """Lists the local files that the problems are read from.
 
   Raises:
     UserError: there is no `root`, nothing at it, or no data file in it.
@@ -75,7 +75,7 @@ def _problem(row: Mapping[str, Any]) -> Problem:
 
 
 def _is_of_laboratory(answer: str) -> bool:
-  """Whether an answer is a number that the laboratory's chains end in."""
+  """Returns whether an answer is a number that laboratory chains end in."""
   try:
     return float(rows.comparable(answer)) in range(arithmetic.MODULUS)
   except ValueError:

@@ -29,7 +29,7 @@ _FENCED = re.compile(r"```python\n(.*?)\n?```", re.DOTALL)
 
 
 def problem(row: Mapping[str, Any], name: str) -> Problem:
-  """A row of the hub's files, or of two published copies of some of them.
+  """Reads a row of the hub's files, or of two published copies of some.
 
   The copies: `content` with all tests in `test` (and `labels`), and `problem`
   with the public ones in `tests`.
@@ -78,6 +78,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
 
 
 def _object(text: Any) -> dict[str, Any]:
+  """Reads a JSON object, given as a text or as it is; {} for anything else."""
   try:
     value = json_text.loads(text) if isinstance(text, str) else text
   except ValueError as error:
@@ -86,7 +87,7 @@ def _object(text: Any) -> dict[str, Any]:
 
 
 def _unwrapped(content: str) -> tuple[str, str]:
-  """Statement and starter code of a copy that wraps them in a prompt."""
+  """Takes statement and starter code out of a copy's prompt."""
   question = content.rpartition(_QUESTION)[2]
   text, mark, form = question.rpartition(_FORMAT)
   if not mark:

@@ -45,25 +45,25 @@ class Overlap:
 
 
 def words(text: str) -> list[str]:
-  """A statement's words: runs of letters, digits and _, in lower case."""
+  """Splits a statement into words (letters, digits, _), in lower case."""
   return _WORD.findall(text.lower())
 
 
 def runs(sequence: Sequence[str], length: int = NGRAM) -> Iterable[str]:
-  """Every run of so many words; the whole where there are fewer."""
+  """Yields every run of so many words; the whole where there are fewer."""
   for start in range(max(1, len(sequence) - length + 1)):
     yield " ".join(sequence[start : start + length])
 
 
 def _dense(text: str) -> str:
-  """A text without white space, which copies of a data set differ in."""
+  """Drops white space, in which copies of a data set differ."""
   return "".join(text.split())
 
 
 def find(
   problems: Sequence[Problem], benchmarks: Mapping[str, Sequence[Problem]]
 ) -> list[Overlap]:
-  """The training problems that overlap with benchmarks, at most once each.
+  """Finds training problems that overlap with benchmarks, once each.
 
   Args:
     problems: to train on.
@@ -74,6 +74,8 @@ def find(
     In the order of `problems`; for each the first benchmark with the strongest
     kind of overlap.
   """
+  # Indexed by the benchmarks' few thousand problems, not by the training
+  # problems: these may be many, and only runs that both have are kept.
   texts: dict[str, tuple[str, str]] = {}
   statements: dict[str, tuple[str, str]] = {}
   owners: dict[str, tuple[str, str]] = {}
@@ -99,6 +101,7 @@ def find(
   overlaps = []
   for problem in problems:
     said = " ".join(words(problem.text))
+    # In two passes, as how common a run is shows only after all problems.
     telling = (
       run for run in shared[problem.problem_id] if holders[run] <= COMMON
     )

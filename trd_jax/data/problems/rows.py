@@ -42,7 +42,7 @@ class BadRow(Exception):
 
 
 def read(path: Path) -> Iterator[tuple[str, Any]]:
-  """Yields `(where, row)`; a line that is no JSON yields a `BadRow` as row.
+  """Yields `(where, row)`; for a line that is no JSON `row` is a `BadRow`.
 
   Raises:
     UserError: the file can't be read, is of a kind that we don't know, or is
@@ -62,7 +62,7 @@ def collect(
   build: Callable[[Mapping[str, Any]], Problem | None],
   reader: Callable[[Path], Iterator[tuple[str, Any]]] | None = None,
 ) -> tuple[list[Problem], list[Rejected]]:
-  """All rows of some files as problems, each statement once.
+  """Builds problems of all rows of some files, each statement once.
 
   Rows that repeat a statement (up to white space) with the same answer are
   set aside but for one, preferably one with a worked solution. Where they
@@ -97,6 +97,8 @@ def collect(
         )
   kept: list[_Row] = []
   for group in groups.values():
+    # All files are read before any row is judged: the row that disagrees may be
+    # the last one.
     answers = {comparable(row.problem.answer) for row in group}
     if len(answers) > 1:
       shown = ", ".join(dict.fromkeys(r.problem.answer for r in group))
@@ -143,7 +145,7 @@ def _verbatim(row: Any) -> str | None:
 
 
 def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
-  """What a source's rows came to, for a person.
+  """Says what a source's rows came to, for a person.
 
   Args:
     found: all problems of the source.
@@ -183,7 +185,7 @@ def to_problem(
   domain: str = "math",
   tests: str | None = None,
 ) -> Problem:
-  """A problem of a row's columns; arguments win over columns.
+  """Builds a problem of a row's columns; arguments win over columns.
 
   Scalar columns that are not used otherwise go to `meta`.
 
@@ -219,22 +221,27 @@ def to_problem(
 
 
 def problem_id(source: str, text: str) -> str:
-  """The same for the same source and statement, white space apart."""
+  """Returns a problem's id.
+
+  The same for the same source and statement, white space apart.
+  """
   return f"{source}-{content_key(source, ' '.join(text.split()))[:16]}"
 
 
 def statement(row: Mapping[str, Any]) -> str:
-  """The problem statement of a row, without white space around it."""
+  """Returns the problem statement of a row, without white space around it."""
   return _text(column(row, _PROBLEM_KEYS), "problem")
 
 
 def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-  """The first of the named columns that holds something, or None."""
+  """Returns the first of the named columns that holds something, or None."""
   return next((row[n] for n in names if row.get(n) is not None), None)
 
 
 def answer_text(value: Any) -> str:
-  """A gold answer as text; whole floats as integers, one-element lists open.
+  """Writes a gold answer as text.
+
+  Whole floats become integers; of a list with one answer that is taken.
 
   Raises:
     BadRow: there is none, or there are several that differ.
@@ -261,10 +268,11 @@ def answer_text(value: Any) -> str:
 
 
 def comparable(answer: str) -> str:
-  """An answer without differences of notation; for comparing golds only."""
+  """Strips differences of notation off an answer, to compare golds only."""
   answer = re.sub(r"\\[dt]frac", r"\\frac", answer)
   answer = re.sub(r"\\left|\\right|\\[!,;\s]|\\\$|[\s$]", "", answer)
   answer = answer.rstrip(".")
+  # At most 100 digits: int() refuses texts of over 4,300.
   return str(int(answer)) if re.fullmatch(r"-?[0-9]{1,100}", answer) else answer
 
 
@@ -276,6 +284,8 @@ def _text(value: Any, what: str) -> str:
   if not (value := value.strip()):
     raise BadRow(f"no {what}")
   try:
+    # JSON can hold half a surrogate pair, parquet can't: better here than when
+    # the problems are written.
     value.encode("utf-8")
   except UnicodeEncodeError as error:
     raise BadRow(f"{what} is not valid Unicode") from error
@@ -321,6 +331,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
   try:
     rows = json_text.loads(text) if text.strip() else []
   except ValueError as error:
+    # A `.json` file that holds JSON lines: some data sets come so.
     if "Extra data" not in str(error):
       raise UserError(
         f"{path}: not JSON ({error}); fetch the file again"
@@ -353,7 +364,7 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
-  """A file as the library `datasets` keeps it, batch by batch."""
+  """Reads a file as the library `datasets` keeps it, batch by batch."""
   count = 0
   try:
     with pa.memory_map(str(path)) as source:

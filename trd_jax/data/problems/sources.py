@@ -58,6 +58,7 @@ def fetch(
       f"{name}: {repo_id}{at} can't be fetched from the Hugging Face hub "
       f"({text[:160]}); give a local copy with {key}"
     ) from error
+  # A snapshot folder may hold more than was asked for this time.
   files = sorted(
     path
     for path in folder.rglob("*")
@@ -92,6 +93,7 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
       while block := answer.read(_BLOCK):
         found.update(block)
         file.write(block)
+      # Inside the block: raising here leaves nothing in the cache.
       if found.hexdigest() != digest:
         raise UserError(
           f"{name}: {url} has SHA-256 {found.hexdigest()}, not {digest}: it is "
@@ -105,12 +107,12 @@ def download(url: str, digest: str, name: str, key: str = ROOT) -> Path:
 
 
 def cached(url: str, digest: str) -> Path:
-  """Where `download` keeps a file of this SHA-256."""
+  """Returns where `download` keeps a file of this SHA-256."""
   return paths.cache() / "data" / digest[:16] / url.rpartition("/")[2]
 
 
 def sha256(path: Path) -> str:
-  """The SHA-256 of a file's bytes, in hexadecimal.
+  """Computes the SHA-256 of a file's bytes, in hexadecimal.
 
   Raises:
     OSError: it can't be read.
@@ -120,7 +122,7 @@ def sha256(path: Path) -> str:
 
 
 def local_root(root: str, downloads: bool = True, key: str = ROOT) -> Path:
-  """An existing file or folder.
+  """Returns the path of an existing file or folder.
 
   Args:
     root: its path.
@@ -140,13 +142,13 @@ def local_root(root: str, downloads: bool = True, key: str = ROOT) -> Path:
 
 
 def in_folder(folder: Path, stem: str) -> Path | None:
-  """The file called `stem` with a suffix that we read, if there is one."""
+  """Finds the file called `stem` with a suffix that we read, or None."""
   paths = (folder / f"{stem}{suffix}" for suffix in SUFFIXES)
   return next((path for path in paths if path.is_file()), None)
 
 
 def data_files(folder: Path) -> list[Path]:
-  """All files in a folder that we read, by name."""
+  """Lists all files in a folder that we read, by name."""
   return sorted(
     path
     for path in folder.iterdir()

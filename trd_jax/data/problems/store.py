@@ -40,6 +40,8 @@ def load(
   """
   check_source(experiment, run_dir)
   if run_dir.done(STAGE) is None:
+    # Digests before rows: a file that changes while it is read then differs
+    # from its digest at the next stage.
     files = _digests(experiment.data)
     found, rejected = problems.read(experiment.data)
     print(f"problems: {rows.count(found, rejected)}", flush=True)
@@ -53,6 +55,7 @@ def load(
           f" {other if own and experiment.domain == 'arithmetic' else ''}set"
           f" --config.domain={problem.domain}"
         )
+    # Before the selection, so that `data.limit` problems are left after it.
     found, overlapping = _decontaminated(experiment, found, benchmarks)
     found = problems.select(found, experiment.data)
     rejected = [*rejected, *overlapping]
@@ -126,7 +129,7 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
 
 
 def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
-  """Returns the local files that a source would be read from now.
+  """Lists the local files that a source would be read from now.
 
   Where it can't be said which these are, though all that were `read` are there,
   others have come: then all that there are.
@@ -144,7 +147,7 @@ def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
 
 
 def _digests(data: Data) -> dict[str, str]:
-  """Returns the SHA-256 of each local file of a source, by name.
+  """Computes the SHA-256 of each local file of a source, by name.
 
   Raises:
     UserError: one isn't there, or can't be read.
@@ -172,7 +175,7 @@ def _decontaminated(
   found: list[Problem],
   benchmarks: Mapping[str, Questions] | None,
 ) -> tuple[list[Problem], list[Rejected]]:
-  """Returns the problems that no benchmark has, and the others as rejected."""
+  """Splits off the problems that a benchmark holds, with the reason."""
   how = experiment.data.decontaminate
   if how == "none":
     return found, []

@@ -34,8 +34,9 @@ _META = ("difficulty", "source", "name", "url", "time_limit", "memory_limit")
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """The problems from `data.root` (a file or a folder) or the hub's training
-  split.
+  """Reads the problems from `data.root` or the hub's training split.
+
+  `data.root` is a file or a folder.
 
   Raises:
     UserError: a file is missing, unreadable or empty.
@@ -53,7 +54,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
 
 
 def files(root: str) -> list[Path]:
-  """The local files that the problems are read from, flags among them.
+  """Lists the local files that the problems are read from, and of flags.
 
   Raises:
     UserError: there is nothing at `root`.
@@ -66,7 +67,7 @@ def files(root: str) -> list[Path]:
 
 
 def problem(row: Mapping[str, Any]) -> Problem:
-  """A row with `question`, `input_output` and perhaps `solutions`.
+  """Reads a row with `question`, `input_output` and perhaps `solutions`.
 
   Raises:
     rows.BadRow: a column is missing or unusable.
@@ -90,7 +91,7 @@ def problem(row: Mapping[str, Any]) -> Problem:
 
 
 def tests(input_output: Any) -> str:
-  """The tests of a row, checked for their form; the text stays as it is.
+  """Checks a row's tests for their form; the text stays as it is.
 
   Integers of any length are left as digits, so that none is too long.
 
@@ -114,7 +115,7 @@ def tests(input_output: Any) -> str:
 
 
 def _reference(solutions: Any) -> str | None:
-  """The first solution in Python 3, as a response would give it."""
+  """Returns the first solution in Python 3, as a response would give it."""
   if isinstance(solutions, str) and solutions.strip():
     try:
       solutions = json_text.loads(solutions)
@@ -127,7 +128,7 @@ def _reference(solutions: Any) -> str | None:
 
 
 def _is_python(program: str) -> bool:
-  """Whether it parses, to some statement; which runs nothing."""
+  """Returns whether a program parses, to some statement; runs nothing."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # of odd escapes in old programs
@@ -142,7 +143,7 @@ def _flags_of(path: Path) -> Path:
 
 
 def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
-  """A file's rows, with what is known of special judges."""
+  """Yields a file's rows, with what is known of special judges."""
   beside = _flags_of(path)
   flags = {}
   if beside.is_file():
@@ -154,6 +155,8 @@ def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
         )
       flags[row["idx"]] = bool(row[_SPECIAL])
   for index, (where, row) in enumerate(rows.read(path)):
+    # Where there is a file of flags it speaks for all rows; without one the
+    # rows' own column stands.
     if isinstance(row, Mapping) and flags:
       row = {**row, _SPECIAL: flags.get(index, False)}
     yield where, row
