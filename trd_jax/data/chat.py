@@ -200,7 +200,7 @@ class Chat:
     )
 
   def render(self, user_text: str, thinking: bool | None) -> list[int]:
-    """Prompt ids of one user message, generation prompt included.
+    """Returns a user message's prompt ids, generation prompt included.
 
     Args:
       user_text: any text; its control marks stay plain text.
@@ -215,7 +215,7 @@ class Chat:
   def render_many(
     self, user_texts: Iterable[str], thinking: bool | None
   ) -> list[list[int]]:
-    """`render` of each text, encoded on all cores at once."""
+    """Renders each text like `render`, encoded on all cores at once."""
     prompts = [self._pieces(text, thinking) for text in user_texts]
     plain = [p.text for pieces in prompts for p in pieces if p.text]
     encoded = iter(
@@ -229,7 +229,7 @@ class Chat:
   def render_with_offsets(
     self, user_text: str, thinking: bool | None
   ) -> Rendered:
-    """As `render`, and says which characters each id covers."""
+    """Renders like `render`, and says which characters each id covers."""
     lead = len(user_text) - len(user_text.lstrip())
     size = len(user_text.strip())
     ids: list[int] = []
@@ -249,7 +249,7 @@ class Chat:
     return Rendered(ids, offsets)
 
   def _pieces(self, user_text: str, thinking: bool | None) -> list[_Piece]:
-    """A prompt, split at the template's control tokens."""
+    """Splits a prompt at the template's control tokens."""
     # White space stays outside the placeholder: a template that trims a
     # message trims it here too.
     core = user_text.strip()
@@ -264,7 +264,7 @@ class Chat:
     return [head, _Piece(left + core + right, len(left)), tail]
 
   def _frame(self, thinking: bool | None) -> tuple[_Piece, str, str, _Piece]:
-    """What stands around any text that neither begins nor ends in a space.
+    """Returns what stands around any text without a space at its ends.
 
     That is what comes before the piece that the text is in, how this piece
     begins and ends, and what comes after it.
@@ -284,7 +284,7 @@ class Chat:
   def _split(
     self, lead: str, core: str, trail: str, thinking: bool | None
   ) -> list[_Piece]:
-    """`_pieces` of a text and the white space on its sides."""
+    """Returns `_pieces` of a text and the white space on its sides."""
     before, after = self._around(lead, trail, thinking)
     pieces: list[_Piece] = []
     strip_left = False  # a control token with rstrip eats what follows it
@@ -315,7 +315,7 @@ class Chat:
     return pieces
 
   def control_marks(self, text: str) -> set[str]:
-    """Control tokens that are spelt out in a text.
+    """Returns the control tokens that are spelt out in a text.
 
     In a user message they are plain text (see the module's head); a reader of
     the prompt sees no difference.
@@ -326,11 +326,11 @@ class Chat:
     }
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text` as plain text: never a control id."""
+    """Returns the ids of `text` as plain text: never a control id."""
     return self._plain.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of a response.
+    """Returns the text of a response.
 
     Only a final stop id is left out; `<think>` and every other mark that the
     model wrote stays. Ids without a token (left-over head rows) give no text.
@@ -342,11 +342,11 @@ class Chat:
 
   @functools.cached_property
   def vocab_size(self) -> int:
-    """Largest id plus one; a model's head needs at least so many rows."""
+    """Returns the largest id plus one: the rows that a head needs."""
     return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
   def onset_ids(self) -> tuple[int, ...]:
-    """Ids that open an `ONSET_WORDS` word, for the epistemic mass.
+    """Returns ids that open an `ONSET_WORDS` word, for epistemic mass.
 
     The first sub-word id of each word, bare and after a space, sorted and
     without repeats. A first id that is white space or unknown tells nothing
@@ -364,13 +364,13 @@ class Chat:
     return tuple(sorted(found))
 
   def same_ids(self, other: Chat) -> bool:
-    """Whether both map every id to the same token."""
+    """Returns whether both map every id to the same token."""
     if self._digest and self._digest == other._digest:
       return True
     return self._tokenizer.get_vocab(True) == other._tokenizer.get_vocab(True)
 
   def thinks(self, thinking: bool | None) -> bool:
-    """Whether a response to a prompt in this mode may open a thinking block.
+    """Returns whether a response in this mode may open a thinking block.
 
     False for a model without one and for a prompt that closes an empty block.
 
@@ -382,7 +382,7 @@ class Chat:
     return self.supports_thinking and "<think>" not in self._tails[thinking]
 
   def opens_thoughts(self, thinking: bool | None) -> bool:
-    """Whether the prompt itself opens the block, so no response does."""
+    """Returns whether the prompt opens the block, so no response does."""
     if thinking not in self._tails:
       self._tails[thinking] = self._around("", "", thinking)[1]
     tail = self._tails[thinking]
@@ -391,7 +391,7 @@ class Chat:
   def _around(
     self, lead: str, trail: str, thinking: bool | None
   ) -> tuple[str, str]:
-    """The rendered template before and after the user's text."""
+    """Renders the template before and after the user's text."""
     variables: dict[str, Any] = dict(self._special)
     if thinking is not None and self.supports_thinking:
       variables["enable_thinking"] = thinking
@@ -452,7 +452,7 @@ class Chat:
 def _compile_template(
   source: str, name: str
 ) -> tuple[jinja2.Template, set[str]]:
-  """The template and the names of the variables that it reads.
+  """Compiles the template; also returns the names that it reads.
 
   Args:
     source: jinja text; it runs sandboxed and without access to files.
@@ -488,7 +488,7 @@ def _compile_template(
 def _find_template(
   folder: Path, config: dict[str, Any], template: str | Path | None
 ) -> str:
-  """The jinja text: `template`, else the folder's file, else its config's.
+  """Returns the jinja text: `template`, the folder's file, its config's.
 
   Raises:
     UserError: there is none, or the file can't be read.
@@ -515,7 +515,7 @@ def _find_template(
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-  """The texts of the bos, eos, pad and unk tokens that a config names."""
+  """Returns the bos, eos, pad and unk tokens of a config, as texts."""
   special = {}
   for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
     value = config.get(key)
@@ -527,7 +527,7 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-  """A JSON object; an absent file is an empty one unless `required`.
+  """Reads a JSON object; an absent file is empty unless `required`.
 
   Raises:
     UserError: the file can't be read or holds something else.

@@ -39,7 +39,7 @@ class Modes(NamedTuple):
 def planned_modes(
   experiment: Experiment, student: Chat, teacher: Chat
 ) -> Modes:
-  """The modes around the trajectories that an experiment is going to make.
+  """Returns the modes around trajectories that are still to be made.
 
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
@@ -51,7 +51,7 @@ def planned_modes(
 def scoring_modes(
   experiment: Experiment, student: Chat, teacher: Chat, recorded: bool | None
 ) -> Modes:
-  """The modes in which a trajectory is scored: as it was written, or by key.
+  """Returns the modes that score a trajectory: as written, or by key.
 
   A model without the mode scores in the only one that it has.
 
@@ -88,7 +88,7 @@ def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
 def student_context(
   chat: Chat, problem: Problem, thinking: bool | None
 ) -> list[int]:
-  """The student's prompt before a response it learns: x alone, always."""
+  """Returns the student's prompt before a response: x alone, always."""
   return chat.render(initial(problem), thinking)
 
 
@@ -130,7 +130,7 @@ def teacher_context(
 
 
 def describe_modes(student: Chat, teacher: Chat, modes: Modes) -> str:
-  """One line: how trajectories are written, and in which modes scored."""
+  """Returns one line: how trajectories are written and scored."""
   bound = [
     side
     for side, chat in (("student", student), ("teacher", teacher))
@@ -151,7 +151,7 @@ def describe_modes(student: Chat, teacher: Chat, modes: Modes) -> str:
 def mode_warnings(
   experiment: Experiment, student: Chat, teacher: Chat, modes: Modes
 ) -> list[str]:
-  """One line for each side that scores trajectories in another mode.
+  """Returns a line for each side that scores in another mode.
 
   Only a key makes it so, or a model that has one mode alone.
   """
@@ -213,14 +213,14 @@ class Outlook(NamedTuple):
   warnings: list[str]
 
   def without(self, stage: str) -> dict[str, bool]:
-    """The modes of the other stages."""
+    """Returns the modes of the other stages."""
     return {name: on for name, on in self.stages.items() if name != stage}
 
 
 def outlook(
   experiment: Experiment, student: Chat | None, teacher: Chat | None
 ) -> Outlook:
-  """The modes of an experiment, as far as templates are at hand.
+  """Returns the modes of an experiment, as far as templates are at hand.
 
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
@@ -243,5 +243,5 @@ def outlook(
 
 
 def on_or_off(thinks: bool) -> str:
-  """A mode as people call it."""
+  """Returns a mode as people call it."""
   return "on" if thinks else "off"

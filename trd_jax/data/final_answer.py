@@ -81,7 +81,7 @@ class Box(NamedTuple):
 
 
 def final_text(completion: str) -> str:
-  """What follows the last `</think>`; the whole text where there is none.
+  """Returns what follows the last `</think>`; the whole text without one.
 
   Nothing does where a later `<think>` never closes: what thoughts try out is
   no answer.
@@ -123,7 +123,7 @@ def _read_box(text: str, start: int) -> Box:
 
 
 def _last_command(text: str, before: int) -> int:
-  """Index of the last box command that begins before `before`, or -1."""
+  """Returns where the last box command before `before` begins, or -1."""
   return max(
     text.rfind("\\boxed", 0, before),
     text.rfind("\\fbox", 0, before),
@@ -132,13 +132,13 @@ def _last_command(text: str, before: int) -> int:
 
 
 def last_box(text: str) -> Box | None:
-  """The box whose command comes last (innermost where they nest)."""
+  """Finds the box whose command comes last (innermost where they nest)."""
   start = _last_command(text, len(text))
   return None if start < 0 else _read_box(text, start)
 
 
 def unboxed(text: str) -> str:
-  r"""A text without the box and the dollars that enclose all of it.
+  r"""Returns a text without the box and the dollars around all of it.
 
   `\boxed{1},\boxed{2}` is two boxes and stays as it is.
   """
@@ -152,7 +152,7 @@ def unboxed(text: str) -> str:
 
 
 def _joins(gap: str) -> bool:
-  """Whether two boxes with `gap` between them are parts of one list."""
+  """Returns whether two boxes with `gap` between them are of one list."""
   gap = gap.rstrip("\\")  # of a command whose backslash was doubled
   if len(gap) > _MAX_GAP or "\n\n" in gap:
     return False
@@ -162,7 +162,7 @@ def _joins(gap: str) -> bool:
 
 
 def adjacent_boxes(text: str, last: Box) -> list[str]:
-  """Contents of the run of boxes that ends with `last`, in reading order.
+  """Returns the run of boxes that ends with `last`, in reading order.
 
   Boxes belong to one run where only a comma, "and", "or" or mark-up stands
   between them. Repeated contents are kept once.
@@ -185,7 +185,7 @@ def adjacent_boxes(text: str, last: Box) -> list[str]:
 
 
 def stated_answer(text: str) -> str | None:
-  """The answer that an unboxed text unmistakably ends with.
+  """Returns the answer that an unboxed text unmistakably ends with.
 
   Only the last sentence counts, only where it announces itself (answer,
   solution, therefore, thus, hence, or "is" right before the end), and only

@@ -91,7 +91,7 @@ _BEFORE, _AFTER = 48, 96  # characters around such a word that decide
 
 
 def mentions_reference(text: str) -> str | None:
-  """The first phrase that speaks of a draft, a reference or the rewriting.
+  """Finds the first phrase about a draft, a reference or the rewriting.
 
   Args:
     text: a response, a problem or a worked solution.

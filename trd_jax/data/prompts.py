@@ -82,7 +82,7 @@ class FittedPrompt:
 
 
 def reference(problem: Problem) -> str | None:
-  """y*: the worked solution, else the bare answer, else None."""
+  """Returns y*: the worked solution, else the bare answer, else None."""
   for text in (problem.solution, problem.answer):
     if text and text.strip():
       return text
@@ -90,7 +90,7 @@ def reference(problem: Problem) -> str | None:
 
 
 def initial(problem: Problem) -> str:
-  """The stage-1 user message: the same in OPD, OPSD and evaluation."""
+  """Returns the stage-1 message: the same in OPD, OPSD, evaluation."""
   if problem.domain == "arithmetic":
     return problem.text
   ask = f"{_TASK[problem.domain]} {_FINISH[problem.domain]}"
@@ -98,7 +98,7 @@ def initial(problem: Problem) -> str:
 
 
 def privileged(problem: Problem) -> str:
-  """The user message of the vanilla OPSD teacher: x and y*.
+  """Returns the user message of the vanilla OPSD teacher: x and y*.
 
   Raises:
     UserError: the problem has neither a solution nor an answer.
@@ -113,7 +113,7 @@ def privileged(problem: Problem) -> str:
 
 
 def refinement(problem: Problem, draft_text: str, regime: str) -> str:
-  """The stage-2 user message: x and y_o, in regime 'opsd' also y*.
+  """Returns the stage-2 message: x and y_o, in regime 'opsd' also y*.
 
   Raises:
     UserError: regime 'opsd' and the problem has no reference, or a regime
@@ -124,7 +124,7 @@ def refinement(problem: Problem, draft_text: str, regime: str) -> str:
 
 
 def shown_draft(draft_text: str, draft_think: str) -> str:
-  """y_o as a refinement prompt shows it (`refine.draft_think`).
+  """Returns y_o as a refinement prompt has it (`refine.draft_think`).
 
   A draft whose thoughts nothing follows, as where a budget ended it, has no
   answer to show: under 'answer' it is shown whole, like under 'keep_text', for
@@ -145,12 +145,12 @@ def shown_draft(draft_text: str, draft_think: str) -> str:
 
 
 def is_all_thoughts(text: str) -> bool:
-  """Whether a response has thoughts and nothing after them."""
+  """Returns whether a response is thoughts with nothing after them."""
   return bool(text.strip()) and not final_text(text).strip()
 
 
 def elision(domain: str) -> str:
-  """What stands in place of the part of a draft that doesn't fit."""
+  """Returns what stands for the part of a draft that doesn't fit."""
   return _ELISION[domain]
 
 
@@ -161,7 +161,7 @@ def fit_initial(
   max_tokens: int,
   stage: str = "rollout",
 ) -> list[int] | Rejected:
-  """As `fit_initials`, of one problem."""
+  """Fits one problem, as `fit_initials`."""
   return next(fit_initials(chat, [problem], thinking, max_tokens, stage))
 
 
@@ -172,7 +172,7 @@ def fit_initials(
   max_tokens: int,
   stage: str = "rollout",
 ) -> Iterator[list[int] | Rejected]:
-  """Prompt ids of `initial`, or the row set aside where they are too many.
+  """Yields prompt ids of `initial`, or the rejected row if too many.
 
   One for each problem, in their order.
   """
@@ -199,7 +199,7 @@ def fit_refinement(
   overflow: str = "trim_middle",
   draft_think: str = "keep_text",
 ) -> FittedPrompt | Rejected:
-  """As `fit_refinements`, of one draft."""
+  """Fits one draft, as `fit_refinements`."""
   return next(
     fit_refinements(
       chat,
@@ -222,7 +222,7 @@ def fit_refinements(
   overflow: str = "trim_middle",
   draft_think: str = "keep_text",
 ) -> Iterator[FittedPrompt | Rejected]:
-  """Prompt ids of `refinement` within `max_tokens`, draft by draft.
+  """Yields a `refinement` prompt within `max_tokens` for each draft.
 
   x and y* are never cut. Under 'trim_middle' an over-long draft loses its
   middle: the ids of the whole prompt are kept up to a point inside the draft
@@ -287,7 +287,7 @@ def _trimmed(
   thinking: bool | None,
   max_tokens: int,
 ) -> FittedPrompt | Rejected:
-  """The prompt with the draft's middle left out."""
+  """Returns the prompt with the draft's middle left out."""
   before, after = _around_draft(problem, regime)
   prompt = chat.render_with_offsets(before + draft_text + after, thinking)
   mark = chat.encode(elision(problem.domain))
@@ -307,7 +307,7 @@ def _trimmed(
 
 
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
-  """So many items at a time that all cores encode and memory stays small."""
+  """Yields as many items as keep all cores busy and memory small."""
   iterator = iter(items)
   while some := list(itertools.islice(iterator, 64)):
     yield some
@@ -330,7 +330,7 @@ def check_regime(regime: str) -> None:
 
 
 def _around_draft(problem: Problem, regime: str) -> tuple[str, str]:
-  """The refinement message before and after the draft."""
+  """Returns the refinement message before and after the draft."""
   check_regime(regime)
   y_star = _require_reference(problem) if regime == "opsd" else None
   if problem.domain == "arithmetic":
@@ -356,7 +356,7 @@ def _reject(problem: Problem, stage: str, reason: str) -> Rejected:
 def _middle_cut(
   prompt: Rendered, span: tuple[int, int], excess: int
 ) -> tuple[int, int] | None:
-  """Which ids to leave out: [start, stop), at least `excess` of the draft's.
+  """Chooses at least `excess` of the draft's ids to leave out.
 
   Args:
     prompt: the whole prompt.
@@ -364,9 +364,11 @@ def _middle_cut(
     excess: how many ids have to go.
 
   Returns:
-    The cut nearest the draft's middle among the shortest near it, or None
-    where it would leave nothing of the draft.
+    The half-open range of ids that is nearest the draft's middle, among the
+    shortest near it; None where it would leave nothing of the draft.
   """
+  # Ids of the draft alone: one that also covers a character of the prompt
+  # around it stays.
   inside = [
     i
     for i, range_ in enumerate(prompt.offsets)
@@ -382,6 +384,8 @@ def _middle_cut(
     left, right = prompt.offsets[i - 1], prompt.offsets[i]
     return bool(left and right and left[1] <= right[0])
 
+  # A character may be spread over several ids. A few starts to either side of
+  # the middle are enough to find a cut between characters without loss.
   centre = first + (len(inside) - excess + 1) // 2
   best = None
   for start in range(

@@ -47,7 +47,7 @@ class Lengths:
 
   @classmethod
   def of(cls, lengths: Iterable[int]) -> Self | None:
-    """Their summary; None where there is none."""
+    """Summarizes lengths; returns None where there is none."""
     ordered = sorted(lengths)
     if not ordered:
       return None
@@ -197,7 +197,7 @@ def _counted(
   thinking: bool | None,
   desc: str,
 ) -> Iterator[tuple[Problem, int]]:
-  """Each problem with the length of its prompt."""
+  """Yields each problem with the length of its prompt."""
   texts = iter(messages)
   with Progress(len(problems), desc, "prompts") as progress:
     for at in range(0, len(problems), _BATCH):
@@ -210,7 +210,7 @@ def _counted(
 def _impossible(
   experiment: Experiment, shortest_initial: int, shortest: int | None
 ) -> Iterator[str]:
-  """Budgets that contradict every problem."""
+  """Yields the budgets that contradict every problem, one line each."""
   if shortest is None:
     return
   refine, train = experiment.refine, experiment.train

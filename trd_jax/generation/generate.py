@@ -24,7 +24,7 @@ from trd_jax.model.weights import finite_weights
 def sampling_of(
   section: Generation, chat: Chat, top_logprobs: int = 0
 ) -> Sampling:
-  """The engine's view of a section's sampling keys."""
+  """Returns the engine's view of a section's sampling keys."""
   return Sampling(
     temperature=section.temperature,
     top_p=section.top_p,

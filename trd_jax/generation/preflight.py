@@ -104,12 +104,12 @@ class Report:
   warnings: list[str]
 
   def to_json(self) -> dict[str, Any]:
-    """Plain values, as `preflight.json` holds them."""
+    """Returns plain values, as `preflight.json` holds them."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> Self:
-    """The report that `to_json` took apart."""
+    """Returns the report that `to_json` took apart."""
     fields = dict(value)
     for name in ("prompt_tokens", "elided"):
       fields[name] = fields[name] and Lengths(**fields[name])
@@ -194,7 +194,7 @@ def of_rollout(
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
 ) -> Report:
-  """The report of the rollout stage, with a look ahead.
+  """Returns the report of the rollout stage, with a look ahead.
 
   The teacher's tokenizer is read for it, not its weights; where it isn't to
   be had there is a warning instead.
@@ -237,7 +237,7 @@ def of_refine(
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
 ) -> Report:
-  """The report of the refine stage; `problems` by id."""
+  """Returns the report of the refine stage; `problems` by id."""
   experiment = stage.experiment
   draft_think = experiment.refine.draft_think
   shown = {draft.problem_id: problems[draft.problem_id] for draft in drafts}
@@ -342,7 +342,7 @@ def stops(experiment: Experiment) -> bool:
 
 
 def table(report: Report) -> str:
-  """The report as a person reads it: what is nothing to tell is left out."""
+  """Renders the report for people; what is nothing to say is left out."""
   head = f"{report.stage}: {report.model}, {report.dtype}"
   return "\n".join(
     [
@@ -444,7 +444,7 @@ def _spread(lengths: Lengths) -> str:
 def _inspected(
   chat: Chat, texts: Mapping[str, Sequence[tuple[str, str]]]
 ) -> tuple[dict[str, dict[str, int]], dict[str, list[list[str]]]]:
-  """Control marks and leaks, by where; only where there are any."""
+  """Counts control marks and leaks, by where; only where there are any."""
   marks: dict[str, dict[str, int]] = {}
   leaks: dict[str, list[list[str]]] = {}
   total = sum(map(len, texts.values()))

@@ -43,7 +43,7 @@ class Cost(NamedTuple):
   requests: int
 
   def __str__(self) -> str:
-    """One line for a person."""
+    """Returns one line for a person."""
     return (
       f"keeping the teacher's {self.k} likeliest tokens: {self.kept:,.0f}"
       f" tokens/s, {self.bare:,.0f} without ({self.bare / self.kept:.2f} times"
@@ -52,7 +52,7 @@ class Cost(NamedTuple):
 
 
 def columns(top: TopTokens | None) -> dict[str, Any]:
-  """The columns of a `Trajectory` that hold them; None where none are kept."""
+  """Returns the columns of a `Trajectory` for them; None without any."""
   if top is None:
     names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_mass")
     return dict.fromkeys(names)

@@ -85,7 +85,7 @@ def save_peft(
 def load_peft(
   folder: Path | str, config: ModelConfig
 ) -> tuple[LoraConfig, dict[str, Any]]:
-  """An adapter and its size, from a folder that PEFT or `save_peft` wrote.
+  """Loads an adapter and its size, as PEFT or `save_peft` wrote them.
 
   Args:
     folder: holds `adapter_config.json` and `adapter_model.safetensors`.
@@ -113,7 +113,7 @@ def load_peft(
 def begin_with(
   folder: Path | str, config: ModelConfig, lora: LoraConfig, like: Tree
 ) -> Tree:
-  """The adapter of a folder, placed as the fresh one that it replaces.
+  """Loads a folder's adapter, placed as the fresh one it replaces.
 
   Args:
     folder: see `load_peft`.
@@ -138,7 +138,7 @@ def is_zero(adapter: Tree) -> bool:
 
 
 def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
-  """The base with the adapter added to its kernels: W + (alpha / r) A B.
+  """Adds the adapter to the base's kernels: W + (alpha / r) A B.
 
   Computed in float32, one layer at a time, and cast to the kernel's dtype
   once: a step of an adapter can be smaller than one of bfloat16.
@@ -172,7 +172,7 @@ def _merge_kernel(kernel_LIO, a_LIR, b_LRO, scale):
 
 
 def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
-  """A model without adapters that holds the arrays of `base`."""
+  """Returns a model without adapters that holds the arrays of `base`."""
   dtype = base["norm"]["scale"].dtype
   graph, state = nnx.split(
     jax.eval_shape(lambda: Qwen3(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -184,7 +184,7 @@ def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
 def logit_difference(
   one: Qwen3, other: Qwen3, tokens_BT: np.ndarray, length_B: np.ndarray
 ) -> float:
-  """The largest absolute difference of two models' logits.
+  """Returns the largest absolute difference of two models' logits.
 
   Args:
     one: a model, such as a base with its adapter on.

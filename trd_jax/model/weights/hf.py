@@ -57,7 +57,7 @@ _IGNORED = "rotary_emb.inv_freq"
 
 
 def stored_dtype(folder: Path | str) -> str:
-  """The dtype that holds a folder's weights without loss."""
+  """Returns the dtype that holds a folder's weights without loss."""
   dtypes = TensorFiles(folder).dtypes()
   return "bfloat16" if dtypes == {"BF16"} else "float32"
 
@@ -70,7 +70,7 @@ def load(
   lora: LoraConfig | None = None,
   seed: int = 0,
 ) -> Qwen3:
-  """A model with the weights of a Hugging Face folder.
+  """Loads a model with the weights of a Hugging Face folder.
 
   Each device's part of each parameter is read from the files and put there:
   the host holds at most one parameter (of all layers) at a time, a device no
@@ -124,7 +124,7 @@ def load(
 def load_head(
   folder: Path | str, *, dtype: jax.typing.DTypeLike, mesh: Mesh
 ) -> Head:
-  """The output matrix alone, tied or not, as `load` would place it.
+  """Loads the output matrix alone, tied or not, placed as by `load`.
 
   Raises:
     UserError: as `load`, of this one tensor.
@@ -188,7 +188,7 @@ def _check(files: TensorFiles, config: ModelConfig, base: nnx.State) -> None:
 
 
 def _shape(entry: Entry, tree: Tree) -> tuple[int, ...]:
-  """The shape of an entry's tensor in the checkpoint."""
+  """Returns the shape of an entry's tensor in the checkpoint."""
   shape = tuple(_get(tree, entry.path).shape)
   shape = shape if entry.layer is None else shape[1:]
   return shape[::-1] if entry.transposed else shape
@@ -200,10 +200,12 @@ def _place(
   like: jax.ShapeDtypeStruct,
   sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  """One parameter, read part by part into its shards."""
+  """Reads one parameter part by part into its shards."""
   # Devices that hold the same part share one read of it.
   seen: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
+  # A stacked parameter has a tensor a layer in the file. Only the slice that a
+  # device holds is read, so a host reads no more than its devices hold.
   def read(index: tuple[slice, ...] | None) -> np.ndarray:
     index = index or (slice(None),) * len(like.shape)
     bounds = tuple(
@@ -293,7 +295,7 @@ def save_hf(
 def _plan(
   config: ModelConfig, like: Tree, itemsize: int, limit: int
 ) -> list[list[Entry]]:
-  """The table cut into files of at most `limit` bytes, in its order."""
+  """Cuts the table into files of at most `limit` bytes, in its order."""
   files: list[list[Entry]] = [[]]
   room = limit
   for entry in entries(config):

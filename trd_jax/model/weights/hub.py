@@ -30,7 +30,7 @@ def model_folder(
   revision: str | None = None,
   files: Sequence[str] = HUB_FILES,
 ) -> Path:
-  """The folder with a model's config.json and safetensors.
+  """Returns the folder with a model's config.json and safetensors.
 
   Args:
     path: 'lab:student' and 'lab:teacher' ship with this package;
@@ -67,7 +67,7 @@ def model_folder(
 
 
 def is_hub_id(path: str) -> bool:
-  """Whether a path can only be a hub id: nothing here is called so."""
+  """Returns whether a path can only be a hub id: no such file is here."""
   return (
     _HUB_ID.fullmatch(path) is not None
     and not path.startswith(".")
@@ -103,7 +103,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def tokenizer_folder(
   path: str, run_dir: RunDir | None = None, revision: str | None = None
 ) -> Path:
-  """The folder with a tokenizer.json: a model's, or one that has no weights.
+  """Returns the folder with a tokenizer.json, with weights or without.
 
   Arguments as `model_folder`'s; of a hub id no weights are downloaded.
 
@@ -119,7 +119,7 @@ def tokenizer_folder(
 
 
 def model_revision(folder: Path) -> str:
-  """A short name for a model's content, the same on every machine.
+  """Returns a short name for a model's content, the same on every machine.
 
   It covers config.json and, of every safetensors file, its name, its size and
   its bytes: all of them up to 32 MiB, evenly spread blocks of a larger file.
@@ -134,7 +134,7 @@ def model_revision(folder: Path) -> str:
 
 
 def adapter_revision(folder: Path) -> str:
-  """As `model_revision`, of a PEFT adapter's folder."""
+  """Returns a short name for a PEFT adapter's content, as `model_revision`."""
   return _revision(folder, "adapter_config.json", "adapter")
 
 
@@ -152,6 +152,8 @@ def _revision(folder: Path, config_name: str, what: str) -> str:
       if size <= _WHOLE_BYTES:
         digest.update(file.read())
         continue
+      # Tens of gigabytes would take minutes to hash at every start. Training
+      # changes tensors all over the file, so blocks spread over it tell.
       last = size - _BLOCK_BYTES
       for block in range(_BLOCKS):
         file.seek(last * block // (_BLOCKS - 1))

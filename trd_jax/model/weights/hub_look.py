@@ -29,7 +29,7 @@ class Listing(NamedTuple):
   architectures: tuple[str, ...] = ()
 
   def has(self, pattern: str) -> bool:
-    """Whether a file matches; `*` stands for folders, too."""
+    """Returns whether a file matches; `*` stands for folders, too."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in self.files)
 
 

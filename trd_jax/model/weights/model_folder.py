@@ -33,7 +33,7 @@ _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def atomic_folder(
   folder: Path | str, compared_later: Collection[str] = ()
 ) -> Iterator[Path]:
-  """A folder to fill that becomes `folder` at the end of the block.
+  """Yields a folder to fill that becomes `folder` when the block ends.
 
   Readers see what was there before, the whole new folder, or, for the moment
   between two renames, none. Where the block raises, nothing changes. What a
@@ -186,7 +186,7 @@ def _settle(folder: Path, former: Path) -> None:
 
 
 def _clear(unfinished: Path) -> None:
-  """Empties a folder that carries our marker, but for that."""
+  """Removes what a folder with our marker holds, but for the marker."""
   for path in unfinished.iterdir():
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
@@ -221,14 +221,14 @@ def copy_companions(
 
 
 def token_ids(source: Path | str) -> dict[str, Any]:
-  """The special tokens' ids that a folder's config.json names, if any."""
+  """Returns the special tokens' ids of a folder's config.json, if any."""
   path = Path(source) / CONFIG
   fields = read_json(path) if path.exists() else {}
   return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
 
 
 def read_config(folder: Path | str) -> ModelConfig:
-  """The shape of the model in a folder.
+  """Reads the shape of the model in a folder.
 
   Raises:
     UserError: `config.json` is missing, no JSON, or of an unknown
@@ -242,7 +242,7 @@ def read_config(folder: Path | str) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object.
+  """Reads a JSON object.
 
   Raises:
     UserError: the file is missing or holds something else.

@@ -92,7 +92,7 @@ def check_size(
 
 
 def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
-  """An adapter's size and the name of its base model.
+  """Reads an adapter's size and the name of its base model.
 
   Raises:
     UserError: `adapter_config.json` is missing, damaged, or describes an
@@ -133,12 +133,12 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
 
 
 def tensor_name(layer: int, name: str, part: str) -> str:
-  """The name of a part (lora_A or lora_B) of a layer's adapter in the file."""
+  """Returns the file's name for a part (lora_A, lora_B) of a layer."""
   return f"base_model.model.model.layers.{layer}.{name}.{part}.weight"
 
 
 def _sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-  """Channels in and out of each adapted layer."""
+  """Returns channels in and out of each adapted layer."""
   width, inner = config.hidden_size, config.intermediate_size
   queries = config.num_heads * config.head_dim
   keys = config.num_kv_heads * config.head_dim

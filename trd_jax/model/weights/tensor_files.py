@@ -41,6 +41,8 @@ class TensorFiles:
     self._open: dict[str, Any] = {}
     self._file: dict[str, Path] = {}
     self._shape: dict[str, tuple[int, ...]] = {}
+    # Handles map the files into memory and stay open: tensors are read by the
+    # slice, in the order in which devices ask for them.
     for path in paths:
       try:
         handle = safe_open(path, framework="np")
@@ -59,7 +61,7 @@ class TensorFiles:
         )
 
   def _paths(self) -> tuple[list[Path], dict[str, str]]:
-    """The files, and the index that they must agree with."""
+    """Returns the files, and the index that they must agree with."""
     if (self.folder / self._single).exists():
       return [self.folder / self._single], {}
     if (self.folder / INDEX).exists():
@@ -67,6 +69,7 @@ class TensorFiles:
       try:
         index = dict(json_text.loads(path.read_text("utf-8"))["weight_map"])
         names = sorted(set(index.values()))
+        # The index comes from elsewhere: it may name files beside it only.
         if any(Path(name).name != name for name in names):
           raise ValueError("a file outside the folder")
       except (
@@ -113,7 +116,7 @@ class TensorFiles:
   def expect(
     self, name: str, shape: tuple[int, ...], by: str = "config.json"
   ) -> None:
-    """Sees that a tensor is there and has the shape that `by` implies.
+    """Checks that a tensor is there and has the shape that `by` implies.
 
     Raises:
       UserError: it isn't, or has another.
@@ -130,15 +133,15 @@ class TensorFiles:
       )
 
   def file(self, name: str) -> Path:
-    """The file that holds a tensor."""
+    """Returns the file that holds a tensor."""
     return self._file[name]
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """A tensor's shape."""
+    """Returns a tensor's shape."""
     return self._shape[name]
 
   def dtypes(self) -> set[str]:
-    """The dtypes of all tensors, as safetensors spells them."""
+    """Returns the dtypes of all tensors, as safetensors spells them."""
     return {self._open[name].get_slice(name).get_dtype() for name in self}
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -152,6 +155,8 @@ class TensorFiles:
     part = self._open[name].get_slice(name)
     values = part[index or ...]
     if finite_weights.count(values):
+      # Counted again over all of it, or the error would be another one for
+      # each way of splitting.
       whole = part[...]
       raise finite_weights.refusal(
         self._file[name],
@@ -162,7 +167,7 @@ class TensorFiles:
     return values
 
   def equal(self, one: str, other: str) -> bool:
-    """Whether two tensors hold the same values, compared by blocks of rows."""
+    """Returns whether two tensors are equal, read by blocks of rows."""
     if self._shape[one] != self._shape[other]:
       return False
     size = self._shape[one][0]

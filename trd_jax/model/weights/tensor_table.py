@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-  """The total table: every tensor of a checkpoint of this shape, once."""
+  """Returns the total table: every tensor of such a checkpoint, once."""
   table = [Entry(EMBEDDING, ("embed", "embedding"), None, False)]
   for layer in range(config.num_layers):
     for name, path, transposed in BLOCK:
