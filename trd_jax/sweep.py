@@ -102,6 +102,8 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     for stage, donor in one.donors.items():
       _take_over(where, _whose(run_dir, plans[donor]), stage)
     code = supervise.run(_command(one, run_dir, flags.config_argv))
+    # Refused before it began: an empty folder with this config would hinder the
+    # mended one.
     if code == 2 and is_new:
       where.abandon()
     if code:
@@ -120,7 +122,7 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
 
 
 def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
-  """What each point does, and which stages it takes over from which other.
+  """Says what each point does, and which stages it takes over from others.
 
   Raises:
     UserError: a point sets a key that does not exist, or to a value that it
@@ -136,6 +138,8 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
     donors = {}
     values = experiment.flat(chosen)
     for stage in [stage for stage in _SHARED if stage in stages]:
+      # Two points share a stage where all keys agree that its rows depend on;
+      # the first of them makes it.
       made_by = json.dumps(scopes.identity(values, stage), sort_keys=True)
       donor = makers.setdefault((stage, made_by), number)
       if donor != number:
@@ -155,7 +159,7 @@ def _folder(run_dir: RunDir, one: Point) -> RunDir:
 
 
 def _whose(run_dir: RunDir, donor: Plan) -> RunDir:
-  """The folder of a point, seen to be its config's.
+  """Returns the folder of a point, seen to be its config's.
 
   Raises:
     UserError: what is there was made by another sweep.
@@ -176,7 +180,7 @@ def _take_over(where: RunDir, donor: RunDir, stage: str) -> None:
 def _command(
   one: Plan, run_dir: RunDir, config_argv: Sequence[str]
 ) -> list[str]:
-  """The pipeline of a point."""
+  """Returns the pipeline command of a point."""
   shared = [a for a in config_argv if not a.startswith("--workdir=")]
   train = one.experiment.train
   if train.teacher == "hidden_cache" and train.cache_dir is None:
@@ -196,7 +200,7 @@ def _text(value: Any) -> str:
 
 
 def _number(name: str, plans: Sequence[Plan]) -> int:
-  """The point that --point names."""
+  """Finds the point that --point names, by name or number."""
   names = [one.point.name for one in plans]
   if name in names:
     return names.index(name)
@@ -209,7 +213,7 @@ def _number(name: str, plans: Sequence[Plan]) -> int:
 
 
 def describe(plans: Sequence[Plan]) -> str:
-  """A line a point: its name, and what it takes over from which other."""
+  """Writes a line a point: its name, and what it takes over from which."""
   lines = [f"{len(plans)} points"]
   rows = []
   for number, one in enumerate(plans):
@@ -223,7 +227,7 @@ def describe(plans: Sequence[Plan]) -> str:
 
 
 def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
-  """Shell commands that submit the sweep: an array job for each level.
+  """Writes shell commands that submit the sweep: an array job for each level.
 
   A level waits for the one before, whose points make what it takes over. The
   shell's variable GPUS says how many a node has, where they aren't 8.
@@ -243,7 +247,7 @@ def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
 
 
 def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
-  """The points that are done: what they set and what they found.
+  """Collects the points that are done: what they set and what they found.
 
   Returns:
     A row a point and benchmark: `point`, `values`, `round`, the best of its
@@ -276,14 +280,14 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-  """A row's point, and its round where there were several."""
+  """Returns a row's point, and its round where there were several."""
   if row["rounds"] == 1:
     return row["point"]
   return f"{row['point']} (round {row['round']} of {row['rounds']})"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as a person reads them, the best of a benchmark marked."""
+  """Writes the rows as a person reads them, the best of a benchmark marked."""
   if not rows:
     return "no point is done yet"
   lines = ["", "percent, 95% intervals over questions; * the highest Avg@K", ""]
@@ -303,7 +307,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _alike(
   rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-  """Rows that may stand beside each other: of a benchmark, in one mode."""
+  """Groups rows that may stand side by side: of a benchmark, in one mode."""
   groups: dict[str, list[Mapping[str, Any]]] = {}
   mode = {True: ", thinking on", False: ", thinking off", None: ""}
   for row in rows:
@@ -317,7 +321,7 @@ def _cells(figures: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-  """A panel a benchmark and mode: Avg@K of each point with its interval."""
+  """Plots Avg@K and interval of each point, a panel a benchmark and mode."""
   from matplotlib.figure import Figure
 
   groups = list(_alike(rows))

@@ -103,7 +103,7 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Diagnosis:
 
 
 def memory(machine: Machine) -> Diagnosis:
-  """Checks that the weights fit into the devices."""
+  """Checks that the models' weights fit into the devices."""
   from trd_jax.pipeline import dry_run
 
   e = machine.experiment

@@ -31,7 +31,7 @@ class Diagnosis:
 
   @property
   def text(self) -> str:
-    """Returns both as one line."""
+    """Returns what was seen and the remedy as one line."""
     both = f"{self.told}; {self.remedy}" if self.remedy else self.told
     return " ".join(both.split())
 
@@ -58,12 +58,13 @@ def skipped(why: str) -> Diagnosis:
 
 def refused(error: UserError) -> Diagnosis:
   """Returns a user's error, which ends in what to do, as a failure."""
+  # Every user's error ends in what to do, after its last semicolon.
   told, _, remedy = str(error).rpartition("; ")
   return failed(told or remedy, remedy if told else "")
 
 
 def gravest(diagnoses: Sequence[Diagnosis]) -> Diagnosis:
-  """Returns the first of the gravest; there has to be one."""
+  """Returns the first of the gravest diagnoses; there has to be one."""
   return min(diagnoses, key=lambda one: _GRAVEST.index(one.status))
 
 

@@ -47,6 +47,7 @@ def repeats(facts: Facts) -> Diagnosis:
     if lack := _lacks(facts, phase):
       return lack
   runs, alone = facts["runs"], facts["alone"]
+  # Alone first: where even that doesn't repeat, batches are not to blame.
   if alone[0] != alone[1]:
     return diagnosis.failed(
       "a request by itself got other tokens the second time, with the same"
@@ -138,6 +139,7 @@ def _wrong_top(one: Mapping[str, Any], rows: int) -> tuple[str, float]:
   off = float(np.max(np.abs(np.exp(logprobs.astype(float)).sum(1) - 1)))
   if off > _MASS_ERROR:
     return f"their mass is off 1 by {off:.2g}: they aren't normalised", off
+  # Each row of `ids` holds every id once (seen above): one value a token drawn.
   of_drawn = logprobs[ids == drawn[:, None]]
   if np.any(of_drawn < logprobs[:, 0]):
     return "the token drawn at temperature 0 isn't the likeliest", off
@@ -179,7 +181,7 @@ def _by_id(one: Mapping[str, Any]) -> np.ndarray:
 
 
 def of_all(judge: Judge, facts: Sequence[tuple[str, Facts]]) -> Diagnosis:
-  """Judges the engines of several GPUs.
+  """Judges the engines of several GPUs together.
 
   Args:
     judge: a judgement of one.

@@ -55,7 +55,7 @@ def _tokens(engine: Any, asked: Sequence[Request], how: Sampling) -> Tokens:
 
 
 def _top(engine: Any, rows: int) -> list[dict[str, Any]]:
-  """The likeliest tokens of a greedy completion of each of two prompts."""
+  """Returns the likeliest tokens of greedy completions of two prompts."""
   greedy = Sampling(temperature=0.0, top_logprobs=rows)
   made = engine.generate(requests(2, _TOP_TOKENS), greedy)
   found = []
@@ -72,7 +72,7 @@ def _top(engine: Any, rows: int) -> list[dict[str, Any]]:
 
 
 def examine(asked: Facts, tell: Tell) -> None:
-  """Goes through the phases."""
+  """Goes through the phases and tells what each of them leaves."""
   import time
 
   folder = Path(asked["model"])
@@ -86,6 +86,8 @@ def examine(asked: Facts, tell: Tell) -> None:
     )
     return factory.make(spec, files, max_model_tokens=_LONGEST)
 
+  # Half of the rows stand in for a head's surplus rows: if the limit did not
+  # act, one of them would show within a few draws.
   tell(phase="start", rows=rows, limit=rows // 2)
   began = time.monotonic()
   engine = make(None)
@@ -109,6 +111,7 @@ def examine(asked: Facts, tell: Tell) -> None:
   drawn = _tokens(engine, requests(_HOT_REQUESTS, _HOT_TOKENS), hot)
   tell(surplus=[i for ids in drawn.values() for i in ids], phase="top")
   tell(top=_top(engine, rows), phase="adapter")
+  # Before the next one starts, which takes the same device.
   engine.close()
   if adapter is not None:
     engine = make(adapter)

@@ -25,7 +25,7 @@ _SPEC = {"kv_cache_gib": 0.25, "eager": True}
 
 
 def _model(machine: Machine) -> tuple[str, str]:
-  """The folders of the tiny model and its adapter, made once.
+  """Returns the folders of the tiny model and its adapter, made once.
 
   Raises:
     UserError: they can't be made.
@@ -112,6 +112,7 @@ def _log(place: str) -> str:
 
 def of_vllm(machine: Machine, judge: Judge) -> Diagnosis:
   """Judges vLLM, on every GPU."""
+  # Nothing is started twice: where the child is at work this only waits.
   begin_vllm(machine)
   facts = [(place, machine.result(_log(place))) for place, _ in places(machine)]
   return of_all(judge, facts)
@@ -129,18 +130,18 @@ def of_jax(machine: Machine, judge: Judge) -> Diagnosis:
 
 
 def by_jax(experiment: Experiment) -> bool:
-  """Whether an experiment generates with the embedded engine."""
+  """Returns whether an experiment generates with the embedded engine."""
   return experiment.engine.name == "jax"
 
 
 def by_adapter(experiment: Experiment) -> bool:
-  """Whether an experiment's engine is given adapters."""
+  """Returns whether an experiment's engine is given adapters."""
   kept = experiment.student.adapter is not None
   return kept or experiment.engine.weights == "adapter"
 
 
 def by_recording(experiment: Experiment) -> bool:
-  """Whether an experiment records the teacher's likeliest tokens."""
+  """Returns whether an experiment records the teacher's likeliest tokens."""
   return experiment.refines and experiment.refine.teacher_top_k > 0
 
 

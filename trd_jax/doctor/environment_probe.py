@@ -34,6 +34,7 @@ def packages(asked):
   missing, other, versions = [], [], {}
   for text in texts:
     one = Requirement(text)
+    # Requirements of extras and of other systems are nothing to miss.
     if one.marker and not one.marker.evaluate({"extra": ""}):
       continue
     if canonical(one.name) in without:

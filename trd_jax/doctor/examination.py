@@ -65,6 +65,9 @@ def examine(
   guard = Guard()
   try:
     for check in chosen:
+      # The quick checks look at an empty machine; after them all that takes
+      # long starts at once, and the checks in between take no time of their
+      # own.
       if not (check.quick or begun):
         begun = True
         _begin(chosen, machine)
@@ -140,7 +143,7 @@ def run_one(check: Check, machine: Machine) -> Diagnosis:
 
 
 def matters(check: Check, experiment: Experiment, has_config: bool) -> bool:
-  """Whether a failure of a check is one of the whole."""
+  """Returns whether a failure of a check is a failure of the whole."""
   return not has_config or check.needed(experiment)
 
 

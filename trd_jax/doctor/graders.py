@@ -45,7 +45,7 @@ def bubblewrap(machine: Machine) -> Diagnosis:
 
 
 def by_programs(experiment: Experiment) -> bool:
-  """Whether an experiment runs programs that a model wrote."""
+  """Returns whether an experiment runs programs that a model wrote."""
   return experiment.domain == "code" or bool(_code_benchmarks(experiment))
 
 
@@ -66,7 +66,7 @@ def with_evalplus(machine: Machine) -> Diagnosis:
 
 
 def by_evalplus(experiment: Experiment) -> bool:
-  """Whether EvalPlus judges a benchmark of an experiment."""
+  """Returns whether EvalPlus judges a benchmark of an experiment."""
   return bool(_code_benchmarks(experiment) & evalplus.DATASETS.keys())
 
 
@@ -91,7 +91,7 @@ def with_lcb_runner(machine: Machine) -> Diagnosis:
 
 
 def by_lcb_runner(experiment: Experiment) -> bool:
-  """Whether lcb_runner judges a benchmark of an experiment."""
+  """Returns whether lcb_runner judges a benchmark of an experiment."""
   return "livecodebench" in _code_benchmarks(experiment) and lcb_runner.wanted(
     experiment.python.lcb_runner
   )

@@ -100,6 +100,8 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
     length = rng.integers(4, 24)
     return rng.integers(1, tiny.CONFIG.vocab_size, length).astype(np.int32)
 
+  # Lengths differ, so that packs and padding take part; all from one seed, so
+  # that both meshes train on the same.
   samples = [
     layout.Sample(f"s{i}", ids(), ids(), ids(), correct=True)
     for i in range(_SAMPLES)

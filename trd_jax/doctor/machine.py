@@ -52,17 +52,20 @@ class Machine:
 
   @property
   def workdir(self) -> RunDir:
-    """The workdir, or where one would be made."""
+    """Returns the workdir, or where one would be made."""
     return self.run_dir or RunDir(Path("runs"))
 
   @property
   def trainer(self) -> str:
-    """The interpreter that trains."""
+    """Returns the interpreter that trains."""
     return self.experiment.python.train or sys.executable
 
   @functools.cached_property
   def vllm(self) -> str | None:
-    """The interpreter that has vLLM, or should; None where there is none."""
+    """Returns the interpreter that has vLLM, or should.
+
+    None where there is none.
+    """
     if self.experiment.engine.name == "vllm":
       return self.experiment.python.of("rollout") or sys.executable
     if named := os.environ.get(_VLLM_VARIABLE):
@@ -74,25 +77,25 @@ class Machine:
 
   @functools.cached_property
   def gpus(self) -> nvidia.Report:
-    """What nvidia-smi says, before anything was started."""
+    """Returns what nvidia-smi says, before anything was started."""
     return nvidia.ask()
 
   @functools.cached_property
   def jax(self) -> Facts:
-    """The devices that JAX sees, or `failure`."""
+    """Returns the devices that JAX sees, or `failure`."""
     self._look()
     return self.result("jax-devices")
 
   @functools.cached_property
   def torch(self) -> Facts:
-    """The GPUs that vLLM's environment sees, or `failure`; {} without one."""
+    """Returns the GPUs that vLLM's environment sees, or `failure`; or {}."""
     if self.vllm is None:
       return {}
     self._look()
     return self.result("torch-devices")
 
   def _look(self) -> None:
-    """Has both environments look for devices, at the same time."""
+    """Starts the search for devices in both environments, side by side."""
     script = _HERE / "environment_probe.py"
     self.start("jax-devices", self.trainer, script, {"kind": "jax"})
     if self.vllm is not None:
@@ -100,12 +103,12 @@ class Machine:
 
   @property
   def on_gpus(self) -> bool:
-    """Whether JAX runs on GPUs."""
+    """Returns whether JAX runs on GPUs."""
     return self.jax.get("platform") == "gpu"
 
   @property
   def vllm_gpus(self) -> int:
-    """How many GPUs vLLM runs on; 0 for its CPU build."""
+    """Returns how many GPUs vLLM runs on; 0 for its CPU build."""
     return len(self.torch.get("kinds", ()))
 
   def start(
@@ -141,7 +144,7 @@ class Machine:
     return self._facts[name]
 
   def logs(self) -> list[Path]:
-    """Returns the logs of the children that were read since it was called.
+    """Returns the logs of the children that were read since the last call.
 
     Those that failed alone, where there are any; none that is empty.
     """

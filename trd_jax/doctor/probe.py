@@ -139,6 +139,8 @@ def answer(examine: Callable[[Facts, Tell], None]) -> None:
 
   def tell(**more: Any) -> None:
     facts.update(more)
+    # Whole at any moment: a child that is killed while it writes leaves the
+    # facts from before.
     unfinished = out.with_suffix(".tmp")
     unfinished.write_text(json.dumps(facts))
     unfinished.replace(out)

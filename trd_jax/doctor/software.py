@@ -62,7 +62,7 @@ def generation(machine: Machine) -> Diagnosis:
 
 
 def pins(kind: str) -> list[str]:
-  """Returns what vLLM's environment is made of; nothing without a checkout."""
+  """Returns the pins of vLLM's environment; nothing without a checkout."""
   path = ROOT / "third_party" / "vllm" / f"{kind}.txt"
   if not path.is_file():
     return []
@@ -110,5 +110,5 @@ def without_vllm(machine: Machine) -> str:
 
 
 def by_vllm(experiment: Experiment) -> bool:
-  """Whether an experiment generates with vLLM in process."""
+  """Returns whether an experiment generates with vLLM in process."""
   return experiment.engine.name == "vllm"

@@ -60,7 +60,7 @@ def random_trees(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def write(asked: Facts, tell: Tell) -> None:
-  """Writes both."""
+  """Writes the tiny model and its adapter."""
   from trd_jax.model.weights import adapters, hf
 
   folder = Path(asked["folder"])

@@ -79,7 +79,7 @@ def judge_attention(facts: Facts, name: str) -> Diagnosis:
 
 
 def by_kernel(experiment: Experiment) -> bool:
-  """Whether an experiment's training would use fused attention on GPUs."""
+  """Returns whether an experiment would train with fused attention on GPUs."""
   train = experiment.train
   if train.attention == "auto":
     half = {experiment.student.dtype, experiment.teacher_model.dtype}

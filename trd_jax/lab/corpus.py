@@ -59,11 +59,15 @@ RECIPES = {
 
 
 def documents(recipe: Recipe, seed: int) -> Iterator[tuple[str, str]]:
-  """Endless `(user turn, response)` pairs that never show a held-out chain."""
+  """Yields endless `(user turn, response)` pairs; none is a held-out chain."""
+  # One generator for all: the draws follow one another, so a document depends
+  # on all before it, and the corpus on the seed alone.
   rng = random.Random(f"corpus/{seed}")
   while True:
     facts = recipe.facts if rng.random() < 1 / 3 else 0.0
     chain = arithmetic.draw(rng, recipe.min_steps, recipe.max_steps, facts)
+    # By the problem's text, in all four kinds: its solution is never seen,
+    # neither as a response nor inside a prompt.
     if arithmetic.is_held_out(chain.text):
       continue
     problem = Problem(

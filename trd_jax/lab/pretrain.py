@@ -59,7 +59,7 @@ FLAGS = (
 
 
 def packed_rows(encode, recipe, seed: int) -> Iterator[tuple]:
-  """Endless batches of packed documents.
+  """Yields endless batches of packed documents.
 
   Args:
     encode: a document's `(user, response)` to prompt ids and response ids.
@@ -89,6 +89,8 @@ def packed_rows(encode, recipe, seed: int) -> Iterator[tuple]:
           return True
       return False
 
+    # First fit, with up to a batch's rows of documents waiting: those that fit
+    # nowhere come first in the next batch, so that long ones are not lost.
     waiting = [document for document in waiting if not place(document)]
     while len(waiting) < ROWS:
       document = encode(*next(documents))
@@ -105,6 +107,8 @@ def packed_rows(encode, recipe, seed: int) -> Iterator[tuple]:
         tokens[row, start:stop] = ids
         position[row, start:stop] = np.arange(len(ids))
         segment[row, start:stop] = number
+        # Shifted by one: the last token of the prompt predicts the first of the
+        # response, and nothing predicts across documents.
         label[row, start + len(prompt) - 1 : stop - 1] = response
         start = stop
     yield tokens, position, segment, label
@@ -216,6 +220,7 @@ def run(experiment, run_dir, flags) -> None:
   with Progress(flags.steps, f"pretrain {flags.model}", "steps") as progress:
     for step in range(flags.steps):
       params, moments, loss = update(params, moments, next(batches))
+      # Kept on the device: a float() at each step would wait for it.
       recent = [*recent[-49:], loss]
       progress.update(1)
       if step % 50 == 49:

@@ -84,6 +84,8 @@ def look(
   jobs.append(lambda: _models(experiment, run_dir, left, fetch))
   evaluates = any(stage.startswith("evaluate") for stage in left)
   reads = run_dir.done("problems") is None and "rollout" in left
+  # Benchmarks are read for training, too, where their questions are to be taken
+  # out of it.
   cleans = reads and experiment.data.decontaminate != "none"
   for name in experiment.evaluate.benchmarks if evaluates or cleans else ():
     jobs.append(lambda name=name: door_data.benchmark(experiment, name))
@@ -98,13 +100,16 @@ def look(
     jobs.append(lambda: door_data.outputs(experiment, run_dir))
   for url in experiment.engine.server.urls:
     jobs.append(lambda url=url: door_data.server(url))
+  # Each job mostly waits, for the hub or for an interpreter's imports: all at
+  # once they take as long as the slowest. Results come in the order of the
+  # jobs, whichever ends first.
   with ThreadPoolExecutor(_THREADS) as pool:
     futures = [pool.submit(lambda job=job: list(_told(job))) for job in jobs]
     return [one for future in futures for one in future.result()]
 
 
 def _told(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-  """What a job finds; a mistake ends it and is a finding, too."""
+  """Yields what a job finds; a mistake ends it and is a finding, too."""
   try:
     yield from job()
   except UserError as error:
@@ -114,7 +119,7 @@ def _told(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
 def _models(
   experiment: Experiment, run_dir: RunDir, left: Sequence[str], fetch: bool
 ) -> Iterator[Finding]:
-  """Both models, side by side, and how they fit each other."""
+  """Opens both models, side by side, and sees how they fit each other."""
   e = experiment
   sides: dict[str, Model] = {"student": e.student}
   if e.regime == "opd" and {"refine", "train"} & set(left):
@@ -131,6 +136,8 @@ def _models(
     except UserError as error:
       told = " ".join(str(error).split())
       named = told if told.startswith(f"{side}.") else f"{side}: {told}"
+      # The other model is looked at all the same: all mistakes are told at
+      # once.
       yield Finding(side, "wrong", named)
       continue
     yield from opened[side].findings()
@@ -139,6 +146,7 @@ def _models(
     return
   yield from _told(lambda: door_models.adapter(e, student))
   yield from door_models.unmerged(e)
+  # What compares two models says nothing where one can't be opened.
   if opened.keys() != sides.keys():
     return
   teacher = opened.get("teacher", student)
@@ -149,7 +157,7 @@ def _models(
 def _interpreters(
   experiment: Experiment, left: Sequence[str]
 ) -> Iterator[tuple[str, str | None, dict[str, str]]]:
-  """Each interpreter once: its key, itself, and what it must import."""
+  """Yields each interpreter once: its key, itself, and what it must import."""
   e = experiment
   modules = list(dict.fromkeys(stage.partition("/")[0] for stage in left))
   if any(model.path.startswith("random:") for model in (e.student, e.teacher)):
@@ -164,7 +172,7 @@ def _interpreters(
 
 
 def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
-  """The modules that a stage imports, each with how to get it."""
+  """Returns the modules that a stage imports, each with how to get it."""
   e = experiment
   needs = _SHARED | _TEXT
   if module not in _GENERATING:
@@ -190,6 +198,7 @@ def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
 def _interpreter(
   key: str, python: str | None, packages: Mapping[str, str]
 ) -> Iterator[Finding]:
+  """Starts an interpreter and sees that it imports what it must."""
   try:
     version = interpreters.check(key, python, packages)
   except interpreters.NotMade as error:

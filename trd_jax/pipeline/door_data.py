@@ -31,7 +31,7 @@ _HUBS = {"deepscaler": deepscaler.HUB, "taco": taco.HUB}
 
 
 def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
-  """Finds the files of a benchmark; of those to be fetched, that they are.
+  """Finds the files of a benchmark; asks for those to be fetched.
 
   Raises:
     UserError: an unknown name, or a file that isn't there.
@@ -123,6 +123,7 @@ def graders(
 
 
 def _grader(key: str, path: str, package: str) -> Iterator[Finding]:
+  """Checks the interpreter of a grader that has its own environment."""
   script = f"third_party/{package}/install.sh makes an environment with it"
   try:
     least = (3, 9)
@@ -133,7 +134,7 @@ def _grader(key: str, path: str, package: str) -> Iterator[Finding]:
 
 
 def outputs(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
-  """Sees that nothing of a user's is where the merge will write.
+  """Checks that nothing of a user's is where the merge will write.
 
   Raises:
     UserError: something is.
@@ -145,7 +146,7 @@ def outputs(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
 
 
 def cache_dir(experiment: Experiment) -> Iterator[Finding]:
-  """Sees that the teacher's hidden states can be kept where they are to be.
+  """Checks that the teacher's hidden states can be kept where they will be.
 
   Raises:
     UserError: the folder can't be made or written.
@@ -165,6 +166,8 @@ def cache_dir(experiment: Experiment) -> Iterator[Finding]:
 
 def server(url: str) -> Iterator[Finding]:
   """Says whether a server answers; one that is still to come may not."""
+  # Without the environment's proxy: it can't reach a server of one's own, and
+  # would answer in its stead.
   direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
   try:
     direct.open(f"{url.rstrip('/')}/health", timeout=_SECONDS).close()

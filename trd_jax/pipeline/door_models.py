@@ -48,7 +48,7 @@ class Opened:
   unchecked: list[str] = dataclasses.field(default_factory=list)
 
   def findings(self) -> Iterator[Finding]:
-    """What there is to say of it."""
+    """Yields what there is to say of a model."""
     told = [self.path]
     if self.config is not None:
       told.append(self.config.architecture)
@@ -108,7 +108,7 @@ def open_model(side: str, model: Model, run_dir: RunDir, fetch: bool) -> Opened:
 def compare(
   experiment: Experiment, student: Opened, teacher: Opened
 ) -> Iterator[Finding]:
-  """Sees that two models speak in the same ids, and each in its mode.
+  """Checks that two models speak in the same ids, and each in its mode.
 
   Args:
     experiment: its thinking keys.
@@ -221,7 +221,11 @@ def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
 
 
 def _whole(folder: Path) -> ModelConfig:
-  """The shape of a model whose files are all there."""
+  """Reads the shape of a model whose files are all there.
+
+  Raises:
+    UserError: a tensor is missing.
+  """
   config = read_config(folder)
   files = TensorFiles(folder)
   for entry in entries(config):
@@ -233,7 +237,7 @@ def _whole(folder: Path) -> ModelConfig:
 
 
 def _random(opened: Opened, model: Model, run_dir: RunDir) -> Path | None:
-  """The folder of a model that `convert` makes, if it has made it."""
+  """Finds the folder of a model that `convert` makes, if it has made it."""
   size = model.path.removeprefix(_RANDOM)
   if size not in SIZES:
     raise UserError(
@@ -254,9 +258,11 @@ def _random(opened: Opened, model: Model, run_dir: RunDir) -> Path | None:
 
 
 def _of_hub(opened: Opened, model: Model, fetch: bool) -> Path | None:
-  """What of a hub id is on this machine, in the end."""
+  """Finds what of a hub id is on this machine, in the end."""
   key, path = f"{opened.side}.path={model.path}", model.path
   folder = hub_look.cached(path, model.revision)
+  # What is cached and whole is used as it is: no network is needed for a run
+  # that was prepared.
   if folder is not None and _is_whole(folder, model.tokenizer is None):
     opened.config = read_config(folder)
     return folder
@@ -283,12 +289,14 @@ def _of_hub(opened: Opened, model: Model, fetch: bool) -> Path | None:
   if folder is not None and (folder / CONFIG).is_file():
     opened.config = read_config(folder)
   else:
+    # Nothing of it is here yet: what is known of the public models is enough
+    # for budgets and sizes.
     opened.config = KNOWN_MODELS.get(path)
   return folder
 
 
 def _is_whole(folder: Path, with_tokenizer: bool) -> bool:
-  """Whether all files of a model have been downloaded."""
+  """Returns whether all files of a model have been downloaded."""
   try:
     _whole(folder)
   except UserError:
@@ -299,7 +307,7 @@ def _is_whole(folder: Path, with_tokenizer: bool) -> bool:
 def _listing(
   opened: Opened, path: str, revision: str | None, key: str
 ) -> hub_look.Listing | None:
-  """What the hub says of a repository; None where it can't be asked.
+  """Asks the hub what a repository holds; None where it can't be asked.
 
   Raises:
     UserError: it has none of that name; a name that is near is added.
@@ -309,6 +317,8 @@ def _listing(
   try:
     return hub_look.look(path, revision, "model", key)
   except hub_look.Unreachable as error:
+    # A folder's name mistyped looks like a hub id: offline, that is the
+    # likelier mistake.
     if hub.near_folder(path):
       raise UserError(f'{key} is no folder; did you mean "{hint}"?') from None
     opened.missing.append(
@@ -322,7 +332,7 @@ def _listing(
 
 
 def _check_index(folder: Path, listing: hub_look.Listing, key: str) -> None:
-  """Sees that the hub has all files that the index of the weights names."""
+  """Checks that the hub has all files that the index of weights names."""
   if not (folder / INDEX).is_file():
     return
   names = read_json(folder / INDEX).get("weight_map")
@@ -337,7 +347,7 @@ def _check_index(folder: Path, listing: hub_look.Listing, key: str) -> None:
 def _tokenizer(
   opened: Opened, path: str, run_dir: RunDir, fetch: bool
 ) -> Path | None:
-  """The folder of a tokenizer that is named beside the model, if at hand."""
+  """Finds the folder of a tokenizer named beside the model, if at hand."""
   if not hub.is_hub_id(path):
     return hub.tokenizer_folder(path, run_dir)
   folder = hub_look.cached(path, None)

@@ -32,7 +32,7 @@ _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
 def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
-  """A model's shape where it is known without fetching anything."""
+  """Returns a model's shape where it is known without fetching anything."""
   if model.path in KNOWN_MODELS:
     return KNOWN_MODELS[model.path]
   size = model.path.removeprefix("random:")
@@ -44,7 +44,7 @@ def shape_of(model: Model, run_dir: RunDir) -> ModelConfig | None:
 
 
 def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
-  """Bytes of a model's weights; None where its shape is not known here."""
+  """Returns the bytes of a model's weights; None: its shape isn't known."""
   shape = shape_of(model, run_dir)
   if shape is None:
     return None
@@ -52,7 +52,7 @@ def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
 
 
 def num_problems(experiment: Experiment) -> int | None:
-  """How many problems there are, at most; None where nothing says."""
+  """Returns how many problems there are, at most; None where nothing says."""
   data = experiment.data
   known = _KNOWN_ROWS.get(data.source)
   if data.source == "arithmetic":
@@ -65,10 +65,11 @@ def num_problems(experiment: Experiment) -> int | None:
 def disk(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
-  """The most bytes that each stage leaves behind in all rounds, and what of.
+  """Yields the most bytes that each stage leaves behind in all rounds.
 
-  Rows are counted as if every response used its whole budget, before
-  compression. None where the model or the data is not known here.
+  Each stage has its name, its bytes and what they are of. Rows are counted as
+  if every response used its whole budget, before compression. None where the
+  model or the data is not known here.
   """
   rounds = experiment.pipeline.rounds
   for stage, size, what in _of_a_round(experiment, run_dir):
@@ -84,7 +85,7 @@ def disk(
 def _of_a_round(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
-  """What `disk` says of the stages that each round has for itself."""
+  """Yields as `disk` the stages that each round has for itself."""
   e = experiment
   problems = num_problems(e)
   shape = shape_of(e.student, run_dir)
@@ -101,6 +102,7 @@ def _of_a_round(
   kept = e.train.keep_checkpoints
   yield (
     "train",
+    # The adapter and Adam's two moments, all float32.
     None if adapter is None else 3 * _FLOAT32 * adapter * (kept + 1),
     f"{kept} checkpoints and one more while it is written: adapter, moments",
   )
@@ -113,7 +115,7 @@ def _of_a_round(
 
 
 def _rows(count: int | None, section: Generation, top_k: int = 0) -> int | None:
-  """Bytes of so many rows with the teacher's `top_k` tokens at each token."""
+  """Returns bytes of rows with the teacher's `top_k` tokens at each token."""
   if count is None:
     return None
   prompt, response = section.max_prompt_tokens, section.max_response_tokens
@@ -125,12 +127,13 @@ def _rows(count: int | None, section: Generation, top_k: int = 0) -> int | None:
 def _cache(
   experiment: Experiment, run_dir: RunDir, samples: int | None
 ) -> int | None:
-  """Bytes of the teacher's hidden states of all responses."""
+  """Returns the bytes of the teacher's hidden states of all responses."""
   e = experiment
   shape = shape_of(e.teacher_model, run_dir)
   if samples is None or shape is None:
     return None
   section = e.refine if e.refines else e.rollout
+  # No sample that training takes is longer than `max_student_tokens`.
   tokens = min(section.max_response_tokens, e.train.max_student_tokens)
   width = _WIDTHS[e.train.cache_dtype or e.teacher_model.dtype]
   return samples * tokens * shape.hidden_size * width
@@ -142,7 +145,7 @@ def describe(
   commands: Sequence[tuple[str, Sequence[str], bool]],
   card: str | None = None,
 ) -> str:
-  """Every command, budget and expected size, for a person.
+  """Writes every command, budget and expected size, for a person.
 
   Args:
     experiment: what would be run.
@@ -211,7 +214,7 @@ def describe(
 
 
 def free_bytes(path: Path) -> int:
-  """Free bytes of the file system that a path is on, or would be."""
+  """Returns the free bytes of the file system a path is on, or would be."""
   path = path.absolute()
   there = next(one for one in (path, *path.parents) if one.exists())
   return shutil.disk_usage(there).free
@@ -223,7 +226,7 @@ def _ahead(
   experiment: Experiment,
   commands: Sequence[tuple[str, Sequence[str], bool]],
 ) -> int:
-  """What a stage will still write where the workdir is, of its bytes in all.
+  """Returns the bytes a stage will still write where the workdir is.
 
   They are spread evenly over its commands and the further rounds, of which one
   that is begun counts as if nothing of it were there yet.
@@ -241,7 +244,7 @@ def _ahead(
 
 
 def _devices(experiment: Experiment) -> Iterator[str]:
-  """What generates and what trains, and on how many devices."""
+  """Says what generates and what trains, and on how many devices."""
   engine, mesh = experiment.engine, experiment.mesh
   actors = engine.ray.actors
   if engine.name == "server":
@@ -270,7 +273,7 @@ def _devices(experiment: Experiment) -> Iterator[str]:
 
 
 def _shown(size: int) -> str:
-  """Bytes in the larger unit that they fill."""
+  """Writes bytes in the larger unit that they fill."""
   for unit, bits in (("TiB", 40), ("GiB", 30)):
     if size >= 2**bits:
       return f"{size / 2**bits:.1f} {unit}"

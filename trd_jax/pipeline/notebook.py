@@ -161,13 +161,13 @@ class OpenRun:
 
   @property
   def config(self) -> Experiment:
-    """The config that the workdir belongs to."""
+    """Returns the config that the workdir belongs to."""
     path = self._run_dir.config
     return experiment.from_json(path.read_text("utf-8"), str(path))
 
   @property
   def summary(self) -> dict[str, Any]:
-    """What the pipeline found: summary.json.
+    """Returns what the pipeline found: summary.json.
 
     Raises:
       UserError: the pipeline hasn't come to its end here.
@@ -176,7 +176,7 @@ class OpenRun:
 
   @property
   def stages(self) -> tuple[str, ...]:
-    """The stages that have a folder here."""
+    """Returns the stages that have a folder here."""
     names = (*RECORDS, "train", "merge")
     return tuple(name for name in names if self._run_dir.stage(name).is_dir())
 
@@ -206,7 +206,7 @@ class OpenRun:
     return self._run_dir.table(stage, record, columns)
 
   def frame(self, stage: str, columns: Sequence[str] | None = None) -> Any:
-    """Returns the same as a pandas.DataFrame.
+    """Returns the rows of `table` as a pandas.DataFrame.
 
     Raises:
       UserError: as `table`, or pandas isn't installed.
@@ -225,7 +225,7 @@ class OpenRun:
     return list(read_metrics(self._run_dir.metrics_file(stage)))
 
   def metrics_frame(self, stage: str = "train") -> Any:
-    """Returns the same as a pandas.DataFrame.
+    """Returns the rows of `metrics` as a pandas.DataFrame.
 
     Raises:
       UserError: pandas isn't installed.
@@ -234,7 +234,7 @@ class OpenRun:
 
 
 def _spec(given: str) -> str:
-  """What --config takes, where a bare name of `configs/` may stand, too."""
+  """Returns what --config takes; a bare name of `configs/` may stand for it."""
   name, colon, arg = given.partition(":")
   if Path(name).suffix or "/" in name or os.sep in name:
     return given
@@ -268,6 +268,8 @@ def _start(command: Sequence[str]) -> None:
     UserError: it refuses what it was given (exit code 2).
     subprocess.CalledProcessError: it failed otherwise.
   """
+  # The children watch this process and end with it, should it be killed;
+  # unbuffered, so that lines come when they are printed.
   mine = {supervise.VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
   process = subprocess.Popen(
     command,
@@ -300,7 +302,7 @@ def _start(command: Sequence[str]) -> None:
 
 
 def _mistake(said: Sequence[str]) -> str:
-  """The line that a command ended with, without its own name before it.
+  """Returns the line that a command ended with, without its own name.
 
   A pipeline adds a line about its stage, which says less than the stage's.
   """

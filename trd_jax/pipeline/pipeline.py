@@ -119,7 +119,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
 
 def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
-  """The further rounds (see `rounds`), each a pipeline of its own.
+  """Runs the further rounds (see `rounds`), each a pipeline of its own.
 
   Raises:
     SystemExit: a round failed; with its exit code.
@@ -157,9 +157,10 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
 def _round(
   experiment: Experiment, run_dir: RunDir, number: int, flags
 ) -> list[str]:
-  """The command of a round after the first."""
+  """Returns the command of a round after the first."""
   from trd_jax.pipeline import rounds
 
+  # The round's own workdir is named instead, after the overrides.
   shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
   return [
     *(sys.executable, "-m", "trd_jax.pipeline", *shared),
@@ -171,17 +172,18 @@ def _round(
 def _command(
   module: str, own: list[str], experiment: Experiment, flags
 ) -> list[str]:
+  """Returns the command of a stage, with the interpreter that is its own."""
   python = experiment.python.of(module) or sys.executable
   return [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
 
 
 def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
-  """Runs one stage to its end; its exit code."""
+  """Runs one stage to its end and returns its exit code."""
   return supervise.run(_command(module, own, experiment, flags))
 
 
 def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
-  """Has every stage that generates check its prompts, where these are known.
+  """Starts the stages that generate, to check their prompts where known.
 
   Random models are made first: without them there is nothing to check. What
   one stage is refused for doesn't keep the others from being looked at.
@@ -197,6 +199,7 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(f"[preflight] {account}", flush=True)
     if code := _start(module, own, experiment, flags):
       failed[account] = code
+      # Every stage after it needs the models that it makes.
       if account == "convert":
         break
     elif account != "convert":
@@ -219,7 +222,7 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
 def commands(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, str, list[str]]]:
-  """The stages of an experiment: (account, module, its own flags)."""
+  """Yields the stages of an experiment: (account, module, its own flags)."""
   del run_dir
   models = [experiment.student.path]
   if experiment.regime == "opd":
@@ -233,12 +236,12 @@ def commands(
 
 
 def is_done(run_dir: RunDir, account: str) -> bool:
-  """Whether a stage has nothing left to do."""
+  """Returns whether a stage has nothing left to do."""
   return run_dir.done(account) is not None
 
 
 def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
-  """What the run found: figures by benchmark, trajectories, seconds.
+  """Sums up what the run found: figures by benchmark, trajectories, seconds.
 
   Returns:
     `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
@@ -258,6 +261,8 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
   section = experiment.evaluate
   figures = {}
   for name in section.benchmarks:
+    # The two may come from different days: another grader or mode in between,
+    # and the difference would not be the training's.
     scores.check_alike(name, base[name], trained[name])
     pair = estimators.compare(
       base[name]["verdicts"],
@@ -285,7 +290,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-  """The summary as a person reads it."""
+  """Writes the summary as a person reads it."""
   from trd_jax.grading import scores
 
   head = ("benchmark", "", "base", "trained", "difference (paired)")

@@ -20,7 +20,7 @@ from trd_jax.experiment.sections import Pipeline
 
 
 def overrides(experiment: Experiment, before: RunDir) -> list[str]:
-  """The flags that make a config that of the round after `before`."""
+  """Returns the flags that make a config that of the round after `before`."""
   student = {"student.adapter": str(before.adapter)}
   if experiment.engine.weights == "merged":
     student = {
@@ -31,12 +31,13 @@ def overrides(experiment: Experiment, before: RunDir) -> list[str]:
       "student.chat_template": None,
       "student.adapter": None,
     }
+  # Each round is a pipeline of one round: the first one's alone goes on.
   student["pipeline.rounds"] = 1  # type: ignore[assignment]
   return [f"--config.{key}={value}" for key, value in student.items()]
 
 
 def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
-  """What each round that is done has found, up to so many.
+  """Yields what each round that is done has found, up to so many.
 
   Yields:
     `round`; `weights`, the folder of its student; `avg_at_k` and `pass_at_k`,
@@ -70,12 +71,14 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def collapsed(row: Mapping[str, Any], section: Pipeline) -> str | None:
-  """Why no round should follow one of these figures; None if one may.
+  """Says why no round should follow one of these figures; None if one may.
 
   Args:
     row: of `figures`.
     section: holds the limits.
   """
+  # Pass@k and not Avg@k: a student that has lost the variety of its answers may
+  # still get better on average, and has less to give to the next round.
   fallen = row["base_pass_at_k"] - row["pass_at_k"]
   if fallen > section.collapse_pass:
     return (
@@ -92,12 +95,12 @@ def collapsed(row: Mapping[str, Any], section: Pipeline) -> str | None:
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-  """The round with the highest mean Avg@k, the earliest of equals."""
+  """Returns the round with the highest mean Avg@k, the earliest of equals."""
   return max(rows, key=lambda row: (row["avg_at_k"], -row["round"]))
 
 
 def table(rows: Sequence[Mapping[str, Any]], stopped: str | None) -> str:
-  """The rounds as a person reads them."""
+  """Writes the rounds as a person reads them."""
   first = rows[0]
   lines = [
     "",
