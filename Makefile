@@ -12,6 +12,7 @@
 #                                 VLLM=triton more for its tests
 #   make evalplus                 EvalPlus's, for HumanEval+ and MBPP+
 #   make bench                    benchmarks on CPUs; ONLY="loss step" QUICK=1
+#   make docs                     the documents as a site, in build/site
 #   make lint                     ruff, pyright and shellcheck
 
 PYTHON ?= python3
@@ -43,7 +44,8 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
   --dist loadfile --no-loadscope-reorder
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
-.PHONY: demo doctor check test test-all lint vllm evalplus bench clean help
+.PHONY: demo doctor check test test-all lint docs vllm evalplus bench \
+  clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -72,6 +74,11 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/shellcheck .ci/run launch/*.sh third_party/*/*.sh
+
+# A dead link, or a name without a docstring to show, ends it.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "written: build/site/index.html"
 
 vllm: $(VLLM_VENV)/.$(VLLM)
 
@@ -124,6 +131,11 @@ $(VENV)/.dev: $(VENV)/.test
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.runtime
+	@echo "installing what the site needs into $(VENV) (once)"
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 # Of an environment only one in this folder with the stamp of what made it.
 clean:
 	@for venv in $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) \
@@ -136,5 +148,5 @@ clean:
 	  esac; \
 	  [ ! -e "$$venv" ] || echo "$$venv stays: make did not make it" >&2; \
 	done
-	rm -rf build/lib build/bdist.* build/bench trd_jax.egg-info .pytest_cache \
+	rm -rf build/lib build/bdist.* build/bench build/site trd_jax.egg-info .pytest_cache \
 	  .ruff_cache .hypothesis

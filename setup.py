@@ -59,6 +59,11 @@ setup(
       "pandas",
       "tensorboardX",
     ],
+    "docs": [
+      "mkdocs==1.6.1",
+      "mkdocs-material==9.8.2",
+      "mkdocstrings[python]==1.0.8",
+    ],
     "dev": [
       "ruff==0.17.6",
       "pyright==1.1.414",
