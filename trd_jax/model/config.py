@@ -369,8 +369,8 @@ def rope_frequencies(config: ModelConfig) -> tuple[list[float], float]:
   high = channel(scaling.get("beta_slow") or 1)
   if scaling.get("truncate", True):
     low, high = math.floor(low), math.ceil(high)
-  # Bounds and the ramp's least width are transformers', to the last digit:
-  # logits are tested against it.
+  # Bounds and the ramp's least width are as in transformers, against which
+  # logits are tested.
   low, high = max(low, 0), min(high, dim - 1)
   width = (high - low) or 0.001
   frequencies = []

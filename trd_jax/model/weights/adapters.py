@@ -1,4 +1,4 @@
-"""Adapters on disk in PEFT's format, and merged into the base.
+"""Adapters: written and read in PEFT's format, merged into the base, measured.
 
 Trees are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers, I
 channels in, O channels out, R rank, B rows, T tokens, D residual width, V
@@ -42,17 +42,19 @@ _POSITIONS = 128
 def save_peft(
   adapter: Tree, lora: LoraConfig, folder: Path | str, *, base: str
 ) -> None:
-  """Writes an adapter as PEFT, vLLM and others read it, whole or not at all.
+  """Writes an adapter in PEFT's format, which vLLM reads; whole or not at all.
 
   Args:
-    adapter: its tree, float32.
-    lora: its size; `alpha` and `dropout` are in no array.
+    adapter: the adapter's tree, float32 arrays `[L, I, R]` and `[L, R, O]`.
+    lora: the adapter's size; `alpha` and `dropout` are in no array.
     folder: the folder to write; one that is there is replaced.
-    base: hub id or folder of the model that it belongs to.
+    base: hub id or folder of the model that the adapter belongs to.
 
   Raises:
     ValueError: the tree isn't an adapter of that rank on all seven layers.
   """
+  # A layer that is left out would be no error for PEFT: the adapter would load
+  # and do less than what was trained.
   flat = flatten_dict(adapter)
   wanted = {(*p, x) for _, p in _LINEAR for x in ("lora_a", "lora_b")}
   if wrong := wanted ^ flat.keys():
@@ -64,6 +66,9 @@ def save_peft(
       if lora.rank != value.shape[2 if leaf == "lora_a" else 1]:
         raise ValueError(f"{name} {leaf} {value.shape}: rank {lora.rank}?")
       for layer, matrix in enumerate(value):
+        # PEFT's factors are torch's linear layers, `[out, in]`. A transposed
+        # view would be written by its memory, in the wrong order, so it is
+        # copied.
         tensors[tensor_name(layer, name, part)] = np.ascontiguousarray(matrix.T)
   fields = {
     "peft_type": "LORA",
@@ -85,14 +90,15 @@ def save_peft(
 def load_peft(
   folder: Path | str, config: ModelConfig
 ) -> tuple[LoraConfig, dict[str, Any]]:
-  """Loads an adapter and its size, as PEFT or `save_peft` wrote them.
+  """Reads an adapter and its size from a folder of PEFT's or `save_peft`'s.
 
   Args:
     folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-    config: the shape of the model that it belongs to.
+    config: the shape of the model that the adapter belongs to.
 
   Returns:
-    Its size, and its tree of float32 numpy arrays `[L, I, R]`, `[L, R, O]`.
+    The adapter's size, and its tree of float32 numpy arrays `[L, I, R]` and
+    `[L, R, O]`.
 
   Raises:
     UserError: a file is missing or damaged, a tensor is unknown, missing or
@@ -113,7 +119,7 @@ def load_peft(
 def begin_with(
   folder: Path | str, config: ModelConfig, lora: LoraConfig, like: Tree
 ) -> Tree:
-  """Loads a folder's adapter, placed as the fresh one it replaces.
+  """Reads a folder's adapter and places it like the fresh one it replaces.
 
   Args:
     folder: see `load_peft`.
@@ -122,7 +128,7 @@ def begin_with(
     like: a fresh adapter's tree of float32 arrays, where they are to be.
 
   Raises:
-    UserError: as `load_peft`; or its rank or alpha is not the one trained.
+    UserError: as `load_peft`; or the folder's rank or alpha is not `lora`'s.
   """
   found, tree = load_peft(folder, config)
   check_size(folder, found, lora)
@@ -130,7 +136,7 @@ def begin_with(
 
 
 def is_zero(adapter: Tree) -> bool:
-  """Returns whether an adapter changes nothing: its every B is zero."""
+  """Returns whether an adapter changes nothing, that is every B is zero."""
   flat: dict[Any, Any] = flatten_dict(adapter)
   return not any(
     bool(jnp.any(leaf)) for path, leaf in flat.items() if path[-1] == "lora_b"
@@ -138,10 +144,10 @@ def is_zero(adapter: Tree) -> bool:
 
 
 def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
-  """Adds the adapter to the base's kernels: W + (alpha / r) A B.
+  """Adds an adapter to the base's kernels: W + (alpha / r) A B.
 
-  Computed in float32, one layer at a time, and cast to the kernel's dtype
-  once: a step of an adapter can be smaller than one of bfloat16.
+  The sum is computed in float32 and cast to the kernel's dtype once, for what
+  an adapter adds can be smaller than a step of bfloat16.
 
   Args:
     base: tree of the base, any float dtype; left as it is.
@@ -149,7 +155,7 @@ def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
     lora: the adapter's size.
 
   Returns:
-    A tree like `base`; what isn't a kernel is the same array.
+    A tree like `base`; all but the adapted kernels are the same arrays.
   """
   merged, flat = flatten_dict(base), flatten_dict(adapter)
   for _, path in _LINEAR:
@@ -164,15 +170,20 @@ def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
 def _merge_kernel(kernel_LIO, a_LIR, b_LRO, scale):
   def layer(parts):
     kernel_IO, a_IR, b_RO = parts
+    # Asked for here, whatever the process has set: on GPUs the product would
+    # otherwise be in TF32, with 10 bits of each factor.
     change_IO = jnp.matmul(a_IR, b_RO, precision=jax.lax.Precision.HIGHEST)
     sum_IO = kernel_IO.astype(jnp.float32) + scale * change_IO
     return sum_IO.astype(kernel_IO.dtype)
 
+  # One layer at a time: the float32 sum of all of them would need twice the
+  # memory of a bfloat16 kernel, besides the kernel.
   return jax.lax.map(layer, (kernel_LIO, a_LIR, b_LRO))
 
 
 def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
-  """Returns a model without adapters that holds the arrays of `base`."""
+  """Makes a model without adapters that holds the arrays of `base`."""
+  # Abstract, so that no weights are drawn at random: `base` fills it.
   dtype = base["norm"]["scale"].dtype
   graph, state = nnx.split(
     jax.eval_shape(lambda: Qwen3(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -184,7 +195,7 @@ def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
 def logit_difference(
   one: Qwen3, other: Qwen3, tokens_BT: np.ndarray, length_B: np.ndarray
 ) -> float:
-  """Returns the largest absolute difference of two models' logits.
+  """Computes the largest absolute difference of two models' logits.
 
   Args:
     one: a model, such as a base with its adapter on.
@@ -207,6 +218,8 @@ def logit_difference(
 @jax.jit
 def _worst_difference(one, other, tokens_BT, position_BT, counted_BT):
   segment_BT = counted_BT.astype(jnp.int32)
+  # Hidden states of whole rows are small; logits are not. So the head is
+  # applied to so many positions at a time, and `[tokens, vocab]` never exists.
   chunks = []
   pad = -counted_BT.size % _POSITIONS
   for model in (one, other):

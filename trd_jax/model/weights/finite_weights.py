@@ -1,9 +1,9 @@
-"""Refuses weights that are no finite numbers, whoever is to load them.
+"""Finds weights that are NaN or infinite, before any engine loads them.
 
-One NaN in one weight makes every logit a NaN, and what is drawn from those is
-garbage that looks like a bad model. Values are looked at as integers: NumPy's
-own test for bfloat16 takes fifteen times as long, and vLLM's environment has
-no bfloat16 for NumPy at all.
+One NaN in one weight makes every logit NaN, and what is sampled from those is
+garbage that looks like a bad model. Values are read as integers: NumPy's own
+test takes fifteen times as long for bfloat16, and in vLLM's environment NumPy
+has no bfloat16 at all.
 """
 
 import json
@@ -50,8 +50,9 @@ def count(values: np.ndarray, dtype: str | None = None) -> int:
   unsigned, first = _DTYPES[name]
   bits = values.view(unsigned)
   sign = 1 << (8 * unsigned.itemsize - 1)
-  # Two maxima and no array in between: below zero the sign's bit makes the
-  # unsigned integer large, above it the signed one is not negative.
+  # Read as integers, NaN and infinity are the largest values of their sign. So
+  # two maxima settle the usual case without an array in between: the unsigned
+  # one for negative values, whose top bit is set, the signed one for the rest.
   signed = bits.view(f"i{unsigned.itemsize}")
   if int(bits.max()) < sign + first and int(signed.max()) < first:
     return 0
@@ -59,13 +60,13 @@ def count(values: np.ndarray, dtype: str | None = None) -> int:
 
 
 def refusal(where: Path | str, name: str, wrong: int, size: int) -> UserError:
-  """Returns the error about a tensor or an array with such values.
+  """Returns the error about a tensor or array with NaN or infinite values.
 
   Args:
     where: the file or checkpoint that holds it.
     name: its name there.
-    wrong: how many values are no finite numbers.
-    size: how many there are.
+    wrong: how many of its values are NaN or infinite.
+    size: how many values it has.
   """
   return UserError(
     f"{where}: {name} has {wrong:,} of {size:,} values that are NaN or"
@@ -74,17 +75,20 @@ def refusal(where: Path | str, name: str, wrong: int, size: int) -> UserError:
 
 
 def check_folder(folder: Path) -> None:
-  """Refuses a folder for whose weights another program has no such test.
+  """Refuses a folder whose weights are NaN or infinite somewhere.
 
-  Reads every `*.safetensors` once. What has a dtype that isn't of floating
-  point, or unknown, is passed over; so is what isn't a file of that format,
-  which its reader will say.
+  For programs that load weights without such a test. Reads every
+  `*.safetensors` once. Tensors that are not of floating point, or of an unknown
+  dtype, are passed over. So is a file that is not in the format, which its
+  reader will say.
 
   Raises:
     UserError: a tensor has a value that is NaN or infinite.
   """
   for path in sorted(folder.glob("*.safetensors")):
     header, start = _header(path)
+    # Mapped and read block by block: the file may be larger than the memory
+    # that is free, and its pages warm the cache for who loads it next.
     data = np.memmap(path, np.uint8, mode="r") if header else None
     for name, about in header.items():
       if data is None or about["dtype"] not in _DTYPES:
@@ -103,10 +107,15 @@ def check_folder(folder: Path) -> None:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-  """Returns what a file's tensors are, by name, and where their bytes begin."""
+  """Reads what a file says of each tensor, and where their bytes begin.
+
+  Returns `({}, 0)` where the file is none of safetensors' format.
+  """
   try:
     with path.open("rb") as file:
       size = int.from_bytes(file.read(_HEADER_BYTES), "little")
+      # Of another kind of file the first eight bytes may say anything; nobody
+      # is to allocate that much.
       if size > path.stat().st_size:
         return {}, 0
       header = dict(json.loads(file.read(size)))

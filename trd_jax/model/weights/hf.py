@@ -1,8 +1,8 @@
-"""Hugging Face's checkpoints, read into the model's tree and written.
+"""Reads Hugging Face's checkpoints into the model's tree, and writes them.
 
 One table, `tensor_table.entries`, says where each tensor of a checkpoint stands
-in the tree. It is total: both directions go through it, and a tensor that it
-doesn't know, or knows and doesn't find, is an error.
+in the tree. Both directions go through it. It is complete: a tensor that it
+doesn't name is an error, and so is one that it names and that is missing.
 
 Trees here are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers,
 V vocabulary, D residual width.
@@ -49,16 +49,17 @@ Tree = Mapping[str, Any]
 # Bytes of a file of weights; Hugging Face's own habit is 4 to 5 GB.
 _SHARD_BYTES = 4 * 10**9
 
-# Parameters of a model that is there at once.
+# Parameters of a model that loads too quickly for a progress bar.
 _SMALL_MODEL = 10**8
 
-# A buffer that old exports carry; it follows from config.json.
+# A buffer of rotary frequencies in old exports; config.json says the same.
 _IGNORED = "rotary_emb.inv_freq"
 
 
 def stored_dtype(folder: Path | str) -> str:
   """Returns the dtype that holds a folder's weights without loss."""
   dtypes = TensorFiles(folder).dtypes()
+  # float16 is no part of bfloat16: it has more bits in its mantissa.
   return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
@@ -72,9 +73,9 @@ def load(
 ) -> Qwen3:
   """Loads a model with the weights of a Hugging Face folder.
 
-  Each device's part of each parameter is read from the files and put there:
-  the host holds at most one parameter (of all layers) at a time, a device no
-  more than its share.
+  Reads each device's part of each parameter and puts it there: the host holds
+  at most one parameter (of all layers) at a time, a device no more than its
+  share.
 
   Args:
     folder: holds `config.json` and safetensors, sharded or not.
@@ -85,16 +86,20 @@ def load(
     seed: of the adapters' initial values, which don't depend on the mesh.
 
   Raises:
-    UserError: a file is missing or damaged, or a tensor is unknown, missing,
-      there twice, of a wrong shape or of a dtype that can't be read; or the
-      config ties the head to the embedding and the files hold another head.
+    UserError: a file is missing or damaged; a tensor is unknown, missing,
+      there twice, of a wrong shape or of a dtype that can't be read, or has a
+      value that is NaN or infinite; or the config ties the head to the
+      embedding and the files hold another head.
   """
   config = read_config(folder)
+  # Shapes only: base weights are never drawn at random to be overwritten.
   model = jax.eval_shape(
     lambda: Qwen3(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(seed))
   )
   graph, adapter, base = nnx.split(model, nnx.LoRAParam, ...)
   files = TensorFiles(folder)
+  # All names and shapes are compared before the first byte of weights is read:
+  # a wrong checkpoint is refused in a second, not after minutes.
   _check(files, config, base)
   parts: dict[Keys, dict[int | None, Entry]] = {}
   for entry in entries(config):
@@ -108,8 +113,8 @@ def load(
       loaded.append((path, variable.replace(value)))
       advance(value.size)
   if lora is not None:
-    # One program for all adapters; the base that it also draws is unused, so
-    # the compiler leaves it out.
+    # One program draws all adapters, straight into their shards. It would draw
+    # a base, too, but nothing uses that, so the compiler leaves it out.
     make = jax.jit(
       lambda: nnx.state(
         Qwen3(config, lora=lora, dtype=dtype, rngs=nnx.Rngs(seed)),
@@ -124,10 +129,10 @@ def load(
 def load_head(
   folder: Path | str, *, dtype: jax.typing.DTypeLike, mesh: Mesh
 ) -> Head:
-  """Loads the output matrix alone, tied or not, placed as by `load`.
+  """Loads only the output matrix, tied or not, placed as `load` would.
 
   Raises:
-    UserError: as `load`, of this one tensor.
+    UserError: as `load`, about this one tensor.
   """
   config = read_config(folder)
   made = jax.eval_shape(lambda: Head(config, dtype, nnx.Rngs(0)))
@@ -145,6 +150,7 @@ def load_head(
 
 
 def _parameters(state: nnx.State) -> Iterator[tuple[Keys, nnx.Variable]]:
+  """Yields each parameter of a state with its path in the tree."""
   for path, variable in nnx.to_flat_state(state):
     yield tuple(map(str, path)), variable
 
@@ -172,6 +178,8 @@ def _check(files: TensorFiles, config: ModelConfig, base: nnx.State) -> None:
     if name in table or name.endswith(_IGNORED):
       continue
     if name == HEAD and config.tie_embeddings:
+      # Some exports write a tied head out. It may be passed over only if it is
+      # the embedding; else the file and its config.json contradict each other.
       if not files.equal(HEAD, EMBEDDING):
         raise UserError(
           f"{files.file(name)}: tensor {name} {files.shape(name)} differs from"
@@ -200,7 +208,14 @@ def _place(
   like: jax.ShapeDtypeStruct,
   sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-  """Reads one parameter part by part into its shards."""
+  """Reads a parameter part by part into its shards.
+
+  Args:
+    files: the checkpoint.
+    parts: the parameter's entries by layer; by None where it isn't stacked.
+    like: the parameter's shape and dtype.
+    sharding: where it goes; None for the default device, uncommitted.
+  """
   # Devices that hold the same part share one read of it.
   seen: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
@@ -218,6 +233,9 @@ def _place(
       if None in parts:
         out[...] = _slice(files, parts[None], bounds)
       else:
+        # The checkpoint has a tensor a layer, the tree one array for all of
+        # them: rows of the array are filled one by one, cast as they are
+        # copied.
         for row, layer in enumerate(range(*bounds[0])):
           out[row] = _slice(files, parts[layer], bounds[1:])
     return seen[bounds]
@@ -228,8 +246,10 @@ def _place(
 
 
 def _slice(files: TensorFiles, entry: Entry, bounds) -> np.ndarray:
+  """Reads a part of an entry's tensor, turned as the tree has it."""
   part = tuple(slice(start, stop) for start, stop in bounds)
   if entry.transposed:
+    # The bounds are those of the tree's array, so they turn with it.
     return files.read(entry.name, part[::-1]).T
   return files.read(entry.name, part)
 
@@ -270,6 +290,8 @@ def save_hf(
   )
   if wrong := sorted(_shapes(like) ^ _shapes(base)):
     raise ValueError(f"the tree doesn't fit the config at {wrong[0]}")
+  # config.json also names the special tokens, at which generation stops. They
+  # are no part of the model's shape, so they come from the source's file.
   fields = config.to_hf(dtype)
   if tokenizer_from is not None:
     fields |= token_ids(tokenizer_from)
@@ -280,6 +302,7 @@ def save_hf(
       name = "model.safetensors"
       if len(files) > 1:
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+      # One file's tensors at a time are copied to the host.
       tensors = {e.name: _export(e, base, np.dtype(dtype)) for e in part}
       save_file(tensors, out / name, metadata={"format": "pt"})
       total += sum(x.nbytes for x in tensors.values())
@@ -295,7 +318,10 @@ def save_hf(
 def _plan(
   config: ModelConfig, like: Tree, itemsize: int, limit: int
 ) -> list[list[Entry]]:
-  """Cuts the table into files of at most `limit` bytes, in its order."""
+  """Cuts the table into files of at most `limit` bytes, in its order.
+
+  A tensor that is larger has a file of its own.
+  """
   files: list[list[Entry]] = [[]]
   room = limit
   for entry in entries(config):
@@ -309,13 +335,16 @@ def _plan(
 
 
 def _export(entry: Entry, base: Tree, dtype: np.dtype) -> np.ndarray:
+  """Returns an entry's tensor on the host, as the checkpoint has it."""
   value = _get(base, entry.path)
   value = value if entry.layer is None else value[entry.layer]
   value = np.asarray(jax.device_get(value)).astype(dtype)
+  # safetensors writes an array's memory as it lies, whatever its strides say.
   return np.ascontiguousarray(value.T if entry.transposed else value)
 
 
 def _shapes(tree: Tree) -> set[tuple[Keys, tuple[int, ...]]]:
+  """Returns path and shape of every array of a tree."""
   flat: dict[Any, Any] = flatten_dict(tree)
   return {(path, tuple(x.shape)) for path, x in flat.items()}
 

@@ -1,4 +1,4 @@
-"""Model paths: from what a config says to a folder on this machine."""
+"""Finds the folder on this machine for a model path of a config."""
 
 import difflib
 import hashlib
@@ -18,7 +18,8 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 # A revision reads small files whole and of large ones so many blocks, evenly
-# spread: enough to tell two fine-tunes of one model apart, and quick.
+# spread. That is quick, and tells two fine-tunes of one model apart: they have
+# the same sizes, but a training moves nearly every weight.
 _WHOLE_BYTES = 32 * 2**20
 _BLOCKS = 256
 _BLOCK_BYTES = 4096
@@ -47,6 +48,7 @@ def model_folder(
     return _lab_folder(path)
   if path.startswith(_RANDOM):
     return _random_folder(path, run_dir)
+  # A folder wins over the hub: what lies here under that name is meant.
   if (folder := Path(path)).is_dir():
     if not (folder / "config.json").is_file():
       raise UserError(f"{path} has no config.json: it is no model folder")
@@ -67,7 +69,7 @@ def model_folder(
 
 
 def is_hub_id(path: str) -> bool:
-  """Returns whether a path can only be a hub id: no such file is here."""
+  """Returns whether a path can only be a hub id: no file here is called so."""
   return (
     _HUB_ID.fullmatch(path) is not None
     and not path.startswith(".")
@@ -81,6 +83,8 @@ def near_folder(path: str) -> str | None:
   while not here.is_dir() and here != here.parent:
     absent.append(here.name)
     here = here.parent
+  # From the last part that exists downwards: each part that doesn't is replaced
+  # by its nearest neighbour, or the search is over.
   for name in reversed(absent):
     try:
       there = [one.name for one in here.iterdir() if one.is_dir()]
@@ -105,7 +109,7 @@ def tokenizer_folder(
 ) -> Path:
   """Returns the folder with a tokenizer.json, with weights or without.
 
-  Arguments as `model_folder`'s; of a hub id no weights are downloaded.
+  Takes arguments as `model_folder` does; of a hub id no weights are downloaded.
 
   Raises:
     UserError: as `model_folder`, or the folder has no tokenizer.json.
@@ -119,10 +123,10 @@ def tokenizer_folder(
 
 
 def model_revision(folder: Path) -> str:
-  """Returns a short name for a model's content, the same on every machine.
+  """Computes a short name of a model's content, equal on every machine.
 
-  It covers config.json and, of every safetensors file, its name, its size and
-  its bytes: all of them up to 32 MiB, evenly spread blocks of a larger file.
+  The name covers config.json and, of every safetensors file, its name, its size
+  and its bytes: all of them up to 32 MiB, evenly spread blocks of a larger file.
 
   Returns:
     16 hexadecimal digits.
@@ -134,7 +138,7 @@ def model_revision(folder: Path) -> str:
 
 
 def adapter_revision(folder: Path) -> str:
-  """Returns a short name for a PEFT adapter's content, as `model_revision`."""
+  """Computes such a name of the content of a PEFT adapter's folder."""
   return _revision(folder, "adapter_config.json", "adapter")
 
 
@@ -147,6 +151,8 @@ def _revision(folder: Path, config_name: str, what: str) -> str:
   digest = hashlib.sha256()
   for path in (config, *weights):
     size = path.stat().st_size
+    # Name and size mark where a file begins: without them the same bytes cut
+    # into other files would have the same name.
     digest.update(f"{path.name}\0{size}\0".encode())
     with path.open("rb") as file:
       if size <= _WHOLE_BYTES:

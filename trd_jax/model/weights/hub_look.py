@@ -1,6 +1,6 @@
-"""One small request to the Hugging Face hub: is it there, and what is in it?
+"""Asks the Hugging Face hub with one small request what a repository holds.
 
-HF_ENDPOINT, HF_HUB_OFFLINE, tokens and proxies are heeded as by every download.
+HF_ENDPOINT, HF_HUB_OFFLINE, tokens and proxies hold as for every download.
 """
 
 import fnmatch
@@ -14,7 +14,7 @@ _SECONDS = 5.0  # until the hub counts as out of reach
 
 
 class Unreachable(Exception):
-  """The hub can't be asked from here; says why."""
+  """The hub can't be asked from here; the message says why."""
 
 
 class Listing(NamedTuple):
@@ -29,18 +29,18 @@ class Listing(NamedTuple):
   architectures: tuple[str, ...] = ()
 
   def has(self, pattern: str) -> bool:
-    """Returns whether a file matches; `*` stands for folders, too."""
+    """Returns whether a file matches a pattern whose `*` crosses folders."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in self.files)
 
 
 def look(repo_id: str, revision: str | None, kind: Kind, key: str) -> Listing:
-  """Asks the hub for a repository; nothing is kept.
+  """Asks the hub about a repository, and downloads nothing.
 
   Args:
     repo_id: as `Qwen/Qwen3-8B`.
     revision: a commit, tag or branch; None: the newest.
     kind: what it holds.
-    key: what names it, for the error.
+    key: the config's key that names it, for the error.
 
   Raises:
     UserError: the hub knows no such repository or revision, or refuses it.
@@ -55,7 +55,11 @@ def look(repo_id: str, revision: str | None, kind: Kind, key: str) -> Listing:
     ask = api.model_info if kind == "model" else api.dataset_info
     info = ask(repo_id, revision=revision, timeout=_SECONDS)
     if getattr(info, "gated", None):
+      # A gated repository shows its files to everybody and gives them to few:
+      # without this the download would fail hours later.
       api.auth_check(repo_id, repo_type=kind)
+  # Gated first: the hub's error for it is a subclass of the one for an unknown
+  # repository.
   except errors.GatedRepoError:
     raise UserError(
       f"{key}: the hub gives {repo_id} to those alone who were granted access;"
@@ -84,7 +88,7 @@ def look(repo_id: str, revision: str | None, kind: Kind, key: str) -> Listing:
 def cached(
   repo_id: str, revision: str | None, kind: Kind = "model"
 ) -> Path | None:
-  """Returns the folder of what has been downloaded of a repository, if any."""
+  """Returns the folder of what is cached of a repository, None for nothing."""
   from huggingface_hub import snapshot_download
 
   try:
@@ -101,5 +105,6 @@ def known(kind: Kind = "model") -> list[str]:
   """Returns the names of all repositories of which something is cached."""
   from huggingface_hub import constants
 
+  # The cache names a folder models--ORGANISATION--NAME.
   folders = Path(constants.HF_HUB_CACHE).glob(f"{kind}s--*--*")
   return sorted("/".join(f.name.split("--")[1:]) for f in folders)

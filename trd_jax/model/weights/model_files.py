@@ -1,4 +1,4 @@
-"""A model on disk, as engines and the trainer load it."""
+"""Where a model lies on disk, for engines and the trainer to load."""
 
 import dataclasses
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class ModelFiles:
-  """A model on disk, under its name.
+  """A model on disk and its name in the config.
 
   Attributes:
-    name: the path as the config says it.
+    name: the model's path as the config spells it.
     folder: a Hugging Face folder of Qwen3 weights.
-    revision: short digest of the weights, adapter included.
+    revision: short digest of the weights and the adapter.
     dtype: 'float32' or 'bfloat16', of weights and activations.
     adapter: a PEFT folder whose adapter is applied unmerged, or None.
   """

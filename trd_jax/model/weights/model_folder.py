@@ -1,4 +1,4 @@
-"""What of a Hugging Face model folder isn't weights, and its atomic writing."""
+"""Reads what isn't weights in a model's folder, and writes folders whole."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from trd_jax.model.config import ModelConfig
 
 CONFIG = "config.json"
 _TEMPLATE = "chat_template.jinja"
-# What beside config.json and the weights belongs to a model folder.
+# What belongs to a model folder besides config.json and the weights.
 _COMPANIONS = (
   "tokenizer.json",
   "tokenizer_config.json",
@@ -33,18 +33,20 @@ _TOKEN_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def atomic_folder(
   folder: Path | str, compared_later: Collection[str] = ()
 ) -> Iterator[Path]:
-  """Yields a folder to fill that becomes `folder` when the block ends.
+  """Yields a folder to fill that becomes `folder` at the end of the block.
+
+      .NAME.trd-jax.tmp  --2-->  NAME  --1-->  .NAME.trd-jax.old, then removed
 
   Readers see what was there before, the whole new folder, or, for the moment
-  between two renames, none. Where the block raises, nothing changes. What a
-  killed process left is cleared away; where it had come between the renames,
-  what was there before is put back first. A link to a folder stays one, and
+  between the two renames, none. Where the block raises, nothing changes. What a
+  killed process left is cleared away; if it was killed between the renames,
+  what was there before is put back first. A link to a folder stays a link, and
   the folder that it leads to is replaced.
 
   Args:
     folder: need not be there.
-    compared_later: names of files in it that pass before the block, and after
-      it only if the block has made the same.
+    compared_later: names of files in it that need not be ours before the
+      block, but after it have to equal what the block has made.
 
   Raises:
     UserError: before the block as `check_replaceable`, or another process
@@ -53,6 +55,8 @@ def atomic_folder(
   folder = check_replaceable(folder, compared_later=compared_later)
   unfinished = folder.with_name(f".{folder.name}.trd-jax.tmp")
   former = folder.with_name(f".{folder.name}.trd-jax.old")
+  # Beside the target and not in a temporary directory: a rename is atomic
+  # within one file system only.
   marker = _begun(folder, unfinished)
   is_there, ours = True, None
   try:
@@ -64,9 +68,15 @@ def atomic_folder(
     for path in [*unfinished.rglob("*"), unfinished]:
       # safetensors makes files for their owner alone.
       path.chmod(path.stat().st_mode | readers)
-      if path.name != ownership.MARKER:  # to close it is to unlock it
+      # Before the rename: after a power failure it could otherwise be on the
+      # disk, and the files empty. The marker is left out because to close any
+      # descriptor of a file that is locked unlocks it.
+      if path.name != ownership.MARKER:
         _flush(path)
     ownership.finish(marker, unfinished)
+    # A full folder can't be the target of a rename, so the former one steps
+    # aside first. It is looked through again at the last moment: the block may
+    # have taken hours, and somebody may have put a file there.
     if folder.exists() and any(folder.iterdir()):
       ours = ownership.ours_in(folder, unfinished)
       folder.rename(former)
@@ -78,6 +88,7 @@ def atomic_folder(
       with contextlib.suppress(OSError):
         ownership.remove(former, ours)
   finally:
+    # The second rename failed: what was there before comes back.
     if is_there and ours is not None and not folder.exists():
       former.rename(folder)
     if is_there:
@@ -93,7 +104,7 @@ def check_replaceable(
   called: str | None = None,
   compared_later: Collection[str] = (),
 ) -> Path:
-  """Sees that a folder can be written whole, and nothing is lost by it.
+  """Checks that a folder can be written whole, and that nothing is lost by it.
 
   Args:
     folder: need not be there.
@@ -101,11 +112,11 @@ def check_replaceable(
     compared_later: names of files in it that pass (see `ownership.ours_in`).
 
   Returns:
-    Where it is, behind all links.
+    The folder's path behind all links.
 
   Raises:
-    UserError: it is a file, a link that leads nowhere or the root of a file
-      system, it can't be written, or it holds what this program has not
+    UserError: the folder is a file, a link that leads nowhere or the root of a
+      file system, it can't be written, or it holds what this program has not
       written.
   """
   called = called or str(folder)
@@ -113,6 +124,8 @@ def check_replaceable(
   there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
   if not os.path.isdir(there):
     raise UserError(f"{called}: {there} is no folder; name another")
+  # A rename changes the folder above; what is in the folder is removed from it.
+  # So both have to be writable.
   for path in {there, folder.parent if there == folder else there}:
     if not os.access(path, os.W_OK | os.X_OK):
       raise UserError(
@@ -130,25 +143,28 @@ def check_replaceable(
 
 
 def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
-  """Makes the folder to fill, for this process alone.
+  """Makes the folder to fill, for this process only.
 
   Returns:
-    Its open and locked marker.
+    The folder's marker, open and locked.
 
   Raises:
-    UserError: another process has it, or it is not ours or can't be made.
+    UserError: another process holds the folder, or it is not ours or can't be
+      made.
   """
   while True:
     try:
       unfinished.mkdir(parents=True, exist_ok=True)
       there = sorted(path.name for path in unfinished.iterdir())
       if there and ownership.MARKER not in there:
+        # Seen once it may be another process's that is being cleared at this
+        # moment, marker first. Seen twice, it is somebody's.
         if unfinished.exists() and sorted(os.listdir(unfinished)) == there:
           raise _in_the_way(folder, unfinished, there[0])
-        continue  # another process's, which is just ending
+        continue
       marker = file_locks.acquire(unfinished / ownership.MARKER)
     except FileNotFoundError:
-      continue  # the same
+      continue  # another process has removed it between two lines
     except OSError as error:
       raise UserError(
         f"{folder} cannot be written ({error.strerror}); name another folder"
@@ -162,12 +178,15 @@ def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
     if ownership.listed(marker.read()) is None:
       marker.close()
       raise _in_the_way(folder, unfinished, ownership.MARKER)
+    # The lock is ours, so whoever began this folder is gone: what a killed
+    # process left in it can go.
     _clear(unfinished)
     ownership.begin(marker)
     return marker
 
 
 def _in_the_way(folder: Path, unfinished: Path, name: str) -> UserError:
+  """Returns the error about something foreign in the folder to fill."""
   return UserError(
     f"{folder} is written by way of {unfinished}, which holds {name} and is not"
     " ours; move it away"
@@ -175,7 +194,11 @@ def _in_the_way(folder: Path, unfinished: Path, name: str) -> UserError:
 
 
 def _settle(folder: Path, former: Path) -> None:
-  """Ends what a killed process left between its renames, or after them."""
+  """Finishes or undoes the renames of a process that was killed.
+
+  With a new folder in place the former one is only to be removed; without one
+  the process was killed between the renames, and the former one comes back.
+  """
   if not former.exists():
     return
   ours = ownership.ours_in(former)
@@ -186,7 +209,7 @@ def _settle(folder: Path, former: Path) -> None:
 
 
 def _clear(unfinished: Path) -> None:
-  """Removes what a folder with our marker holds, but for the marker."""
+  """Empties a folder that carries our marker, and keeps the marker."""
   for path in unfinished.iterdir():
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
@@ -221,7 +244,7 @@ def copy_companions(
 
 
 def token_ids(source: Path | str) -> dict[str, Any]:
-  """Returns the special tokens' ids of a folder's config.json, if any."""
+  """Reads the special tokens' ids that a folder's config.json names, if any."""
   path = Path(source) / CONFIG
   fields = read_json(path) if path.exists() else {}
   return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
@@ -242,7 +265,7 @@ def read_config(folder: Path | str) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """Reads a JSON object.
+  """Reads a file that holds a JSON object.
 
   Raises:
     UserError: the file is missing or holds something else.
@@ -259,5 +282,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes JSON into a folder that isn't visible yet."""
+  """Writes JSON, not atomically, into a folder that isn't visible yet."""
   path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

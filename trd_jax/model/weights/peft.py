@@ -1,4 +1,4 @@
-"""PEFT's folders of adapters: what is in them, read without JAX."""
+"""Reads PEFT's folders of adapters without JAX."""
 
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from trd_jax.model.weights.tensor_table import BLOCK
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FILES = (WEIGHTS, CONFIG)
-"""What a folder of an adapter's holds."""
+"""What an adapter's folder holds."""
 # The adapted linear layers: name in the checkpoint, path in a block's tree.
 LINEAR = tuple(
   (name, path[:-1]) for name, path, _ in BLOCK if path[-1] == "kernel"
 )
-# PEFT's variants of LoRA that compute something else, with their off value.
+# PEFT's variants of LoRA that compute something else, each with the value that
+# turns it off. Passed over, the adapter would load and be another one.
 VARIANTS = (
   ("use_rslora", False),
   ("use_dora", False),
@@ -29,22 +30,23 @@ VARIANTS = (
   ("modules_to_save", None),
   ("layers_to_transform", None),
 )
-# Ways to begin an adapter that take its first value off the base's weights, so
-# that it is right beside those alone.
+# Ways to begin an adapter that subtract its first value from the base's weights:
+# it is right only beside that changed base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda")
 
 
 def open_adapter(
   folder: Path | str, config: ModelConfig
 ) -> tuple[LoraConfig, TensorFiles]:
-  """Opens an adapter and sees that it fits a model.
+  """Opens an adapter and checks that it fits a model.
 
   Args:
     folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-    config: the shape of the model that it belongs to.
+    config: the shape of the model that the adapter belongs to.
 
   Returns:
-    Its size, and its tensors under the names that `tensor_name` gives.
+    The adapter's size, and its tensors under the names that `tensor_name`
+    returns.
 
   Raises:
     UserError: a file is missing or damaged, a tensor is unknown, missing or
@@ -65,6 +67,8 @@ def open_adapter(
         tensor = tensor_name(layer, name, part)
         known.add(tensor)
         files.expect(tensor, shape, CONFIG)
+  # A surplus tensor is part of the adapter, too: without it the adapter is not
+  # what was trained.
   if more := sorted(set(files) - known):
     raise UserError(
       f"{files.file(more[0])}: tensor {more[0]} {files.shape(more[0])} is not"
@@ -77,10 +81,10 @@ def open_adapter(
 def check_size(
   folder: Path | str, found: LoraConfig, lora: Lora | LoraConfig
 ) -> None:
-  """Sees that a folder's adapter is as large as the one that is trained.
+  """Checks that a folder's adapter has the size of the one that is trained.
 
   Raises:
-    UserError: its rank or alpha is another; its dropout may differ.
+    UserError: rank or alpha differ; dropout may.
   """
   for name in ("rank", "alpha"):
     theirs, ours = getattr(found, name), getattr(lora, name)
@@ -133,12 +137,12 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
 
 
 def tensor_name(layer: int, name: str, part: str) -> str:
-  """Returns the file's name for a part (lora_A, lora_B) of a layer."""
+  """Returns a tensor's name in the file; `part` is lora_A or lora_B."""
   return f"base_model.model.model.layers.{layer}.{name}.{part}.weight"
 
 
 def _sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-  """Returns channels in and out of each adapted layer."""
+  """Returns the channels in and out of each adapted layer."""
   width, inner = config.hidden_size, config.intermediate_size
   queries = config.num_heads * config.head_dim
   keys = config.num_kv_heads * config.head_dim

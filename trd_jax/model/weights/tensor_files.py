@@ -1,4 +1,4 @@
-"""The tensors of a folder's safetensors files, read by the slice."""
+"""Reads the tensors of a folder's safetensors files slice by slice."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ _ROWS = 8192
 
 
 class TensorFiles:
-  """What a folder's safetensors hold, as one mapping of names.
+  """The tensors of a folder's safetensors files, as one mapping of names.
 
   Reads the single file where there is one, else the files that
   `model.safetensors.index.json` names, else every `*.safetensors`.
@@ -53,6 +53,7 @@ class TensorFiles:
         raise UserError(f"{path} {problem}; fetch the file again") from error
       for name in names:
         self._add(name, path, handle)
+    # Files of two downloads may each be whole and not belong together.
     for name, file in index.items():
       if name not in self._file or self._file[name].name != file:
         raise UserError(
@@ -61,7 +62,11 @@ class TensorFiles:
         )
 
   def _paths(self) -> tuple[list[Path], dict[str, str]]:
-    """Returns the files, and the index that they must agree with."""
+    """Finds the files, and reads the index that they must agree with.
+
+    Returns:
+      The files' paths, and the index, file name by tensor; empty without one.
+    """
     if (self.folder / self._single).exists():
       return [self.folder / self._single], {}
     if (self.folder / INDEX).exists():
@@ -69,7 +74,7 @@ class TensorFiles:
       try:
         index = dict(json_text.loads(path.read_text("utf-8"))["weight_map"])
         names = sorted(set(index.values()))
-        # The index comes from elsewhere: it may name files beside it only.
+        # An index comes from outside: no path in it may lead out of the folder.
         if any(Path(name).name != name for name in names):
           raise ValueError("a file outside the folder")
       except (
@@ -92,6 +97,7 @@ class TensorFiles:
     return paths, {}
 
   def _add(self, name: str, path: Path, handle: Any) -> None:
+    """Adds a tensor of an open file; refuses a second one of that name."""
     part = handle.get_slice(name)
     shape = tuple(part.get_shape())
     if name in self._file:
@@ -119,7 +125,7 @@ class TensorFiles:
     """Checks that a tensor is there and has the shape that `by` implies.
 
     Raises:
-      UserError: it isn't, or has another.
+      UserError: the tensor is missing or has another shape.
     """
     if name not in self:
       raise UserError(
@@ -145,18 +151,18 @@ class TensorFiles:
     return {self._open[name].get_slice(name).get_dtype() for name in self}
 
   def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """Returns a part of a tensor in the file's dtype; all of it by default.
+    """Reads a part of a tensor in the file's dtype; all of it by default.
 
-    It is looked at as it is read, so that the disk is read once.
+    The values are checked as they are read, so that the disk is read once.
 
     Raises:
-      UserError: it has a value that is NaN or infinite.
+      UserError: a value of the part is NaN or infinite.
     """
     part = self._open[name].get_slice(name)
     values = part[index or ...]
     if finite_weights.count(values):
-      # Counted again over all of it, or the error would be another one for
-      # each way of splitting.
+      # The error counts over the whole tensor, so that it doesn't depend on how
+      # many devices share it.
       whole = part[...]
       raise finite_weights.refusal(
         self._file[name],
@@ -167,7 +173,7 @@ class TensorFiles:
     return values
 
   def equal(self, one: str, other: str) -> bool:
-    """Returns whether two tensors are equal, read by blocks of rows."""
+    """Returns whether two tensors are equal, compared by blocks of rows."""
     if self._shape[one] != self._shape[other]:
       return False
     size = self._shape[one][0]

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-  """Returns the total table: every tensor of such a checkpoint, once."""
+  """Returns every tensor of a checkpoint of this shape, once each."""
   table = [Entry(EMBEDDING, ("embed", "embedding"), None, False)]
   for layer in range(config.num_layers):
     for name, path, transposed in BLOCK:
@@ -56,6 +56,8 @@ def entries(config: ModelConfig) -> list[Entry]:
         path = (*path[:-1], "bias")
         table.append(Entry(f"{name}.bias", path, layer, False))
   table.append(Entry("model.norm.weight", ("norm", "scale"), None, False))
+  # A tied head is the embedding; files that hold it a second time are looked at
+  # in `hf`.
   if not config.tie_embeddings:
     table.append(Entry(HEAD, ("head", "weight"), None, False))
   return table
