@@ -1,4 +1,4 @@
-"""Weights from one form into another, and the models called random:<size>.
+"""Converts weights between forms, and makes the models called random:<size>.
 
 Without flags of its own it makes the random models that the config names, as
 a stage of the pipeline. With --source and --target it converts:
@@ -55,12 +55,12 @@ _EXAMPLES = (
 
 
 def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
-  """Converts, or makes the random models that the config names.
+  """Converts weights, or makes the random models that the config names.
 
   Raises:
-    UserError: flags that don't belong together, a source that is missing,
-      damaged or of another kind than can be written in that form, or a target
-      that can't be written or holds what would be lost.
+    UserError: the flags don't belong together; the source is missing, damaged
+      or of a kind that can't become that form; or the target can't be written
+      or holds what would be lost.
   """
   own = (flags.source, flags.target, flags.to)
   if not any(own):
@@ -78,6 +78,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     raise UserError(f"--source={source} is no folder; name one to convert")
   from trd_jax.model.weights.model_folder import check_replaceable
 
+  # The target is replaced whole, so neither folder may lie in the other. Links
+  # are followed first: two names may lead to one folder.
   here, there = source.resolve(), Path(os.path.realpath(target))
   if there in (here, *here.parents):
     raise UserError(
@@ -97,6 +99,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   }
   if is_shipped:  # nobody knows its folder, so a copy is worth something
     writers["hf", "hf"] = _copy
+  # Whoever names a run's folder means the weights in it. Only those are
+  # suggested that can become the form that is asked for.
   if meant := _meant(source):
     fit = [str(one) for one in meant if (_kind(one), flags.to) in writers]
     told = f"--source={source} holds no weights itself"
@@ -129,6 +133,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
       f" {', '.join(form for k, form in writers if k == kind)}"
     )
   if kind == "checkpoints":
+    # The parsed config is always there, if only with its defaults: what counts
+    # is whether the command line has named one.
     given = run_dir is not None or _is_given(flags)
     if flags.config_argv and not given:
       raise UserError(
@@ -146,7 +152,9 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
 
 
 def _kind(source: Path) -> str:
-  """What a folder holds, by its files."""
+  """Returns the kind of what a folder holds, by its files."""
+  # Orbax first: such a folder has a config.json of the model or the adapter
+  # beside the arrays, too.
   if (source / _ORBAX).is_dir():
     model = (source / "config.json").exists()
     return "orbax model" if model else "orbax adapter"
@@ -158,9 +166,10 @@ def _kind(source: Path) -> str:
 
 
 def _meant(source: Path) -> list[Path]:
-  """Folders that hold weights, where `source` is one around or in them."""
+  """Returns the folders of weights around or below a source that holds none."""
   if _holds_weights(source):
     return []
+  # Inside: the folder of arrays itself, or a checkpoint's step in it.
   if source.name == _ORBAX or (
     source.name.isdecimal() and source.parent.name in ("checkpoints", _ORBAX)
   ):
@@ -170,7 +179,7 @@ def _meant(source: Path) -> list[Path]:
 
 
 def _holds_weights(folder: Path) -> bool:
-  """Whether a folder is empty or one that a conversion writes."""
+  """Returns whether a folder is empty or like one that a conversion writes."""
   made = (_ORBAX, _ADAPTER_CONFIG, "model.safetensors")
   made += ("model.safetensors.index.json",)
   return any((folder / name).exists() for name in made) or not any(
@@ -179,24 +188,25 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def _holds_checkpoints(folder: Path) -> bool:
-  """Whether a folder has one of a step, as a training writes them."""
+  """Returns whether a folder has the folder of a step, as a training writes."""
   return any(one.name.isdecimal() and one.is_dir() for one in folder.iterdir())
 
 
 def _is_given(flags) -> bool:
-  """Whether the command line names a config."""
+  """Returns whether the command line names a config."""
   return any(text.startswith("--config=") for text in flags.config_argv)
 
 
 def _trained_by(checkpoints: Path, given: Experiment | None) -> Experiment:
-  """The config of the run that checkpoints lie in, else the one that is given.
+  """Returns the config of the run that checkpoints lie in, else the one given.
 
   Raises:
-    UserError: there is neither, or they differ in the adapter.
+    UserError: there is neither, or both and they differ in the adapter.
   """
   from trd_jax.experiment import experiment
 
-  # Alpha is in no array, and another one is another adapter.
+  # Alpha is in no array of a checkpoint, and scaled by another one it would be
+  # another adapter: so the run's own config comes first.
   run_dir = RunDir(checkpoints.resolve().parent.parent)
   inside = run_dir.checkpoints == checkpoints.resolve()
   if not inside or not run_dir.config.is_file():
@@ -248,6 +258,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
         folder,
         hub.tokenizer_folder(section.tokenizer, run_dir),
         section.chat_template,
+        # Student and teacher of one size must not be the same model.
         seed=experiment.seed + number,
       )
     made[section.path] = hub.model_revision(folder)
@@ -256,6 +267,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
 
 
 def _hf_to_orbax(source: Path, target: Path, *_) -> None:
+  """Converts a Hugging Face folder to orbax, config and tokenizer beside it."""
   import shutil
 
   from flax import nnx
@@ -275,6 +287,7 @@ def _hf_to_orbax(source: Path, target: Path, *_) -> None:
 
 
 def _copy(source: Path, target: Path, *_) -> None:
+  """Copies a model's folder, but for its mark: the copy gets one of its own."""
   import shutil
 
   from trd_jax.experiment.files import ownership
@@ -286,6 +299,7 @@ def _copy(source: Path, target: Path, *_) -> None:
 
 
 def _orbax_to_hf(source: Path, target: Path, *_) -> None:
+  """Converts an orbax folder of a model back, in the dtype of its arrays."""
   from trd_jax.model.weights import hf
 
   base = _restore(source / _ORBAX, "base")
@@ -308,8 +322,11 @@ def _peft_to_orbax(
 
   student = experiment.student
   folder = hub.model_folder(student.path, run_dir, student.revision)
+  # The adapter's folder doesn't hold the model's shape, by which its tensors
+  # are checked: that is the student's of the config.
   _, adapter = adapters.load_peft(source, hf.read_config(folder))
   with atomic_folder(target) as out:
+    # Alpha and the base's name stand in this file only.
     shutil.copyfile(source / _ADAPTER_CONFIG, out / _ADAPTER_CONFIG)
     _save(out / _ORBAX, {"lora": adapter})
 
@@ -346,12 +363,14 @@ def _save(folder: Path, tree: dict) -> None:
 
 
 def _restore(folder: Path, name: str) -> dict:
-  """One subtree of the newest checkpoint in a folder."""
+  """Reads one subtree of the newest checkpoint in a folder."""
   from flax.traverse_util import unflatten_dict
 
   from trd_jax.distill.checkpoint import Checkpoints
 
   checkpoints = Checkpoints(folder, keep=1)
+  # The shapes come from the checkpoint itself: no model has to be built, and
+  # the optimizer's state, which is larger, isn't read.
   like = {
     key: shape
     for key, shape in checkpoints.arrays().items()

@@ -1,10 +1,11 @@
-"""Stage 4: the trained adapter is added to the student's weights.
+"""Stage 4: adds the trained adapter to the student's weights.
 
-In float32, cast once to the student's dtype (SPEC §5.6), and measured: the
-summary says by how much the logits of what is written differ from those of base
-and adapter side by side, which should be little, and from those of base alone,
-which proves that the adapter is in it. Both forms are written, for tools that
-read merged Hugging Face weights and for tools that load PEFT adapters.
+The sum is computed in float32 and cast once to the student's dtype (SPEC §5.6).
+Then it is measured. Its logits should differ little from those of base and
+adapter side by side; that they differ from those of base proves that the
+adapter is in it. The summary holds both differences. Both forms are written: an
+adapter for tools that load PEFT, and merged weights where
+`engine.weights=merged` asks for them.
 """
 
 import math
@@ -26,11 +27,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Merges the newest checkpoint of a finished training run.
 
   Raises:
-    UserError: the training isn't finished, the student or the checkpoint can't
-      be read or don't fit, the trained adapter changes no logit of base in what
-      is written, something foreign is where the adapter or the weights will be
-      written, JAX doesn't use the machine's GPUs, or their memory is too small
-      or another's.
+    UserError: the training isn't finished; the student or the checkpoint can't
+      be read or don't fit; what is written has the logits of base, or NaN;
+      something foreign lies where the adapter or the weights will be written;
+      JAX doesn't use the machine's GPUs; or their memory is too small or taken.
   """
   del flags
   from trd_jax.model import backend
@@ -43,7 +43,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
 
 def _merge(experiment: Experiment, run_dir: RunDir) -> None:
-  """As `run`."""
+  """Merges as `run` does, which turns out-of-memory into a `UserError`."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -67,7 +67,8 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
       " the same --config and --workdir first"
     )
 
-  # What lies where they will be written may be somebody's.
+  # Before the minutes that loading takes: what lies where the adapter and the
+  # weights will be written may be somebody's.
   check_replaceable(run_dir.adapter, compared_later=peft.FILES)
   if experiment.engine.weights == "merged":
     check_replaceable(run_dir.merged)
@@ -75,8 +76,8 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 1. The student's weights, and the adapter as it is after training.
   student = chat_model.open_model(experiment.student, run_dir)
-  # Split over this process's devices, however many trained: it is no work to
-  # speak of, and the sum in float32 takes more memory than training does.
+  # Split over the devices that this process has, however many trained: there is
+  # little to compute, but the float32 sum takes more memory than training does.
   mesh = sharding.make_mesh(1, -1, 1)
   lora = LoraConfig(**vars(experiment.lora))
   model = hf.load(student.folder, dtype=student.dtype, mesh=mesh, lora=lora)
@@ -94,7 +95,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   source, *contexts = _contexts(run_dir, student.chat.vocab_size)
   idle = _without_update(read_metrics(run_dir.metrics_file("train")))
 
-  # 2. The adapter on disk, and that is all where engines apply it unmerged.
+  # 2. The adapter on disk, which is all where engines apply it unmerged.
   adapters.save_peft(adapter, lora, run_dir.adapter, base=student.name)
   summary = {
     "step": step,
@@ -128,7 +129,8 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     )
     written = f"{run_dir.merged} and {run_dir.adapter}"
   else:
-    # What an engine will load is what is on disk.
+    # An engine will load what is on disk, so that is read again and compared,
+    # and the logits are those of what was read.
     _, again = adapters.load_peft(run_dir.adapter, model.config)
     placed = jax.tree.map(
       lambda x, y: jax.device_put(x, y.sharding), again, adapter
@@ -150,7 +152,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
 
 
 def describe(summary: dict) -> str:
-  """One line about a finished merge."""
+  """Returns one line about a finished merge."""
   how = f"added in float32 and cast to {summary['dtype']}"
   if not summary["merged"]:
     how = "to be applied unmerged (engine.weights=adapter)"
@@ -189,9 +191,9 @@ def _distances(written, adapted, plain, contexts) -> dict[str, float]:
 
 
 def _without_update(rows: Sequence[Mapping[str, Any]]) -> bool:
-  """Whether training itself says that the adapter is as it began.
+  """Returns whether training's own metrics say that the adapter never moved.
 
-  Its rows of metrics do where in none of them a gradient met a learning rate.
+  That is so where in each row the gradient or the learning rate was zero.
   """
   return bool(rows) and not any(
     row["grad_norm"] * row["learning_rate"] for row in rows
@@ -199,11 +201,11 @@ def _without_update(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _check(summary: Mapping[str, Any], name: str) -> None:
-  """Refuses what would be evaluated as trained and isn't.
+  """Refuses what would be evaluated as a trained model and isn't one.
 
   Raises:
-    UserError: a logit is no number, or none of base's has changed though
-      training had updates.
+    UserError: a logit is NaN or infinite, or no logit differs from base's
+      though training had updates.
   """
   from trd_jax.experiment.errors import UserError
 
@@ -215,11 +217,14 @@ def _check(summary: Mapping[str, Any], name: str) -> None:
       " infinite; train with a lower train.learning_rate in a new --workdir, or"
       " with student.dtype=float32"
     )
+  # A run without any update, as one with a learning rate of zero, is an honest
+  # baseline and passes.
   if far or summary["without_update"]:
     return
   what = f"the adapter after update {step}"
   if not summary["adapter_is_zero"]:
-    # To set the two apart matters: unmerged it may still be there.
+    # A cast to bfloat16 may swallow a small adapter, which still changes logits
+    # when it is applied unmerged. So the two cases have different advice.
     how = "is too small to change a logit"
     advice = "train longer, or with a higher train.learning_rate"
     if summary["merged"]:
@@ -238,7 +243,11 @@ def _check(summary: Mapping[str, Any], name: str) -> None:
 
 
 def _contexts(run_dir: RunDir, vocab_size: int):
-  """Where the logits are compared: what they are, padded ids, lengths."""
+  """Returns the contexts on which logits are compared.
+
+  Returns:
+    What they are, for people; int32 ids `[B, T]`, right-padded; lengths `[B]`.
+  """
   import numpy as np
 
   from trd_jax.experiment.records import Trajectory

@@ -219,8 +219,8 @@ def _place(
   # Devices that hold the same part share one read of it.
   seen: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-  # A stacked parameter has a tensor a layer in the file. Only the slice that a
-  # device holds is read, so a host reads no more than its devices hold.
+  # Only the slice that a device holds is read, so a host reads no more than its
+  # devices hold.
   def read(index: tuple[slice, ...] | None) -> np.ndarray:
     index = index or (slice(None),) * len(like.shape)
     bounds = tuple(

@@ -18,8 +18,7 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 # A revision reads small files whole and of large ones so many blocks, evenly
-# spread. That is quick, and tells two fine-tunes of one model apart: they have
-# the same sizes, but a training moves nearly every weight.
+# spread: enough to tell two fine-tunes of one model apart, and quick.
 _WHOLE_BYTES = 32 * 2**20
 _BLOCKS = 256
 _BLOCK_BYTES = 4096
@@ -126,7 +125,7 @@ def model_revision(folder: Path) -> str:
   """Computes a short name of a model's content, equal on every machine.
 
   The name covers config.json and, of every safetensors file, its name, its size
-  and its bytes: all of them up to 32 MiB, evenly spread blocks of a larger file.
+  and its bytes: all of a file up to 32 MiB, evenly spread blocks of a larger.
 
   Returns:
     16 hexadecimal digits.

@@ -30,8 +30,8 @@ VARIANTS = (
   ("modules_to_save", None),
   ("layers_to_transform", None),
 )
-# Ways to begin an adapter that subtract its first value from the base's weights:
-# it is right only beside that changed base.
+# Ways to begin an adapter that subtract its first value from the base, so that
+# the adapter is right only beside the changed base.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda")
 
 
