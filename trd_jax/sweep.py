@@ -100,6 +100,8 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     where = _folder(run_dir, one.point)
     is_new = where.claim(experiment.to_json(one.experiment))
     for stage, donor in one.donors.items():
+      # Just before it runs: a donor that stands earlier in the list has its
+      # rows by now.
       _take_over(where, _whose(run_dir, plans[donor]), stage)
     code = supervise.run(_command(one, run_dir, flags.config_argv))
     # Refused before it began: an empty folder with this config would hinder the

@@ -45,6 +45,7 @@ def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
   if actors and e.engine.ray.address is not None:
     return diagnosis.ok(f"{told}, of the Ray cluster's")
   here = "and one GPU is here" if gpus == 1 else f"and {gpus} GPUs are here"
+  # Without GPUs vLLM's CPU build runs, for which this computer is one device.
   if wanted > max(gpus, 1):
     return diagnosis.failed(
       f"{told}, {here}",
@@ -115,6 +116,7 @@ def memory(machine: Machine) -> Diagnosis:
     for side, model in models.items()
   }
   on_gpus = machine.on_gpus or machine.vllm_gpus > 0
+  # The driver's word first: JAX's limit is what its own share leaves.
   totals = [gpu.total for gpu in machine.gpus.visible if gpu.total]
   totals = totals or [size for size in machine.jax.get("bytes", ()) if size]
   if on_gpus and totals:

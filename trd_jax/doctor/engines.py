@@ -81,6 +81,8 @@ def places(machine: Machine) -> list[tuple[str, str | None]]:
   count = machine.vllm_gpus
   if not count:
     return [("vllm", None)]
+  # By the variable's own words, numbers or UUIDs: each child is given one, and
+  # plain counts from 0 might be GPUs that are not shown to us.
   words = nvidia.shown(os.environ.get("CUDA_VISIBLE_DEVICES"))
   if words is None:
     words = [str(number) for number in range(count)]

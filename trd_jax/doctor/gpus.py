@@ -84,6 +84,7 @@ def judge_memory(report: nvidia.Report, experiment: Experiment) -> Diagnosis:
         f" {holders or 'a process that nvidia-smi does not show'}",
         "end that process, or leave the GPU out with CUDA_VISIBLE_DEVICES",
       )
+  # The fullest GPU stands for all: what runs takes the same of each.
   _, free, total = min(known, key=lambda one: one[1])
   return diagnosis.ok(
     f"{free / _GIB:.1f} GiB and more are free of {total / _GIB:.1f}, on each of"
@@ -115,6 +116,7 @@ def judge_agreement(
     )
   on_gpu = jax["platform"] == "gpu"
   there = len(report.visible)
+  # Without a GPU that it can use JAX takes the CPU and says nothing.
   by_jax = len(jax["kinds"]) if on_gpu else 0
   by_torch = None if torch is None else len(torch["kinds"])
   told = f"nvidia-smi {there}" if report.there else f"/dev {there}"
@@ -124,6 +126,8 @@ def judge_agreement(
   if by_torch is not None:
     told += f", vLLM's environment {by_torch}"
   told = f"GPUs seen: {told}"
+  # Without nvidia-smi nobody is sure to be right, but one that sees fewer than
+  # another has a fault.
   expected = there if report.there else max(there, by_jax, by_torch or 0)
   if by_jax != expected:
     return diagnosis.failed(told, _JAX_REMEDY)

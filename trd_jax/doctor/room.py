@@ -30,6 +30,7 @@ def disk(machine: Machine) -> Diagnosis:
   if machine.has_config:
     for stage, size, _ in dry_run.disk(machine.experiment, machine.workdir):
       needed[stage] = size
+  # Then it is written elsewhere, perhaps on another disk.
   if machine.experiment.train.cache_dir:
     needed.pop("teacher_cache", None)
   where = machine.workdir.root

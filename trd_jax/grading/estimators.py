@@ -209,6 +209,8 @@ def paired_difference(
       f" {len(trained)} for the trained one; a paired difference needs the same"
     )
   return _estimate(
+    # Question by question: what makes one hard for both models cancels, and the
+    # interval is narrower than from two separate ones.
     per_question_avg(trained, k) - per_question_avg(base, k),
     per_question_pass(trained, k, k) - per_question_pass(base, k, k),
     k,
@@ -278,6 +280,7 @@ def bucket_ranges(k: int) -> dict[str, tuple[int, int]]:
     By name the fewest and the most correct samples; no range is empty.
   """
   half = k // 2
+  # With k = 1 the middle range is empty, and left out below.
   ranges = ((0, 0), (1, half), (half + 1, k))
   return {
     f"B{low}" if low == high else f"B{low}-{high}": (low, high)

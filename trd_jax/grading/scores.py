@@ -80,6 +80,7 @@ def figures(
     "graders": graders,
     "model": rows[0].model,
     "model_revision": rows[0].model_revision,
+    # Rows of an earlier version don't say; one that does speaks for all.
     "thinking": max((row.thinking for row in rows), key=_is_said),
     "data": dict(data),
   }

@@ -142,6 +142,7 @@ def outputs(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
   check_replaceable(run_dir.adapter, compared_later=peft.FILES)
   if experiment.engine.weights == "merged":
     check_replaceable(run_dir.merged)
+  # Finds nothing, but is a generator as the other jobs are.
   yield from ()
 
 
@@ -198,6 +199,7 @@ def _of_hub(
   if folder is not None:
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*")]
     there = hub_look.Listing(tuple(files))
+    # An earlier download may have brought some of its files only.
     if all(map(there.has, patterns)):
       return
   try:

@@ -208,6 +208,7 @@ def describe(
     )
   for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
     if model in KNOWN_MODELS:
+      # The public checkpoints are bfloat16: two bytes a parameter.
       size = 2 * KNOWN_MODELS[model].num_parameters()
       lines.append(f"  and {_shown(size)} to fetch once: {model}")
   return "\n".join(lines)
@@ -216,6 +217,7 @@ def describe(
 def free_bytes(path: Path) -> int:
   """Returns the free bytes of the file system a path is on, or would be."""
   path = path.absolute()
+  # The workdir may not be there yet: the nearest folder that is has its disk.
   there = next(one for one in (path, *path.parents) if one.exists())
   return shutil.disk_usage(there).free
 

@@ -293,6 +293,8 @@ def _start(command: Sequence[str]) -> None:
     process.wait()
     raise
   finally:
+    # Whatever else was raised here: nobody would read its output any more, and
+    # it would stand still at a full pipe.
     process.kill()
     process.stdout.close()
   if code == 2:

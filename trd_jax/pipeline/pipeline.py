@@ -82,6 +82,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
     section = experiment.evaluate
     asked = questions.load_all(experiment)
+    # For its errors alone: buckets that can't be had are told now and not after
+    # training.
     scores.base_verdicts(
       section, run_dir, unfinished[-1], asked, experiment.evaluation_thinking
     )

@@ -122,6 +122,9 @@ def parse(tests: Any, about: Mapping[str, Any] | None = None) -> Tests:
   packed = False
   if isinstance(tests, str | bytes):
     tests, packed = _unpack(tests)
+  # From the outside in: a row of TACO, a row of LiveCodeBench, an object that
+  # holds the tests. What the caller says of the problem wins over what a row
+  # says.
   if isinstance(tests, Mapping) and "input_output" in tests:
     inner = tests["input_output"]
     tests = _json(inner) if isinstance(inner, str) else inner
@@ -169,9 +172,11 @@ def _unpack(text: str | bytes) -> tuple[Any, bool]:
     raise BadTests(
       f"packed tests that are cut off, or over {_MAX_UNPACKED:,} bytes"
     )
+  # Every pickle since protocol 2 begins so; anything else is packed JSON.
   if not data.startswith(b"\x80"):
     return _json(data), True
   texts = _texts_of(data)
+  # A pickled dict of one entry.
   if len(texts) == 2 and texts[0] == "input_output":
     texts = texts[1:]
   if len(texts) != 1:

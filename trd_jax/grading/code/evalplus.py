@@ -50,7 +50,7 @@ _Found = dict[tuple[str, str], tuple[str, str] | None]
 
 
 def check(python: str | None, unsafe: bool = False) -> None:
-  """Sees that EvalPlus and a sandbox for it are there.
+  """Checks that EvalPlus and a sandbox for it are there.
 
   Raises:
     UserError: they are not; it says how to get them.

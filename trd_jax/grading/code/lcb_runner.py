@@ -56,7 +56,7 @@ def _python(python: str | None) -> str:
 
 
 def check(python: str | None, unsafe: bool = False) -> None:
-  """Sees that lcb_runner and a sandbox for it are there.
+  """Checks that lcb_runner and a sandbox for it are there.
 
   Raises:
     UserError: they are not; it says how to get them.

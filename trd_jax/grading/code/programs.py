@@ -251,6 +251,8 @@ class Grader:
         process.cancel()
       try:
         process.send(frames.frame(json.dumps(setup).encode()))
+        # Of all tests together: hundreds of them, each just within its own
+        # limit, would take an hour.
         until = time.monotonic() + section.total_seconds
         for case in tests.cases:
           self._test(process, case, tests, until)

@@ -45,8 +45,11 @@ _REMEMBERED = 100_000
 
 _Question = tuple[str, str]
 
+# A pool serves one caller at a time: `poll` hands out answers to whoever asks.
 _lock = threading.RLock()
 _pools: dict[tuple[int, int, float], pool.Pool] = {}
+# Over all calls of this process: samples of a benchmark ask the same question
+# again and again.
 _known: dict[_Question, pool.Answer] = {}
 
 
@@ -257,7 +260,7 @@ def grade_file(
 
 
 def _check_target(source: Path, target: Path) -> None:
-  """Sees that nothing is lost by writing a file.
+  """Checks that nothing is lost by writing a file.
 
   Raises:
     UserError: it is the source, or holds something else than verdicts.
