@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.places import ROOT
 from trd_jax.data.problems import benchmarks
-from trd_jax.experiment import cli, config_file, experiment, records
+from trd_jax.experiment import cli, config_file, experiment, records, scopes
 from trd_jax.experiment.experiment import KEYS
 from trd_jax.experiment.methods import METHODS
 
@@ -461,6 +461,9 @@ def column(path: str, head: str) -> list[str]:
 
 def test_the_table_of_methods_is_the_registry():
   assert column("docs/training.md", "method") == list(METHODS)
+  text = (ROOT / "docs/training.md").read_text()
+  for name, method in METHODS.items():
+    assert f"\n| `{name}` | {method.trajectory} |" in text
 
 
 def test_the_table_of_benchmarks_is_the_registry():
@@ -484,6 +487,25 @@ def test_the_columns_of_every_record_are_explained(heading, record):
   table = part[part.index("| column") :].split("\n\n")[0].splitlines()[2:]
   named = [span for line in table for span in SPAN.findall(line.split("|")[1])]
   assert sorted(named) == sorted(records.schema(record).names)
+
+
+@pytest.mark.parametrize("last", ["rollout", "refine", "train"])
+def test_the_table_of_what_may_still_change_is_the_scopes(last):
+  """What docs/door.md lists, and keys of how a run is carried out."""
+  text = (ROOT / "docs/door.md").read_text()
+  (row,) = re.findall(rf"^\| `{last}`[^|]*\|(.*)\|$", text, re.M)
+  listed = tuple(span.removesuffix("*") for span in SPAN.findall(row))
+  made = ["problems", "rollout", "refine", "train"]
+  made = made[: made.index(last) + 1]
+  values = experiment.flat(experiment.from_config({"regime": "opd"}))
+  bound = {name for one in made for name in scopes.identity(values, one)}
+  named = {
+    name
+    for name in values
+    if name in listed or name.startswith(tuple(x for x in listed if "." in x))
+  }
+  runtime = {name for name in values if scopes.is_runtime(name)}
+  assert values.keys() - bound == named | runtime
 
 
 # -- messages ----------------------------------------------------------------
