@@ -124,7 +124,7 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
 
 
 def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
-  """Says what each point does, and which stages it takes over from others.
+  """Plans what each point does, and what it takes over from which other.
 
   Raises:
     UserError: a point sets a key that does not exist, or to a value that it
@@ -161,7 +161,7 @@ def _folder(run_dir: RunDir, one: Point) -> RunDir:
 
 
 def _whose(run_dir: RunDir, donor: Plan) -> RunDir:
-  """Returns the folder of a point, seen to be its config's.
+  """Checks that a point's folder is its config's, and returns it.
 
   Raises:
     UserError: what is there was made by another sweep.

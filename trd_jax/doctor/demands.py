@@ -33,7 +33,7 @@ def engine_devices(machine: Machine) -> Diagnosis:
 
 
 def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
-  """Judges the engine's number of devices against that of GPUs here."""
+  """Compares the devices that the engine wants with the GPUs here."""
   if e.engine.name != "vllm":
     return diagnosis.ok(f"engine.name={e.engine.name} takes what there is")
   vllm, actors = e.engine.vllm, e.engine.ray.actors
@@ -137,10 +137,10 @@ def judge_memory(
   devices: int,
   where: str,
 ) -> Diagnosis:
-  """Judges the bytes of weights against those of devices.
+  """Compares the bytes of the weights with those of the devices.
 
-  It is what can't do with less: activations, caches and the adapter come on
-  top, and are counted when training starts.
+  Weights are the least that a run needs: activations, caches and the adapter
+  come on top, and are counted when training starts.
 
   Args:
     e: the experiment.

@@ -40,7 +40,10 @@ Tokens = dict[str, list[int]]
 
 
 def requests(count: int, tokens: int) -> list[Request]:
-  """Returns short prompts: a block of a prefix cache holds more of them."""
+  """Returns short prompts.
+
+  A block of a prefix cache holds more tokens than any of them has.
+  """
   return [
     Request(
       f"{n}", [1 + (7 * n + 3 * i) % 200 for i in range(5 + n)], n, tokens

@@ -87,7 +87,7 @@ def torch_devices():
 
 
 def main():
-  """Looks, and writes what is there."""
+  """Writes what was asked for as JSON: packages or devices."""
   with open(sys.argv[1]) as file:
     asked = json.load(file)
   kinds = {"jax": jax_devices, "torch": torch_devices}

@@ -120,7 +120,10 @@ def _fits(check: Check, name: str) -> bool:
 
 
 def _begin(chosen: Iterable[Check], machine: Machine) -> None:
-  """Starts what takes long; what can't be started its own check says."""
+  """Starts what takes long.
+
+  What can't be started is told by its own check, later.
+  """
   for check in chosen:
     with contextlib.suppress(Exception):
       if check.begin is not None and not check.left_out(machine):
@@ -128,7 +131,7 @@ def _begin(chosen: Iterable[Check], machine: Machine) -> None:
 
 
 def run_one(check: Check, machine: Machine) -> Diagnosis:
-  """Runs a check; whatever it raises is a failure of what it looks at."""
+  """Runs a check; whatever is raised in it is told as a failure."""
   try:
     if why := check.left_out(machine):
       return diagnosis.skipped(why)
@@ -202,5 +205,5 @@ def _conclude(
 
 
 def table() -> str:
-  """Returns all checks with what they look at."""
+  """Lists all checks and what each of them looks at."""
   return tables.columns([(check.name, check.doc) for check in checks.CHECKS])

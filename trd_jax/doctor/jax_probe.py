@@ -15,7 +15,7 @@ _SAMPLES = 8
 
 
 def attention(asked: Facts, tell: Tell) -> None:
-  """Holds fused attention against the XLA path, with its gradient.
+  """Compares fused attention with the XLA path, gradients included.
 
   Asked are `implementation`, and `heads`: (queries, keys, width) of each model.
   Told are `errors`, the largest of each.
@@ -75,7 +75,7 @@ def update(asked: Facts, tell: Tell) -> None:
 
 
 def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
-  """Makes one update of a random student by its own base on a mesh.
+  """Makes one update on a mesh, of a random student taught by its own base.
 
   Returns:
     Its metrics, the gradient and the updated adapter, as host arrays.

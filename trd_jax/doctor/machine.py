@@ -88,7 +88,7 @@ class Machine:
 
   @functools.cached_property
   def torch(self) -> Facts:
-    """Returns the GPUs that vLLM's environment sees, or `failure`; or {}."""
+    """Returns the GPUs that vLLM's environment sees; {} without one."""
     if self.vllm is None:
       return {}
     self._look()

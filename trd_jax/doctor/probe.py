@@ -117,7 +117,7 @@ class Probe:
       self._process.wait(_END_SECONDS)
 
   def _last_words(self, code: int) -> str:
-    """Returns how it ended, with the last line that says something."""
+    """Says how the child ended, with the last line of words in its log."""
     how = f"exit code {code}"
     if code < 0:
       how = f"killed by {signal.Signals(-code).name}"

@@ -23,7 +23,7 @@ _FILES_AT_REST, _FILES_A_PROGRAM = 256, 16
 
 
 def disk(machine: Machine) -> Diagnosis:
-  """Checks that what the stages write has room."""
+  """Checks that there is room for what the stages write."""
   from trd_jax.pipeline import dry_run
 
   needed: dict[str, int | None] = {}
@@ -83,16 +83,20 @@ def shared_memory(machine: Machine) -> Diagnosis:
 
 
 def without_shared_memory(machine: Machine) -> str:
-  """Says that this system has no such thing, or ''."""
+  """Says that this system has no /dev/shm, or ''."""
   del machine
   return "" if sys.platform == "linux" else f"no {_SHARED} on {sys.platform}"
 
 
 def shared_memory_needed(e: Experiment, several: bool) -> int:
-  """Returns the bytes that are needed; `several`: whether there are more GPUs.
+  """Returns how many bytes of shared memory are needed.
 
   An engine of vLLM has workers, and a queue to them, where the config's engine
   takes more than one device.
+
+  Args:
+    e: the experiment.
+    several: whether there is more than one GPU.
   """
   vllm = e.engine.vllm
   needed = _CONTAINER_DEFAULT + 1 if several else 0
@@ -123,7 +127,7 @@ def open_files(machine: Machine) -> Diagnosis:
 def judge_open_files(
   limit: int, most: int, experiment: Experiment
 ) -> Diagnosis:
-  """Judges the soft limit; `most` is what it can be raised to."""
+  """Judges the soft limit on open files; `most` is the hard one."""
   engine = experiment.engine
   programs = experiment.sandbox.workers or os.cpu_count() or 1
   needed = _FILES_AT_REST + _FILES_A_PROGRAM * programs

@@ -88,7 +88,7 @@ def by_kernel(experiment: Experiment) -> bool:
 
 
 def update(machine: Machine) -> Diagnosis:
-  """Checks that an update on all devices is the one of a single device."""
+  """Checks that an update on all devices equals one on a single device."""
   devices = len(machine.jax.get("kinds", ()))
   if not machine.on_gpus:
     devices = _HOST_DEVICES
@@ -100,7 +100,10 @@ def update(machine: Machine) -> Diagnosis:
 def mesh_of(
   sizes: tuple[int, int, int] | None, devices: int
 ) -> tuple[int, int, int]:
-  """Returns the config's mesh where these devices can have it, or all data."""
+  """Returns the config's mesh, as far as these devices can have it.
+
+  Else all of them along `data`.
+  """
   if sizes is None:
     return (devices, 1, 1)
   fixed = math.prod(size for size in sizes if size != -1)
@@ -113,7 +116,7 @@ def mesh_of(
 
 
 def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Diagnosis:
-  """Judges one update made twice."""
+  """Judges the distance of one update made on two meshes."""
   if "failure" in facts:
     return diagnosis.failed(facts["failure"], _LOG)
   one, every = facts["one"], facts["all"]

@@ -96,7 +96,7 @@ def base_verdicts(
   questions: Mapping[str, Questions],
   thinking: bool | None = None,
 ) -> dict[str, Verdicts]:
-  """Returns by benchmark the base verdicts that say how hard questions are.
+  """Returns the base model's verdicts, which say how hard questions are.
 
   Args:
     section: names a run, or leaves it at this one, which may have none yet.
@@ -104,6 +104,9 @@ def base_verdicts(
     stage: what is evaluated: 'evaluate/base' or 'evaluate/trained'.
     questions: what is asked.
     thinking: in which mode, where that is known.
+
+  Returns:
+    Verdicts by question, by benchmark; nothing without a base evaluation.
 
   Raises:
     UserError: the run that `evaluate.buckets_from` names has no base samples,

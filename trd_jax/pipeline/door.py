@@ -39,7 +39,7 @@ _GENERATING = ("rollout", "refine", "evaluate")
 
 
 def enter(experiment: Experiment, run_dir: RunDir) -> None:
-  """Lets a run begin, or says what stands in its way.
+  """Checks all that a run will need, and refuses it where something lacks.
 
   Config and tokenizer of a hub id are downloaded for it.
 
@@ -62,7 +62,7 @@ def enter(experiment: Experiment, run_dir: RunDir) -> None:
 def look(
   experiment: Experiment, run_dir: RunDir, *, fetch: bool = False
 ) -> list[Finding]:
-  """Looks at all that the stages that aren't done need.
+  """Looks at all that the stages still to be done need.
 
   Args:
     experiment: what is to be run.

@@ -207,7 +207,8 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
 def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
   """Notes that vLLM would refuse the trained adapter, hours later.
 
-  No mistake yet: vLLM's CPU build takes it, on a machine with GPUs, too.
+  A note and no mistake: vLLM's CPU build, which may run on a machine with GPUs,
+  takes such an adapter.
 
   Args:
     experiment: how the trained student is evaluated.

@@ -85,7 +85,7 @@ def disk(
 def _of_a_round(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
-  """Yields as `disk` the stages that each round has for itself."""
+  """Yields the same as `disk`, of the stages that each round has for itself."""
   e = experiment
   problems = num_problems(e)
   shape = shape_of(e.student, run_dir)
@@ -228,10 +228,10 @@ def _ahead(
   experiment: Experiment,
   commands: Sequence[tuple[str, Sequence[str], bool]],
 ) -> int:
-  """Returns the bytes a stage will still write where the workdir is.
+  """Returns the bytes that a stage will still write where the workdir is.
 
-  They are spread evenly over its commands and the further rounds, of which one
-  that is begun counts as if nothing of it were there yet.
+  Its `size` in all is spread evenly over its commands and the further rounds. A
+  round that is begun counts as if nothing of it were there yet.
   """
   if stage == "teacher_cache":
     if experiment.train.cache_dir:

@@ -20,7 +20,7 @@ from trd_jax.experiment.sections import Pipeline
 
 
 def overrides(experiment: Experiment, before: RunDir) -> list[str]:
-  """Returns the flags that make a config that of the round after `before`."""
+  """Returns the flags that turn a config into the next round's."""
   student = {"student.adapter": str(before.adapter)}
   if experiment.engine.weights == "merged":
     student = {
@@ -37,7 +37,7 @@ def overrides(experiment: Experiment, before: RunDir) -> list[str]:
 
 
 def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
-  """Yields what each round that is done has found, up to so many.
+  """Yields the figures of each round that is done, up to `rounds`.
 
   Yields:
     `round`; `weights`, the folder of its student; `avg_at_k` and `pass_at_k`,
@@ -71,7 +71,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def collapsed(row: Mapping[str, Any], section: Pipeline) -> str | None:
-  """Says why no round should follow one of these figures; None if one may.
+  """Says why no further round should follow a row; None if one may.
 
   Args:
     row: of `figures`.

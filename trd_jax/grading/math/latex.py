@@ -170,7 +170,7 @@ def _brace_end(text: str, start: int) -> int:
 
 
 def _roots(text: str) -> str:
-  """Writes each √ as `\\sqrt{}`, with what it stands over inside."""
+  r"""Writes each √ as `\sqrt{}`, with its radicand inside the braces."""
   while (found := _ROOT.search(text)) is not None:
     inner = found[1]
     # Unicode's root has no braces of its own: it stands over a group, a number
@@ -212,7 +212,7 @@ def _surplus(text: str) -> int:
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
-  """Reads the command argument that begins at `at`: it and the index after."""
+  """Reads the argument that begins at `at`; also the index after it."""
   while at < len(text) and text[at] == " ":
     at += 1
   if at == len(text):

@@ -138,6 +138,6 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 def modulus(text: str) -> tuple[str, str | None]:
-  r"""Splits `3 \pmod 7` into the residue and its modulus, None for none."""
+  r"""Splits `3 \pmod 7` into residue and modulus; the latter may be None."""
   match = _MODULUS.match(text) if "mod" in text else None
   return (match[1], match[2]) if match else (text, None)

@@ -128,14 +128,14 @@ def named(text: str) -> Named:
 def names_agree(
   gold: str | None, answer: str | None, numbered: bool = False
 ) -> bool:
-  """Returns whether two names can be one thing's.
+  """Returns whether two names can stand for the same thing.
 
-  Different letters are two things'.
+  Two names of different letters can't.
 
   Args:
     gold: a name, or None.
     answer: a name, or None.
-    numbered: different numbers below the letter are two things' as well;
+    numbered: names with different numbers below the letter can't, either;
       not so in a list, whose items anyone may number.
   """
   if gold is None or answer is None:
@@ -158,7 +158,7 @@ def is_relation(text: str) -> bool:
 
 
 def is_equation(text: str) -> bool:
-  """Returns whether there is an = that doesn't just give a value its name."""
+  """Returns whether there is an = other than between a name and its value."""
   return named(text).name is None and "=" in outside(named(text).value)
 
 

@@ -41,9 +41,9 @@ def _decimal_equal(
 
 
 def _relation_equal(gold: str, answer: str) -> Maybe:
-  """Compares equations or inequalities: one side minus the other.
+  """Compares two equations or two inequalities.
 
-  Both relations are the same where these differences are, up to a factor.
+  They are the same where the differences of their sides are, up to a factor.
   """
   sides = []
   signs = []

@@ -112,12 +112,12 @@ _ASIDE = re.compile(
 
 
 def _leaves_the_value(words: str) -> bool:
-  """Returns whether a number with these words beside it is still itself."""
+  """Returns whether words beside a number leave its value as it is."""
   return bool(_ONLY_WORDS.match(words)) and not _CHANGES.search(words)
 
 
 def _introduces(before: str) -> bool:
-  """Returns whether a number after these words is what they announce."""
+  """Returns whether words before a number only announce it."""
   words = re.sub(r"\\text|[{}:]", "", before)
   if _SUBJECT.search(words):  # the least root of … is
     return not _DENIES.search(words)

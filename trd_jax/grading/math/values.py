@@ -230,7 +230,7 @@ def has_unknowns(tree: sympy.Basic) -> bool:
 
 
 def _is_for_all(tree: sympy.Basic) -> bool:
-  """Returns whether a formula is about complex numbers or both signs."""
+  """Returns whether a formula holds complex numbers or magnitudes."""
   return tree.has(sympy.I, sympy.Abs, sympy.Symbol("i"))
 
 

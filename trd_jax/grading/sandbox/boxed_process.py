@@ -358,9 +358,10 @@ class BoxedProcess:
   def _kill(self) -> None:
     """Ends the namespace's first process, and with it all others.
 
-    bubblewrap's own process is left to bury the first one. Killed before it
-    has said which one that is, it would leave it waiting. Without a namespace
-    whatever has not hidden from its parents is ended.
+    Bubblewrap's own process is left alone, to reap that first one. If it were
+    killed before it has said which process that is, the first one would be left
+    waiting for ever. Without a namespace all descendants are ended, but for
+    those that have detached from their parents.
     """
     if self._status_fd is not None and self._inside is None:
       said = selectors.DefaultSelector()
@@ -377,7 +378,7 @@ class BoxedProcess:
         os.kill(pid, signal.SIGKILL)
 
   def _drain(self) -> None:
-    """Waits until all of it is gone; reads what was still in the pipes."""
+    """Waits until all processes are gone; reads what was left in the pipes."""
     try:
       # Bubblewrap's own process ends when it has buried the first one inside;
       # then the end of the namespace itself is waited for, since what is killed

@@ -92,7 +92,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def _limited(limits: Limits) -> list[str]:
-  """Returns the words before a command line that set its limits."""
+  """Returns the front of a command line, which sets its limits."""
   seconds = max(1, math.ceil(limits.cpu_seconds))
   return [
     _tool("prlimit"),
@@ -261,7 +261,7 @@ class Box:
     return [*words, "--unshare-user", "--uid", "65534", "--gid", "65534"]
 
   def _become(self, user: int) -> list[str]:
-    """Returns the words before a command line that give it its own user."""
+    """Returns the front of a command line, which gives it its own user."""
     if not self._root:
       return []
     who = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
@@ -283,7 +283,7 @@ class Box:
         yield process
 
   def check(self, process: BoxedProcess, result: Result) -> None:
-    """Tells a sandbox that failed from a program that did.
+    """Raises where the sandbox failed, and not the program in it.
 
     Raises:
       UserError: bubblewrap did not get as far as the command.
