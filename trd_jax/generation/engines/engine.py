@@ -1,4 +1,4 @@
-"""What a generation engine is: what it is asked, and what it answers."""
+"""The protocol of generation engines: requests, sampling, completions."""
 
 import dataclasses
 import sys
@@ -15,10 +15,10 @@ class Request:
   """A prompt to complete.
 
   Attributes:
-    key: the caller's name for it; comes back with the completion.
+    key: the caller's name for the request; comes back with the completion.
     prompt_ids: token ids, at least one.
-    seed: any int64. With the prompt and the sampling it determines what is
-      drawn from the model's distributions, and so the tokens, as far as these
+    seed: any int64. Prompt, sampling and seed determine what is drawn from the
+      model's distributions, and so the tokens as long as these distributions
       are the same: see docs/generation.md for what holds on GPUs.
     max_new_tokens: most tokens to generate, the stop id included.
   """
@@ -42,8 +42,8 @@ class Sampling:
     stop_ids: each of them ends a completion and is its last id.
     vocab_size: ids from here on are never drawn; None for the model's head.
       Heads have more rows than tokenizers have ids.
-    top_logprobs: K, how many of the model's likeliest tokens come back with
-      each generated one (`Completion.top`); 0 for none.
+    top_logprobs: K, the number of the model's likeliest tokens that come back
+      with each generated one (`Completion.top`); 0 for none.
   """
 
   temperature: float = 1.0
@@ -93,15 +93,14 @@ class TopTokens(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-  """What a request became.
+  """What was generated for a request.
 
   Attributes:
     key: the request's.
-    ids: generated token ids; the last is the stop id iff that is what ended
-      it.
+    ids: generated token ids; a stop id is the last one if it ended them.
     finish_reason: 'stop' at a stop id, 'length' at the limit or at the
       longest context of the model.
-    top: where `Sampling.top_logprobs` asks for it, the likeliest tokens.
+    top: the likeliest tokens, where `Sampling.top_logprobs` asks for them.
   """
 
   key: str
@@ -113,7 +112,7 @@ class Completion:
 def check_request(
   request: Request, *, vocab_size: int, max_positions: int
 ) -> None:
-  """Refuses what can't be generated from.
+  """Refuses a request that can't be completed.
 
   Args:
     request: the request.
@@ -149,7 +148,7 @@ def check_request(
 
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:
-  """Refuses what no engine can be asked for.
+  """Refuses sampling that no engine can do.
 
   Args:
     sampling: how requests are to be completed.
@@ -166,10 +165,10 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
 
 
 def longest_first(requests: Sequence[Request]) -> list[Request]:
-  """Requests by falling length of their prompts, equal ones as they stood.
+  """Sorts requests by falling length of prompt; equal ones keep their order.
 
-  Long prompts tend to take longest, and one that is begun last keeps a machine
-  for itself.
+  Long prompts tend to take longest. One that is begun last would keep a machine
+  busy by itself while the others wait.
   """
   return sorted(requests, key=lambda request: -len(request.prompt_ids))
 
@@ -189,11 +188,11 @@ class Engine(Protocol):
     ...
 
   def close(self) -> None:
-    """Gives back what the engine holds; it generates no more."""
+    """Releases what the engine holds; it can't generate afterwards."""
     ...
 
 
-# What asks for a package, and how to have it.
+# By package: the key that asks for it, and how to install it.
 _NEEDS = {
   "ray": (
     "engine.ray.actors",
@@ -209,7 +208,7 @@ _NEEDS = {
 
 
 def missing(package: str, why: object) -> UserError:
-  """The error that an engine's package, `ray` or `vllm`, can't be imported."""
+  """Returns the error that `ray` or `vllm` can't be imported."""
   key, advice = _NEEDS[package]
   return UserError(
     f"{key}: {sys.executable} can't import {package} ({why}); {advice}"

@@ -1,4 +1,4 @@
-"""A coroutine in a thread of its own, read as an iterator."""
+"""Runs a coroutine in a thread of its own, to be read as an iterator."""
 
 import asyncio
 import contextlib
@@ -23,9 +23,9 @@ def in_thread(
 ) -> Iterator[Any]:
   """Yields what a coroutine function puts into a queue, as it does so.
 
-  It runs on an event loop in a thread of its own, and is cancelled when the
-  iterator is closed. What it raises is raised here, the first error alone
-  where there are several.
+  The coroutine runs on an event loop in a thread of its own, and is cancelled
+  when the iterator is closed. An error of the coroutine is raised here; where
+  there are several, only one of them.
   """
   found: queue.SimpleQueue[Any] = queue.SimpleQueue()
   loop = asyncio.new_event_loop()
@@ -35,6 +35,8 @@ def in_thread(
     try:
       loop.run_until_complete(task)
     except BaseException as error:
+      # Any error, a cancellation too: the reader blocks on the queue and would
+      # wait forever for a thread that is gone.
       found.put(_Ended(_first(error)))
     else:
       found.put(_Ended())
@@ -53,11 +55,12 @@ def in_thread(
   finally:
     with contextlib.suppress(RuntimeError):  # The loop has ended.
       loop.call_soon_threadsafe(task.cancel)
+    # So that no request is in flight when the iterator is closed.
     thread.join()
 
 
 def _first(error: BaseException) -> BaseException:
-  """A user's mistake if there is one, else the first error."""
+  """Returns a user's mistake among a group's errors, else the first one."""
   if not isinstance(error, BaseExceptionGroup):
     return error
   inner = [_first(each) for each in error.exceptions]

@@ -11,7 +11,7 @@ from trd_jax.model.weights.model_files import ModelFiles
 
 
 def check_installed(spec: EngineSection) -> None:
-  """Sees, without importing it, that what the engine needs is there.
+  """Checks that an engine's packages are installed, without importing them.
 
   Raises:
     UserError: Ray or vLLM is asked for and not installed here.
@@ -25,18 +25,20 @@ def check_installed(spec: EngineSection) -> None:
 def make(
   spec: EngineSection, model: ModelFiles, *, max_model_tokens: int
 ) -> Engine:
-  """The engine that an experiment names, with a model loaded.
+  """Makes the engine that an experiment names, with a model loaded.
 
   Args:
     spec: the experiment's `engine` section.
-    model: what it loads.
+    model: the model that the engine loads.
     max_model_tokens: longest prompt with its response, for engines that
-      reserve memory ahead; the embedded one grows as it needs.
+      reserve memory ahead; the embedded one lets its cache grow.
 
   Raises:
     UserError: the weights can't be read, or what the engine needs is not
       installed or not reachable.
   """
+  # Ray first: its actors make the engine that the section names, each by a call
+  # of this function.
   if spec.ray.actors:
     from trd_jax.generation.engines.ray_engine import RayEngine
 

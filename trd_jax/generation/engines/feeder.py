@@ -1,10 +1,10 @@
-"""Requests into an engine's hands, completions out of them, in bursts.
+"""Feeds an engine with requests, and hands over completions, in bursts.
 
-The requests run as coroutines on an event loop's thread, their completions are
-read by another thread. On a computer that decodes with all its processors
-each message between threads or processes takes one away from it: a reader
-woken for every completion, or a request sent by itself for every one that
-ends, costs more than the work that they carry. So both go some at a time.
+Requests run as coroutines on the thread of an event loop; another thread reads
+their completions. On a computer that decodes with all its processors, each
+message between threads or processes takes a processor away from decoding. To
+wake the reader for every completion, or to send one request for every one that
+ends, costs more than reading and sending. So both go some at a time.
 """
 
 import asyncio
@@ -15,10 +15,11 @@ from typing import Any
 
 from trd_jax.generation.engines.engine import Completion, Request, longest_first
 
-# For each sequence that the engine decodes at once: requests in its hands at
-# most, at which number of them more are begun (the next sequence is there when
-# one ends), and requests begun whose completion nobody has taken (a slow reader
-# isn't buried under what it hasn't read).
+# All three for each sequence that the engine decodes at once. `_MOST`: requests
+# that the engine has at most. `_REFILL`: when it has no more than these, others
+# are begun; over 1, so that the next is there when one ends. `_BEGUN`: requests
+# begun whose completion the reader hasn't taken, at most, so that a slow reader
+# isn't buried.
 _MOST, _REFILL, _BEGUN = 3, 2, 4
 _HAND_SECONDS = 0.1  # the longest that a completion waits for others
 
@@ -29,7 +30,7 @@ class Feeder:
   Args:
     requests: what to complete; those with the longest prompts are begun first.
     complete: completes one request.
-    sequences: how many the engine decodes at once.
+    sequences: how many sequences the engine decodes at once.
   """
 
   def __init__(
@@ -51,10 +52,10 @@ class Feeder:
     self._found = queue.SimpleQueue()
 
   async def run(self) -> None:
-    """Works until all are complete, one fails, or it is cancelled.
+    """Runs until all requests are complete, one fails, or it is cancelled.
 
-    Each of these reaches the reader, behind what was finished before. Requests
-    that are in the engine's hands then have let go of them when it returns.
+    The reader learns of each of these, after it has what was finished before.
+    On return the engine works on none of the requests any more.
     """
     self._loop = asyncio.get_running_loop()
     self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -67,6 +68,8 @@ class Feeder:
     except Exception as error:
       self._tell(error)
     finally:
+      # Waited for, not just cancelled: a call that follows would otherwise
+      # share the engine with requests that nobody reads.
       left = list(self._working)
       for task in left:
         task.cancel()
@@ -84,13 +87,14 @@ class Feeder:
       if isinstance(some, Exception):
         raise some
       left -= len(some)
+      # The counts belong to the loop's thread, so they need no lock.
       self._loop.call_soon_threadsafe(self._taken, len(some))
       yield from some
 
   # All below runs on the event loop's thread.
 
   def _begin(self) -> None:
-    """Begins requests where few are in the engine's hands; ends where none."""
+    """Begins requests when the engine has few; ends when none is left."""
     if not self._left and not self._ended.done():
       self._ended.set_result(None)
     if len(self._working) > _REFILL * self._sequences:
@@ -104,9 +108,12 @@ class Feeder:
       self._working.add(task)
       task.add_done_callback(self._finished)
     if not self._working:
-      self._hand_over()  # Nothing comes that they could wait for.
+      # Nothing is being worked on, so nothing comes that those held could wait
+      # for: all is complete, or the reader has to make room first.
+      self._hand_over()
 
   def _finished(self, task: asyncio.Task[Completion]) -> None:
+    """Takes a request's completion, or its error, which ends all others."""
     self._working.discard(task)
     if task.cancelled():
       error = RuntimeError("a request was cancelled")
@@ -120,11 +127,13 @@ class Feeder:
     self._left -= 1
     self._untaken += 1
     self._held.append(task.result())
+    # The first that is held starts the clock; those that follow go with it.
     if self._timer is None:
       self._timer = self._loop.call_later(_HAND_SECONDS, self._hand_over)
     self._begin()
 
   def _taken(self, count: int) -> None:
+    """Notes that the reader has taken completions, which makes room."""
     self._untaken -= count
     if not self._ended.done():
       self._begin()
@@ -139,5 +148,6 @@ class Feeder:
       self._held = []
 
   def _tell(self, error: Exception) -> None:
+    """Gives the reader an error, after all that is finished."""
     self._hand_over()
     self._found.put(error)

@@ -21,8 +21,8 @@ from trd_jax.generation.engines.sampling import Likeliest, Plan, seed_words
 from trd_jax.model.qwen3 import KVCache
 from trd_jax.model.sharding import replicate
 
-# Slots of a device below which a step hardly costs less for being of fewer, and
-# not what it takes to compile it.
+# Slots of a device below which a step of fewer costs hardly less, and doesn't
+# pay for compiling it.
 _LEAST_SHARE = {"cpu": 16}
 _LEAST_SHARE_ACCELERATOR = 64
 
@@ -30,7 +30,7 @@ Then = Literal["refill", "join", "shrink"]
 
 
 class _Answer(NamedTuple):
-  """What has come of a request: token ids, and each chunk's likeliest ones."""
+  """A request's tokens so far: ids, and each chunk's likeliest ones."""
 
   key: str
   ids: list[int]
@@ -42,7 +42,7 @@ class Batch:
 
   Attributes:
     slots: how many there are.
-    running: what has come so far of the request in each slot that has one.
+    running: by slot, the request that is in it and its tokens so far.
   """
 
   def __init__(self, engine: Runner, sampling: Sampling, slots: int):
@@ -62,8 +62,9 @@ class Batch:
       np.float32(sampling.top_p),
     )
     # To end a chunk and begin the next takes about as long as half a step of
-    # all of a device's slots; nothing beats waiting until idling has cost as
-    # much. Where slots aren't refilled, to end it gains less.
+    # all of a device's slots. Nobody knows when the next slot will end, and no
+    # rule without that knowledge beats waiting until idling has cost as much.
+    # Where slots aren't refilled, to end a chunk gains less.
     ends = {
       "refill": Ends(np.int32(max(1, share // 2)), np.int32(0)),
       "join": Ends(np.int32(2 * share), np.int32(0)),
@@ -72,13 +73,13 @@ class Batch:
         np.int32(self._half(B) // engine.mesh.size),
       ),
     }
-    # On the devices once and for all.
+    # On the devices for good, or each chunk would send them again.
     self._draw, self._ends = replicate((draw, ends), engine.mesh)
     self._rows_6B = np.zeros((len(Rows._fields), B), np.int32)
     self._rows = Rows(*self._rows_6B)
     self._length = 0
     self._cache: KVCache | None = None
-    # What a chunk that runs is going to give.
+    # The results of the chunk that runs; JAX fills them while the host goes on.
     self._coming: tuple[jax.Array, Likeliest | None] | None = None
 
   def refill(self, prompts: Prompts) -> None:
@@ -90,11 +91,11 @@ class Batch:
       free = [slot for n, slot in enumerate(free) if n not in taken]
 
   def launch(self, then: Then) -> None:
-    """Starts a chunk, see `programs.decode`, and returns before it has ended.
+    """Starts a chunk (see `programs.decode`) and returns before it has ended.
 
-    `harvest` waits for it. What comes `then` decides when it ends: with
-    `refill` soon after slots have become free, with `join` a while after, as
-    what is left may fit into another batch, and with `shrink` when it fits into
+    `harvest` waits for it. `then` says what comes after, and so when to end:
+    `refill` soon after slots have become free; `join` a while after, for what
+    is left may fit into another batch; `shrink` once what is left fits into
     half the slots.
     """
     engine = self._engine
@@ -123,7 +124,7 @@ class Batch:
     self._coming = tuple(coming)
 
   def harvest(self) -> list[Completion]:
-    """Takes in the tokens of the chunk and gives what has ended.
+    """Waits for the chunk, takes its tokens and returns what has ended.
 
     Raises:
       UserError: a request's logits are NaN or infinite.
@@ -168,13 +169,14 @@ class Batch:
     return ended
 
   def holds(self, other: "Batch") -> bool:
-    """Whether what runs in another batch finds free slots here."""
+    """Returns whether what runs in another batch finds free slots here."""
     return len(self.running) + len(other.running) <= self.slots
 
   def absorb(self, other: "Batch") -> None:
-    """Takes over what runs in a batch that it `holds`, between two chunks.
+    """Takes over what runs in another batch, between two chunks of both.
 
-    What finds no free slot on its device goes to another device's.
+    `holds` has to be true of it. A request that finds no free slot on its own
+    device goes to another's.
     """
     engine, cache = self._engine, other._cache
     assert cache is not None
@@ -183,6 +185,8 @@ class Batch:
     free: list[list[int]] = [[] for _ in range(devices)]
     for slot in self._free():
       free[self._device(slot)].append(slot)
+    # Rows stay on their device where they can: a copy there is cheap, one to
+    # another device goes over a link or, on CPUs, through the host.
     stays: dict[int, int] = {}
     moves: list[list[int]] = [[] for _ in range(devices)]
     for source in other.running:
@@ -196,7 +200,7 @@ class Batch:
     if stays:
       self._insert(stays, cache, split=True)
     if most := max(map(len, moves)):
-      # Of few sizes, as each is a program.
+      # Rounded up to a power of two: each size has a program of its own.
       count = 1 << (most - 1).bit_length()
       row_P = np.zeros((devices, count), np.int32)
       arrives: dict[int, int] = {}
@@ -217,12 +221,12 @@ class Batch:
     other.running.clear()
 
   def _take_over(self, slot: int, other: "Batch", source: int) -> None:
-    """Makes this slot's a request of another batch, but for its cache."""
+    """Puts a request of another batch into this slot, all but its cache."""
     self.running[slot] = other.running[source]
     self._rows_6B[:, slot] = other._rows_6B[:, source]
 
   def compact(self) -> "Batch":
-    """What runs, in half the slots or fewer where it fits, else the same."""
+    """Returns a batch of half the slots or fewer if what runs fits, or self."""
     slots = self.slots
     while (half := self._half(slots)) and len(self.running) <= half:
       slots = half
@@ -233,19 +237,19 @@ class Batch:
     return smaller
 
   def _half(self, slots: int) -> int:
-    """Half of so many slots, 0 where fewer would cost hardly less."""
+    """Returns half of so many slots, 0 where fewer would cost hardly less."""
     mesh = self._engine.mesh
     share, odd = divmod(slots // mesh.size, 2)
     return 0 if odd or share < least_share(mesh) else share * mesh.size
 
   def _device(self, slot: int) -> int:
-    """The number of the device that has the slot."""
+    """Returns the number of the device that has the slot."""
     return slot * self._engine.mesh.size // self.slots
 
   def _free(self) -> list[int]:
-    """Slots without a request, those of the least busy device first.
+    """Lists slots without a request, those of the least busy device first.
 
-    Where fewer requests are left than slots, every device gets its share.
+    So every device gets its share where fewer requests than slots are left.
     """
     busy = collections.Counter(map(self._device, self.running))
     rank = []
@@ -262,6 +266,9 @@ class Batch:
     rows = self._rows
     for slot, (waiting, _) in taken.items():
       self.running[slot] = _Answer(waiting.request.key, [], [])
+      # The prompt is computed up to its last token but one. Decoding begins
+      # with the last, so that the program that decodes draws the first token,
+      # too.
       rows.token[slot] = waiting.request.prompt_ids[-1]
       rows.position[slot] = waiting.length - 1
       rows.index[slot] = 0
@@ -290,14 +297,17 @@ class Batch:
     )
 
   def _fit(self, least: int, steps: int) -> None:
-    """Makes the cache hold so many steps, and at least so many positions."""
+    """Resizes the cache for so many steps, and at least `least` positions."""
     rows = self._rows
+    # A step reads the whole cache, so it is no longer than the longest row
+    # needs for this chunk; it grows and shrinks by buckets.
     ahead_B = np.minimum(steps, rows.limit - rows.index)
     end_B = (rows.position + ahead_B)[ahead_B > 0]
     need = max(least, int(np.max(end_B, initial=1)))
     length = bucket(need)
     if length < self._length:
-      # Room for what follows, or it would shrink and grow by turns.
+      # Shrinks only to what the next chunks will need as well, or it would
+      # shrink and grow by turns.
       ahead = 2 * self._engine.decode_steps
       length = min(self._length, bucket(need + ahead))
     if self._cache is None:
@@ -320,13 +330,13 @@ class Batch:
 
 
 def least_share(mesh: Mesh) -> int:
-  """The fewest slots of a device that a batch is halved to."""
+  """Returns the fewest slots of a device that a batch is halved to."""
   platform = mesh.devices.flat[0].platform
   return _LEAST_SHARE.get(platform, _LEAST_SHARE_ACCELERATOR)
 
 
 def joined(parts: Sequence[TopTokens], count: int) -> TopTokens | None:
-  """A completion's `count` likeliest tokens, of what its chunks found."""
+  """Joins a completion's `count` likeliest tokens from those of its chunks."""
   if not count:
     return None
   none_TK = np.zeros((0, count))

@@ -1,8 +1,8 @@
 """The embedded engine: continuous batching with the training model's modules.
 
-A fixed number of slots decode together. Requests wait in a queue, longest
-prompt first, so that what decodes together is about equally long and the
-cache is no longer than it must be. Each turn does three things:
+A fixed number of slots decode together. Requests wait in a queue, the longest
+prompts first, so that what decodes together is about equally long and the cache
+no longer than it must be. Each turn does three things:
 
 1. refill: free slots get prompts whose keys and values were computed ahead, a
    group of prompts at a time, in a staging area: equal prompts once, and what
@@ -13,19 +13,19 @@ cache is no longer than it must be. Each turn does three things:
 
 Many slots are several batches that take turns: while one decodes, another is
 harvested and refilled. When no request waits, what is left of two batches goes
-into one, where it fits, and of the last one into half the slots or fewer: few
-long completions then cost no more than they must.
+into one where it fits, and what is left of the last into half its slots or
+fewer: a few long completions then cost no more than they must.
 
 Prompts are computed up to their last token but one: decoding begins with the
 last, so that only one program draws tokens. What is compiled depends on the
 buckets of prompt and context length, on how many tokens all prompts begin with,
 and on the number of slots.
 
-A request's tokens follow from weights, prompt, seed and sampling. Neighbours,
-order and slot enter nothing that is computed for it. Through these shapes, and
-the number of devices, they can change the order of sums and so the last bits of
-a logit: a token changes only where two candidates with their noise are that
-close (about 1e-6 in float32).
+A request's tokens follow from weights, prompt, seed and sampling. Nothing that
+is computed for it uses its neighbours, its order or its slot. Only through the
+compiled shapes and the number of devices can they change the order of sums, and
+so the last bits of a logit. A token changes where two candidates with their
+noise are that close (about 1e-6 in float32).
 """
 
 import collections
@@ -68,16 +68,16 @@ _MOST_CORES = 8
 # A device of a CPU computes a product on its own core alone.
 _ALONE = "--xla_cpu_multi_thread_eigen=false"
 
-# Slots of a batch on one device, where none are asked for: a core's caches have
-# room for no more of them, while an accelerator computes many in the time of a
-# few, as far as its memory goes.
+# Slots of a batch on one device, where the config sets none. A core's caches
+# have no room for more; an accelerator computes many in the time of a few, and
+# its memory is the limit.
 _SLOTS = {"cpu": 64}
 _SLOTS_ACCELERATOR = 256
-# What a device's memory may cut that down to: few sizes, as each has programs
-# of its own.
+# What a device's memory may cut that down to: powers of two and three times
+# such. Few sizes, for each has programs of its own.
 _SIZES = [n for n in range(1, 257) if n in (m := n & -n, 3 * m)]
 # Batches of a small model on CPUs. While one is read and refilled, the other
-# runs; and what has started together ends together, so caches are short.
+# runs; and requests that start together end together, so caches are short.
 _BATCHES = 2
 
 
@@ -149,7 +149,7 @@ class JaxEngine:
     adapter: Path | str | None = None,
     **arguments: Any,
   ) -> "JaxEngine":
-    """An engine with the weights of a Hugging Face folder.
+    """Makes an engine with the weights of a Hugging Face folder.
 
     Where the process hasn't used JAX yet, the model is small (33M parameters)
     and nothing else sets the number of CPU devices, each core becomes one, up
@@ -170,13 +170,16 @@ class JaxEngine:
     """
     config = hf.read_config(folder)
     if "devices" not in arguments:
+      # Before JAX starts: the number of CPU devices can't be changed
+      # afterwards.
       _use_cores(config)
     platform = start()
     lora = tree = mesh = None
     if adapter is not None:
       lora, tree = adapters.load_peft(adapter, config)
     if platform != "cpu":
-      # Straight to where they stay: a device has them twice as it is.
+      # Straight to where they stay: a device has the weights twice as it is, as
+      # the model's modules and laid out for decoding.
       mesh = make_mesh(devices=arguments.get("devices") or jax.local_devices())
     arguments.setdefault(
       "name", f"{folder} with {adapter}" if adapter else str(folder)
@@ -216,10 +219,12 @@ class JaxEngine:
         vocab_size=self.config.vocab_size,
         max_positions=self.config.max_positions,
       )
+    # A generator's body runs at its first `next`: the checks are here, outside
+    # of it, so that a wrong request is an error of this call.
     return self._stream(requests, sampling)
 
   def close(self) -> None:
-    """Nothing is held beyond the engine's own arrays."""
+    """Does nothing: only the engine's own arrays are held."""
 
   def _stream(
     self, requests: list[Request], sampling: Sampling
@@ -240,13 +245,21 @@ class JaxEngine:
   def _decode(
     self, prompts: Prompts, sampling: Sampling, slots: Sequence[int]
   ) -> Iterator[Completion]:
-    """Completes all prompts with batches of so many slots."""
+    """Completes all prompts with batches of so many slots.
+
+    Args:
+      prompts: the queue.
+      sampling: for all of them.
+      slots: those of each batch.
+    """
     waiting = collections.deque(Batch(self, sampling, n) for n in slots)
     # Batches whose chunks are on their way, the first to end first.
     running: collections.deque[Batch] = collections.deque()
     while waiting or running:
       ended = []
       if not waiting:
+        # The batch whose chunk was started first is the first to be ready. The
+        # devices work on the others while the host reads it.
         batch = running.popleft()
         ended += batch.harvest()
         joins = running and not prompts and running[0].holds(batch)
@@ -263,6 +276,8 @@ class JaxEngine:
           batch.refill(prompts)
           if batch.running:
             alone = not (running or waiting)
+            # Only the last batch shrinks: with others there, or requests
+            # waiting, its free slots are soon filled.
             if alone and not prompts:
               batch = batch.compact()
             batch.launch("refill" if prompts else "shrink" if alone else "join")
@@ -271,13 +286,14 @@ class JaxEngine:
         # A device may be out of memory: what has been completed is not lost.
         yield from ended
         raise
-      # What the caller does with them, it does while the devices work.
+      # After the launch, so that the caller's work and the devices' overlap.
       yield from ended
 
   def _batches(self, requests: int, prompts: Prompts) -> list[int]:
-    """The slots of each batch for so many requests."""
+    """Returns the slots of each batch for so many requests."""
     devices, slots = self.mesh.size, self.slots
     if not self._fixed:
+      # Few requests get few slots, by powers of two: each number is a program.
       power = 1 << (max(requests, 1) - 1).bit_length()
       slots = min(slots, -(-power // devices) * devices)
       free = self._free
@@ -294,7 +310,7 @@ class JaxEngine:
         )
         slots = min(slots, share * devices)
     count = max(1, slots // (devices * self._share))
-    # Of one size, or each would have programs of its own.
+    # Batches of one size share their programs.
     return [-(-slots // (devices * count)) * devices] * count
 
   def run(self, program: Callable, *arguments, shape: tuple, **static) -> Any:
@@ -307,11 +323,12 @@ class JaxEngine:
 
 
 def _is_small(config: ModelConfig) -> bool:
+  """Returns whether cores are better used one by one than for one product."""
   return config.num_parameters() <= _SMALL_PARAMETERS
 
 
 def _use_cores(config: ModelConfig) -> None:
-  """Makes each core a device, where `JaxEngine.load` says so."""
+  """Makes each core a device, under the conditions of `JaxEngine.load`."""
   if not _is_small(config):
     return
   flags = os.environ.get("XLA_FLAGS")
@@ -327,8 +344,9 @@ def _use_cores(config: ModelConfig) -> None:
     return
   if cores > _MOST_CORES:
     return
-  # A device that also splits its products takes the others' cores for it. XLA
-  # reads its flags once, when it starts.
+  # A device that splits a product over cores takes those of the other devices.
+  # XLA reads its flags once, when it starts; then the environment is restored,
+  # for this process may start others.
   os.environ["XLA_FLAGS"] = f"{_ALONE} {flags or ''}"
   try:
     start()

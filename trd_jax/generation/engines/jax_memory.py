@@ -1,9 +1,9 @@
-"""How many slots of the embedded engine fit into a device's memory.
+"""Estimates how many of the embedded engine's slots fit into a device.
 
-Weights are counted as they lie there. Of a call everything else is known
-before it begins: how long its longest request can get, and so how much of the
-cache a slot takes; and how many prompts are computed at once. CPUs' memory is
-not looked at.
+Weights are on the device by then and are counted as they lie there. All else is
+known before a call begins: how long its longest request can get, and so how
+much cache a slot takes; and how many prompts are computed at once. The memory
+of CPUs is not looked at.
 """
 
 from collections.abc import Sequence
@@ -44,14 +44,14 @@ class Call(NamedTuple):
 
 
 def free_bytes(devices: Sequence[Any]) -> int | None:
-  """Returns the bytes that may be planned with on each of some devices.
+  """Returns the bytes that a call may plan with on each of some devices.
 
   Args:
     devices: JAX devices of one platform.
 
   Returns:
-    What `PLANNED_SHARE` of the smallest has beyond what is there now; None on
-    CPUs.
+    `PLANNED_SHARE` of the device that has least, without what is in use now;
+    None on CPUs.
   """
   if devices[0].platform == "cpu":
     return None
@@ -84,8 +84,8 @@ def slots_that_fit(
     config: the model's shape.
     dtype: of cache and activations.
     free: bytes beyond the weights.
-    call: what it asks for.
-    sizes: to choose from.
+    call: what the call asks for besides slots.
+    sizes: numbers of slots to choose from.
     shrinks_from: slots from which on a batch is halved once it is half empty.
 
   Raises:
@@ -93,6 +93,9 @@ def slots_that_fit(
   """
   token = cache_bytes(config, dtype)
   slot = call.positions * token
+  # Two moments are the fullest: a batch at its longest, with prompts held for
+  # slots that become free; and a group of prompts being computed beside the
+  # cache. A device runs one program at a time, so the larger of both counts.
   fits = [
     slots
     for slots in sizes
@@ -116,7 +119,9 @@ def slots_that_fit(
 def _decoding(
   config: ModelConfig, slots: int, slot: int, call: Call, shrinks_from: int
 ) -> float:
-  """Bytes of a batch at its longest, while it is resized, shrinks or steps."""
+  """Returns a batch's most bytes at its longest: resized, shrunk, stepping."""
+  # Layers are resized one by one, so only few are there twice; a batch that
+  # shrinks is copied whole into one of half its slots.
   more = _RESIZED_LAYERS / config.num_layers
   if slots >= shrinks_from:
     more = max(more, _HALF)
@@ -126,9 +131,10 @@ def _decoding(
 
 
 def _prefill(config: ModelConfig, dtype: Any, call: Call) -> int:
-  """Bytes of a group of prompts while its keys and values are computed.
+  """Returns the bytes of a group of prompts while it is computed.
 
-  They are there twice: as the layers make them, and as they are held.
+  Its keys and values are there twice: as the layers make them, and as they are
+  held.
   """
   c, itemsize = config, jnp.dtype(dtype).itemsize
   heads = c.num_heads + 2 * c.num_kv_heads

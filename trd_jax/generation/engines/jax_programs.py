@@ -1,4 +1,4 @@
-"""What the embedded engine runs on its devices: seven programs.
+"""The seven programs that the embedded engine runs on its devices.
 
 Each works on a device's own share of the slots (`shard_map` over the mesh's
 `data` axis) and is compiled once for a shape.
@@ -31,13 +31,17 @@ WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
 
-# What stands in a token's place.
+# What stands where there is no token.
 NO_TOKEN = -1  # the slot is inactive
 NO_NUMBER = -2  # the model's logits there are NaN or infinite
 
 
 def bucket(length: int) -> int:
-  """The smallest of 64, 96, 128, 192, 256, 384, 512, ... that holds it."""
+  """Returns the smallest of 64, 96, 128, 192, 256, ... that holds a length.
+
+  Each length would otherwise have a program of its own; steps of at most a half
+  waste little.
+  """
   if length <= 64:
     return 64
   step = (1 << (length - 1).bit_length()) // 4
@@ -65,7 +69,7 @@ class Rows(NamedTuple):
 
 
 class Draw(NamedTuple):
-  """What all slots share.
+  """The part of the sampling that all slots share; values, not compiled in.
 
   Attributes:
     stop_ids: int32, the ids that end a completion.
@@ -82,8 +86,9 @@ class Ends(NamedTuple):
   """When a device ends a chunk of decoding before its last step; int32 each.
 
   Attributes:
-    patience: its slots have been idle for so many steps, counted together.
-    active: no more than so many are active, of more at the beginning.
+    patience: ends it when idle steps, summed over its slots, reach this.
+    active: ends it when no more slots than this are active, if more were at
+      the beginning.
   """
 
   patience: Any
@@ -101,7 +106,7 @@ def empty(
   length: int,
   mesh: Mesh,
 ) -> KVCache:
-  """A cache of zeros for so many slots, over all devices together."""
+  """Makes a cache of zeros; `slots` are those of all devices together."""
   shape = (slots // mesh.size, config.num_kv_heads)
   ends = (config.head_dim, length), (length, config.head_dim)
 
@@ -117,7 +122,9 @@ def empty(
 
 
 def lay_out(model: Qwen3) -> Decoder:
-  """The weights as `decode` wants them; embedding and head are the model's."""
+  """Lays weights out for `decode`; shares embedding and head with the model."""
+  # Embedding and head go around the compiled part: what a program returns is a
+  # copy, and these two are the largest arrays.
   return Decoder(
     model.embed.embedding.get_value(),
     _lay_out_layers(model),
@@ -140,7 +147,7 @@ def prefill(
   *,
   mesh: Mesh,
 ) -> KVCache:
-  """Keys and values of P prompts, each device's share of them there.
+  """Computes keys and values of P prompts, each device its share of them.
 
   Args:
     model: the model, whole on each device.
@@ -161,7 +168,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def pick(cache: KVCache, row_P: jax.Array, *, mesh: Mesh) -> KVCache:
-  """Rows of a cache: each device's share of them from its own slots.
+  """Picks rows of a cache; each device's share comes from its own slots.
 
   Args:
     cache: the slots.
@@ -176,11 +183,11 @@ def pick(cache: KVCache, row_P: jax.Array, *, mesh: Mesh) -> KVCache:
 
 
 def spread(cache: KVCache, *, mesh: Mesh) -> KVCache:
-  """What `prefill` or `pick` gives, whole on each device.
+  """Copies what `prefill` or `pick` gives to all devices, whole on each.
 
-  CPU devices are threads of one process, and one that waits for another in a
-  collective may hold what the other needs to get there: on a busy machine both
-  wait until XLA ends the process. So on CPUs it goes through the host.
+  On CPUs the copy goes through the host. CPU devices are threads of one
+  process: one that waits in a collective may hold the thread that another needs
+  to get there, and on a busy machine both wait until XLA ends the process.
   """
   if mesh.size == 1:
     return cache
@@ -218,7 +225,8 @@ def insert(
   """
 
   def run(cache, source, row_B):
-    # The slots to fill, first: the loop is as long as they are many.
+    # Slots to fill come first, so that the loop runs only over them. They are
+    # copied one by one: a gather would touch the whole cache for a few rows.
     order_B = jnp.argsort(row_B < 0)
 
     def copy(i, cache):
@@ -237,16 +245,17 @@ def insert(
 
 
 def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
-  """The cache at another context length, cut or padded with zeros.
+  """Resizes a cache to another context length, cut or padded with zeros.
 
-  Layer by layer, and each is deleted once its new form is there: a device holds
-  little more than the longer of the two.
+  Goes layer by layer and deletes each old one once its new form is there, so
+  that a device holds little more than the longer of the two.
   """
   keys, values = [], []
   for old in zip(*cache, strict=True):
     key, value = _resize_layer(*old, length=length, mesh=mesh)
-    # What is deleted before it has been read is freed later. On CPUs nothing is
-    # that short, and another batch's chunk may be running.
+    # An array that is deleted before it has been read is freed only later, and
+    # all layers would be there twice. CPUs are not short of memory, and there
+    # the wait would be for another batch's chunk, too.
     if mesh.devices.flat[0].platform != "cpu":
       jax.block_until_ready((key, value))
     for array in old:
@@ -292,13 +301,12 @@ def decode(
   top: int = 0,
   mesh: Mesh,
 ) -> tuple[KVCache, jax.Array, Likeliest | None]:
-  """A chunk of decoding: the cache, and int32 tokens `[C, B]`.
+  """Decodes a chunk of up to C tokens a slot.
 
-  In a token's place stands `NO_TOKEN` or `NO_NUMBER`; the latter comes with the
-  tokens, so that to look for it costs no transfer.
-
-  Where `top` is positive, the likeliest tokens come as well, `[C, B, K]`;
-  those beside no token are no one's.
+  Returns the cache, int32 tokens `[C, B]`, and where `top` is positive the
+  likeliest tokens, `[C, B, K]`, which are meaningless beside no token.
+  `NO_TOKEN` or `NO_NUMBER` may stand in a token's place; as the latter comes
+  with the tokens, to look for it costs no transfer.
 
   Args:
     decoder: weights, whole on each device.
@@ -307,21 +315,25 @@ def decode(
       transfer; inactive slots are carried along and write nothing that is
       read.
     draw: what all slots share.
-    ends: when there is nothing to gain from going on.
+    ends: when to end the chunk before its last step.
     config: the model's.
     plan: see `sampling`.
     vocab_size: ids from here on are never drawn.
     steps: most tokens a slot (C).
-    top: how many of the likeliest tokens to give (K).
+    top: how many of the likeliest tokens to return (K).
     mesh: the devices.
   """
 
   def run(decoder, cache, rows_6B, draw, ends):
+    # Rows of the head that no token has are left out of the product, but not
+    # where log-probabilities are asked for: those are of the whole head.
     head_VD = decoder.head_VD if top else decoder.head_VD[:vocab_size]
     rows = Rows(*rows_6B)
     words_B2 = jnp.stack([rows.high, rows.low], axis=1)
     seed_B2 = jax.lax.bitcast_convert_type(words_B2, jnp.uint32)
 
+    # Each device counts its own slots, and its loop ends by itself: no
+    # collective, so devices need not wait for each other at every step.
     active = jnp.sum(rows.index < rows.limit)
     least = jnp.where(active > ends.active, ends.active, 0)
 
@@ -340,6 +352,8 @@ def decode(
           top_CBK,
           likeliest(logits_BV, top),
         )
+      # The noise comes from the request's seed and the number of its token, so
+      # a token doesn't depend on the slot, the chunk or the neighbours.
       token_B = sample(
         logits_BV[:, :vocab_size],
         seed_B2,
@@ -355,6 +369,8 @@ def decode(
       out_CB = out_CB.at[step].set(jnp.where(active_B, out_B, NO_TOKEN))
       index_B = rows.index + active_B
       stopped_B = jnp.any(token_B[:, None] == draw.stop_ids, axis=1)
+      # Ended slots go on being computed, for a program's shapes are fixed. They
+      # stay at their position, so what they write into the cache is theirs.
       rows = rows._replace(
         token=jnp.where(active_B, token_B, rows.token),
         position=rows.position + active_B,
@@ -387,10 +403,10 @@ def decode(
 def _on_each(
   run: Callable, mesh: Mesh, in_specs: Any, out_specs: Any
 ) -> Callable:
-  """`run` on each device with its share of what is split over `data`.
+  """Returns `run` on each device with its share of what is split over `data`.
 
-  Loops whose length differs from device to device have no replicated carry,
-  so the check of replication is off.
+  Loops run for other numbers of steps on each device, so their carry isn't
+  replicated and the check of that is off.
   """
   return jax.shard_map(
     run, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False

@@ -1,4 +1,4 @@
-"""Prompts of the embedded engine: the queue, and caches computed ahead.
+"""Queues the embedded engine's prompts, and computes their caches ahead.
 
 Shape key: P prompts of a group, T prompt bucket.
 """
@@ -19,14 +19,15 @@ from trd_jax.model.config import ModelConfig
 from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import KVCache, Qwen3
 
-# Tokens that a group of prompts is computed in. A CPU gains nothing from more
-# than this; an accelerator needs more to be busy. Of about one size whatever
-# the bucket, because products of about equal size sum in equal order. To spare
-# so many is worth the programs that a common beginning has of its own.
+# Tokens of a group of prompts that is computed together. A CPU gains nothing
+# from more than this; an accelerator needs more to be busy. Groups have about
+# one size whatever the bucket, because products of about equal size sum in the
+# same order. A common beginning that spares so many tokens is worth the programs
+# that it has of its own.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ACCELERATOR = 16_384
 
-# Buckets where all prompts are short: finer, and fewer than long ones have.
+# Buckets where all prompts are short: finer steps, since there are only few.
 _SHORT = range(24, 49, 4)
 
 
@@ -57,7 +58,7 @@ class Waiting(NamedTuple):
 
   @classmethod
   def of(cls, request: Request, config: ModelConfig) -> "Waiting":
-    """The request, its limit cut to the model's longest context."""
+    """Makes it of a request, its limit cut to the model's longest context."""
     prompt = np.asarray(request.prompt_ids, np.int32)
     limit = min(request.max_new_tokens, config.max_positions - prompt.size)
     return cls(request, prompt.tobytes(), prompt.size, limit)
@@ -73,11 +74,11 @@ class Staged(NamedTuple):
 class Prompts:
   """Requests that wait for a slot, and the caches of those that are next.
 
-  What all prompts begin with, as the chat template and the instructions, is
-  computed once and stands before each group. Each device computes its share of
-  a group. There the rows stay, for slots of the same device, where each is
-  asked for once; they are copied to all devices where one is asked for again,
-  or when free slots and the rows that are left are on different devices.
+  What all prompts begin with, such as the chat template and the instructions,
+  is computed once and stands before each group. Each device computes its share
+  of a group. Its rows stay there, for its own slots, as long as each is needed
+  once. They are copied to all devices if one is needed again, or when the free
+  slots and the rows that are left are on different devices.
 
   Attributes:
     staging: keys and values of the group of prompts that was computed last.
@@ -112,7 +113,7 @@ class Prompts:
     return bool(self._queue or any(self._staged))
 
   def take(self, devices: Sequence[int]) -> dict[int, Staged]:
-    """Requests for free slots, one at least where any waits.
+    """Takes requests for free slots, at least one where any waits.
 
     Args:
       devices: the number of the device of each free slot, those to fill first
@@ -142,7 +143,8 @@ class Prompts:
         np.tile(ids, (devices, 1)), np.full(devices, common, np.int32)
       )
     P, T = self._group(queue[0].length)
-    # All rows of the last group have gone into slots: not two of them at once.
+    # All rows of the last group are in slots by now. Freed before the next is
+    # computed, so that two groups are never in memory together.
     self.staging = None
     tokens_PT = np.zeros((P, T), np.int32)
     length_P = np.zeros(P, np.int32)
@@ -151,16 +153,20 @@ class Prompts:
       collections.deque() for _ in range(devices)
     ]
     while queue:
+      # Samples of one prompt stand together in the queue and share a row: it is
+      # computed once and copied into as many slots.
       count = count_of.setdefault(queue[0].prompt, len(count_of))
       if count == P:
         break
       waiting = queue.popleft()
-      # By turns, so that every device has about as many, and as long ones.
+      # Dealt out by turns, so that devices have about as many, and about as
+      # long ones.
       row, device = divmod(count, devices)
       staged[device].append(Staged(waiting, row))
       of_all = device * (P // devices) + row
       length_P[of_all] = waiting.length - 1 - common
       prompt = np.frombuffer(waiting.prompt, np.int32)
+      # Without its last token, with which decoding begins.
       tokens_PT[of_all, : length_P[of_all]] = prompt[common:-1]
     self.staging = self._prefill(tokens_PT, length_P)
     self._staged, self.split = staged, True
@@ -169,18 +175,18 @@ class Prompts:
       self._spread()
 
   def _group(self, length: int) -> tuple[int, int]:
-    """Rows and bucket of a group whose longest prompt is so long."""
+    """Returns rows and bucket of a group whose longest prompt is `length`."""
     common, devices = self.common, self._engine.mesh.size
     longest = length - 1 - common
     short = (bound for bound in _SHORT if bound >= longest)
     T = next(short) if self._short else bucket(longest)
-    # Rows hold the common beginning as well: a long one makes them fewer, or
-    # they would take much memory.
+    # Rows hold the common beginning as well: where that is long there are fewer
+    # of them, or they would take much memory.
     most = self._tokens // max(T, (common + T) // 2)
     return max(1, -(-most // devices)) * devices, T
 
   def call(self) -> Call:
-    """What all requests that wait ask of a device's memory."""
+    """Returns what all requests that wait ask of a device's memory."""
     positions, most = 1, 0
     for waiting in self._queue:
       P, T = self._group(waiting.length)
@@ -222,15 +228,20 @@ class Prompts:
 
 
 def _common(queue: Sequence[Waiting], worth: int) -> int:
-  """How many tokens all prompts begin with, where that spares enough of them.
+  """Returns how many tokens all prompts begin with, 0 where it spares few.
 
-  Rounded down, as each number has programs of its own. The last token of a
-  prompt is never among them, nor is the one before, so that no group is empty.
+  The number is rounded down, for each has programs of its own. It leaves a
+  prompt at least its last two tokens, so that no row of a group is empty.
+
+  Args:
+    queue: the requests.
+    worth: how many tokens the common beginning has to spare.
   """
   prompts = {waiting.prompt for waiting in queue}
   if not prompts:
     return 0
-  # Sorted, all share what the first and the last of them do.
+  # In sorted order all prompts share what the first and the last one share, so
+  # two are compared instead of all.
   ends = [np.frombuffer(p, np.int32) for p in (min(prompts), max(prompts))]
   shortest = min(waiting.length for waiting in queue)
   first, last = (ids[: max(0, shortest - 2)] for ids in ends)

@@ -1,10 +1,10 @@
-"""Choosing the next token: temperature, then top-k, then top-p.
+"""Draws the next token: temperature, then top-k, then top-p.
 
-A draw is Gumbel-max: the kept token whose scaled logit plus noise is largest.
-The noise of a token is a hash of (request seed, index of the generated token,
-token id) and of nothing else, so a request's tokens depend neither on what it
-is batched with nor on its slot, and cutting the vocabulary down to k
-candidates draws the same token as masking all of it would.
+A draw is Gumbel-max: of the tokens that are kept, the one whose scaled logit
+plus noise is largest. The noise of a token is a hash of (request seed, index of
+the generated token, token id) and of nothing else. So a request's tokens depend
+neither on what it is batched with nor on its slot, and cutting the vocabulary
+down to k candidates draws the same token as masking all of it would.
 
 Shape key: B rows, V vocabulary, C candidates of a row.
 """
@@ -22,7 +22,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What of the sampling decides the shape of the program.
+  """The part of the sampling that decides which program is compiled.
 
   Attributes:
     greedy: take the likeliest token; nothing else matters then.
@@ -36,7 +36,7 @@ class Plan:
 
   @classmethod
   def of(cls, temperature: float, top_k: int, top_p: float) -> "Plan":
-    """The plan of a temperature (0: greedy), a top-k (-1: off) and a top-p."""
+    """Makes the plan of temperature (0: greedy), top-k (-1: off) and top-p."""
     if temperature == 0:
       return cls(greedy=True, top_k=0, nucleus=False)
     return cls(greedy=False, top_k=max(top_k, 0), nucleus=top_p < 1)
@@ -55,7 +55,7 @@ class Likeliest(NamedTuple):
 
 
 def seed_words(seeds: Sequence[int]) -> np.ndarray:
-  """Seeds modulo 2^64 as uint32 words `[B, 2]`, the high one first."""
+  """Returns seeds modulo 2^64 as uint32 words `[B, 2]`, the high one first."""
   words = [(seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF) for seed in seeds]
   return np.array(words, np.uint32).reshape(-1, 2)
 
@@ -69,7 +69,7 @@ def sample(
   temperature: jax.Array | float = 1.0,
   top_p: jax.Array | float = 1.0,
 ) -> jax.Array:
-  """One token a row.
+  """Draws one token a row.
 
   With p the softmax of logits / temperature: top-k keeps the k likeliest
   tokens; top-p then keeps the likeliest of those up to and including the one
@@ -91,6 +91,8 @@ def sample(
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   scaled_BV = logits_BV / temperature
   V = scaled_BV.shape[-1]
+  # The limits are values and not part of the program: a sweep over temperatures
+  # compiles once. Which of them are on is part of it.
   if not 0 < plan.top_k < V:
     id_BV = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), scaled_BV.shape)
     noisy_BV = scaled_BV + gumbel(seed_B2, index_B, id_BV)
@@ -102,6 +104,7 @@ def sample(
   noisy_BC = scaled_BC + gumbel(seed_B2, index_B, id_BC)
   if plan.nucleus:
     p_BC = jax.nn.softmax(scaled_BC, axis=-1)
+    # The mass before a token, so that the one that reaches `top_p` is kept.
     kept_BC = jnp.cumsum(p_BC, axis=-1) - p_BC < top_p
     noisy_BC = jnp.where(kept_BC, noisy_BC, -jnp.inf)
   best_B1 = jnp.argmax(noisy_BC, axis=-1, keepdims=True)
@@ -109,9 +112,9 @@ def sample(
 
 
 def likeliest(logits_BV: jax.Array, count: int) -> Likeliest:
-  """The `count` likeliest tokens of each row.
+  """Returns the `count` likeliest tokens of each row.
 
-  Their log-probabilities are of the softmax over all of the row. Of equal
+  Log-probabilities are of the softmax over all of the row. Of equal
   logits the lower id comes first.
 
   Args:
@@ -124,13 +127,14 @@ def likeliest(logits_BV: jax.Array, count: int) -> Likeliest:
 
 
 def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
-  """Which tokens top-p keeps, bool `[B, V]`, without sorting.
+  """Returns which tokens top-p keeps, bool `[B, V]`, without sorting.
 
   Bisects on the bits of the logits for the smallest one kept: 32 sums over
   the vocabulary, where a sort of 152K ids takes ten times as long on a CPU.
   """
   p_BV = jax.nn.softmax(scaled_BV, axis=-1)
-  # Integers in the order of the floats; -0.0 counts as 0.0.
+  # Read as integers, the bits of floats above zero are in the floats' order and
+  # those below in the opposite one, so these are turned. -0.0 counts as 0.0.
   bits_BV = jax.lax.bitcast_convert_type(
     jnp.where(scaled_BV == 0, 0, scaled_BV), jnp.int32
   )
@@ -147,8 +151,11 @@ def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
       jnp.where(enough_B, high_B, middle_B - 1),
     )
 
+  # 32 halvings of a range of 32 bits leave one value, the smallest kept logit.
   ends = (jnp.min(order_BV, axis=-1), jnp.max(order_BV, axis=-1))
   edge_B1 = jax.lax.fori_loop(0, 32, halve, ends)[0][:, None]
+  # Of tokens whose logit equals it only as many are kept as the mass needs,
+  # lower ids first, as a stable sort would.
   above_BV = order_BV > edge_B1
   tied_BV = order_BV == edge_B1
   before_B1 = jnp.sum(jnp.where(above_BV, p_BV, 0), axis=-1, keepdims=True)
@@ -160,7 +167,7 @@ def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
 def gumbel(
   seed_B2: jax.Array, index_B: jax.Array, id_BC: jax.Array
 ) -> jax.Array:
-  """Standard Gumbel noise `[B, C]`, float32, of token ids `id_BC`."""
+  """Computes standard Gumbel noise `[B, C]`, float32, of token ids `id_BC`."""
   index_BC = jnp.broadcast_to(index_B[:, None], id_BC.shape)
   bits_BC, _ = threefry(
     (seed_B2[:, :1], seed_B2[:, 1:]),
@@ -176,10 +183,11 @@ def gumbel(
 def threefry(
   key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-  """Threefry-2x32 with 20 rounds (Salmon et al. 2011), elementwise on uint32.
+  """Computes Threefry-2x32 (Salmon et al. 2011) elementwise on uint32.
 
-  `jax.random` is built on the same function; spelt out here it takes its
-  counters as they are and compiles several times faster inside a loop.
+  It has 20 rounds. `jax.random` is built on the same function; written out here
+  it takes its counters as they are, and compiles several times faster inside a
+  loop.
   """
   keys = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
   left, right = counter[0] + keys[0], counter[1] + keys[1]
