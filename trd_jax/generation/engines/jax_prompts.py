@@ -22,8 +22,8 @@ from trd_jax.model.qwen3 import KVCache, Qwen3
 # Tokens of a group of prompts that is computed together. A CPU gains nothing
 # from more than this; an accelerator needs more to be busy. Groups have about
 # one size whatever the bucket, because products of about equal size sum in the
-# same order. A common beginning that spares so many tokens is worth the programs
-# that it has of its own.
+# same order. A common beginning that spares so many tokens is worth having
+# programs of its own.
 _PREFILL_TOKENS = {"cpu": 1024}
 _PREFILL_TOKENS_ACCELERATOR = 16_384
 
