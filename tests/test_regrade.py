@@ -16,9 +16,10 @@ from trd_jax import evaluate
 from trd_jax.data.problems import livecodebench, questions, rows
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.records import GradedSample
-from trd_jax.experiment.run_dir import RunDir, read_json
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading import benchmarks
 from trd_jax.grading.code import programs as code_grading
 from trd_jax.grading.math import formulas

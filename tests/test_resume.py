@@ -43,7 +43,7 @@ def test_killed_five_times_a_rollout_ends_with_the_same_rows(config, tmp_path):
   assert made.run_dir.done("rollout")["samples"] == SAMPLES
 
   whole = RunDir(tmp_path / "whole")
-  chosen = experiment.from_json(config.read_text(), str(config))
+  chosen = experiment.from_json(config)
   rollout.run(chosen, whole, types.SimpleNamespace())
   rows = whole.read("rollout", Trajectory)
   assert made.run_dir.read("rollout", Trajectory) == rows

@@ -14,7 +14,8 @@ from tests.support.places import ROOT
 from trd_jax import sweep
 from trd_jax.experiment import config_file, experiment, sweep_points
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.run_dir import RunDir, write_json_atomic
+from trd_jax.experiment.files.json_files import write_json
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sweep_points import point, product, zipped
 
 pytestmark = pytest.mark.multiprocess
@@ -296,7 +297,7 @@ def _figures(avg, k=2):
 def _summarised(where, avg, **more):
   sides = {"base": 0.2, "trained": avg, "paired_difference": avg - 0.2}
   pair = {side: _figures(share) for side, share in sides.items()} | more
-  write_json_atomic(where.summary, {"benchmarks": {"arithmetic": pair}})
+  write_json(where.summary, {"benchmarks": {"arithmetic": pair}})
 
 
 @pytest.fixture
@@ -310,7 +311,7 @@ def three(base, tmp_path):
       _summarised(where.round(number), avg)
     if best:
       rows = [{"round": number} for number in range(1, best + 1)]
-      write_json_atomic(where.rounds, {"rounds": rows, "best": best})
+      write_json(where.rounds, {"rounds": rows, "best": best})
   return sweep.plan(base, points, "s.py"), run_dir
 
 

@@ -22,13 +22,14 @@ from trd_jax.data.problems import questions
 from trd_jax.distill import training_set
 from trd_jax.experiment import config_file, methods
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.records import (
   GradedSample,
   Problem,
   Trajectory,
   Verdict,
 )
-from trd_jax.experiment.run_dir import RunDir, read_json
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.engine import Completion
 from trd_jax.generation.samples import Prompt, Sample

@@ -216,7 +216,7 @@ def _trained_by(checkpoints: Path, given: Experiment | None) -> Experiment:
         " config of its run; name RUN/train/checkpoints, or give --config"
       )
     return given
-  found = experiment.from_json(run_dir.config.read_text(), str(run_dir.config))
+  found = experiment.from_json(run_dir.config)
   if given is not None and given.lora != found.lora:
     raise UserError(
       f"--source={checkpoints} was trained with {found.lora}, and the config"

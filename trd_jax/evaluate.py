@@ -227,7 +227,7 @@ def _finish(
   Raises:
     UserError: samples are missing, or a grader is.
   """
-  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.files.json_files import write_json
   from trd_jax.experiment.records import GradedSample
   from trd_jax.grading import benchmarks, scores
 
@@ -253,9 +253,7 @@ def _finish(
   if stage != f"{STAGE}/base" and run_dir.done(f"{STAGE}/base") is not None:
     for name, share in scores.identical_to_base(judged, run_dir).items():
       summary[name]["identical_to_base"] = share
-  write_json_atomic(
-    run_dir.stage_summary(stage), scores.without_verdicts(summary)
-  )
+  write_json(run_dir.stage_summary(stage), scores.without_verdicts(summary))
   run_dir.mark_done(stage, summary)
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
@@ -271,7 +269,7 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: one isn't finished, or they weren't asked the same.
   """
-  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.files.json_files import write_json
   from trd_jax.grading import scores
 
   whose = flags.compare_model or flags.model
@@ -299,7 +297,7 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
     for side, (where, stage) in sides.items()
   }
   path = run_dir.comparison(sides["mine"][1])
-  write_json_atomic(path, {**names, "benchmarks": comparison})
+  write_json(path, {**names, "benchmarks": comparison})
   print(scores.comparison_table(comparison, names["mine"], names["other"]))
   print(f"\nwritten: {path}", flush=True)
 

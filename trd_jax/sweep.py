@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 from trd_jax.experiment import cli, experiment, scopes, sweep_points, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.files.json_files import read_json, write_json_atomic
+from trd_jax.experiment.files.atomic_files import atomic_file
+from trd_jax.experiment.files.json_files import read_json, write_json
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.shards import atomic_file
 from trd_jax.experiment.sweep_points import Point
 from trd_jax.grading import scores
 
@@ -116,7 +116,7 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
       )
       sys.exit(code)
   rows = collect(plans, run_dir)
-  write_json_atomic(run_dir.sweep, rows)
+  write_json(run_dir.sweep, rows)
   print(table(rows))
   if rows:
     plot(rows, run_dir.sweep_plot)

@@ -197,8 +197,8 @@ def test_a_mistake_in_a_config_file_is_told_with_its_line(
     ("empty.py", "defines no get_config"),
     ("plain.py:method=jsd", "takes no argument"),
     ("list.json", "must give a ConfigDict"),
-    ("torn.json", "is not JSON"),
-    ("deep.json", "is not JSON: nested too deeply"),
+    ("torn.json", "can't be read as JSON"),
+    ("deep.json", "can't be read as JSON (nested too deeply)"),
   ],
 )
 def test_a_config_that_is_none_is_told(

@@ -23,16 +23,18 @@ def test_every_key_has_a_line_of_documentation():
     assert "\n" not in key.doc
 
 
-def test_json_brings_every_value_back():
+def test_json_brings_every_value_back(tmp_path):
   config = experiment.default_config()
   config.method = "jsd"
   config.student.thinking = True
   config.train.max_steps = 7
   config.evaluate.benchmarks = ("aime24", "aime25")
   changed = from_config(config)
-  text = experiment.to_json(changed)
-  assert experiment.from_json(text, "config.json") == changed != Experiment()
-  assert experiment.to_json(experiment.from_json(text, "")) == text
+  path = tmp_path / "config.json"
+  path.write_text(experiment.to_json(changed))
+  assert experiment.from_json(path) == changed != Experiment()
+  again = experiment.to_json(experiment.from_json(path))
+  assert again == path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ import pytest
 
 from trd_jax.experiment import experiment, records, shards
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import atomic_files
+from trd_jax.experiment.files.json_files import write_json
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.run_dir import RunDir, write_json_atomic
+from trd_jax.experiment.run_dir import RunDir
 
 
 def _problem(name, text="1+1"):
@@ -355,7 +357,7 @@ def test_reports_hold_no_key(tmp_path):
   run_dir = RunDir(tmp_path)
   run_dir.claim(_config())
   run_dir.write_rejected("train", [Rejected("p", "s", "train", "too long")])
-  write_json_atomic(run_dir.preflight("rollout"), {})
+  write_json(run_dir.preflight("rollout"), {})
   run_dir.metrics_file("train").write_text("{}\n")
   assert run_dir.claim(_config(train={"epochs": 3}, rollout={"top_k": 1}))
 
@@ -498,15 +500,15 @@ def test_a_look_at_a_workdir_below_an_unwritable_folder_tells_it(tmp_path):
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
   path = tmp_path / "summary.json"
-  write_json_atomic(path, {"avg": 0.5, "name": "é"})
+  write_json(path, {"avg": 0.5, "name": "é"})
   with pytest.raises(ValueError, match="not JSON compliant"):
-    write_json_atomic(path, {"avg": float("nan")})
+    write_json(path, {"avg": float("nan")})
   assert json.loads(path.read_text()) == {"avg": 0.5, "name": "é"}
   assert list(tmp_path.iterdir()) == [path]
 
 
 def _write_half(path):
-  with shards.atomic_file(path) as file:
+  with atomic_files.atomic_file(path) as file:
     file.write(b"half of the new")
     raise ZeroDivisionError
 
@@ -523,9 +525,9 @@ def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):
 def test_writers_of_one_file_do_not_meet(tmp_path):
   """Also where they have one process id, as in two containers."""
   path = tmp_path / "file"
-  with shards.atomic_file(path) as slow:
+  with atomic_files.atomic_file(path) as slow:
     slow.write(b"slow, ")
-    with shards.atomic_file(path) as quick:
+    with atomic_files.atomic_file(path) as quick:
       quick.write(b"quick")
     assert path.read_bytes() == b"quick"
     slow.write(b"and whole")

@@ -127,8 +127,7 @@ def test_the_samples_are_those_that_the_embedded_engine_would_be_asked_for(
   finished, tmp_path
 ):
   run_dir, _ = finished
-  source = str(run_dir.config)
-  chosen = experiment.from_json(run_dir.config.read_text(), source)
+  chosen = experiment.from_json(run_dir.config)
   engine = dataclasses.replace(chosen.engine, name="jax")
   embedded = RunDir(tmp_path)
   chosen = dataclasses.replace(chosen, engine=engine)

@@ -14,8 +14,9 @@ from trd_jax import evaluate, merge, refine, rollout, train
 from trd_jax.data.chat import Chat
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.records import Trajectory
-from trd_jax.experiment.run_dir import RunDir, read_json
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation import preflight
 from trd_jax.generation.forecasts import Lengths
 from trd_jax.generation.preflight import Report

@@ -30,7 +30,7 @@ import jinja2.sandbox
 import tokenizers
 
 from trd_jax.experiment.errors import UserError, one_line
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files.json_files import read_object
 
 _ONSETS = (
   "Wait Actually However Alternatively Oops Wrong Error Incorrect Correction "
@@ -159,8 +159,9 @@ class Chat:
       ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config = _read_json(folder / "tokenizer_config.json", required=True)
-    generation = _read_json(folder / "generation_config.json", required=False)
+    config = read_object(folder / "tokenizer_config.json")
+    path = folder / "generation_config.json"
+    generation = read_object(path) if path.exists() else {}
     special = _special_tokens(config)
 
     def to_id(key: str) -> int | None:
@@ -524,22 +525,3 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     if isinstance(value, str):
       special[key] = value
   return special
-
-
-def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
-  """Reads a JSON object; an absent file is empty unless `required`.
-
-  Raises:
-    UserError: the file can't be read or holds something else.
-  """
-  if not required and not path.exists():
-    return {}
-  try:
-    value = json_text.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"{path}: can't be read as JSON ({one_line(error)}); fetch the file again"
-    ) from error
-  if not isinstance(value, dict):
-    raise UserError(f"{path}: not a JSON object; fetch the file again")
-  return value

@@ -21,11 +21,12 @@ from typing import Any
 
 from trd_jax.doctor.probe import Facts, Tell, answer
 from trd_jax.experiment import sections
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.model.config import read_size
 from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_folder import CONFIG
 
 _PROMPTS = 4
 _TOKENS = 12
@@ -80,7 +81,7 @@ def examine(asked: Facts, tell: Tell) -> None:
 
   folder = Path(asked["model"])
   adapter = asked["adapter"] and Path(asked["adapter"])
-  rows = read_size(read_json(folder / CONFIG), "vocab_size")
+  rows = read_size(read_object(folder / CONFIG), "vocab_size")
 
   def make(adapter: Path | None) -> Any:
     files = ModelFiles("tiny", folder, "tiny", asked["dtype"], adapter)

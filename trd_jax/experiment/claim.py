@@ -8,9 +8,14 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from trd_jax.experiment import schema, scopes, shards
+from trd_jax.experiment import schema, scopes
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import file_locks, json_text, ownership
+from trd_jax.experiment.files import (
+  atomic_files,
+  file_locks,
+  json_files,
+  ownership,
+)
 from trd_jax.experiment.files.json_files import read_json
 
 _MOST_DIFFERENCES = 6
@@ -64,7 +69,7 @@ class Claim:
     try:
       if is_new:
         mine = self._root / f"config.json.{uuid.uuid4().hex}"
-        with shards.atomic_file(mine) as file:
+        with atomic_files.atomic_file(mine) as file:
           file.write(experiment_json.encode())
         # A rename would replace what another process has claimed meanwhile.
         with contextlib.suppress(FileExistsError):
@@ -99,7 +104,7 @@ class Claim:
     if not self._config.exists():
       return False
     was = schema.flatten(read_json(self._config))
-    now = schema.flatten(json_text.loads(experiment_json))
+    now = schema.flatten(json_files.loads(experiment_json))
     different = scopes.differences(was, now)
     if not different:
       return False
@@ -172,8 +177,8 @@ class Claim:
         return  # another process has been as quick
       former = self._config.read_text()
       if self._others_at_work():
-        was = schema.flatten(json_text.loads(former))
-        now = schema.flatten(json_text.loads(experiment_json))
+        was = schema.flatten(json_files.loads(former))
+        now = schema.flatten(json_files.loads(experiment_json))
         raise UserError(
           f"another process is at work in {self._root} by another config:"
           f" {_shown(scopes.differences(was, now))}; wait for it, or stop it"
@@ -182,7 +187,7 @@ class Claim:
       self._former = former
 
   def _write(self, experiment_json: str) -> None:
-    with shards.atomic_file(self._config) as file:
+    with atomic_files.atomic_file(self._config) as file:
       file.write(experiment_json.encode())
 
   def remove_lock(self) -> None:

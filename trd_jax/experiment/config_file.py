@@ -15,7 +15,7 @@ from ml_collections import config_dict
 from trd_jax.experiment import schema
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import KEYS, unknown_key
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 
 
 def load(spec: str) -> tuple[dict[str, Any], str]:
@@ -41,7 +41,7 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
       "a run's config.json"
     )
   if path.suffix == ".json":
-    config = _load_json(path)
+    config = json_files.read_json(path, "name a run's config.json")
   else:
     config = _load_python(path, arg)
   if isinstance(config, config_dict.ConfigDict):
@@ -70,13 +70,6 @@ def expected(spec: str) -> str | None:
     if paragraph.startswith("Expected"):
       return " ".join(paragraph.split())
   return None
-
-
-def _load_json(path: Path) -> Any:
-  try:
-    return json_text.loads(path.read_bytes())
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def _load_python(path: Path, arg: str) -> Any:

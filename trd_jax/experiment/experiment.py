@@ -10,13 +10,14 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
 from trd_jax.experiment import schema
 from trd_jax.experiment.errors import UserError, did_you_mean
-from trd_jax.experiment.files import json_text, paths
+from trd_jax.experiment.files import json_files, paths
 from trd_jax.experiment.methods import (
   DIVERGENCES,
   METHODS,
@@ -227,15 +228,15 @@ def to_json(experiment: Experiment) -> str:
   return json.dumps(tree, sort_keys=True, indent=2) + "\n"
 
 
-def from_json(text: str, source: str) -> Experiment:
-  """The experiment that `to_json` wrote; errors as `from_config`'s."""
-  try:
-    config = json_text.loads(text)
-  except ValueError as error:
-    raise UserError(f"{source} is not JSON: {error}") from None
-  if not isinstance(config, dict):
-    raise UserError(f"{source} holds no JSON object: it is not a config")
-  return from_config(config, source)
+def from_json(path: Path) -> Experiment:
+  """Reads the experiment that `to_json` wrote.
+
+  Raises:
+    UserError: the file can't be read as JSON, or as `from_config`.
+  """
+  return from_config(
+    json_files.read_object(path, "it is not a config"), str(path)
+  )
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
 from trd_jax.experiment.errors import UserError, one_line
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
+from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.records import content_key
-from trd_jax.experiment.shards import atomic_file
 
 _LINE_SECONDS = 10.0  # between lines where stderr is no terminal
 _FRAME_SECONDS = 0.1  # between pictures where it is one
@@ -140,7 +140,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not line.endswith(b"\n"):
       continue
     try:
-      row = json_text.loads(line)
+      row = json_files.loads(line)
     except ValueError:
       row = None
     if not isinstance(row, dict):

@@ -28,8 +28,8 @@ import pyarrow as pa
 from trd_jax.experiment import records, scopes, shards
 from trd_jax.experiment.claim import Claim
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import file_locks, ownership
-from trd_jax.experiment.files.json_files import read_json, write_json_atomic
+from trd_jax.experiment.files import atomic_files, file_locks, ownership
+from trd_jax.experiment.files.json_files import read_json, write_json
 from trd_jax.experiment.records import RecordT, Rejected
 from trd_jax.experiment.shards import ShardWriter
 
@@ -363,7 +363,7 @@ class RunDir:
 
   def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
     """Declares a stage finished: its last write."""
-    write_json_atomic(self.stage(stage) / "done.json", dict(summary))
+    write_json(self.stage(stage) / "done.json", dict(summary))
 
   def adopt(self, stage: str, donor: "RunDir") -> bool:
     """Takes a finished stage over from another directory, whole or not at all.
@@ -380,7 +380,7 @@ class RunDir:
     if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
       return False
     try:
-      shards.copy_folder(theirs, mine)
+      atomic_files.copy_folder(theirs, mine)
     except OSError:
       if not mine.is_dir() or not any(mine.iterdir()):
         raise

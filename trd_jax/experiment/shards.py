@@ -8,85 +8,24 @@ shard and nothing else; a row that was written twice is read once.
 import contextlib
 import itertools
 import os
-import shutil
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import IO, Generic, Self
+from typing import Generic, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_jax.experiment import records
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import ownership, paths
+from trd_jax.experiment.files import ownership
+from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.records import RecordT
 
 _SHARDS = "shard-*.parquet"
-_UNFINISHED = ".tmp"
 # Sorts before all others, so that its rows are the ones that are read.
 _REPLACED = "shard-" + 20 * "0" + "-replaced.parquet"
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-  """A binary file that becomes `path` at the end of the block.
-
-  Readers see what was there before or the whole new file. Where the block
-  raises, nothing changes. A link to a file stays one, and the file that it
-  leads to is replaced.
-
-  Raises:
-    UserError: it is a link that leads nowhere.
-  """
-  path = paths.behind_links(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Not the process's id: processes of two machines, or containers, share those.
-  token = uuid.uuid4().hex
-  unfinished = path.with_name(f"{path.name}.{token}{_UNFINISHED}")
-  try:
-    with unfinished.open("wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    unfinished.replace(path)
-  except BaseException:
-    unfinished.unlink(missing_ok=True)
-    raise
-  # The new name must survive a power cut as the bytes do.
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
-
-
-def copy_folder(source: Path, target: Path) -> None:
-  """Copies a finished folder, whole or not at all; where it can, by links.
-
-  Args:
-    source: the folder.
-    target: is not there, or empty.
-  """
-  unfinished = target.with_name(
-    f"{target.name}.{uuid.uuid4().hex}{_UNFINISHED}"
-  )
-  target.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    shutil.copytree(source, unfinished, copy_function=_link_or_copy)
-    unfinished.rename(target)
-  except BaseException:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    raise
-
-
-def _link_or_copy(source: str, target: str) -> None:
-  try:
-    os.link(source, target)
-  except OSError:  # another file system, or one without links
-    shutil.copy2(source, target)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -7,12 +7,13 @@ from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.sections import Model
 from trd_jax.model.config import read_size
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_folder import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def open_model(
     tokenizer = hub.tokenizer_folder(model.tokenizer, run_dir)
   chat = Chat.load(tokenizer, model.chat_template)
   weights = folder or base
-  rows = read_size(read_json(weights / CONFIG), "vocab_size")
+  rows = read_size(read_object(weights / CONFIG), "vocab_size")
   vocabulary.check_head(chat, rows, tokenizer, weights)
   name = model.path if folder is None else str(folder)
   revision = hub.model_revision(weights)

@@ -19,7 +19,7 @@ from trd_jax.data.prompts import is_all_thoughts, reference, shown_draft
 from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment, flat
-from trd_jax.experiment.files.json_files import write_json_atomic
+from trd_jax.experiment.files.json_files import read_object, write_json
 from trd_jax.experiment.metrics import Progress
 from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
@@ -30,7 +30,7 @@ from trd_jax.generation.samples import Prompt
 from trd_jax.generation.sampling_stage import SamplingStage
 from trd_jax.model.config import read_positions
 from trd_jax.model.weights import hub
-from trd_jax.model.weights.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_folder import CONFIG
 
 STOPPED = "preflight only: nothing was generated"
 _EXAMPLES = 3
@@ -153,7 +153,7 @@ def count(
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
   model, section = stage.model, stage.section
-  room = read_positions(read_json(model.folder / CONFIG))
+  room = read_positions(read_object(model.folder / CONFIG))
   marks, leaks = _inspected(model.chat, texts)
   thinking = flat(stage.experiment)[applies]
   return Report(
@@ -315,7 +315,7 @@ def publish(report: Report, run_dir: RunDir) -> None:
       prompt fills the model's context.
   """
   print(table(report), flush=True)
-  write_json_atomic(run_dir.preflight(report.stage), report.to_json())
+  write_json(run_dir.preflight(report.stage), report.to_json())
   section = report.stage.partition("/")[0]
   key = f"{section}.max_prompt_tokens"
   if report.filled:

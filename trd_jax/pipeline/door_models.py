@@ -13,6 +13,7 @@ from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
@@ -20,7 +21,7 @@ from trd_jax.experiment.sections import FLOAT32_ADAPTER, Model
 from trd_jax.model.config import ARCHITECTURES, ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub, hub_look, peft
-from trd_jax.model.weights.model_folder import CONFIG, read_config, read_json
+from trd_jax.model.weights.model_folder import CONFIG, read_config
 from trd_jax.model.weights.tensor_files import INDEX, TensorFiles
 from trd_jax.model.weights.tensor_table import entries
 
@@ -336,7 +337,7 @@ def _check_index(folder: Path, listing: hub_look.Listing, key: str) -> None:
   """Checks that the hub has all files that the index of weights names."""
   if not (folder / INDEX).is_file():
     return
-  names = read_json(folder / INDEX).get("weight_map")
+  names = read_object(folder / INDEX).get("weight_map")
   for name in sorted(set(names.values())) if isinstance(names, dict) else ():
     if name not in listing.files:
       raise UserError(

@@ -163,7 +163,7 @@ class OpenRun:
   def config(self) -> Experiment:
     """Returns the config that the workdir belongs to."""
     path = self._run_dir.config
-    return experiment.from_json(path.read_text("utf-8"), str(path))
+    return experiment.from_json(path)
 
   @property
   def summary(self) -> dict[str, Any]:

@@ -111,9 +111,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         sys.exit(code)
 
   summary = summarise(experiment, run_dir)
-  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.files.json_files import write_json
 
-  write_json_atomic(run_dir.summary, summary)
+  write_json(run_dir.summary, summary)
   print(table(summary))
   print(f"written: {run_dir.summary}")
   if experiment.pipeline.rounds > 1:
@@ -126,7 +126,7 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     SystemExit: a round failed; with its exit code.
   """
-  from trd_jax.experiment.files.json_files import write_json_atomic
+  from trd_jax.experiment.files.json_files import write_json
   from trd_jax.experiment.metrics import timed
   from trd_jax.pipeline import rounds
 
@@ -148,7 +148,7 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
       if code:
         sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
-  write_json_atomic(
+  write_json(
     run_dir.rounds,
     {"rounds": rows, "best": rounds.best(rows)["round"], "stopped": stopped},
   )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trd_jax.data.problems import rows
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem
 
 _FUNCTIONAL = "Keep to this code, which names what is called:"
@@ -80,7 +80,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
 def _object(text: Any) -> dict[str, Any]:
   """Reads a JSON object, given as a text or as it is; {} for anything else."""
   try:
-    value = json_text.loads(text) if isinstance(text, str) else text
+    value = json_files.loads(text) if isinstance(text, str) else text
   except ValueError as error:
     raise rows.BadRow(f"labels are not JSON ({error})") from None
   return value if isinstance(value, dict) else {}

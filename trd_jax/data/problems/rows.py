@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from trd_jax.data.problems.sources import SUFFIXES
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Domain, Problem, Rejected, content_key
 
 STAGE = "problems"
@@ -329,7 +329,7 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
       f"{path}: can't be read as text ({error}); fetch the file again"
     ) from error
   try:
-    rows = json_text.loads(text) if text.strip() else []
+    rows = json_files.loads(text) if text.strip() else []
   except ValueError as error:
     # A `.json` file that holds JSON lines: some data sets come so.
     if "Extra data" not in str(error):
@@ -357,7 +357,7 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
   for i, line in enumerate(lines):
     if line.strip():
       try:
-        row = json_text.loads(line)
+        row = json_files.loads(line)
       except ValueError as error:
         row = BadRow(f"not JSON ({error})")
       yield f"{path.name} line {i + 1}", row

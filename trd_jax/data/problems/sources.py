@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import paths
-from trd_jax.experiment.shards import atomic_file
+from trd_jax.experiment.files.atomic_files import atomic_file
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 # The key that names a local copy of what a run trains on.

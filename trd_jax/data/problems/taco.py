@@ -22,7 +22,7 @@ from typing import Any
 
 from trd_jax.data.problems import rows, sources
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.sections import Data
 
@@ -101,7 +101,7 @@ def tests(input_output: Any) -> str:
   if not isinstance(input_output, str) or not input_output.strip():
     raise rows.BadRow("no input_output")
   try:
-    found = json_text.loads(input_output, parse_int=str)
+    found = json_files.loads(input_output, parse_int=str)
   except ValueError as error:
     raise rows.BadRow(f"input_output is not JSON ({error})") from None
   if not isinstance(found, dict):
@@ -118,7 +118,7 @@ def _reference(solutions: Any) -> str | None:
   """Returns the first solution in Python 3, as a response would give it."""
   if isinstance(solutions, str) and solutions.strip():
     try:
-      solutions = json_text.loads(solutions)
+      solutions = json_files.loads(solutions)
     except ValueError:
       raise rows.BadRow("solutions is not JSON") from None
   for program in solutions or ():

@@ -35,8 +35,8 @@ from safetensors.numpy import save
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import file_locks, ownership
-from trd_jax.experiment.files.json_files import read_json, write_json_atomic
-from trd_jax.experiment.shards import atomic_file
+from trd_jax.experiment.files.atomic_files import atomic_file
+from trd_jax.experiment.files.json_files import read_json, write_json
 
 VERSION = 1
 SHARD_BYTES = 128 * 2**20
@@ -241,7 +241,7 @@ class TeacherCache:
         "sha256": hashlib.sha256(data).hexdigest(),
         "tokens": {key: len(x) for key, x in tensors.items()},
       }
-      write_json_atomic(self.folder / _INDEX, self._index(self._shards))
+      write_json(self.folder / _INDEX, self._index(self._shards))
     except OSError as error:
       raise UserError(
         f"{self.folder / name} cannot be written ({error.strerror}); make room,"

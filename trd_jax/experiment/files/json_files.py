@@ -1,15 +1,72 @@
-"""JSON files of a run: written whole or not at all, read with one error."""
+"""The one door for JSON files: read with one kind of error, written whole."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trd_jax.experiment import shards
-from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.files.atomic_files import atomic_file
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def loads(
+  text: str | bytes, parse_int: Callable[[str], Any] | None = None
+) -> Any:
+  """Parses JSON as `json.loads`, with one kind of error.
+
+  Raises:
+    ValueError: it is no JSON, or nested too deeply.
+  """
+  try:
+    return json.loads(text, parse_int=parse_int)
+  except RecursionError:  # how the parser gives up on deep nesting
+    raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, remedy: str = "remove it") -> Any:
+  """Reads JSON that a stage wrote.
+
+  Args:
+    path: the file.
+    remedy: what to do where it is damaged.
+
+  Raises:
+    UserError: it is absent or damaged; the line is named.
+  """
+  if not path.exists():
+    raise UserError(f"{path} is not there: run its stage first")
+  return _read(path, remedy)
+
+
+def read_object(path: Path, remedy: str = "fetch the file again") -> dict:
+  """Reads a JSON object that others wrote, as a model folder's.
+
+  Args:
+    path: the file.
+    remedy: what to do where it is damaged.
+
+  Raises:
+    UserError: it is absent or damaged, or holds something else.
+  """
+  value = _read(path, remedy)
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: holds no JSON object; {remedy}")
+  return value
+
+
+def _read(path: Path, remedy: str) -> Any:
+  try:
+    return loads(path.read_bytes())
+  except FileNotFoundError:
+    why, remedy = "the file is missing", "name a folder that has it"
+  except OSError as error:
+    why = error.strerror
+  except ValueError as error:  # says the line
+    why = one_line(error)
+  raise UserError(f"{path}: can't be read as JSON ({why}); {remedy}")
+
+
+def write_json(path: Path, value: Any) -> None:
   """Writes JSON so that a reader sees the old file or the new, whole.
 
   Raises:
@@ -17,19 +74,5 @@ def write_json_atomic(path: Path, value: Any) -> None:
     ValueError: it holds a NaN or an infinity.
   """
   text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-  with shards.atomic_file(path) as file:
+  with atomic_file(path) as file:
     file.write((text + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-  """Reads JSON that `write_json_atomic` wrote.
-
-  Raises:
-    UserError: it is absent or damaged.
-  """
-  try:
-    return json_text.loads(path.read_bytes())
-  except FileNotFoundError:
-    raise UserError(f"{path} is not there: run its stage first") from None
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}): remove it") from None

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import file_locks, json_text
+from trd_jax.experiment.files import file_locks, json_files
 
 MARKER = ".trd-jax.json"
 """Lists, in a folder that was written whole, what was written."""
@@ -58,7 +58,7 @@ def listed(marker: bytes) -> dict[str, str] | None:
   if not marker:  # killed before its first word
     return {}
   try:
-    fields = json_text.loads(marker)
+    fields = json_files.loads(marker)
   except ValueError:
     return None
   if not isinstance(fields, dict) or fields.get("made_by") != _MADE_BY:
@@ -304,7 +304,7 @@ def _is_report(path: Path) -> bool:
 def _is_timings(path: Path) -> bool:
   try:
     with path.open("rb") as file:
-      row = json_text.loads(file.readline()) if path.is_file() else None
+      row = json_files.loads(file.readline()) if path.is_file() else None
   except (OSError, ValueError):
     return False
   return isinstance(row, dict) and {"stage", "seconds"} <= row.keys()
@@ -313,6 +313,6 @@ def _is_timings(path: Path) -> bool:
 def _json(path: Path) -> Any:
   """A JSON file's content; None where it has none."""
   try:
-    return json_text.loads(path.read_bytes()) if path.is_file() else None
+    return json_files.loads(path.read_bytes()) if path.is_file() else None
   except (OSError, ValueError):
     return None

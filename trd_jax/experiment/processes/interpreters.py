@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.experiment.processes import commands
 
 LEAST = (3, 11)
@@ -64,7 +64,7 @@ def check(
     raise _absent(named, key, python or sys.executable)
   try:
     answer = commands.ask([path, "-c", _PROBE, *packages], _SECONDS)
-    version, missing = json_text.loads(answer.out.splitlines()[-1])
+    version, missing = json_files.loads(answer.out.splitlines()[-1])
   except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
     raise UserError(
       f"{named} can't be run as Python ({type(error).__name__}); name another"

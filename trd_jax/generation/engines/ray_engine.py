@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.sections import Engine as Spec
 from trd_jax.experiment.sections import Ray
@@ -38,7 +39,6 @@ from trd_jax.generation.engines.engine import (
 )
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import read_json
 
 _GOES_ON = "what is there is kept, and the same command goes on from there"
 _REQUESTS = pa.schema(
@@ -88,7 +88,7 @@ class RayEngine:
     self._spec = spec
     self._model = model
     self._max_model_tokens = max_model_tokens
-    config = read_json(model.folder / "config.json")
+    config = read_object(model.folder / "config.json")
     self._vocab_size = read_size(config, "vocab_size")
     self._max_positions = read_positions(config)
     self._started = not self._ray.is_initialized()

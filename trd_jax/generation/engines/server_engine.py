@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.sections import ServerEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
@@ -37,7 +38,7 @@ from trd_jax.generation.engines.server_client import Server, Wanted
 from trd_jax.generation.engines.server_protocol import Failed, check_servable
 from trd_jax.generation.engines.server_run import TELL_SECONDS, Run
 from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_folder import CONFIG
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class ServerEngine:
 
   def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
     self._spec = spec
-    config = read_json(model.folder / CONFIG)
+    config = read_object(model.folder / CONFIG)
     self._wanted = Wanted.of(model, config, spec.model, max_model_tokens)
     servers = [Server(url, spec) for url in spec.urls]
     if not servers:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes.guard import Guard
 from trd_jax.experiment.sections import (
   FLOAT32_ADAPTER,
@@ -52,7 +53,7 @@ from trd_jax.generation.engines.feeder import Feeder
 from trd_jax.generation.engines.server_protocol import MINUS_ONE
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
-from trd_jax.model.weights.model_folder import CONFIG, read_json
+from trd_jax.model.weights.model_folder import CONFIG
 
 _END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
@@ -76,7 +77,7 @@ class VllmEngine:
   """
 
   def __init__(self, spec: Spec, model: ModelFiles, *, max_model_tokens: int):
-    config = read_json(model.folder / CONFIG)
+    config = read_object(model.folder / CONFIG)
     self._rows = read_size(config, "vocab_size")
     self._longest = _longest(spec, read_positions(config), max_model_tokens)
     self._model = model
@@ -409,7 +410,7 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
   if model.adapter is not None:
     if model.dtype == "float32" and not on_cpu:
       raise UserError(FLOAT32_ADAPTER)
-    rank = read_json(model.adapter / "adapter_config.json")["r"]
+    rank = read_object(model.adapter / "adapter_config.json")["r"]
     arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(rank)}
   return arguments
 

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 
 _MAX_UNPACKED = 1 << 30
 _EXACT_DIGITS = 4000
@@ -92,7 +92,7 @@ def loads(text: str | bytes) -> Any:
     # some tests have them; as text they can still be compared.
     return int(digits) if len(digits) <= _EXACT_DIGITS else Digits(digits)
 
-  return json_text.loads(text, parse_int=integer)
+  return json_files.loads(text, parse_int=integer)
 
 
 def dumps(value: Any) -> str:
@@ -283,7 +283,7 @@ def _function(about: Mapping[str, Any]) -> str | None:
   metadata = about.get("metadata")
   if isinstance(metadata, str):
     try:
-      metadata = json_text.loads(metadata)
+      metadata = json_files.loads(metadata)
     except ValueError:
       metadata = None
   for place in (about, metadata if isinstance(metadata, Mapping) else {}):

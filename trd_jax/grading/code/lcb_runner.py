@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.grading.code import code_tests, extract_code
 from trd_jax.grading.sandbox import sandbox
@@ -188,7 +188,7 @@ def _run(
       ),
     )
     try:
-      answered = json_text.loads((folder / "answered.json").read_bytes())
+      answered = json_files.loads((folder / "answered.json").read_bytes())
       return {
         index: _verdict(codes, program)
         for codes, (index, program, _) in zip(answered, queue, strict=True)

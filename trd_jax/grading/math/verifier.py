@@ -32,9 +32,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from trd_jax.experiment import shards
 from trd_jax.experiment.errors import ArgumentParser, UserError
-from trd_jax.experiment.files import paths
+from trd_jax.experiment.files import atomic_files, paths
 from trd_jax.experiment.metrics import Progress
 from trd_jax.experiment.records import Verdict
 from trd_jax.grading.math import judge, pool
@@ -293,7 +292,7 @@ def _written(target: Path | None) -> Iterator[IO[bytes] | None]:
     try:
       if target.is_dir():
         raise IsADirectoryError("it is a folder")
-      file = stack.enter_context(shards.atomic_file(target))
+      file = stack.enter_context(atomic_files.atomic_file(target))
     except OSError as error:
       raise UserError(
         f"{target}: can't be written ({error}); name another file with --out"

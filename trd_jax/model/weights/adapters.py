@@ -16,10 +16,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
+from trd_jax.experiment.files.json_files import write_json
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3, logits
-from trd_jax.model.weights.model_folder import atomic_folder, write_json
+from trd_jax.model.weights.model_folder import atomic_folder
 from trd_jax.model.weights.peft import (
   CONFIG,
   FILES,

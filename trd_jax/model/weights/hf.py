@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import write_json
 from trd_jax.experiment.metrics import Progress
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
@@ -33,7 +34,6 @@ from trd_jax.model.weights.model_folder import (
   copy_companions,
   read_config,
   token_ids,
-  write_json,
 )
 from trd_jax.model.weights.tensor_files import TensorFiles
 from trd_jax.model.weights.tensor_table import (

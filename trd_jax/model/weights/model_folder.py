@@ -1,7 +1,6 @@
 """Reads what isn't weights in a model's folder, and writes folders whole."""
 
 import contextlib
-import json
 import os
 import shutil
 import stat
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import file_locks, json_text, ownership, paths
+from trd_jax.experiment.files import file_locks, ownership, paths
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.model.config import ModelConfig
 
 CONFIG = "config.json"
@@ -246,7 +246,7 @@ def copy_companions(
 def token_ids(source: Path | str) -> dict[str, Any]:
   """Reads the special tokens' ids that a folder's config.json names, if any."""
   path = Path(source) / CONFIG
-  fields = read_json(path) if path.exists() else {}
+  fields = read_object(path) if path.exists() else {}
   return {name: fields[name] for name in _TOKEN_FIELDS if name in fields}
 
 
@@ -257,30 +257,8 @@ def read_config(folder: Path | str) -> ModelConfig:
     UserError: `config.json` is missing, no JSON, or of an unknown
       architecture.
   """
-  fields = read_json(Path(folder) / CONFIG)
+  fields = read_object(Path(folder) / CONFIG)
   try:
     return ModelConfig.from_hf(fields)
   except UserError as error:
     raise UserError(f"{folder}/{error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads a file that holds a JSON object.
-
-  Raises:
-    UserError: the file is missing or holds something else.
-  """
-  try:
-    fields = json_text.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise UserError(f"{path} is missing; name a folder that has it") from None
-  except (OSError, ValueError) as error:
-    raise UserError(f"{path} can't be read ({error}); fetch it again") from None
-  if not isinstance(fields, dict):
-    raise UserError(f"{path} holds no JSON object; fetch it again")
-  return fields
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON, not atomically, into a folder that isn't visible yet."""
-  path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

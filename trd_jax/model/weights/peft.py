@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.sections import Lora
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
-from trd_jax.model.weights.model_folder import read_json
 from trd_jax.model.weights.tensor_files import TensorFiles
 from trd_jax.model.weights.tensor_table import BLOCK
 
@@ -103,7 +103,7 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
       adapter of a variety that this model lacks.
   """
   path = Path(folder) / CONFIG
-  fields = read_json(path)
+  fields = read_object(path)
   if fields.get("peft_type") != "LORA":
     raise UserError(
       f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA"

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import json_text
+from trd_jax.experiment.files import json_files
 from trd_jax.model.weights import finite_weights
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -72,18 +72,12 @@ class TensorFiles:
     if (self.folder / INDEX).exists():
       path = self.folder / INDEX
       try:
-        index = dict(json_text.loads(path.read_text("utf-8"))["weight_map"])
+        index = dict(json_files.read_object(path)["weight_map"])
         names = sorted(set(index.values()))
         # An index comes from outside: no path in it may lead out of the folder.
         if any(Path(name).name != name for name in names):
           raise ValueError("a file outside the folder")
-      except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-      ) as error:
+      except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
           f"{path} is no index of files ({error}); fetch it again"
         ) from error
