@@ -8,6 +8,8 @@
 #   make check                    lint, types and the fast tests: minutes
 #   make test                     all tests that what is installed can run
 #   make test-all                 all tests, in environments that it makes
+#   make newest                   the demo and the fast tests on Python 3.12,
+#                                 with the newest JAX that setup.py allows
 #   make vllm                     vLLM's environment; VLLM=cuda for GPUs,
 #                                 VLLM=triton more for its tests
 #   make evalplus                 EvalPlus's, for HumanEval+ and MBPP+
@@ -20,6 +22,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 TUNIX_VENV ?= .venv-tunix
+NEWEST_VENV ?= .venv-newest
 VLLM ?= cpu
 EVALPLUS_VENV ?= .venv-evalplus
 METHOD ?=
@@ -29,6 +32,10 @@ ONLY ?=
 QUICK ?=
 # Tests at a time: one a core, and no more than memory holds.
 JOBS ?= auto
+# A Python newer than the oldest that will do, where one is at hand.
+NEWEST ?= $(shell for each in python3.12 python3.13 \
+  $(wildcard $(HOME)/.pyenv/versions/3.1[23].*/bin/python); do \
+  "$$each" -c '' 2>/dev/null && echo "$$each" && break; done)
 CONFIG ?= configs/demo.py
 WORKDIR ?= runs/demo$(if $(METHOD),-$(METHOD))$(if $(filter-out jax,$(ENGINE)),-$(ENGINE))
 
@@ -44,8 +51,8 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
   --dist loadfile --no-loadscope-reorder
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
-.PHONY: demo doctor check test test-all lint docs vllm evalplus bench \
-  clean help
+.PHONY: demo doctor check test test-all newest newest-check newest-python \
+  lint docs vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -79,6 +86,20 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "written: build/site/index.html"
+
+newest:
+	@test -n "$(NEWEST)" || { echo "make newest: neither Python 3.12 nor 3.13" \
+	  "is at hand; name one: make newest NEWEST=PATH" >&2; exit 2; }
+	@$(MAKE) --no-print-directory demo PYTHON=$(NEWEST) VENV=$(NEWEST_VENV) \
+	  WORKDIR=$(WORKDIR)-newest
+	@$(MAKE) --no-print-directory newest-check VENV=$(NEWEST_VENV)
+
+newest-check: $(VENV)/.test-newest
+	@$(PYTEST) -m "$(FAST)"
+
+# What CI asks, to know whether there is something to do.
+newest-python:
+	@echo "$(NEWEST)"
 
 vllm: $(VLLM_VENV)/.$(VLLM)
 
@@ -126,6 +147,11 @@ $(VENV)/.test: $(VENV)/.runtime
 	@$(PIP) -e '.[test]'
 	@touch $@
 
+$(VENV)/.test-newest: $(VENV)/.runtime
+	@echo "installing what the fast tests need into $(VENV) (once)"
+	@$(PIP) -e '.[test-newest]'
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.test
 	@echo "installing ruff, pyright and shellcheck into $(VENV) (once)"
 	@$(PIP) -e '.[dev]'
@@ -139,6 +165,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 # Of an environment only one in this folder with the stamp of what made it.
 clean:
 	@for venv in $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) \
+	  $(NEWEST_VENV) \
 	  $(TUNIX_VENV); do \
 	  case "$$venv" in \
 	    /* | *..* | "") ;; \

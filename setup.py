@@ -11,6 +11,16 @@ _VERSION = next(
   if line.startswith("__version__")
 )
 
+_TEST = [
+  "hypothesis",
+  "pandas",
+  "pytest",
+  "pytest-timeout",
+  "pytest-xdist",
+  "tensorboardX",
+  "transformers>=5.19",
+]
+
 setup(
   name="trd-jax",
   version=_VERSION,
@@ -48,17 +58,9 @@ setup(
     "wandb": ["wandb"],
     "tensorboard": ["tensorboardX"],
     # torch is pinned so that no newer build, which brings CUDA, is chosen.
-    "test": [
-      "torch==2.13.0",
-      "transformers>=5.19",
-      "peft",
-      "pytest",
-      "pytest-timeout",
-      "pytest-xdist",
-      "hypothesis",
-      "pandas",
-      "tensorboardX",
-    ],
+    "test": ["torch==2.13.0", "peft", *_TEST],
+    # For newer Pythons, whose torch brings CUDA: tests that need it skip.
+    "test-newest": _TEST,
     "docs": [
       "mkdocs==1.6.1",
       "mkdocs-material==9.8.2",
