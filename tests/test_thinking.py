@@ -32,7 +32,7 @@ from trd_jax.experiment.records import (
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.engine import Completion
-from trd_jax.generation.samples import Prompt, Sample
+from trd_jax.generation.samples import GradedCompletion, Prompt
 from trd_jax.generation.sampling_stage import SamplingStage
 from trd_jax.model.weights import hub
 
@@ -90,7 +90,7 @@ def written(e, root):
       prompt = Prompt(key, problem, ids, 0, draft_key=draft)
       response = (*model.chat.encode("It is 7."), IM_END)
       yield sampling.trajectory(
-        Sample(
+        GradedCompletion(
           prompt,
           Completion(key, response, "stop"),
           "It is 7.",

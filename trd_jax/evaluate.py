@@ -65,7 +65,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
 def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   """Samples what isn't there yet, and finishes."""
-  from trd_jax.data.problems import questions
+  from trd_jax.data.problems.questions import load_all
   from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.records import GradedSample, Rejected
   from trd_jax.generation import preflight, sampling_stage
@@ -83,25 +83,25 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   stage = sampling_stage.SamplingStage(
     experiment, run_dir, name, model, section, thinking
   )
-  asked = questions.load_all(experiment)
+  questions = load_all(experiment)
   # Buckets of other questions are refused before anything is sampled.
   scores.base_verdicts(
-    section, run_dir, name, asked, model.chat.thinks(thinking)
+    section, run_dir, name, questions, model.chat.thinks(thinking)
   )
 
   # 2. K prompts a question; none may be left out of a benchmark.
   benchmark_of: dict[str, str] = {}  # by key
 
   def candidates() -> Iterator[Prompt | Rejected]:
-    for benchmark, of_it in asked.items():
+    for benchmark, question_set in questions.items():
       fitted = fit_initials(
         model.chat,
-        of_it.problems,
+        question_set.problems,
         thinking,
         section.max_prompt_tokens,
         STAGE,
       )
-      for problem, ids in zip(of_it.problems, fitted, strict=True):
+      for problem, ids in zip(question_set.problems, fitted, strict=True):
         if isinstance(ids, Rejected):
           yield ids
           continue
@@ -115,7 +115,11 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
           yield prompt
 
   prompts, rejected = sampling_stage.sort_out(candidates())
-  problems = [one for of_it in asked.values() for one in of_it.problems]
+  problems = [
+    problem
+    for question_set in questions.values()
+    for problem in question_set.problems
+  ]
   report = preflight.of_evaluation(stage, problems, prompts, rejected)
   preflight.publish(report, run_dir)
   if rejected:
@@ -133,7 +137,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
     GradedSample,
     lambda sample: stage.graded_sample(sample, benchmark_of[sample.prompt.key]),
   )
-  _finish(experiment, run_dir, name, asked, set(benchmark_of))
+  _finish(experiment, run_dir, name, questions, set(benchmark_of))
 
 
 def _open_model(
@@ -175,7 +179,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   Raises:
     UserError: it isn't finished, or its questions are others now.
   """
-  from trd_jax.data.problems import questions
+  from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.records import GradedSample
   from trd_jax.grading import benchmarks, scores
 
@@ -186,16 +190,16 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       " --regrade first"
     )
   benchmarks.check(experiment)
-  asked = questions.load_all(experiment)
-  for name, of_it in asked.items():
-    ids = {problem.problem_id for problem in of_it.problems}
+  questions = load_all(experiment)
+  for name, question_set in questions.items():
+    ids = {problem.problem_id for problem in question_set.problems}
     if ids != done[name]["verdicts"].keys():
       raise UserError(
         f"{run_dir.stage(stage)}: {name} had other questions when it was"
         " sampled; give it the files that it had then"
       )
   (thinking, *_) = {row.get("thinking") for row in done.values()}
-  scores.base_verdicts(experiment.evaluate, run_dir, stage, asked, thinking)
+  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions, thinking)
   keys = {
     row.key
     for row in run_dir.read(stage, GradedSample)
@@ -203,14 +207,14 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     and row.model_revision
     == done[row.benchmark].get("model_revision", row.model_revision)
   }
-  _finish(experiment, run_dir, stage, asked, keys, again=True)
+  _finish(experiment, run_dir, stage, questions, keys, again=True)
 
 
 def _finish(
   experiment: Experiment,
   run_dir: RunDir,
   stage: str,
-  asked: "Mapping[str, Questions]",
+  questions: "Mapping[str, Questions]",
   keys: set[str],
   again: bool = False,
 ) -> None:
@@ -220,7 +224,7 @@ def _finish(
     experiment: the experiment.
     run_dir: where the rows are.
     stage: whose rows.
-    asked: the questions by benchmark.
+    questions: by benchmark.
     keys: of the rows that count.
     again: judge all of them, whatever they have.
 
@@ -236,19 +240,21 @@ def _finish(
   if missing := len(keys) - len(mine):
     raise UserError(f"{stage}: {missing} samples are missing; run it again")
   judged = mine
-  for name, of_it in asked.items():
+  for name, question_set in questions.items():
     # A benchmark at a time: what has been judged is not lost.
     before = judged
-    judged = benchmarks.settle(before, {name: of_it}, experiment, again=again)
+    judged = benchmarks.settle(
+      before, {name: question_set}, experiment, again=again
+    )
     if judged != before:
       others = [row for row in every if row.key not in keys]
       run_dir.replace(stage, GradedSample, judged + others)
-  base = scores.base_verdicts(experiment.evaluate, run_dir, stage, asked)
+  base = scores.base_verdicts(experiment.evaluate, run_dir, stage, questions)
   summary = {}
-  for name, of_it in asked.items():
+  for name, question_set in questions.items():
     here = [row for row in judged if row.benchmark == name]
     summary[name] = scores.figures(
-      here, experiment.evaluate, of_it.data, base.get(name)
+      here, experiment.evaluate, question_set.data, base.get(name)
     )
   if stage != f"{STAGE}/base" and run_dir.done(f"{STAGE}/base") is not None:
     for name, share in scores.identical_to_base(judged, run_dir).items():
@@ -257,7 +263,7 @@ def _finish(
   run_dir.mark_done(stage, summary)
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
-  for line in (scores.told_identical(summary), scores.served_base(summary)):
+  for line in (scores.describe_identical(summary), scores.served_base(summary)):
     if line is not None:
       print(f"\n{stage}: {line}", flush=True)
   print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)
@@ -277,23 +283,23 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
     "mine": (run_dir, f"{STAGE}/{flags.model}"),
     "other": (RunDir(flags.compare), f"{STAGE}/{whose}"),
   }
-  found = {}
+  summaries = {}
   for side, (where, stage) in sides.items():
-    found[side] = where.done(stage)
-    if found[side] is None:
+    summaries[side] = where.done(stage)
+    if summaries[side] is None:
       raise UserError(
         f"{where.stage(stage)}: there is no finished evaluation; run"
         f" trd_jax.evaluate --model={stage.rpartition('/')[2]} there"
       )
   comparison = scores.compare(
-    found["mine"],
-    found["other"],
+    summaries["mine"],
+    summaries["other"],
     experiment.evaluate,
     across_modes=flags.across_modes,
   )
   names = {
     side: f"{where.root} {stage.rpartition('/')[2]}"
-    f" ({scores.describe_modes(found[side])})"
+    f" ({scores.describe_modes(summaries[side])})"
     for side, (where, stage) in sides.items()
   }
   path = run_dir.comparison(sides["mine"][1])

@@ -19,7 +19,7 @@ from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation import preflight
 from trd_jax.generation.forecasts import Lengths
-from trd_jax.generation.preflight import Report
+from trd_jax.generation.preflight import PreflightReport
 from trd_jax.model.weights import hub
 from trd_jax.pipeline import pipeline
 
@@ -34,7 +34,7 @@ def go(stage, which, run_dir, **flags):
 
 
 def report_of(run_dir, stage):
-  return Report.from_json(read_json(run_dir.preflight(stage)))
+  return PreflightReport.from_json(read_json(run_dir.preflight(stage)))
 
 
 def files(run_dir):

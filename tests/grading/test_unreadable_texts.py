@@ -112,7 +112,7 @@ def test_what_a_grader_raises_is_one_verdict_and_is_counted(error, monkeypatch):
     ((why, count),) = because.items()
     assert why.startswith(type(error).__name__)
     assert count == 1
-    assert why in records.told_because(because)
+    assert why in records.because_of(because)
 
 
 def test_a_formula_that_breaks_its_grader_is_one_verdict(monkeypatch):
@@ -134,7 +134,7 @@ def test_a_formula_that_breaks_its_grader_is_one_verdict(monkeypatch):
 
 def test_few_reasons_are_told_in_a_line():
   counts = dict.fromkeys(["A: 1", "B: 2", "C: 3", "D: 4", "E: 5"], 2)
-  told = records.told_because(counts)
+  told = records.because_of(counts)
   assert told.endswith("2 C: 3; 2 other errors)")
   assert "D" not in told
 

@@ -168,12 +168,12 @@ def unparsed_because(
   return dict(counts.most_common())
 
 
-def told_because(counts: Mapping[str, int]) -> str:
+def because_of(counts: Mapping[str, int]) -> str:
   """Returns what `unparsed_because` counted, in brackets; '' for nothing."""
-  told = [f"{n:,} {why}" for why, n in counts.items()]
-  if more := len(told) - _MOST_REASONS:
-    told[_MOST_REASONS:] = [f"{more} other errors"] if more > 0 else []
-  return f" (its grader raised: {'; '.join(told)})" if told else ""
+  reasons = [f"{n:,} {why}" for why, n in counts.items()]
+  if more := len(reasons) - _MOST_REASONS:
+    reasons[_MOST_REASONS:] = [f"{more} other errors"] if more > 0 else []
+  return f" (its grader raised: {'; '.join(reasons)})" if reasons else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -256,7 +256,7 @@ class RunDir:
     return self.stage(stage) / "metrics.jsonl"
 
   def preflight(self, stage: str) -> Path:
-    """JSON of what a stage is about to do (see `preflight.Report`)."""
+    """JSON of what a stage is about to do (see `preflight.PreflightReport`)."""
     return self.stage(stage) / "preflight.json"
 
   def stage_summary(self, stage: str) -> Path:

@@ -16,7 +16,7 @@ from trd_jax.generation import samples, top_tokens
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
-from trd_jax.generation.samples import Prompt, Sample
+from trd_jax.generation.samples import GradedCompletion, Prompt
 from trd_jax.grading.code import programs as code_grading
 from trd_jax.model.weights import finite_weights
 
@@ -44,7 +44,7 @@ def generate(
   desc: str,
   already: int = 0,
   top_logprobs: int = 0,
-) -> Iterator[Sample]:
+) -> Iterator[GradedCompletion]:
   """Completes prompts with the experiment's engine and grades each answer.
 
   Args:

@@ -37,7 +37,7 @@ _EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class PreflightReport:
   """What a stage is about to do; lengths are in tokens.
 
   Attributes:
@@ -59,7 +59,7 @@ class Report:
     cut_short: prompts that leave the model's context less than the longest
       response.
     filled: prompts that fill the model's context, so that nothing can follow.
-    aside: problems that are set aside.
+    aside: problems that are rejected.
     aside_examples: the first of them, as [problem id, reason].
     trimmed: drafts that lose their middle.
     elided: how many tokens each of these loses; None where there is none.
@@ -133,7 +133,7 @@ def count(
   all_thoughts: int = 0,
   forecast: Forecast | None = None,
   warnings: Sequence[str] = (),
-) -> Report:
+) -> PreflightReport:
   """Counts a stage's prompts and holds them against its budgets.
 
   Args:
@@ -156,7 +156,7 @@ def count(
   room = read_positions(read_object(model.folder / CONFIG))
   marks, leaks = _inspected(model.chat, texts)
   thinking = flat(stage.experiment)[applies]
-  return Report(
+  return PreflightReport(
     stage=stage.name,
     model=model.name,
     dtype=model.dtype,
@@ -181,7 +181,7 @@ def count(
     elided_tokens=sum(elided),
     all_thoughts=all_thoughts,
     marks=marks,
-    leaks={where: len(found) for where, found in leaks.items()},
+    leaks={where: len(phrases) for where, phrases in leaks.items()},
     leak_examples={where: f[:_EXAMPLES] for where, f in leaks.items()},
     forecast=forecast,
     warnings=[*warnings, *(forecast.impossible if forecast else ())],
@@ -193,7 +193,7 @@ def of_rollout(
   problems: Sequence[Problem],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
-) -> Report:
+) -> PreflightReport:
   """Returns the report of the rollout stage, with a look ahead.
 
   The teacher's tokenizer is read for it, not its weights; where it isn't to
@@ -236,7 +236,7 @@ def of_refine(
   drafts: Sequence[Trajectory],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
-) -> Report:
+) -> PreflightReport:
   """Returns the report of the refine stage; `problems` by id."""
   experiment = stage.experiment
   draft_think = experiment.refine.draft_think
@@ -276,7 +276,7 @@ def of_evaluation(
   problems: Sequence[Problem],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
-) -> Report:
+) -> PreflightReport:
   """Returns the report of an evaluation."""
   own = stage.experiment.evaluate.thinking is not None
   return count(
@@ -307,7 +307,7 @@ def _other_chat(
     return None, [f"what {other.path} will make of it is not checked: {error}"]
 
 
-def publish(report: Report, run_dir: RunDir) -> None:
+def publish(report: PreflightReport, run_dir: RunDir) -> None:
   """Prints and keeps a report.
 
   Raises:
@@ -341,7 +341,7 @@ def stops(experiment: Experiment) -> bool:
   return experiment.preflight_only
 
 
-def table(report: Report) -> str:
+def table(report: PreflightReport) -> str:
   """Renders the report for people; what is nothing to say is left out."""
   head = f"{report.stage}: {report.model}, {report.dtype}"
   return "\n".join(
@@ -353,7 +353,7 @@ def table(report: Report) -> str:
   )
 
 
-def _rows(report: Report) -> Iterator[tuple[str, str]]:
+def _rows(report: PreflightReport) -> Iterator[tuple[str, str]]:
   section = report.stage.partition("/")[0]
   mode = contexts.on_or_off
   only = "" if report.can_choose else ", as the template has no switch"
@@ -395,9 +395,9 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
       f"{report.all_thoughts:,} drafts: nothing follows their thoughts"
       " (refine.draft_think=answer)",
     )
-  for where, found in report.marks.items():
-    told = ", ".join(f"{mark} in {n:,}" for mark, n in found.items())
-    yield f"marks in {where}", f"{told}; they stay plain text"
+  for where, counts in report.marks.items():
+    marks = ", ".join(f"{mark} in {n:,}" for mark, n in counts.items())
+    yield f"marks in {where}", f"{marks}; they stay plain text"
   for where, count in report.leaks.items():
     name, phrase = report.leak_examples[where][0]
     yield (

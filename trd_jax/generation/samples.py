@@ -40,7 +40,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class GradedCompletion:
   """A completion of a prompt, decoded and graded.
 
   Attributes:
@@ -63,7 +63,7 @@ Answer = tuple[Prompt, Completion, str]
 
 def graded(
   answers: Iterator[Answer], programs: code_grading.Grader | None
-) -> Iterator[Sample]:
+) -> Iterator[GradedCompletion]:
   """Judges answers as they come; slow ones don't hold up the rest.
 
   No more of them are taken while many wait for a verdict.
@@ -98,11 +98,11 @@ def graded(
         yield None
         position += 1
 
-  def sample(position: int, verdict: Verdict, grader: str) -> Sample:
+  def sample(position: int, verdict: Verdict, grader: str) -> GradedCompletion:
     prompt, completion, text = held.pop(position)
-    return Sample(prompt, completion, text, verdict, grader)
+    return GradedCompletion(prompt, completion, text, verdict, grader)
 
-  def run(wait: bool) -> Iterator[Sample]:
+  def run(wait: bool) -> Iterator[GradedCompletion]:
     if programs is not None:
       for position, verdict in programs.finished(wait):
         yield sample(position, verdict, code_grading.VERSION)

@@ -32,7 +32,7 @@ from trd_jax.experiment.sections import Generation
 from trd_jax.generation import generate, summaries, top_tokens
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.factory import check_installed
-from trd_jax.generation.samples import Prompt, Sample
+from trd_jax.generation.samples import GradedCompletion, Prompt
 
 _T = TypeVar("_T")
 
@@ -149,7 +149,7 @@ class SamplingStage:
     self,
     prompts: Sequence[Prompt],
     record_cls: type[RecordT],
-    to_row: Callable[[Sample], RecordT],
+    to_row: Callable[[GradedCompletion], RecordT],
     *,
     top_logprobs: int = 0,
   ) -> None:
@@ -182,7 +182,7 @@ class SamplingStage:
       ):
         writer.add(to_row(sample))
 
-  def trajectory(self, sample: Sample) -> Trajectory:
+  def trajectory(self, sample: GradedCompletion) -> Trajectory:
     """Returns the row of a rollout or refinement."""
     prompt, completion = sample.prompt, sample.completion
     verdict = sample.verdict
@@ -211,7 +211,9 @@ class SamplingStage:
       **top_tokens.columns(completion.top),
     )
 
-  def graded_sample(self, sample: Sample, benchmark: str) -> GradedSample:
+  def graded_sample(
+    self, sample: GradedCompletion, benchmark: str
+  ) -> GradedSample:
     """Returns the row of a benchmark's sample."""
     prompt, completion = sample.prompt, sample.completion
     verdict = sample.verdict

@@ -10,7 +10,7 @@ from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
   NO_ANSWER,
   Trajectory,
-  told_because,
+  because_of,
   unparsed_because,
 )
 from trd_jax.experiment.run_dir import RunDir
@@ -97,7 +97,7 @@ def describe(summary: Mapping[str, Any]) -> str:
   if summary["unjudged"]:
     parts.append(f"{_share(summary['unjudged'], total)} not judged")
   if summary.get("unparsed"):  # an earlier version's summary has no count
-    why = told_because(summary["unparsed_because"])
+    why = because_of(summary["unparsed_because"])
     parts.append(f"{summary['unparsed']:,} unparsed{why}")
   if summary.get("rejected"):
     parts.append(f"{summary['rejected']} problems set aside")

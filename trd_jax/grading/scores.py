@@ -14,7 +14,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
   NO_ANSWER,
   GradedSample,
-  told_because,
+  because_of,
   unparsed_because,
 )
 from trd_jax.experiment.run_dir import RunDir
@@ -209,7 +209,7 @@ def served_base(summary: Mapping[str, Any]) -> str | None:
   )
 
 
-def told_identical(summary: Mapping[str, Any]) -> str | None:
+def describe_identical(summary: Mapping[str, Any]) -> str | None:
   """Returns the shares of samples that are base's as a line; None without."""
   shares = [
     f"{name} {100 * row[_IDENTICAL]:.1f}%"
@@ -258,7 +258,7 @@ def table(summary: Mapping[str, Any]) -> str:
     shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
     lines.append(("shares", ", ".join(shares)))
     lines.append(("thinking", _mode(row.get("thinking"))))
-    if because := told_because(row.get("unparsed_because", {})):
+    if because := because_of(row.get("unparsed_because", {})):
       lines.append(("unparsed", because.strip()))
     title = f"{name} (n={row['n']})"
     rows += [(title if i == 0 else "", *line) for i, line in enumerate(lines)]

@@ -74,11 +74,11 @@ def disk(
   rounds = experiment.pipeline.rounds
   for stage, size, what in _of_a_round(experiment, run_dir):
     yield stage, None if size is None else rounds * size, what
-  asked = 0
+  count = 0
   for name in experiment.evaluate.benchmarks:
-    asked += questions.number(experiment, name)
+    count += questions.number(experiment, name)
   # Every round is compared with the one base.
-  graded = (1 + rounds) * asked * experiment.evaluate.k
+  graded = (1 + rounds) * count * experiment.evaluate.k
   yield "evaluate", _rows(graded, experiment.evaluate), "base and trained"
 
 

@@ -41,7 +41,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
-  from trd_jax.data.problems import questions, store
+  from trd_jax.data.problems import store
+  from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metrics import timed
   from trd_jax.grading import scores
   from trd_jax.pipeline import door
@@ -78,17 +79,21 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # What a run can be refused for is seen before a stage spends anything.
   door.enter(experiment, run_dir)
   sides = ("evaluate/base", "evaluate/trained")
-  asked = None
+  questions = None
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
     section = experiment.evaluate
-    asked = questions.load_all(experiment)
-    # For its errors alone: buckets that can't be had are told now and not after
-    # training.
+    questions = load_all(experiment)
+    # For its errors alone: buckets that can't be had are refused now and not
+    # after training.
     scores.base_verdicts(
-      section, run_dir, unfinished[-1], asked, experiment.evaluation_thinking
+      section,
+      run_dir,
+      unfinished[-1],
+      questions,
+      experiment.evaluation_thinking,
     )
   if run_dir.done("rollout") is None:
-    store.load(experiment, run_dir, asked)
+    store.load(experiment, run_dir, questions)
   else:
     store.check_source(experiment, run_dir)
 
@@ -314,7 +319,7 @@ def table(summary: dict[str, Any]) -> str:
   ]
   lines.append(tables.columns(rows))
   trained = {n: pair["trained"] for n, pair in summary["benchmarks"].items()}
-  for told in (scores.told_identical(trained), scores.served_base(trained)):
+  for told in (scores.describe_identical(trained), scores.served_base(trained)):
     if told is not None:
       lines += ["", told]
   if summary["student"].startswith(_RANDOM):

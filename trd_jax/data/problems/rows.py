@@ -153,7 +153,7 @@ def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
   """
   total = len(found) + len(rejected)
   again = sum(row.reason.endswith(WORD_FOR_WORD) for row in rejected)
-  told = [
+  parts = [
     f"{total:,} rows",
     f"{total - again:,} distinct prompts",
     f"{len(found):,} problems",
@@ -169,10 +169,10 @@ def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
     here = [row for row in left if mark in row.reason]
     left = [row for row in left if mark not in row.reason]
     if here:
-      told.append(f"{len(here):,} {kind}")
+      parts.append(f"{len(here):,} {kind}")
   if left:
-    told.append(f"{len(left):,} can't be used for other reasons")
-  return ", ".join(told)
+    parts.append(f"{len(left):,} can't be used for other reasons")
+  return ", ".join(parts)
 
 
 def to_problem(

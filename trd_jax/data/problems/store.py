@@ -43,9 +43,9 @@ def load(
     # Digests before rows: a file that changes while it is read then differs
     # from its digest at the next stage.
     files = _digests(experiment.data)
-    found, rejected = problems.read(experiment.data)
-    print(f"problems: {rows.count(found, rejected)}", flush=True)
-    for problem in found:
+    every, rejected = problems.read(experiment.data)
+    print(f"problems: {rows.count(every, rejected)}", flush=True)
+    for problem in every:
       if problem.domain != experiment.domain:
         own = experiment.data.source == "jsonl"
         other = 'write "domain": "arithmetic" into the rows, or '
@@ -56,19 +56,19 @@ def load(
           f" --config.domain={problem.domain}"
         )
     # Before the selection, so that `data.limit` problems are left after it.
-    found, overlapping = _decontaminated(experiment, found, benchmarks)
-    found = problems.select(found, experiment.data)
+    clean, overlapping = _decontaminated(experiment, every, benchmarks)
+    selected = problems.select(clean, experiment.data)
     rejected = [*rejected, *overlapping]
     with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
-      for problem in found:
+      for problem in selected:
         writer.add(problem)
     run_dir.write_rejected(STAGE, rejected)
     run_dir.mark_done(
       STAGE,
-      {"problems": len(found), "rejected": len(rejected), "files": files},
+      {"problems": len(selected), "rejected": len(rejected), "files": files},
     )
     print(
-      f"problems: {len(found):,} from {experiment.data.source},"
+      f"problems: {len(selected):,} from {experiment.data.source},"
       f" {len(rejected):,} set aside",
       flush=True,
     )
@@ -172,20 +172,20 @@ def _unreadable(
 
 def _decontaminated(
   experiment: Experiment,
-  found: list[Problem],
+  every: list[Problem],
   benchmarks: Mapping[str, Questions] | None,
 ) -> tuple[list[Problem], list[Rejected]]:
   """Splits off the problems that a benchmark holds, with the reason."""
   how = experiment.data.decontaminate
   if how == "none":
-    return found, []
+    return every, []
   if benchmarks is None:
     benchmarks = questions.load_all(experiment)
   # All questions of them, however few this run asks.
   whole = {name: asked.whole for name, asked in benchmarks.items()}
   overlaps = [
     one
-    for one in overlap.find(found, whole)
+    for one in overlap.find(every, whole)
     if how == "ngram" or one.kind != "13 words in a row"
   ]
   counts = collections.Counter((one.benchmark, one.kind) for one in overlaps)
@@ -207,4 +207,4 @@ def _decontaminated(
     )
     for one in overlaps
   ]
-  return [p for p in found if p.problem_id not in gone], rejected
+  return [p for p in every if p.problem_id not in gone], rejected
