@@ -170,7 +170,7 @@ def test_a_stage_counts_and_tells_why(tmp_path):
   with run_dir.shard_writer("rollout", Trajectory) as writer:
     for row in rows:
       writer.add(row)
-  summary = summaries.settle(run_dir, "rollout", {row.key for row in rows})
+  summary = summaries.summarize(run_dir, "rollout", {row.key for row in rows})
   assert summary["unparsed"] == 3
   assert summary["unparsed_because"] == {"ValueError: no \\ud800": 2}
   assert "3 unparsed (its grader raised: 2 ValueError: no" in (
