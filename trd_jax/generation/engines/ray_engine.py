@@ -1,13 +1,13 @@
-"""Any other engine in several processes and machines, under Ray Data.
+"""Runs any other engine in several processes and machines, under Ray Data.
 
-The requests become a data set whose blocks are batches; an actor pool maps
-them, each actor holding an engine of its own. Ray Data hands batches to actors
-that are free, starts actors that died again, and gives their batches to others.
+The requests become a data set whose blocks are batches. An actor pool maps
+them; each actor holds an engine of its own. Ray Data hands batches to actors
+that are free, restarts actors that died, and gives their batches to others.
 
-A batch comes back whole and in the order of its requests. Ray runs a lost one
-again and takes up its output where it was, so it comes back with the same keys
-in the same order. Its tokens may be others where the engine's are not the same
-in every run (vLLM on GPUs); rows that were taken before stay as they were.
+A batch comes back whole and in the order of its requests. Ray runs a lost batch
+again and goes on where its output had stopped, so it has to come back with the
+same keys in the same order. Its tokens may differ where an engine's do from run
+to run (vLLM on GPUs); rows that were taken before stay as they were.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class RayEngine:
   Args:
     spec: the experiment's `engine` section; each actor makes the engine that
       it names.
-    model: what each actor loads, from a path that all machines see.
+    model: the model that each actor loads, from a path that all machines see.
     max_model_tokens: longest prompt with its response.
     make: makes an actor's engine, `factory.make`.
 
@@ -99,7 +99,7 @@ class RayEngine:
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    """See `Engine.generate`; completions come a batch at a time."""
+    """Yields completions as `Engine.generate` does, a batch at a time."""
     check_sampling(sampling, self._vocab_size)
     for request in requests:
       check_request(
@@ -125,6 +125,8 @@ class RayEngine:
       _to_table(ordered[start : start + ray.batch])
       for start in range(0, len(ordered), ray.batch)
     ]
+    # vLLM and servers batch the requests of several calls themselves; two calls
+    # of the embedded engine would only compete for its devices.
     at_once = 1 if self._spec.name == "jax" else ray.batches
     completed = self._data.from_arrow(blocks).map_batches(
       _Worker,
@@ -135,10 +137,14 @@ class RayEngine:
         self._max_model_tokens,
         sampling,
       ),
+      # A block is a batch as it is; cut anew, a batch that is run again would
+      # have other keys.
       batch_size=None,
       batch_format="pyarrow",
       compute=self._data.ActorPoolStrategy(
         size=min(ray.actors, len(blocks)),
+        # One more than the actor works on, so that the next is there when one
+        # ends.
         max_tasks_in_flight_per_actor=at_once + 1,
         max_concurrent_calls_per_actor=at_once,
       ),
@@ -150,6 +156,7 @@ class RayEngine:
         batch_size=None, batch_format="pyarrow"
       ):
         for completion in _completions(table, sampling.top_logprobs):
+          # Raises where a key comes twice, which would be a row too many.
           left.remove(completion.key)
           yield completion
     except Exception as error:
@@ -161,7 +168,13 @@ class RayEngine:
       )
 
   def _reserve(self) -> dict[str, float]:
-    """What an actor reserves; seen to be there."""
+    """Returns what an actor reserves, after a check that the cluster has it.
+
+    Without the check Ray would wait for such resources without an end.
+
+    Raises:
+      UserError: all actors together need more than there is.
+    """
     ray, vllm = self._spec.ray, self._spec.vllm
     has = self._ray.cluster_resources()
     gpus = ray.gpus
@@ -183,7 +196,7 @@ class RayEngine:
 
 
 class _Worker:
-  """What an actor of the pool is: an engine, and batches through it."""
+  """An actor of the pool: holds an engine and completes batches."""
 
   def __init__(
     self,
@@ -206,7 +219,7 @@ class _Worker:
     return _from_completions([made[request.key] for request in requests])
 
   def __del__(self):
-    """Called by Ray when the actor is no longer needed."""
+    """Closes the engine; Ray deletes an actor that is no longer needed."""
     self._engine.close()
 
 
@@ -242,21 +255,22 @@ def _connect(ray: Any, spec: Ray) -> None:
 
 
 def _explained(error: Exception, rays: Any) -> Exception:
-  """The error for a user where it is one's, or a failure of Ray's own.
+  """Returns the error to show: a user's mistake, or that Ray itself failed.
 
   Args:
     error: what Ray Data raised.
     rays: the module `ray.exceptions`.
 
   Returns:
-    The error itself where code of an actor's raised it: its traceback says
-    more.
+    `error` itself where an actor's code raised it: its traceback says more.
   """
   cause: BaseException | None = error
   lost: BaseException | None = None
   while cause is not None:
     if isinstance(cause, UserError):
       return UserError(f"in a Ray actor: {cause}")
+    # Ray wraps an actor's exception in several of its own; the first that is a
+    # `UserError` inside is what the user has to read.
     by_code = isinstance(cause, (rays.RayTaskError, rays.UserCodeException))
     by_code = by_code or getattr(cause, "actor_init_failed", False)
     if isinstance(cause, rays.RayError) and not by_code:

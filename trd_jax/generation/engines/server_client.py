@@ -22,8 +22,8 @@ from trd_jax.model.weights.model_files import ModelFiles
 _CONNECT_SECONDS = 20.0
 _ANSWER_SECONDS = 30.0  # to what isn't a completion
 _LOAD_SECONDS = 300.0  # of an adapter
-# Shorter than vLLM keeps an idle connection, or requests would be sent into
-# ones that it has just closed.
+# Shorter than vLLM keeps an idle connection, or requests would be sent over
+# connections that it has just closed.
 _IDLE_SECONDS = 3.0
 _LONGEST_MESSAGE = 400
 _LONGEST_PAUSE = 600.0
@@ -35,11 +35,12 @@ class Wanted:
   """The model that a server must serve.
 
   Attributes:
-    name: what `engine.server.model` says, if anything.
-    names: else its `id` or `root` is one of these,
-    folder: or its `root` is this folder.
+    name: the name in `engine.server.model`, if any. It alone counts then; else
+      an entry is the model by one of the next two.
+    names: its `id` or `root` is one of these.
+    folder: its `root` is this folder.
     adapter: a PEFT folder to be applied, or None.
-    adapter_name: what a server is told to call that.
+    adapter_name: the name under which a server is to load the adapter.
     head_rows: rows of the model's head.
     positions: the model's longest context.
     context: longest prompt with its response that a server must take.
@@ -62,7 +63,7 @@ class Wanted:
     name: str | None,
     max_model_tokens: int,
   ) -> "Wanted":
-    """What a model's files and its config.json ask for."""
+    """Makes it of a model's files and its config.json."""
     base = model.name.removesuffix(f" with {model.adapter}")
     revision = model.revision.partition("+")[0] if model.adapter else ""
     positions = read_positions(config)
@@ -80,10 +81,12 @@ class Wanted:
     )
 
   def is_served_as(self, card: dict[str, Any]) -> bool:
-    """Whether an entry of /v1/models is the model, or its base."""
+    """Returns whether an entry of /v1/models is the model or its base."""
     if self.name is not None:
       return card["id"] == self.name
     root = card.get("root") or ""
+    # An entry with a parent is an adapter, which is served under the root of
+    # its own folder: never the base.
     return not card.get("parent") and (
       bool({card["id"], root} & self.names)
       or (os.path.isabs(root) and Path(root).resolve() == self.folder)
@@ -91,24 +94,24 @@ class Wanted:
 
   @property
   def spoken(self) -> str:
-    """The model in an error."""
+    """Returns the model's name for an error."""
     return f'"{self.name}"' if self.name else str(self.folder)
 
 
 class Server:
-  """A server, and how it is doing.
+  """A server and its state.
 
-  An asynchronous context manager: it can be spoken to inside only.
+  An asynchronous context manager: requests can be sent inside only.
 
   Attributes:
     url: without /v1 at its end.
     model: the name of our model there; None until `find` has found it.
     context: longest prompt with its response, for our model.
-    serves: what it serves, for errors.
-    ready: it may be given requests.
+    serves: names of all models that it serves, for errors.
+    ready: whether it may be given requests.
     problem: why it isn't ready.
     in_flight: requests that it has.
-    strikes: tries that failed since the last that didn't.
+    strikes: tries that have failed since the last success.
     setbacks: how often it was set aside since then.
     rests_until: time (`time.monotonic`) before which it wants no request.
   """
@@ -132,8 +135,11 @@ class Server:
     headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
     self._client = httpx.AsyncClient(
       headers=headers,
+      # A proxy of the environment can't reach this machine's loopback.
       trust_env=not _is_loopback(self.url),  # proxies
       limits=httpx.Limits(
+        # No bound: `in_flight` is the bound. A request that waited for a
+        # connection would spend its own time limit.
         max_connections=None,
         max_keepalive_connections=self._spec.concurrency + 8,
         keepalive_expiry=_IDLE_SECONDS,
@@ -148,7 +154,7 @@ class Server:
       self._client = None
 
   async def health(self, seconds: float = _ANSWER_SECONDS) -> str | None:
-    """None where it is well, else what is wrong."""
+    """Returns None where the server is well, else what is wrong."""
     try:
       response = await self._send("GET", "/health", seconds)
     except Failed as failed:
@@ -159,11 +165,14 @@ class Server:
     return f"/health says {response.status_code}"
 
   async def find(self, wanted: Wanted) -> bool:
-    """Whether it serves the model; loads the adapter there if need be.
+    """Finds the model on the server; loads the adapter there if need be.
+
+    Returns:
+      Whether the server serves the model.
 
     Raises:
-      Failed: it doesn't answer.
-      UserError: it can't be used.
+      Failed: the server doesn't answer.
+      UserError: the server can't be used.
     """
     response = await self._send("GET", "/v1/models", _ANSWER_SECONDS)
     if response.status_code >= 500:
@@ -197,12 +206,17 @@ class Server:
   async def _adapter(
     self, wanted: Wanted, base: str, cards: list[dict[str, Any]]
   ) -> str:
-    """The name of the adapter there, which is loaded where it isn't yet."""
+    """Returns the adapter's name on the server; loads it where it isn't yet.
+
+    Raises:
+      UserError: the server refuses to load it.
+    """
     if any(card["id"] == wanted.adapter_name for card in cards):
       return wanted.adapter_name
     for card in cards:
-      # One under a name of ours is of another revision: its files may have
-      # changed since it was loaded.
+      # Loaded from the same folder under another name, it will do. But a name
+      # of ours holds a revision: under another than this one it was loaded from
+      # files that have changed since.
       if (
         card.get("root") == str(wanted.adapter)
         and card.get("parent") in (None, base)
@@ -216,7 +230,8 @@ class Server:
       {"lora_name": wanted.adapter_name, "lora_path": str(wanted.adapter)},
     )
     message = self._message(response)
-    # Another process may have been quicker.
+    # A rollout and an evaluation may ask for it at once: whoever is second is
+    # told that it is there.
     if response.is_success or "already been loaded" in message:
       return wanted.adapter_name
     raise UserError(
@@ -232,8 +247,8 @@ class Server:
     """Completes a request.
 
     Raises:
-      Failed: it didn't, but may another time or elsewhere.
-      UserError: it never will.
+      Failed: the request may succeed another time or at another server.
+      UserError: the request can never succeed.
     """
     assert self.model is not None
     asked = body(
@@ -254,6 +269,8 @@ class Server:
         answer = None
       return completion(request, sampling, answer, self.url)
     message = self._message(response)
+    # Overload, time and faults of the server pass; all else that it refuses it
+    # would refuse again.
     if status in (408, 429) or status >= 500:
       raise Failed(message, pause=_retry_after(response), busy=status == 429)
     if status == 404:
@@ -272,6 +289,8 @@ class Server:
     self, method: str, path: str, seconds: float, json: Any = None
   ) -> httpx.Response:
     assert self._client is not None, "outside of the context"
+    # A completion isn't streamed: no byte comes until its last token, so the
+    # limit between two bytes is the limit of the whole request.
     timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
     try:
       response = await self._client.request(
@@ -294,7 +313,7 @@ class Server:
     return response
 
   def _message(self, response: httpx.Response) -> str:
-    """What an error response says, in one line."""
+    """Returns what an error response says, in one line."""
     try:
       said = response.json()
       for name in ("error", "message", "detail"):
@@ -305,16 +324,17 @@ class Server:
     return f"{response.status_code}: {self._one_line(str(said))}"
 
   def _one_line(self, text: str) -> str:
+    """Returns a short text for a message, without the API key."""
     if self._key:
       text = text.replace(self._key, "***")
     return " ".join(text.split())[:_LONGEST_MESSAGE]
 
 
 def _address(url: str) -> str:
-  """A base URL without /v1.
+  """Returns a base URL without /v1.
 
   Raises:
-    UserError: it is none.
+    UserError: the text is no base URL, or holds a password.
   """
   parts = urllib.parse.urlsplit("")
   try:
@@ -356,7 +376,7 @@ def _api_key(variable: str) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-  """Seconds that a server asks to be left alone."""
+  """Returns the seconds that a server asks to be left alone, if any."""
   text = response.headers.get("Retry-After", "").strip()
   if text.isdecimal():
     return min(float(text), _LONGEST_PAUSE)

@@ -7,13 +7,13 @@
 A thread runs an event loop with as many requests in flight as the servers may
 have (`server_run`); the caller takes completions as they come.
 
-Which of a server's models is ours is found by its folder, so the student's and
-the teacher's servers can stand in one list: each engine uses those that serve
-its model. `engine.server.model` overrides that for both models, and is meant
-for runs that have only one.
+The model is recognised among those of a server by its folder. So the student's
+and the teacher's servers can stand in one list: each engine uses those that
+serve its model. `engine.server.model` overrides that for both models, and is
+meant for runs that have only one.
 
-A server's weights can't be looked into: one that was started on a folder
-whose files have changed since must be started again.
+Nobody can see which weights a server holds: if the files of its folder have
+changed since it was started, it must be started again.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class ServerEngine:
 
   Args:
     spec: the experiment's `engine.server` section.
-    model: what they serve.
+    model: the model that they serve.
     max_model_tokens: longest prompt with its response.
 
   Raises:
@@ -68,22 +68,23 @@ class ServerEngine:
     for _ in in_thread(self._start):
       pass
     self._choose()
-    # Where a completion ends must not depend on whose it is, so a server that
-    # comes later needs as much room as these have.
+    # All servers get the shortest context among them: where a completion ends
+    # must not depend on the server that made it. One that is ready only later
+    # needs as much.
     context = min(server.context for server in self._servers if server.model)
     self._wanted = dataclasses.replace(self._wanted, context=context)
 
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    """See `Engine.generate`.
+    """Yields completions as `Engine.generate` does.
 
     Closing the iterator gives up what is in flight.
 
     Raises:
-      UserError: besides, at once where a server can't be asked for such
-        sampling; while it runs where a server refuses a request, a request
-        has failed too often, or no server is left.
+      UserError: as `Engine.generate`; at once, where servers can't do such
+        sampling; and later, where a server refuses a request, a request has
+        failed too often, or no server is left.
     """
     requests = list(requests)
     for request in requests:
@@ -96,7 +97,7 @@ class ServerEngine:
     return self._stream(requests, sampling)
 
   def close(self) -> None:
-    """Nothing is held between two calls; the servers go on."""
+    """Does nothing: nothing is held between two calls, and servers go on."""
 
   def _stream(
     self, requests: list[Request], sampling: Sampling
@@ -108,6 +109,8 @@ class ServerEngine:
       else:
         yield Completion(request.key, (), "length")
     if asked:
+      # Those that were late are watched as well and join when they are ready;
+      # those that serve other models only are left out.
       servers = [s for s in self._servers if s.model or not s.serves]
       run = Run(servers, self._spec, self._wanted, asked, sampling)
       yield from in_thread(run.run)
@@ -122,6 +125,7 @@ class ServerEngine:
           group.create_task(self._await(server))
 
   async def _await(self, server: Server) -> None:
+    """Waits until a server is well, or too long; then looks for the model."""
     begun = time.monotonic()
     tell = begun + 2.0
     while True:
@@ -145,7 +149,11 @@ class ServerEngine:
       await asyncio.sleep(min(1.0, self._spec.start_seconds - waited))
 
   def _choose(self) -> None:
-    """Says which servers can't be used, and fails where none can."""
+    """Warns of servers that can't be used.
+
+    Raises:
+      UserError: none can.
+    """
     late = [s for s in self._servers if not s.ready and s.problem]
     told = ", ".join(f"{s.url} ({s.problem})" for s in late)
     seconds = self._spec.start_seconds

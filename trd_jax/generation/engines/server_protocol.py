@@ -1,8 +1,8 @@
-"""What is said to an OpenAI-compatible server, and what it answers.
+"""Writes requests to an OpenAI-compatible server, and reads its answers.
 
-Tokens go in and come out as ids. Everything that bears on the sampling is
-sent with each request: a server takes what is missing from the model's
-generation_config.json, and ends at stop ids of its own.
+Tokens go in and come out as ids. Everything that bears on the sampling is sent
+with each request. What is missing a server takes from the model's
+generation_config.json, and it would end at stop ids of its own.
 """
 
 from typing import Any
@@ -19,23 +19,24 @@ from trd_jax.generation.engines.engine import (
   check_sampling,
 )
 
-# vLLM reads seed -1 as "no seed"; this one stands for it.
+# vLLM reads the seed -1 as "no seed", and any int64 may be drawn: this one, as
+# good as any, is sent in its place.
 MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
-# The lowest that the API takes. It is no mask: an id comes back only if its
-# logit is about this much over all others, and then it is refused.
+# The lowest bias that the API takes. It is no mask: an id can still be drawn if
+# its logit is about that much above all others, and is refused then.
 _NEVER = -100
-# What vLLM's newer model runner holds room for; more would end its process.
+# vLLM's newer model runner has room for so many; more would end its process.
 _MOST_BIASES = 1024
 _MOST_STOP_IDS = 128
 
 
 class Failed(Exception):
-  """A try that came to nothing and may be repeated.
+  """A try that failed and may be repeated.
 
   Attributes:
     pause: seconds that the server asks to be left alone, if it does.
-    busy: the server is well and refuses more work for now.
-    forgot: the server doesn't know the model (any more).
+    busy: whether the server is well and only refuses more work for now.
+    forgot: whether the server doesn't know the model (any more).
   """
 
   def __init__(
@@ -53,10 +54,10 @@ class Failed(Exception):
 
 
 def check_servable(sampling: Sampling, head_rows: int) -> None:
-  """Refuses what no server can be asked for.
+  """Refuses sampling that no server can do.
 
   Args:
-    sampling: what is asked.
+    sampling: how requests are to be completed.
     head_rows: rows of the model's head.
 
   Raises:
@@ -88,7 +89,7 @@ def body(
   head_rows: int,
   context: int,
 ) -> dict[str, Any]:
-  """The JSON object to post to /v1/completions.
+  """Returns the JSON object to post to /v1/completions.
 
   Args:
     request: its prompt is shorter than `context`.
@@ -109,6 +110,8 @@ def body(
     "stop_token_ids": [i for i in sampling.stop_ids if 0 <= i < head_rows],
     # Of a model's own stop ids only those that are asked for.
     "ignore_eos": True,
+    # All that follows is sent though it is the API's default: the defaults of a
+    # server are those of its model's folder.
     "n": 1,
     "stream": False,
     "echo": False,
@@ -128,6 +131,8 @@ def body(
     fields["logit_bias"] = {str(i): _NEVER for i in range(rows, head_rows)}
   if sampling.top_logprobs:
     fields["logprobs"] = sampling.top_logprobs
+    # As ids, for texts of different tokens may be equal and can't be told
+    # apart.
     fields["return_tokens_as_token_ids"] = True
   return fields
 
@@ -135,12 +140,12 @@ def body(
 def completion(
   request: Request, sampling: Sampling, answer: Any, url: str
 ) -> Completion:
-  """Reads what a server answers to `body`.
+  """Reads a server's answer to `body`.
 
   Args:
-    request: what was asked.
-    sampling: how.
-    answer: the JSON value.
+    request: the request.
+    sampling: how it was to be completed.
+    answer: the JSON value of the response.
     url: the server's, for errors.
 
   Raises:
@@ -177,6 +182,8 @@ def completion(
       f"{url} drew token id {max(ids)} where the tokenizer has {rows}; use a"
       " server that knows logit_bias"
     )
+  # Told by the last id, not by the server's word: an end token that isn't asked
+  # for here would look like a finished answer.
   stopped = ids[-1] in sampling.stop_ids
   if not stopped and reason != "length":
     raise UserError(
@@ -191,10 +198,13 @@ def completion(
 
 
 def _top(choice: dict[str, Any], tokens: int, k: int, url: str) -> TopTokens:
-  """The K likeliest at each position.
+  """Reads the K likeliest tokens at each position.
 
-  A position also has the token that was drawn, first, where it isn't one of
-  the likeliest.
+  A server lists the token that was drawn besides, first, where it isn't one of
+  the likeliest; so they are sorted and cut to K.
+
+  Raises:
+    UserError: the server returns other or fewer of them.
   """
   ids = np.empty((tokens, k), np.int32)
   logprobs = np.empty((tokens, k), np.float32)

@@ -1,8 +1,13 @@
-"""Requests on their way to servers, and their completions back.
+"""Sends requests to several servers, and collects their completions.
 
-A server that dies is set aside, asked now and then how it is, and taken back;
-its requests go elsewhere. A request keeps its seed through all its tries and
-ends in one completion.
+A server that dies is set aside, and its requests go elsewhere. It is asked now
+and then how it is, and taken back when it is well. A request keeps its seed
+through all its tries and ends in exactly one completion.
+
+                   failures, silence, a lost model
+        ready ────────────────────────────────────────▶ set aside
+          ▲                                                 │
+          └──────────── well, and serves the model ◀────────┘ asked now and then
 """
 
 import asyncio
@@ -22,10 +27,12 @@ from trd_jax.generation.engines.server_protocol import Failed
 
 _LOG = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.5  # seconds before a second try; doubles each time
+# Seconds before a second try; doubles each time. The jitter that comes on top
+# keeps requests that failed together from coming back together.
+_FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 _MOST_DOUBLINGS = 10  # of the pause, which is at its longest by then
-_STRIKES = 8  # failures in a row that set a server aside, however well it is
+_STRIKES = 8  # failures in a row that set a server aside, even if it is well
 # Seconds between questions to a server that is set aside; doubles each time it
 # is, until it completes something.
 _FIRST_PROBE = 1.0
@@ -36,7 +43,7 @@ TELL_SECONDS = 10.0  # between lines about a server that is waited for
 
 
 class _Job:
-  """A request, its failed and its refused tries, the server of the last one."""
+  """A request: its failed and refused tries, and the server of the last one."""
 
   def __init__(self, request: Request):
     self.request = request
@@ -46,7 +53,7 @@ class _Job:
 
 
 class Run:
-  """One call of `generate`; everything but `__init__` in the loop's thread."""
+  """A call of `generate`; all but `__init__` runs in the loop's thread."""
 
   def __init__(
     self,
@@ -61,7 +68,7 @@ class Run:
     self._wanted = wanted
     self._sampling = sampling
     self._todo = collections.deque(map(_Job, longest_first(requests)))
-    # Jobs to be tried again: when, a number against ties, which.
+    # A heap of jobs to be tried again: when, a number that breaks ties, which.
     self._later: list[tuple[float, int, _Job]] = []
     self._unfinished = len(requests)
     self._failures = 0
@@ -84,15 +91,20 @@ class Run:
         ]
         await self._dispatch(group)
         for watcher in watchers:
+          # Watchers never end by themselves, and the group waits for all its
+          # tasks.
           watcher.cancel()
 
   async def _dispatch(self, group: asyncio.TaskGroup) -> None:
     """Hands out requests until every one has its completion."""
-    # A slow reader isn't buried under what it hasn't read.
+    # Completions that the reader hasn't taken, at most: with more no request is
+    # begun, so that a slow reader doesn't fill the memory.
     unread = 2 * self._spec.concurrency * len(self._servers)
     while self._unfinished:
       now = time.monotonic()
       while self._later and self._later[0][0] <= now:
+        # To the front: they have waited already, and the longest prompts are
+        # first.
         self._todo.appendleft(heapq.heappop(self._later)[2])
       pause = TELL_SECONDS
       if self._found.qsize() >= unread:
@@ -103,6 +115,9 @@ class Run:
         group.create_task(self._try(job, server))
         continue
       self._check_lost(now)
+      # Sleeps until a task ends (`_wake`), or the next moment at which
+      # something changes by itself: a retry is due, a server's rest or the
+      # patience with lost servers is over.
       moments = [self._later[0][0]] if self._later else []
       moments += [s.rests_until for s in self._servers if s.rests_until > now]
       if self._lost_since is not None:
@@ -113,9 +128,9 @@ class Run:
           await self._wake.wait()
 
   def _freest(self, last: Server | None, now: float) -> Server | None:
-    """The ready server with most free slots, if there is one with any.
+    """Returns the ready server with most free slots, None where there is none.
 
-    Preferably none that has just failed at the request.
+    One that has just failed at the request comes last.
     """
     free = [
       server
@@ -127,14 +142,16 @@ class Run:
     return max(free, key=lambda s: (s is not last, -s.in_flight), default=None)
 
   async def _try(self, job: _Job, server: Server) -> None:
-    """Has a server complete a request, or has it tried again."""
+    """Lets a server complete a request; on failure puts the request off."""
     task = asyncio.current_task()
     assert task is not None
-    # From here on only: a task that is cancelled before its first step never
-    # comes to say what is to become of its request.
+    # Cancelled tasks are looked for in `_tasks`, so a task enters it here, not
+    # where it is made: cancelled before its first step it would never run, and
+    # its request would be lost.
     self._tasks[task] = server
     try:
       if not server.ready:
+        # It was set aside between the choice and this task's first step.
         raise Failed(server.problem)
       done = await server.complete(job.request, self._sampling, self._wanted)
       server.strikes = server.setbacks = 0
@@ -142,6 +159,8 @@ class Run:
       self._unfinished -= 1
       self._found.put(done)
     except Failed as failed:
+      # First the request is put off, then the server is questioned, which may
+      # take half a minute: meanwhile others can take the request.
       self._again(job, server, failed)
       await self._suspect(server, failed)
     except asyncio.CancelledError:
@@ -154,10 +173,17 @@ class Run:
       self._wake.set()
 
   def _again(self, job: _Job, server: Server, failed: Failed) -> None:
-    """Puts a request off."""
+    """Puts a request off to a later try.
+
+    Raises:
+      UserError: the request has failed too often, or servers refuse for too
+        long.
+    """
     job.last = server
     now = time.monotonic()
-    if failed.busy:  # The server is well, and its time will come.
+    # A refusal is no failure: a busy server would use up the tries of all
+    # requests in a minute.
+    if failed.busy:
       job.refusals += 1
       self._check_busy(now, server, failed)
     else:
@@ -178,9 +204,11 @@ class Run:
     heapq.heappush(self._later, (now + pause, self._failures, job))
 
   def _check_busy(self, now: float, server: Server, failed: Failed) -> None:
-    """Fails where servers have only refused for as long as a request may take.
+    """Checks that servers complete something between their refusals.
 
-    What one of them had accepted before would have been completed by now.
+    Raises:
+      UserError: they have only refused for as long as a request may take, in
+        which all that they had accepted before would have been completed.
     """
     if self._busy_since is None:
       self._busy_since = now
@@ -194,13 +222,14 @@ class Run:
       )
 
   async def _suspect(self, server: Server, failed: Failed) -> None:
-    """Sets a server aside if the failure isn't the request's alone."""
+    """Sets a server aside if its failure isn't only about the request."""
     if failed.busy:
       return
     server.strikes += 1
     problem = None
     if failed.forgot:
       problem = str(failed)
+    # A server may call itself well and fail at every request.
     elif server.strikes >= _STRIKES:
       problem = f"{server.strikes} failures in a row, the last: {failed}"
     elif server.ready:
@@ -209,6 +238,7 @@ class Run:
       self._set_aside(server, problem)
 
   def _set_aside(self, server: Server, problem: str) -> None:
+    """Gives a server no more requests until `_watch` takes it back."""
     if not server.ready:
       return
     server.ready = False
@@ -229,14 +259,14 @@ class Run:
     )
 
   def _give_up(self, server: Server, problem: str) -> None:
-    """Sets a server aside and waits for none of its answers."""
+    """Sets a server aside and gives up the requests that it has."""
     self._set_aside(server, problem)
     for task, its in self._tasks.items():
       if its is server:
         task.cancel()
 
   async def _watch(self, server: Server) -> None:
-    """Takes a server back when it is well, and notices one that is silent."""
+    """Watches a server: gives up a silent one, takes back one that is well."""
     silences = 0
     while True:
       if server.ready:
@@ -245,6 +275,8 @@ class Run:
             await self._aside[server].wait()
         if not (server.ready and server.in_flight):
           continue
+        # A completion may take an hour, so its silence says nothing; a machine
+        # that is gone doesn't close its connections. Hence the question.
         problem = await server.health()
         silences = silences + 1 if problem else 0
         if silences >= _SILENCES:
@@ -262,9 +294,11 @@ class Run:
         self._wake.set()
 
   async def _is_back(self, server: Server) -> bool:
-    """Whether a server is well and serves the model, its adapter included."""
+    """Returns whether a server is well and serves model and adapter."""
     try:
       problem = await server.health()
+      # Looked for anew: started again it may serve something else, and it has
+      # forgotten the adapter.
       if problem is None and await server.find(self._wanted):
         return True
     except (Failed, UserError) as error:
@@ -273,7 +307,11 @@ class Run:
     return False
 
   def _check_lost(self, now: float) -> None:
-    """Fails where no server has been ready for as long as a start may take."""
+    """Checks that some server is ready now and then.
+
+    Raises:
+      UserError: none has been for as long as a start may take.
+    """
     if any(server.ready for server in self._servers):
       self._lost_since = None
       return

@@ -1,15 +1,14 @@
-"""vLLM in the stage's own process: on GPUs, or its CPU build.
+"""Runs vLLM from the stage's own process, on GPUs or as its CPU build.
 
-`AsyncLLM` runs its copies of the model in processes of their own; a thread of
-this one feeds them and hands on what they finish, while the caller grades and
-writes. Prompts go in as token ids and come out as token ids: vLLM neither
-tokenizes nor makes text.
+`AsyncLLM` runs its copies of the model in processes of their own. A thread of
+this process feeds them and hands on what they finish, while the caller grades
+and writes. Token ids go in and come out: vLLM neither tokenizes nor makes text.
 
-As many requests are in vLLM's hands as keep it busy, the rest wait here
-(`feeder`): what 40,000 prompts take is then no matter of vLLM's queue. They
-also wait for a caller who is slower than vLLM.
+vLLM gets as many requests as keep it busy; the rest wait here (`feeder`), so
+that 40,000 prompts don't lie in vLLM's queue. They also wait for a caller who
+is slower than vLLM.
 
-What each argument meets in vLLM, on GPUs too, is told in docs/generation.md.
+docs/generation.md says what each argument does in vLLM, on GPUs too.
 """
 
 import asyncio
@@ -55,7 +54,7 @@ from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
 from trd_jax.model.weights.model_folder import CONFIG
 
-_END_SECONDS = 30.0  # vLLM's, to let go of what was cancelled
+_END_SECONDS = 30.0  # that vLLM has to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
 _WORKER = "trd_jax.generation.engines.vllm_worker"
@@ -68,7 +67,7 @@ class VllmEngine:
 
   Args:
     spec: the experiment's `engine.vllm` section.
-    model: what it loads.
+    model: the model that it loads.
     max_model_tokens: longest prompt with its response.
 
   Raises:
@@ -97,23 +96,22 @@ class VllmEngine:
     self._folder = Path(tempfile.mkdtemp(prefix="trd-jax-vllm-"))
     self._failure = self._folder / "failure"
     os.environ[self._worker.FAILURE] = str(self._failure)
-    # vLLM's processes outlive a killed one, and with them its hold on the
-    # GPU's memory.
+    # Where this process is killed, vLLM's live on and keep the GPU's memory.
     self._guard = Guard()
     self._loop = asyncio.new_event_loop()
     self._thread = threading.Thread(
       target=_run, args=(self._loop,), name="vllm", daemon=True
     )
     self._thread.start()
-    # What generates for iterators that have not come to their end.
+    # A task for each iterator that has not come to its end.
     self._work: set[asyncio.Task[None]] = set()
     self._serial = 0
     self._mutex = threading.Lock()
     start = time.monotonic()
     _say(f"loading {model.name} ({model.dtype})")
     try:
-      # vLLM forks processes, which tokenizers warns of where it has threads;
-      # this one goes on using them.
+      # vLLM forks processes, of which tokenizers warns where it has threads.
+      # The setting is for those processes; this one goes on using threads.
       with _default_environment({"TOKENIZERS_PARALLELISM": "false"}):
         self._llm = self._wait(_start(vllm, arguments))
     except Exception as error:
@@ -125,21 +123,22 @@ class VllmEngine:
       ) from error
     sequences = self._llm.vllm_config.scheduler_config.max_num_seqs
     self._sequences = sequences * spec.data_parallel
-    # What is loaded by now stays. To look through it is nearly all that a full
-    # collection does, and nothing else runs here meanwhile.
+    # What is loaded by now stays loaded. A full collection would spend nearly
+    # all its time on it, and this process stands still meanwhile.
     gc.collect()
     gc.freeze()
-    # vLLM's own tidying up fails once modules are being taken down.
+    # At exit, before vLLM's own tidying up, which fails once modules are gone.
     atexit.register(self.close)
     _say(f"ready after {time.monotonic() - start:.0f} s")
 
   def generate(
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    """See `Engine.generate`.
+    """Yields completions as `Engine.generate` does.
 
     Raises:
-      UserError: besides, for a temperature that vLLM doesn't draw at.
+      UserError: as `Engine.generate`, and for a temperature that vLLM doesn't
+        draw at.
     """
     check_sampling(sampling, self._rows)
     if problem := vllm_refuses(sampling.temperature):
@@ -164,12 +163,13 @@ class VllmEngine:
     if self._llm is not None:
       llm, self._llm = self._llm, None
       try:
-        # Or else it takes the end of its processes for a failure, and says so.
+        # First the task that reads from its processes, or it takes their end
+        # for a failure and says so.
         if llm.output_handler is not None:
           self._end(llm.output_handler)
         llm.shutdown()
       finally:
-        # As it is deleted it would do so again, when modules may be gone.
+        # Its `__del__` would shut down again, when modules may be gone.
         llm.shutdown = lambda: None
         gc.unfreeze()
     if self._loop.is_running():
@@ -181,7 +181,7 @@ class VllmEngine:
   def _stream(
     self, requests: Sequence[Request], sampling: Sampling
   ) -> Iterator[Completion]:
-    """Completions as the event loop's thread finds them."""
+    """Yields completions as the event loop's thread finds them."""
     feeder = Feeder(
       requests, lambda request: self._one(request, sampling), self._sequences
     )
@@ -192,8 +192,8 @@ class VllmEngine:
     except Exception as error:
       raise UserError(self._told(self._reason(error))) from error
     finally:
-      # Until its requests are off vLLM's hands, a next call would share them
-      # with it. Whose work is not there any more has been ended by `close`.
+      # Waits until vLLM has let go of these requests, or the next call would
+      # share it with them. Work that isn't in the set was ended by `close`.
       if work in self._work:
         self._work.discard(work)
         self._end(work)
@@ -205,7 +205,7 @@ class VllmEngine:
     return one_line(error)
 
   def _told(self, reason: str) -> str:
-    """Returns what a user is told when vLLM ends while it generates."""
+    """Returns the message for a user when vLLM ends while it generates."""
     if _NOT_NUMBERS in reason:
       return (
         f"{self._model.name}: its logits in {self._model.dtype} are no numbers"
@@ -218,9 +218,11 @@ class VllmEngine:
     )
 
   def _end(self, work: asyncio.Task[Any]) -> None:
-    """Cancels it, and returns once it has tidied up or takes too long."""
+    """Cancels a task; returns once it has tidied up, or takes too long."""
     if threading.current_thread() is self._thread:
-      work.cancel()  # of an iterator that was garbage; it can't wait for itself
+      # An iterator was collected as garbage on the loop's own thread, which
+      # can't wait for itself.
+      work.cancel()
       return
     ended = asyncio.run_coroutine_threadsafe(_cancel(work), self._loop)
     with contextlib.suppress(TimeoutError):
@@ -232,6 +234,7 @@ class VllmEngine:
       return Completion(request.key, (), "length")
     with self._mutex:
       self._serial += 1
+      # Several threads may generate with equal keys; vLLM wants unique names.
       name = f"{self._serial}-{request.key}"
     room = self._longest - len(request.prompt_ids)
     params = self._params(
@@ -240,9 +243,9 @@ class VllmEngine:
       top_k=sampling.top_k,
       seed=MINUS_ONE if request.seed == -1 else request.seed,
       max_tokens=min(request.max_new_tokens, room),
-      # Others end no completion, and vLLM refuses them.
+      # vLLM refuses ids outside of the head, which could end nothing anyway.
       stop_token_ids=[i for i in sampling.stop_ids if 0 <= i < self._rows],
-      # Of a model's own stop ids only those that the caller asked for.
+      # A model's own stop ids count only if the caller asks for them.
       ignore_eos=True,
       detokenize=False,
       logprobs=sampling.top_logprobs or None,
@@ -267,7 +270,7 @@ class VllmEngine:
     return Completion(request.key, ids, made.finish_reason, top)
 
   def _limit(self, sampling: Sampling) -> dict[str, int] | None:
-    """What tells the head's surplus rows apart, where it has any."""
+    """Returns the note for `SurplusRows`, None where no row is surplus."""
     rows = sampling.vocab_size
     if rows is None or rows >= self._rows:
       return None
@@ -278,18 +281,21 @@ class VllmEngine:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-  """Runs an event loop in a thread whose processes are spared a Ctrl-C.
+  """Runs an event loop in a thread whose processes don't hear a Ctrl-C.
 
-  A terminal sends it to all of them. This process hears it and ends them in
-  order; vLLM's, which inherit the mask, would break off with tracebacks.
+  A terminal sends it to all of them. This process hears it and ends the others
+  in order. vLLM's processes inherit the thread's mask; without it they would
+  break off with tracebacks.
   """
-  resource_tracker.ensure_running()  # would undo it as the first of them starts
+  # Started here, before the mask: it starts with the first of vLLM's processes
+  # otherwise, and unblocks the signal again.
+  resource_tracker.ensure_running()
   signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
   loop.run_forever()
 
 
 async def _begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-  """A coroutine that runs on this thread's event loop from now on."""
+  """Starts a coroutine on this thread's event loop; returns its task."""
   return asyncio.ensure_future(work)
 
 
@@ -299,7 +305,7 @@ async def _cancel(work: asyncio.Task[Any]) -> None:
 
 
 async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
-  """An AsyncLLM of this thread's event loop."""
+  """Starts an AsyncLLM on this thread's event loop."""
   module = importlib.import_module("vllm.v1.engine.async_llm")
   usage = importlib.import_module("vllm.usage.usage_lib").UsageContext
   return module.AsyncLLM.from_engine_args(
@@ -311,7 +317,7 @@ async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-  """Variables, where they aren't set, for processes that start meanwhile."""
+  """Sets absent variables in the block, for processes that start in it."""
   mine = {k: v for k, v in defaults.items() if k not in os.environ}
   os.environ.update(mine)
   try:
@@ -330,7 +336,7 @@ def _import(spec: Spec) -> Any:
     # vLLM would have it compiled at its start, for which there has to be a CUDA
     # toolkit, and then not use it: it samples without seeds.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # A token is drawn from NaNs, too, and nobody would be told.
+    # Without it vLLM draws tokens from NaNs, and nobody notices.
     "VLLM_RAISE_ON_LOGIT_NANS": "1",
   }
   for name, value in defaults.items():
@@ -344,11 +350,11 @@ def _import(spec: Spec) -> Any:
 
 
 def _longest(spec: Spec, positions: int, asked: int) -> int:
-  """The longest prompt with its response that vLLM reserves memory for.
+  """Returns the longest prompt with its response that vLLM makes room for.
 
   Raises:
-    UserError: the config allows less than is asked for and the model has.
-      Responses would end there as if the model had no more room.
+    UserError: the config allows less than is needed and than the model has.
+      Responses would end there as if the model's context were full.
   """
   needed = min(asked, positions)
   allowed = spec.max_model_tokens
@@ -394,18 +400,18 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
   }
   on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
   if on_cpu:
-    # vLLM would take most of a computer that has other things to do.
+    # By itself vLLM takes most of the computer's memory for its cache.
     arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
-    # It draws a token for a part of a prompt too and then takes the seeded
-    # generator back a step, which a CPU's can't: vLLM 0.32 ends there.
+    # With it vLLM draws a token for a part of a prompt, too, and then sets the
+    # generator back a step. A CPU's generator can't do that: vLLM 0.32 ends.
     arguments["enable_chunked_prefill"] = False
-    # To compile takes longer than small models gain from it.
+    # For small models compiling takes longer than it saves.
     arguments["enforce_eager"] = spec.eager is not False
   if spec.kv_cache_gib is not None:
     arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
     if not on_cpu:
-      # Of this share vLLM wants to find all free, though it takes what the
-      # cache needs.
+      # vLLM refuses to start where this share isn't free, though with a size
+      # of the cache it takes no more than that.
       arguments["gpu_memory_utilization"] = _LEAST_SHARE
   if model.adapter is not None:
     if model.dtype == "float32" and not on_cpu:
@@ -431,9 +437,10 @@ def _lora_rank(rank: int) -> int:
 
 
 def _top(flat: Any, tokens: int, k: int) -> TopTokens:
-  """vLLM's flat log-probabilities as arrays.
+  """Returns vLLM's flat log-probabilities as arrays.
 
-  At each position it lists the sampled token first, then the K likeliest.
+  At each position vLLM lists the sampled token first, then the K likeliest,
+  likeliest first.
   """
   starts = np.asarray(flat.start_indices)
   inside_TK = starts[:, None] + 1 + np.arange(k)

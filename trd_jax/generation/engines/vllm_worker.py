@@ -1,9 +1,9 @@
-"""What runs inside of vLLM's worker processes.
+"""Keeps surplus rows from being drawn, inside of vLLM's worker processes.
 
-vLLM loads `SurplusRows` by its name where the model is held. It covers the
-head rows that no token belongs to: heads are padded to round sizes, and such a
-row decodes to nothing. Log-probabilities that are asked for are vLLM's raw
-ones, from before.
+vLLM loads `SurplusRows` by its name in the processes that hold the model. It
+covers head rows that no token belongs to: heads are padded to round sizes, and
+an id of such a row decodes to nothing. Log-probabilities are vLLM's raw ones,
+taken before that.
 
 vLLM has two model runners, V1 (its CPU build) and V2 (wherever Triton is, so on
 every CUDA machine), and each has an interface of its own for such a class. This
@@ -65,6 +65,8 @@ class SurplusRows(_V1, _V2):
     """Follows requests as they enter, leave and move between rows."""
     if batch_update is None:
       return
+    # A removed row may be given to another request in the same update, and rows
+    # move only afterwards: hence this order.
     limits = self._by_row
     for row in batch_update.removed:
       limits.pop(row, None)
@@ -94,7 +96,7 @@ class SurplusRows(_V1, _V2):
   # -- both ----------------------------------------------------------------
 
   def apply(self, logits: Any, context: Any = None) -> Any:
-    """Covers them, in place, without waiting for the device.
+    """Covers surplus rows in place, without waiting for the device.
 
     Args:
       logits: [L, V] float32.
@@ -107,6 +109,8 @@ class SurplusRows(_V1, _V2):
     else:
       limits = np.full(len(logits), _NO_LIMIT, np.int64)
       limits[list(self._by_row)] = list(self._by_row.values())
+    # Decided on the host, from numbers that are there: to ask the device would
+    # make it wait at every step.
     lowest, highest = limits.min(initial=V), limits.max(initial=0)
     if lowest >= V:
       return logits
@@ -141,7 +145,7 @@ class _FirstFailure(logging.Handler):
     self._path = path
 
   def emit(self, record: logging.LogRecord) -> None:
-    """Writes it; processes race for the file, and the first one has it."""
+    """Writes an error's text; of processes that race the first one wins."""
     if not record.exc_info or record.exc_info[1] is None:
       return
     error = record.exc_info[1]
@@ -153,7 +157,7 @@ class _FirstFailure(logging.Handler):
 
 
 def _report_failures() -> None:
-  """Sees to it that this process's errors reach the one that feeds vLLM."""
+  """Makes this process's errors reach the process that feeds vLLM."""
   path = os.environ.get(FAILURE)
   logger = logging.getLogger("vllm")
   if path and not any(isinstance(h, _FirstFailure) for h in logger.handlers):
