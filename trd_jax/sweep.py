@@ -98,6 +98,8 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
     one = plans[number]
     print(f"[{number + 1}/{len(plans)}] {one.point.name}", flush=True)
     where = _folder(run_dir, one.point)
+    # Claimed before rows are taken over: a folder of another config must not
+    # get them.
     is_new = where.claim(experiment.to_json(one.experiment))
     for stage, donor in one.donors.items():
       # Just before it runs: a donor that stands earlier in the list has its
@@ -155,6 +157,7 @@ def plan(base: Experiment, points: Sequence[Point], source: str) -> list[Plan]:
 
 def _folder(run_dir: RunDir, one: Point) -> RunDir:
   points = run_dir.stage("points")
+  # Begun when the sweep set fewer keys: the folder keeps its shorter name.
   if one.alone and (points / one.alone).is_dir():
     return RunDir(points / one.alone)
   return RunDir(points / one.name)
@@ -173,6 +176,7 @@ def _whose(run_dir: RunDir, donor: Plan) -> RunDir:
 
 def _take_over(where: RunDir, donor: RunDir, stage: str) -> None:
   """Gives a point the rows of a stage that another point has made."""
+  # The problems come with their y_o: read anew they could be others.
   stages = ("problems", stage) if stage == "rollout" else (stage,)
   for name in stages:
     if where.adopt(name, donor):

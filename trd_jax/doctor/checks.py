@@ -76,6 +76,8 @@ def _of_jax(name, doc, judge, needed) -> Check:
   )
 
 
+# Cheap before dear, and what explains a failure before what fails by it: a
+# broken driver shows once as such, before every engine fails.
 CHECKS: tuple[Check, ...] = (
   # Before anything holds memory or a file.
   Check(

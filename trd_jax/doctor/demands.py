@@ -235,6 +235,7 @@ def workdir(machine: Machine) -> Diagnosis:
     UserError: it isn't, or can't be written.
   """
   run_dir = machine.workdir
+  # Whether a run only looks is no part of what its workdir belongs to.
   kept = dataclasses.replace(machine.experiment, preflight_only=False)
   run_dir.check(experiment.to_json(kept))
   there = "goes on there" if run_dir.config.exists() else "can be made"

@@ -55,6 +55,7 @@ def repeats(facts: Facts) -> Diagnosis:
       "seeds don't reach the sampler, or a kernel isn't deterministic: check"
       " that the versions are the pinned ones",
     )
+  # The last two: the child draws again until two runs agree, or gives up.
   if runs[-1] != runs[-2]:
     return diagnosis.failed(
       f"the same batch with the same seeds got other tokens in each of"
@@ -126,6 +127,7 @@ def _wrong_top(one: Mapping[str, Any], rows: int) -> tuple[str, float]:
   """Returns what is wrong, or '', and how far a mass is off 1."""
   drawn = np.asarray(one["drawn"])
   ids, logprobs = np.asarray(one["ids"]), np.asarray(one["logprobs"])
+  # Shapes before values: what follows counts on them.
   if ids.shape != (len(drawn), rows) or logprobs.shape != ids.shape:
     return f"shape {ids.shape} of {len(drawn)} tokens and {rows} rows", 0.0
   if not len(drawn):

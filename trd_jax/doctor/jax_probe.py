@@ -187,6 +187,7 @@ def reduce(asked: Facts, tell: Tell) -> None:
     return jnp.max(jnp.abs(x - expected))
 
   parts = jax.block_until_ready(make())
+  # Compiled by this call, which is not timed.
   sums = jax.block_until_ready(total(parts))
   seconds = []
   for _ in range(_REDUCE_TIMES):

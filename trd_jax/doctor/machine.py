@@ -138,6 +138,8 @@ class Machine:
 
   def result(self, name: str) -> Facts:
     """Returns a started child's facts (see `Probe.result`)."""
+    # At every reading: several checks read one child, and its log is each
+    # one's.
     self._read.append(name)
     if name not in self._facts:
       self._facts[name] = self._probes[name].result()

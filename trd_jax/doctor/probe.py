@@ -57,6 +57,8 @@ class Probe:
     self.log = folder / f"{name}.log"
     self._facts = folder / f"{name}.facts.json"
     self._seconds = seconds
+    # From its start and not from `result`: children work side by side, while
+    # others are waited for.
     self._deadline = time.monotonic() + seconds
     questions = folder / f"{name}.asked.json"
     questions.write_text(json.dumps(dict(asked)))

@@ -51,6 +51,8 @@ def judge_disk(
   told = f"{free / _GIB:.1f} GiB are free where {where.absolute()} is"
   known = {stage: size for stage, size in needed.items() if size is not None}
   total = sum(known.values())
+  # Without a config nothing is known of what is needed: only a disk with less
+  # than a MiB is surely too full.
   if not needed and not free >> 20:
     return diagnosis.failed(told, "make room, or name a --workdir elsewhere")
   if total > free:

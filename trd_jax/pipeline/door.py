@@ -162,6 +162,8 @@ def _interpreters(
   modules = list(dict.fromkeys(stage.partition("/")[0] for stage in left))
   if any(model.path.startswith("random:") for model in (e.student, e.teacher)):
     modules.append("convert")
+  # By interpreter, however many keys name it: each takes seconds to start and
+  # import.
   wanted: dict[str | None, tuple[str, dict[str, str]]] = {}
   named = interpreters.keys_of(modules, e.python)
   for module, (key, python) in named.items():
@@ -189,6 +191,7 @@ def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
       ("wandb", e.metrics.wandb),
     ):
       if asked:
+        # The key is not the name of the module that is imported.
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         advice = f"pip install 'trd-jax[{name}]' there, or set"
         needs = needs | {package: f"{advice} metrics.{name}=False"}

@@ -149,6 +149,8 @@ def budgets(
   ]
   if e.refines:
     generating.insert(1, ("refine", e.refine, teacher))
+  # Notes and no refusals: what is too long is cut or set aside row by row, and
+  # most rows may be short.
   for stage, section, opened in generating:
     if opened.config is None:
       continue
@@ -197,6 +199,7 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
       f"student.adapter={path}: there is no such folder; name one that PEFT"
       " or trd_jax.merge wrote"
     )
+  # Without the base's shape only the adapter's own config can be looked at.
   if student.config is None:
     lora, _ = peft.read_peft_config(folder)
   else:
@@ -229,6 +232,7 @@ def _whole(folder: Path) -> ModelConfig:
     UserError: a tensor is missing.
   """
   config = read_config(folder)
+  # By the names in the headers: no tensor is read.
   files = TensorFiles(folder)
   for entry in entries(config):
     if entry.name not in files:
@@ -335,6 +339,7 @@ def _listing(
 
 def _check_index(folder: Path, listing: hub_look.Listing, key: str) -> None:
   """Checks that the hub has all files that the index of weights names."""
+  # An upload that isn't complete shows here, before its gigabytes are fetched.
   if not (folder / INDEX).is_file():
     return
   names = read_object(folder / INDEX).get("weight_map")

@@ -111,6 +111,8 @@ def run(
         account: (module, own)
         for account, module, own in pipeline.commands(chosen, run_dir)
       }
+      # All names before the first stage: a typo in the last one would be told
+      # hours later.
       for stage in stages:
         if stage not in known:
           raise UserError(
@@ -236,6 +238,8 @@ class OpenRun:
 def _spec(given: str) -> str:
   """Returns what --config takes; a bare name of `configs/` may stand for it."""
   name, colon, arg = given.partition(":")
+  # What looks like a path is one: mistyped, it is told as a file that is
+  # missing and not as a name of `configs/`.
   if Path(name).suffix or "/" in name or os.sep in name:
     return given
   for folder in (Path("configs"), CONFIGS):
@@ -276,6 +280,7 @@ def _start(command: Sequence[str]) -> None:
     env=os.environ | mine,
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
+    # One stream, so that lines stay in the order in which they came.
     stderr=subprocess.STDOUT,
     text=True,
     errors="replace",

@@ -92,6 +92,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       questions,
       experiment.evaluation_thinking,
     )
+  # Read here, before any stage starts. Once y_o is there, all that matters is
+  # that the source is still the same.
   if run_dir.done("rollout") is None:
     store.load(experiment, run_dir, questions)
   else:
@@ -180,6 +182,8 @@ def _command(
   module: str, own: list[str], experiment: Experiment, flags
 ) -> list[str]:
   """Returns the command of a stage, with the interpreter that is its own."""
+  # Engine and trainer need other versions of the same libraries, so each stage
+  # has the interpreter that its config names.
   python = experiment.python.of(module) or sys.executable
   return [python, "-m", f"trd_jax.{module}", *flags.config_argv, *own]
 
@@ -195,6 +199,8 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
   Random models are made first: without them there is nothing to check. What
   one stage is refused for doesn't keep the others from being looked at.
   """
+  # What a stage's prompts or weights are made by: without it there is nothing
+  # to look at yet.
   after = {"refine": "rollout", "evaluate/trained": "merge"}
   checked, failed, waiting = [], {}, []
   for account, module, own in steps:

@@ -58,6 +58,8 @@ def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
       "pass_at_k": _mean(trained, "pass_at_k"),
       "base_avg_at_k": _mean([p["base"] for p in found.values()], "avg_at_k"),
       "base_pass_at_k": _mean([p["base"] for p in found.values()], "pass_at_k"),
+      # The worst benchmark: a mean would hide one whose answers are down to a
+      # line.
       "length_share": min(
         pair["trained"]["median_tokens"] / max(pair["base"]["median_tokens"], 1)
         for pair in found.values()
