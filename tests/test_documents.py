@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import trd_jax
 from tests.support.places import ROOT
 from trd_jax.data.problems import benchmarks
 from trd_jax.experiment import cli, config_file, experiment, records, scopes
@@ -394,6 +395,12 @@ def test_readme_s_config_of_one_s_own_is_a_config():
   exec(compile(block, "README.md", "exec"), names)
   made = experiment.from_config(names["get_config"]())
   assert made.data.source == "jsonl"
+
+
+def test_the_citation_and_the_changes_are_of_this_version():
+  citation = (ROOT / "CITATION.cff").read_text()
+  assert f"\nversion: {trd_jax.__version__}\n" in citation
+  assert f"\n## {trd_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_readme_is_a_front_door():

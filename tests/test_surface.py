@@ -1,8 +1,12 @@
 """What notebooks and scripts use: load_config, run, open_run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pyarrow as pa
 import pytest
@@ -12,6 +16,7 @@ from tests.support.places import ROOT
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Trajectory, schema
+from trd_jax.pipeline import notebook
 
 SMALL = {
   "data.arithmetic.num_problems": 8,
@@ -134,8 +139,6 @@ def test_a_command_s_refusal_is_raised_with_its_words(rolled_out):
 
 def test_a_pipeline_s_refusal_is_the_stage_s(tmp_path, monkeypatch):
   """Its stage's line says more than the pipeline's own about the stage."""
-  from trd_jax.pipeline import notebook
-
   said = [
     "working\n",
     "trd-jax rollout: there is no room; make some\n",
@@ -147,6 +150,30 @@ def test_a_pipeline_s_refusal_is_the_stage_s(tmp_path, monkeypatch):
       [sys.executable, "-c", "print('so far'); raise SystemExit(7)"]
     )
   assert (failed.value.returncode, failed.value.output) == (7, "so far\n")
+
+
+def test_an_interrupt_is_passed_on_and_waited_for(tmp_path, capsys):
+  """What the stage says while it tidies up is shown, however much it is."""
+  began = tmp_path / "began"
+  child = f"""
+import pathlib, time
+try:
+  pathlib.Path({str(began)!r}).touch()
+  time.sleep(60)
+except KeyboardInterrupt:
+  print("x" * 200_000)
+  print("tidied up")
+"""
+
+  def interrupt():
+    while not began.exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  threading.Thread(target=interrupt, daemon=True).start()
+  with pytest.raises(KeyboardInterrupt):
+    notebook._start([sys.executable, "-c", child])
+  assert capsys.readouterr().out.endswith("tidied up\n")
 
 
 def test_unknown_stages_are_refused_before_any_runs(tmp_path):

@@ -295,7 +295,9 @@ def _start(command: Sequence[str]) -> None:
   except KeyboardInterrupt:
     # From a terminal it came to both, from a notebook to this process alone.
     process.send_signal(signal.SIGINT)
-    process.wait()
+    # Read to the end: a full pipe would keep it from ending.
+    rest, _ = process.communicate()
+    print(rest, end="", flush=True)
     raise
   finally:
     # Whatever else was raised here: nobody would read its output any more, and
