@@ -1,4 +1,4 @@
-"""Files that processes lock, so that one of them at a time is at work."""
+"""Locks files, so that one process at a time is at work."""
 
 import fcntl
 import os
@@ -10,18 +10,18 @@ from typing import IO
 def acquire(path: Path) -> IO[bytes] | None:
   """Opens a file and locks it for this process until the file is closed.
 
-  The kernel lets go for a process that ends. POSIX locks, so that they hold
-  on a shared disk, too: whoever opens and closes the same file once more in
-  this process lets go of it.
+  When a process ends, however it does, the kernel releases its locks. They are
+  POSIX locks, which hold on a shared disk, too. With these a second `open` and
+  `close` of the same file in this process releases the lock.
 
   Args:
-    path: made where it isn't there; its folder has to be.
+    path: the file; it is made where it isn't there, its folder is not.
 
   Returns:
     The file, for reading and writing; None where another process holds it.
 
   Raises:
-    OSError: it can't be opened.
+    OSError: the file can't be opened.
   """
   while True:
     file = path.open("a+b")
@@ -30,8 +30,9 @@ def acquire(path: Path) -> IO[bytes] | None:
     except (BlockingIOError, PermissionError):
       file.close()
       return None
-    # Who held it may have removed or moved it before letting go: then this is
-    # no longer the file that others find under that name.
+    # The process that held the lock may have removed or moved the file before
+    # it let go. Then others lock another file under that name, and this lock
+    # would exclude nobody.
     try:
       if os.path.samestat(os.fstat(file.fileno()), path.stat()):
         return file
@@ -54,7 +55,7 @@ def holder(path: Path) -> str:
 
 
 def is_signature(path: Path) -> bool:
-  """Whether a file holds what `sign` writes, or nothing yet."""
+  """Returns whether a file holds what `sign` writes, or nothing yet."""
   try:
     if not path.is_file():
       return False

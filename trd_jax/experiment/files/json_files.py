@@ -1,4 +1,4 @@
-"""The one door for JSON files: read with one kind of error, written whole."""
+"""Reads JSON files with one kind of error, and writes them whole."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def loads(
   """Parses JSON as `json.loads`, with one kind of error.
 
   Raises:
-    ValueError: it is no JSON, or nested too deeply.
+    ValueError: the text is no JSON, or nested too deeply.
   """
   try:
     return json.loads(text, parse_int=parse_int)
@@ -31,7 +31,7 @@ def read_json(path: Path, remedy: str = "remove it") -> Any:
     remedy: what to do where it is damaged.
 
   Raises:
-    UserError: it is absent or damaged; the line is named.
+    UserError: the file is absent or damaged; the line is named.
   """
   if not path.exists():
     raise UserError(f"{path} is not there: run its stage first")
@@ -39,14 +39,14 @@ def read_json(path: Path, remedy: str = "remove it") -> Any:
 
 
 def read_object(path: Path, remedy: str = "fetch the file again") -> dict:
-  """Reads a JSON object that others wrote, as a model folder's.
+  """Reads a JSON object that others wrote, such as a model's config.
 
   Args:
     path: the file.
     remedy: what to do where it is damaged.
 
   Raises:
-    UserError: it is absent or damaged, or holds something else.
+    UserError: the file is absent or damaged, or holds something else.
   """
   value = _read(path, remedy)
   if not isinstance(value, dict):
@@ -71,8 +71,10 @@ def write_json(path: Path, value: Any) -> None:
 
   Raises:
     TypeError: the value is not JSON-serialisable.
-    ValueError: it holds a NaN or an infinity.
+    ValueError: the value holds a NaN or an infinity.
   """
+  # `allow_nan=False`: NaN is no JSON, and other programs would refuse the file.
+  # It is refused here, where the number comes from.
   text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
   with atomic_file(path) as file:
     file.write((text + "\n").encode())

@@ -1,10 +1,11 @@
-"""Whose a file is: what is not ours is neither removed nor replaced.
+"""Tells whose a file is: what is not ours is neither removed nor replaced.
 
 A folder that is written whole, a model or an adapter, carries `MARKER`: a JSON
-file that lists what was written there. Whatever else lies in it, and whatever
-has been changed since, is somebody's. The folders of a run's stages carry no
-such list: in a run directory `config.json` is the mark, it is written first,
-and it is written only where nothing foreign lies under our names (`foreign`).
+file that lists what was written there. Whatever else lies in the folder, and
+whatever has been changed since, belongs to somebody. The folders of a run's
+stages carry no such list. There the mark is the run directory's `config.json`:
+it is written first, and only where nothing foreign lies under our names
+(`foreign`).
 """
 
 import fnmatch
@@ -46,6 +47,10 @@ def finish(marker: IO[bytes], folder: Path) -> None:
 
 
 def _write(marker: IO[bytes], files: Mapping[str, str] | None) -> None:
+  """Writes a marker through its open file, and waits until it is on the disk.
+
+  Not by a rename: a new file would not have the lock of the old one.
+  """
   marker.truncate(0)
   about = {"made_by": _MADE_BY, "files": files}
   marker.write((json.dumps(about, indent=1) + "\n").encode())
@@ -55,7 +60,8 @@ def _write(marker: IO[bytes], files: Mapping[str, str] | None) -> None:
 
 def listed(marker: bytes) -> dict[str, str] | None:
   """Returns what a `MARKER` lists; None where it is none of ours."""
-  if not marker:  # killed before its first word
+  # A process may be killed between making the file and writing into it.
+  if not marker:
     return {}
   try:
     fields = json_files.loads(marker)
@@ -74,11 +80,12 @@ def ours_in(
   compared_later: Collection[str] = (),
   called: str | None = None,
 ) -> set[str]:
-  """Names everything in a folder, which has to be ours.
+  """Lists everything in a folder, and checks that it is ours.
 
   Args:
-    folder: one that is to be replaced.
-    new: what will take its place: what is the same there would not be lost.
+    folder: a folder that is to be replaced.
+    new: the folder that will take its place; a file that is the same in both
+      would not be lost, and passes.
     compared_later: names that pass, since what takes their place isn't there
       yet to be compared with.
     called: the folder's name in an error.
@@ -102,6 +109,7 @@ def ours_in(
     why = "trd-jax did not write it, or not as it is now"
   for name in sorted(found - set(compared_later)):
     content = _content(folder / name)
+    # A folder whose files somebody has taken out is still ours.
     emptied = content == _EMPTY and any(f.startswith(f"{name}/") for f in files)
     same = new is not None and _same_bytes(folder / name, new / name)
     if files.get(name) != content and not emptied and not same:
@@ -113,13 +121,18 @@ def ours_in(
 
 
 def remove(folder: Path, names: Set[str]) -> None:
-  """Removes what `ours_in` has named and the folders that this empties."""
+  """Removes what `ours_in` has listed, and the folders that this empties.
+
+  Never removes a tree: a file that came after the list was made makes `rmdir`
+  fail, and stays.
+  """
   for name in names:
     path = folder / name
     if path.is_dir() and not path.is_symlink():
       path.rmdir()
     else:
       path.unlink()
+  # In reverse order, as a folder's path sorts before those of what is in it.
   above = {p for name in names for p in (folder / name).parents}
   for path in sorted(p for p in above if folder in p.parents)[::-1]:
     path.rmdir()
@@ -128,8 +141,9 @@ def remove(folder: Path, names: Set[str]) -> None:
 
 
 def _leaves(folder: Path) -> Iterator[str]:
-  """Everything below a folder but folders with something in them."""
+  """Yields the paths of files, links and empty folders below a folder."""
   for top, folders, files in os.walk(folder):
+    # `os.walk` lists a link to a folder among the folders and doesn't enter it.
     links = [
       name for name in folders if os.path.islink(os.path.join(top, name))
     ]
@@ -143,7 +157,11 @@ def _leaves(folder: Path) -> Iterator[str]:
 
 
 def _content(path: Path) -> str:
-  """A short name for what a path holds: of a file its size and beginning."""
+  """Returns a short name for what a path holds.
+
+  Of a file it covers the size and the first MiB: weights are too large to be
+  hashed at every look, and a changed file of the same size is rare.
+  """
   if path.is_symlink():
     return f"link to {os.readlink(path)}"
   if path.is_dir():
@@ -156,7 +174,7 @@ def _content(path: Path) -> str:
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
-  """Whether two files hold the same, to the last byte."""
+  """Returns whether two files hold the same, to the last byte."""
   if not all(p.is_file() and not p.is_symlink() for p in (one, other)):
     return False
   with one.open("rb") as first, other.open("rb") as second:
@@ -189,7 +207,7 @@ _MADE = (
 
 
 def is_record(path: Path) -> bool:
-  """Whether a file is parquet with rows of one of our record kinds."""
+  """Returns whether a file is parquet with rows of one of our record kinds."""
   if path.suffix != ".parquet" or not path.is_file():
     return False
   try:
@@ -200,18 +218,18 @@ def is_record(path: Path) -> bool:
 
 
 def is_unfinished(path: Path) -> bool:
-  """Whether a file is what a killed process has begun to write."""
+  """Returns whether a file is what a killed process has begun to write."""
   return bool(_UNFINISHED.fullmatch(path.name)) and not path.is_symlink()
 
 
 def is_config(path: Path) -> bool:
-  """Whether a file is the experiment of a run directory."""
+  """Returns whether a file is the experiment of a run directory."""
   fields = _json(path)
   return isinstance(fields, dict) and {"method", "student"} <= fields.keys()
 
 
 def has_results(root: Path) -> bool:
-  """Whether a run has made anything but problems and reports."""
+  """Returns whether a run has made anything but problems and reports."""
   mine = (
     path
     for stage in STAGES
@@ -225,7 +243,7 @@ def has_results(root: Path) -> bool:
 
 
 def problems_in(folder: Path) -> Iterator[Path]:
-  """Yields what a run has written into the folder of its problems."""
+  """Yields the files that a run has written into the folder of its problems."""
   for path in sorted(folder.glob("*")):
     if is_record(path) or is_unfinished(path):
       yield path
@@ -236,10 +254,10 @@ def problems_in(folder: Path) -> Iterator[Path]:
 
 
 def foreign(root: Path) -> Iterator[Path]:
-  """Yields what lies under names of ours in a folder that is no run's yet.
+  """Yields what a run would write over in a folder that is no run's yet.
 
-  What an earlier run may have left (reports of a preflight, locks, timings,
-  whole rows) is ours.
+  That is what lies under a name of ours and isn't ours. Reports of a preflight,
+  locks, timings and whole rows, which an earlier run may have left, are ours.
   """
   for name in ("summary.json", "sweep.json", "sweep.svg", "rounds.json"):
     if os.path.lexists(root / name):
@@ -275,6 +293,7 @@ def foreign(root: Path) -> Iterator[Path]:
 
 
 def _foreign_in_stage(folder: Path) -> Iterator[Path]:
+  """Yields what isn't ours in the folder of a stage, or in its place."""
   if not folder.is_dir():
     if os.path.lexists(folder):
       yield folder
@@ -287,7 +306,8 @@ def _foreign_in_stage(folder: Path) -> Iterator[Path]:
       continue
     if path.name == "preflight.json" and _is_report(path):
       continue
-    # Who writes the others has written rows beside them.
+    # Other files with our names could be anybody's; ours stand beside rows,
+    # which carry our mark inside.
     if not (known and rows) and not _is_empty(path):
       yield path
 
@@ -311,7 +331,7 @@ def _is_timings(path: Path) -> bool:
 
 
 def _json(path: Path) -> Any:
-  """A JSON file's content; None where it has none."""
+  """Reads a JSON file; None where it isn't there or isn't JSON."""
   try:
     return json_files.loads(path.read_bytes()) if path.is_file() else None
   except (OSError, ValueError):

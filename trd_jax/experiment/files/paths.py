@@ -1,4 +1,4 @@
-"""Paths as a user writes them, and places of the user's own."""
+"""Reads paths as a user writes them, and finds the user's own places."""
 
 import argparse
 import os
@@ -8,11 +8,11 @@ from trd_jax.experiment.errors import UserError
 
 
 class GivenPath(str):
-  """A path whose `~` is expanded, which remembers how it was written.
+  """A path whose `~` is expanded and that remembers how it was written.
 
   Attributes:
-    given: the text as it was written. It is what a run directory keeps, so
-      that a run goes on where the same user has another home.
+    given: the text as it was written. A run directory keeps this text, so that
+      a run can go on on a machine where the user's home is elsewhere.
   """
 
   given: str
@@ -24,7 +24,7 @@ def expanded(text: str) -> str:
   A hub id, `lab:NAME` and `random:SIZE` begin with no `~` and stay.
 
   Raises:
-    ValueError: it is empty, holds a NUL, or there is no such user.
+    ValueError: the text is empty or holds a NUL, or there is no such user.
   """
   if not text.strip() or "\0" in text:
     raise ValueError(f"must be a non-empty path, not {text!r}")
@@ -38,7 +38,8 @@ def expanded(text: str) -> str:
       f"is {text}, and there is no {whose} here; write ./{text} for a file of"
       " that name"
     )
-  if not os.path.isabs(path):  # HOME is wrong
+  # HOME may hold a relative path: it would lead elsewhere in each folder.
+  if not os.path.isabs(path):
     raise ValueError(f"is {text}, and that is {path}, which is no whole path")
   made = GivenPath(path)
   made.given = text
@@ -75,10 +76,11 @@ def cache() -> Path:
 def behind_links(path: Path | str) -> Path:
   """Returns where a path that may be a symbolic link leads.
 
-  What is written there leaves the link as it is.
+  To write there leaves the link as it is.
 
   Raises:
-    UserError: it, or a folder on the way to it, is a link that leads nowhere.
+    UserError: the path, or a folder on the way to it, is a link that leads
+      nowhere.
   """
   path = Path(path)
   for link in (path, *path.absolute().parents):

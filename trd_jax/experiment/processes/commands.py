@@ -1,4 +1,4 @@
-"""Commands that answer in a moment, or are given up on."""
+"""Runs commands that answer in a moment, or gives up on them."""
 
 import contextlib
 import os
@@ -33,12 +33,15 @@ def ask(command: Sequence[str], seconds: float) -> Answer:
     seconds: its time limit.
 
   Raises:
-    OSError: it can't be started.
-    subprocess.TimeoutExpired: the time is over; it and what it has started
-      were killed. One that a driver holds in the kernel is left to it.
+    OSError: the command can't be started.
+    subprocess.TimeoutExpired: the time is over. The command and what it has
+      started were killed; one that a driver holds in the kernel can't be, and
+      is left there.
   """
-  # Files, as a pipe would stay open for whatever the command leaves behind.
+  # Files and not pipes: a process that the command leaves behind would keep a
+  # pipe open, and reading it would not end.
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    # A session of its own makes a process group, which can be killed as one.
     process = subprocess.Popen(
       command,
       stdin=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """Ends what a process has left running when the process itself is gone.
 
-A killed process can't tidy up, and what it has started may be others' programs,
-as vLLM's processes, which hold a GPU's memory. A `Guard` watches it and ends
-them. Run as a script, with a process's id, this file is such a guard: it needs
-nothing but Python's own library.
+A killed process can't tidy up, and the programs that it has started may not be
+ours, such as vLLM's processes, which hold a GPU's memory. A `Guard` watches the
+process and ends what is left of it. Run as a script, with a process's id, this
+file is such a guard: it needs nothing but Python's own library.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ def when_gone(pid: int, do: Callable[[], object]) -> None:
   """Calls `do`, from a thread of its own, once process `pid` has ended.
 
   Args:
-    pid: a process that may have ended already; none below 1, of which there
-      is no end.
-    do: what ends this process; it must not take long.
+    pid: a process, which may have ended already. Below 1, which `kill` takes
+      for groups of processes, nothing is watched.
+    do: what is to be done; it must not take long.
   """
   if pid < 1:
     return
@@ -41,13 +41,14 @@ def when_gone(pid: int, do: Callable[[], object]) -> None:
 class Guard:
   """Kills what this process has started, once this process is gone.
 
-  A process of its own, so that it outlives a SIGKILL. It needs nothing of the
-  programs that it ends, and nothing happens where there is no /proc.
+  The guard is a process of its own, so that it outlives a SIGKILL of this one.
+  The programs that it ends need not know of it. Without a /proc it does
+  nothing.
   """
 
   def __init__(self) -> None:
     self._process = subprocess.Popen(
-      # Isolated, without site-packages: it is there at once.
+      # Isolated and without site-packages, so that it starts at once.
       [sys.executable, "-IS", __file__, str(os.getpid())],
       stdin=subprocess.DEVNULL,
       stdout=subprocess.DEVNULL,
@@ -64,8 +65,8 @@ class Guard:
 def _guard(owner: int) -> None:
   """Waits for the end of a process and kills what it has left behind.
 
-  Who was started by whom can't be told any more by then: processes whose parent
-  has ended are given to another. So it is noted while the owner lives.
+  By then nobody can tell who was started by whom, for a process whose parent
+  has ended is given to another parent. So that is noted while the owner lives.
   """
   gone = threading.Event()
   when_gone(owner, gone.set)
@@ -74,12 +75,14 @@ def _guard(owner: int) -> None:
   while not ended:
     ended = gone.wait(_GLANCE_SECONDS)
     families = _families()
-    # Of those that have ended the id may be another's by now.
+    # The id of a process that has ended may be another's by now; the time of
+    # birth tells them apart.
     known = {
       pid: born
       for pid, born in known.items()
       if families.get(pid, (0, 0))[1] == born
     }
+    # After its end the owner's id may be another's, too.
     above = [*known] if ended else [owner, *known]
     for pid in above:
       for child, (parent, born) in families.items():
@@ -96,14 +99,15 @@ def _families() -> dict[int, tuple[int, int]]:
   found = {}
   for stat in Path("/proc").glob("[0-9]*/stat"):
     with contextlib.suppress(OSError):
-      # Behind the name, which may hold anything: the state, then numbers.
+      # The name, in brackets, may hold anything, brackets too: so the last
+      # bracket counts. Behind it stand the state and numbers.
       told = stat.read_bytes().rpartition(b")")[2].split()
       found[int(stat.parent.name)] = int(told[1]), int(told[19])
   return found
 
 
 def _by_descriptor(pid: int) -> None:
-  """Waits for the kernel's word, which an unreaped process gives too."""
+  """Waits by a descriptor, which also tells of a process that is unreaped."""
   try:
     descriptor = os.pidfd_open(pid)
   except ProcessLookupError:
@@ -118,14 +122,14 @@ def _by_descriptor(pid: int) -> None:
 
 
 def _by_looking(pid: int) -> None:
-  """Looks now and then, where a process has no descriptor."""
+  """Waits by looking now and then, where a process has no descriptor."""
   while True:
     try:
       os.kill(pid, 0)
     except ProcessLookupError:
       return
     except PermissionError:
-      pass  # another user's, and there
+      pass  # the process is there, and another user's
     time.sleep(_LOOK_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""The Python interpreters that stages are started with, tried beforehand."""
+"""Tries the Python interpreters that stages will be started with."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from trd_jax.experiment.processes import commands
 
 LEAST = (3, 11)
 VLLM = ".venv-vllm/bin/python"
-# Interpreters that a script of ours makes; absent they may be still to come.
+# Interpreters that a script of ours makes; an absent one may still be made.
 MADE_BY = {
   VLLM: "third_party/vllm/install.sh",
   ".venv-evalplus/bin/python": "third_party/evalplus/install.sh",
@@ -37,16 +37,16 @@ print(json.dumps([list(sys.version_info[:3]), missing]))
 
 
 class NotMade(Exception):
-  """An interpreter isn't there that one of our scripts makes; says which."""
+  """An interpreter is absent that one of our scripts makes; names both."""
 
 
 def check(
   key: str, python: str | None, packages: Mapping[str, str], least=LEAST
 ) -> str:
-  """Starts an interpreter and sees that it is fit for its stages.
+  """Starts an interpreter and checks that it is fit for its stages.
 
   Args:
-    key: what names it.
+    key: the config's key that names it.
     python: its path or name; None: this process's own.
     packages: modules that it must be able to import, each with how to get it.
     least: its lowest version.
@@ -55,8 +55,8 @@ def check(
     Its version, as '3.11.4'.
 
   Raises:
-    UserError: it is none, too old, or lacks a module.
-    NotMade: it isn't there yet.
+    UserError: it is no Python, too old, or lacks a module.
+    NotMade: one of our scripts makes it and hasn't yet.
   """
   named = f"{key}={python}" if python else f"{key} ({sys.executable})"
   path = shutil.which(python or sys.executable)
@@ -64,6 +64,7 @@ def check(
     raise _absent(named, key, python or sys.executable)
   try:
     answer = commands.ask([path, "-c", _PROBE, *packages], _SECONDS)
+    # The last line: an interpreter's site may print something of its own.
     version, missing = json_files.loads(answer.out.splitlines()[-1])
   except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
     raise UserError(
@@ -85,7 +86,7 @@ def check(
 
 
 def _absent(named: str, key: str, python: str) -> Exception:
-  """What to say of an interpreter that can't be found."""
+  """Returns the error about an interpreter that can't be found."""
   path = Path(python)
   for made, script in MADE_BY.items():
     if path.as_posix().endswith(made) and not path.exists():

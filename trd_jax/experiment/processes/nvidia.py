@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, without JAX and without CUDA."""
+"""Finds the NVIDIA GPUs of this machine, without JAX and without CUDA."""
 
 import dataclasses
 import os
@@ -38,13 +38,13 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What there is.
+  """The GPUs of this machine, and what nvidia-smi says of them.
 
   Attributes:
     there: whether there is an nvidia-smi.
     failure: why it gave no answer; '' where it did.
-    gpus: all of the machine; without an nvidia-smi, as `visible`.
-    visible: those that `CUDA_VISIBLE_DEVICES` leaves; without an nvidia-smi
+    gpus: all GPUs of the machine; without an nvidia-smi the same as `visible`.
+    visible: the GPUs that `CUDA_VISIBLE_DEVICES` leaves; without an nvidia-smi
       they are counted by their device files.
     driver: its version; '' where nobody says.
     cuda: the newest CUDA that the driver runs.
@@ -61,7 +61,7 @@ class Report:
 
 
 def ask() -> Report:
-  """Returns what nvidia-smi says now."""
+  """Asks nvidia-smi for the GPUs, their memory and who holds it."""
   if shutil.which(_SMI) is None:
     found = tuple(Gpu(i, name, "") for i, name in enumerate(names()))
     return Report(False, gpus=found, visible=found)
@@ -70,6 +70,7 @@ def ask() -> Report:
   )
   gpus, driver = read_query(said)
   if not gpus:
+    # Where the query fails -L may still answer, though it tells no memory.
     said, other = _run("-L")
     gpus, failure = read_list(said), "" if not other else failure or other
   if not gpus:
@@ -153,6 +154,7 @@ def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
       for gpu in gpus
       if (word == str(gpu.index) if word.isdecimal() else _named(gpu, word))
     ]
+    # As CUDA does: the first name that fits no GPU ends the list.
     if not found:
       break
     seen.append(found[0])

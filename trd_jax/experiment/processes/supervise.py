@@ -1,7 +1,7 @@
-"""How a stage and the pipeline that runs it end: in order, and together.
+"""Ends a stage and the pipeline that runs it in order, and together.
 
-A stage that is interrupted or terminated tidies up first. What a pipeline hears
-of that kind it passes on, and a stage ends when its pipeline is gone.
+A stage that is interrupted or terminated tidies up first. A pipeline passes
+such a signal on to its stage, and a stage ends when its pipeline is gone.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def end_with_pipeline() -> None:
   """Interrupts this process when the pipeline that started it is gone."""
   pipeline = os.environ.get(VARIABLE)
   if pipeline:
-    # A shell has what it starts in the background ignore interrupts.
+    # A shell starts background jobs with interrupts ignored: for them SIGTERM.
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -39,7 +39,7 @@ def end_with_pipeline() -> None:
 
 
 class Deferred:
-  """What `deferred` gives.
+  """The state that `deferred` yields.
 
   Attributes:
     asked: whether SIGTERM has come.
@@ -50,13 +50,13 @@ class Deferred:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-  """Has SIGTERM raise `Terminated` in the block, in the main thread.
+  """Makes SIGTERM raise `Terminated` in the block, in the main thread.
 
-  An interrupt goes on raising `KeyboardInterrupt`. Neither is lost where Python
-  prints an exception and goes on (`_is_deaf`). One that comes again at once
-  counts as the same: who ends a whole job sends it to a pipeline and its stage,
-  and the pipeline passes it on. A process that was started to ignore a signal
-  goes on ignoring it.
+  An interrupt goes on raising `KeyboardInterrupt`. Neither is lost in places
+  where Python prints an exception and goes on (`_is_deaf`). A signal that comes
+  twice within two seconds counts once: whoever ends a whole job sends it to a
+  pipeline and to its stage, and the pipeline passes it on. A process that was
+  started to ignore a signal goes on ignoring it.
   """
 
   def terminate(number: int, frame: FrameType | None) -> None:
@@ -72,9 +72,9 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Deferred]:
-  """Has SIGTERM in the block do no more than note that it has come.
+  """Makes SIGTERM in the block only note that it has come.
 
-  A second one, after a while, raises `Terminated` at once.
+  A second one that comes later raises `Terminated` at once.
   """
   state = Deferred()
 
@@ -102,7 +102,10 @@ def handlers_kept() -> Iterator[None]:
 def _handling(
   number: int, handler: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
-  """Gives a signal a handler in the block, where that can be done."""
+  """Sets a signal's handler in the block, where that can be done.
+
+  That is in the main thread, and not where the signal is ignored.
+  """
   before = signal.getsignal(number)
   main = threading.current_thread() is threading.main_thread()
   if before is signal.SIG_IGN or not main:
@@ -118,16 +121,18 @@ def _handling(
 def _once(
   handler: Callable[[int, FrameType | None], object],
 ) -> Callable[[int, FrameType | None], None]:
-  """Returns a handler to which a signal that comes again at once is one.
+  """Returns a handler that counts a signal that comes twice at once as one.
 
-  Else the second, which a pipeline passes on, would fall into the tidying up
-  that the first has begun.
+  Otherwise the second, which a pipeline passes on, would interrupt the tidying
+  up that the first has begun.
   """
   last = float("-inf")
 
   def handle(number: int, frame: FrameType | None) -> None:
     nonlocal last
     if _is_deaf(frame):
+      # Not raised here, where the exception would be lost, and not dropped:
+      # sent to this process once more a moment later.
       again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
       again.daemon = True
       again.start()
@@ -141,10 +146,11 @@ def _once(
 
 
 def _is_deaf(frame: FrameType | None) -> bool:
-  """Whether an exception that is raised in a frame would come to nothing good.
+  """Returns whether an exception raised in a frame would be lost or do harm.
 
-  Of what the garbage collector calls Python prints it and goes on. In an import
-  it falls into the start of extensions written in C++, which end the process.
+  Python prints an exception in what the garbage collector calls, and goes on.
+  During an import it may hit the start of an extension written in C++, which
+  aborts the process.
   """
   names = {"__del__", *(getattr(each, "__name__", "") for each in gc.callbacks)}
   while frame is not None:
@@ -158,24 +164,26 @@ def _is_deaf(frame: FrameType | None) -> bool:
 
 
 def run(command: Sequence[str]) -> int:
-  """Runs a stage or a pipeline that ends with this process; its exit code.
+  """Runs a stage or a pipeline that ends with this process.
 
   Returns:
-    As a shell gives it: 128 and the signal's number after a signal.
+    Its exit code as a shell gives it: 128 plus the number of the signal that
+    ended it.
 
   Raises:
-    KeyboardInterrupt: this process was interrupted. So was the other one,
-      which had half a minute to tidy up; a second interrupt spares the rest.
-    Terminated: this process had a SIGTERM, and the other one has had it too
-      and has ended, in its own time: a training has an update to finish and to
-      save. Whoever sent it says by another signal that it takes too long.
+    KeyboardInterrupt: this process was interrupted. So was the other one, which
+      has had half a minute to tidy up; a second interrupt cuts that short.
+    Terminated: this process had a SIGTERM. The other one has had it too, and
+      has ended in its own time: a training has an update to finish and to save.
+      Whoever finds that too long sends another signal.
   """
   environment = os.environ | {VARIABLE: str(os.getpid())}
   process = subprocess.Popen(command, env=environment)
   try:
     code = process.wait()
   except KeyboardInterrupt as error:
-    # From a terminal it came to both, from elsewhere perhaps to this one alone.
+    # A terminal sends it to both, `kill` perhaps to this one only. The other
+    # counts it once (`_once`), so it is passed on in any case.
     terminated = isinstance(error, Terminated)
     process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
