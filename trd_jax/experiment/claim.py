@@ -1,4 +1,4 @@
-"""Whose a run directory is, and what of its config may still change."""
+"""Claims a run directory for a config, and lets what is free in it change."""
 
 import contextlib
 import errno
@@ -25,17 +25,17 @@ _WAIT_SECONDS = 0.05  # between two tries of a lock that is held for a moment
 class Claim:
   """The config that a run directory belongs to.
 
-  The directory keeps one config. Keys that say only how a run is carried out
-  may differ from it (`scopes.is_runtime`), and it then stays as it is. So may
-  keys that no artifact there depends on: the directory then gets the new
-  config, and what has been made stays.
+  The directory keeps one config. Two kinds of keys may differ from it. Those
+  that only say how a run is carried out (`scopes.is_runtime`): the config there
+  then stays as it is. And those that no artifact there depends on: the
+  directory then gets the new config, and what has been made stays.
 
   Args:
     root: the directory.
-    config: its file.
+    config: the file of its config.
     lock: a file to lock while the config is looked at and changed.
-    made: tells the stages (of `scopes.STAGES`) of which there are artifacts.
-    others_at_work: tells whether another process is making some.
+    made: returns the stages (of `scopes.STAGES`) that have left artifacts.
+    others_at_work: returns whether another process is making artifacts.
   """
 
   def __init__(
@@ -48,21 +48,23 @@ class Claim:
   ):
     self._root, self._config, self._lock_file = root, config, lock
     self._made, self._others_at_work = made, others_at_work
-    # What this process has claimed it for, and whose it was before.
+    # The config that this process has claimed the directory for, and the one
+    # that this has replaced.
     self._mine: str | None = None
     self._former: str | None = None
 
   def make(self, experiment_json: str) -> bool:
-    """Makes the directory an experiment's, or sees that it is.
+    """Claims the directory for an experiment, or checks that it is its own.
 
     Returns:
-      Whether this call made it that experiment's.
+      Whether this call gave the directory that experiment's config.
 
     Raises:
       UserError: what is there was made by another experiment (the keys that
-        can't differ are named, with both values and the stages in the way),
-        somebody is at work there under another config, it cannot be written,
-        or it is no run's yet and holds something foreign under a name of ours.
+        can't differ are named, with both values and the stages in the way);
+        another process is at work there under another config; the directory
+        can't be written; or it is no run's yet and holds something foreign
+        under a name of ours.
     """
     self.check(experiment_json)
     is_new = not self._config.exists()
@@ -71,12 +73,14 @@ class Claim:
         mine = self._root / f"config.json.{uuid.uuid4().hex}"
         with atomic_files.atomic_file(mine) as file:
           file.write(experiment_json.encode())
-        # A rename would replace what another process has claimed meanwhile.
+        # A rename would replace the config of a process that has claimed the
+        # directory meanwhile. A link fails where the name is taken.
         with contextlib.suppress(FileExistsError):
           self._config.hardlink_to(mine)
         mine.unlink()
     except OSError as error:
       raise self._unwritable(error.strerror) from error
+    # Once more: another process may have been first with another config.
     is_changed = self.check(experiment_json)
     if is_changed:
       self._change(experiment_json)
@@ -84,7 +88,7 @@ class Claim:
     return is_new or is_changed
 
   def check(self, experiment_json: str) -> bool:
-    """Sees that the directory is an experiment's or could be, as it is.
+    """Checks that the directory is an experiment's or could become so.
 
     Returns:
       Whether it has another config, which `make` would replace.
@@ -94,7 +98,8 @@ class Claim:
     """
     root = self._root.absolute()
     there = next(p for p in (root, *root.parents) if os.path.lexists(p))
-    if not os.path.isdir(there):  # which is False where it can't be seen
+    # False also where a folder above can't be searched.
+    if not os.path.isdir(there):
       raise self._unwritable(os.strerror(errno.ENOTDIR))
     if not os.access(there, os.W_OK | os.X_OK):
       raise self._unwritable(os.strerror(errno.EACCES))
@@ -135,13 +140,15 @@ class Claim:
     )
 
   def hold(self) -> None:
-    """Sees that the config is still what this process claimed, if it did.
+    """Checks that the config is still the one that this process claimed.
 
-    Who changes the config looks for locks of stages first, and who has locked
-    a stage looks at the config: of two that come at once, one sees the other.
+    A process that changes the config looks for locked stages first. A process
+    that has locked a stage looks at the config then, by this method. So of two
+    that come at once at least one sees the other. Without a claim by this
+    process nothing is checked.
 
     Raises:
-      UserError: another process has changed it meanwhile.
+      UserError: another process has changed the config meanwhile.
     """
     if self._mine is None or not self._config.exists():
       return
@@ -167,10 +174,10 @@ class Claim:
     return True
 
   def _change(self, experiment_json: str) -> None:
-    """Puts a config in the place of one that nothing there depends on.
+    """Replaces a config that nothing in the directory depends on.
 
     Raises:
-      UserError: somebody is at work there, and makes more under it.
+      UserError: another process is at work there under the former config.
     """
     with self._locked():
       if not self.check(experiment_json):
@@ -197,7 +204,7 @@ class Claim:
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:
-    """Holds the config for a moment; waits where another process does."""
+    """Locks the config for a moment; waits where another process has it."""
     self._lock_file.parent.mkdir(parents=True, exist_ok=True)
     while (file := file_locks.acquire(self._lock_file)) is None:
       time.sleep(_WAIT_SECONDS)
@@ -211,7 +218,7 @@ class Claim:
 
 
 def _shown(differences: Mapping[str, tuple[str, str]]) -> str:
-  """Keys with both values, the first few of many."""
+  """Returns keys with both values for a message, the first few of many."""
   told = [
     f"{name} is {was} there and {now} here"
     for name, (was, now) in differences.items()

@@ -19,7 +19,7 @@ from trd_jax.experiment.files import json_files
 
 
 def load(spec: str) -> tuple[dict[str, Any], str]:
-  """What a config file says.
+  """Loads the values that a config file sets.
 
   Args:
     spec: FILE.py, FILE.py:ARG (ARG is handed to its `get_config`), or a
@@ -29,9 +29,9 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
     The config's values by dotted key, and the file's name for errors.
 
   Raises:
-    UserError: there is no such file, it holds no config, or it fails; an
-      assignment to a key that does not exist, or of an ill-typed value, is
-      told with its line, the key and the nearest right name.
+    UserError: there is no such file, it holds no config, or it fails. An
+      assignment to an unknown key, or of an ill-typed value, is told with its
+      line, the key and the nearest right name.
   """
   name, _, arg = spec.partition(":")
   path = Path(name)
@@ -54,17 +54,19 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
 
 
 def expected(spec: str) -> str | None:
-  """What a config file's docstring, its experiment card, says to expect.
+  """Reads what a config file's docstring, its experiment card, expects.
 
   Args:
     spec: as for `load`.
 
   Returns:
-    Its paragraph that begins with "Expected", on one line; None without one.
+    The card's paragraph that begins with "Expected", on one line; None without
+    one.
   """
   path = Path(spec.partition(":")[0])
   if path.suffix != ".py":
     return None
+  # Parsed and not run: a config's code is run once, with its argument.
   card = ast.get_docstring(ast.parse(path.read_bytes())) or ""
   for paragraph in card.split("\n\n"):
     if paragraph.startswith("Expected"):
@@ -73,6 +75,11 @@ def expected(spec: str) -> str | None:
 
 
 def _load_python(path: Path, arg: str) -> Any:
+  """Runs a config file and calls its `get_config`.
+
+  Raises:
+    UserError: the file or the function fails, or gives no config.
+  """
   try:
     get_config = runpy.run_path(str(path)).get("get_config")
     if get_config is None:
@@ -89,8 +96,10 @@ def _load_python(path: Path, arg: str) -> Any:
 
 
 def _failure(path: Path, error: Exception) -> UserError:
-  """One line for what went wrong inside a config file."""
+  """Returns the error, in one line, about a config file that failed."""
   frames = traceback.extract_tb(error.__traceback__)
+  # The last frame in the file itself: below it are libraries, and their lines
+  # say nothing to who wrote the config.
   lines = [frame.lineno for frame in frames if frame.filename == str(path)]
   line = lines[-1] if lines else getattr(error, "lineno", None)
   where = f"{path}:{line}" if line else str(path)
@@ -105,10 +114,10 @@ def _failure(path: Path, error: Exception) -> UserError:
 
 
 def _complained_of(complaint: str, source_line: str) -> str:
-  """The dotted key that a ConfigDict's error is about.
+  """Returns the dotted key that a ConfigDict's error is about, '' for none.
 
-  The error has the key's last part only; the line that raised it, such as
-  `config.train.epochs = 1`, has the rest. Returns '' where it names none.
+  The error names the key's last part only. The line that raised it, such as
+  `config.train.epochs = 1`, has the rest.
   """
   quoted = re.search(r"""["'](\w+)["'\\]""", complaint)
   if quoted is None:

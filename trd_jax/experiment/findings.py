@@ -1,4 +1,4 @@
-"""What was found before anything starts, and how it is told."""
+"""Findings about a config and a machine before anything starts."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -17,14 +17,14 @@ _HEADS = {
 
 
 class Finding(NamedTuple):
-  """One thing that was looked at.
+  """The result of one check.
 
   Attributes:
-    what: its name, as `student`.
-    state: `ok`; `note`, something to know; `unchecked`, what can't be seen
-      without more than a look; `missing`, what this machine lacks, which is
-      wrong where the run is to happen; `wrong`, a mistake everywhere.
-    told: one line.
+    what: what was checked, such as `student`.
+    state: `ok`; `note`, something to know; `unchecked`, what a quick look can't
+      tell; `missing`, what this machine lacks, which is a mistake only where
+      the run is to happen; `wrong`, a mistake everywhere.
+    told: the finding in one line.
   """
 
   what: str
@@ -33,16 +33,16 @@ class Finding(NamedTuple):
 
 
 def table(findings: Sequence[Finding]) -> str:
-  """The findings as a person reads them, a line each."""
+  """Returns the findings as a table for people, a line each."""
   rows = [(one.what, _HEADS[one.state] + one.told) for one in findings]
   return tables.columns(rows, indent="  ")
 
 
 def refuse(findings: Sequence[Finding], *states: State) -> None:
-  """Ends where something was found that can't stay so.
+  """Refuses to go on if a finding has one of the states.
 
   Raises:
-    UserError: a finding has one of the states; all that have are told.
+    UserError: one has; the message tells all that have.
   """
   told = dict.fromkeys(one.told for one in findings if one.state in states)
   if told:

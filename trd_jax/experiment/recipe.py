@@ -1,8 +1,8 @@
-"""The paper's recipe, of which a config file picks a row.
+"""Builds configs of the paper's recipe; a config file picks a row of it.
 
-`configs/opd.py` and `configs/opsd.py` are its two halves; what they share is
-said here once. Every value that is not set here is the default of its key,
-which is the paper's, too (Tables 9, 10, 13, 14; C.7).
+`configs/opd.py` and `configs/opsd.py` are its two halves, and what they share
+is here. A value that is not set here is its key's default, which is also the
+paper's (Tables 9, 10, 13, 14; C.7).
 """
 
 import types
@@ -42,7 +42,7 @@ _THINKING = ("default", "on", "off")
 def build(
   regime: str, models: tuple[str, ...], arg: str | None
 ) -> config_dict.ConfigDict:
-  """The config of one row of the paper, or of its nano twin.
+  """Builds the config of one row of the paper, or of its nano twin.
 
   Args:
     regime: opd or opsd.
@@ -92,6 +92,8 @@ def build(
   on_draft, on_refined = _TRAIN_TOKENS[regime]
   config.train.max_student_tokens = on_draft
   refines = methods.METHODS[variant.method].refines
+  # Under a refinement prompt the teacher reads the draft besides the
+  # trajectory; the student's side never does.
   config.train.max_teacher_tokens = on_refined if refines else on_draft
 
   if variant.model == "nano":
@@ -111,12 +113,13 @@ def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _think(config: Any, variant: types.SimpleNamespace) -> None:
-  """The thinking mode of each stage; scoring follows what is scored.
+  """Sets the thinking mode of each stage.
 
-  By default a hybrid student thinks in rollouts and in mathematics
-  benchmarks, and nobody thinks while refining or in benchmarks of programs.
-  `on` and `off` say it of all. A student without thinking answers like one
-  that is told not to, and so does what is written for it.
+  By default a hybrid student thinks in rollouts and in mathematics benchmarks,
+  and no model thinks while refining or in benchmarks of programs. `on` and
+  `off` set all of these. A student that can't think answers as with thinking
+  off, and what is refined for it is written so, too. The contexts that score a
+  trajectory take the mode in which it was written.
 
   Raises:
     UserError: thinking=on for a student that can't.
@@ -129,6 +132,8 @@ def _think(config: Any, variant: types.SimpleNamespace) -> None:
       " thinking mode, and would learn thoughts that it can't open; leave"
       " thinking out, or choose another model"
     )
+  # The paper's refinements are so short (a median under 900 tokens) that they
+  # can hardly open with thoughts.
   config.refine.thinking = chosen == "on"
   if can_think:
     config.student.thinking = chosen != "off"
@@ -140,7 +145,7 @@ def _think(config: Any, variant: types.SimpleNamespace) -> None:
 
 
 def _real(config: Any, variant: types.SimpleNamespace) -> None:
-  """Weights from the hub, bfloat16, vLLM on every GPU of the node."""
+  """Sets weights from the hub, bfloat16, and vLLM on every GPU of the node."""
   teacher = "8b" if config.regime == "opd" else variant.model
   sides = (config.student, variant.model), (config.teacher, teacher)
   for model, name in sides:
@@ -152,7 +157,7 @@ def _real(config: Any, variant: types.SimpleNamespace) -> None:
 
 
 def _nano(config: Any, variant: types.SimpleNamespace) -> None:
-  """Sixteen problems through every stage, by a model that knows nothing."""
+  """Sets sixteen problems, and a model that knows nothing, for every stage."""
   for model in (config.student, config.teacher):
     model.path = _HUB["nano"]
     model.tokenizer = variant.tokenizer

@@ -1,9 +1,9 @@
-"""What the stages hand to each other: rows, and their parquet schemas.
+"""Rows that the stages hand to each other, and their parquet schemas.
 
-A record is a frozen dataclass; its parquet schema is derived from its
-annotations, so that there is one declaration of each column. A file carries
-the record's name and schema version in its metadata and is refused where
-either is not ours.
+A record is a frozen dataclass. Its parquet schema is derived from its
+annotations, so that each column is declared once. A file carries the record's
+name and schema version in its metadata, and is refused where either is not
+ours.
 
 Every record has a `key`, unique among the rows of a stage: stages skip keys
 that are already on disk, and readers drop repeats of one.
@@ -51,13 +51,15 @@ _ARROW_TYPES: dict[Any, pa.DataType] = {
   list[float]: pa.list_(pa.field("element", pa.float32(), nullable=False)),
 }
 
+# One spelling for one value, or keys would differ between runs: sorted keys, no
+# spaces, and no NaN, which equals not even itself.
 _CANONICAL = json.JSONEncoder(
   sort_keys=True, separators=(",", ":"), allow_nan=False
 )
 
 
 def content_key(*parts: Any) -> str:
-  """A name for what went in: the same parts give the same key, anywhere.
+  """Computes a key of all parts: equal parts give equal keys, anywhere.
 
   Args:
     *parts: JSON-serialisable values (mappings in any order of their keys).
@@ -73,7 +75,7 @@ def content_key(*parts: Any) -> str:
 
 
 class _Record:
-  """Checks, at construction, the fields that have a closed set of values."""
+  """A row; checks its fields with a closed set of values when it is made."""
 
   VERSION: ClassVar[int] = 1
   KEY: ClassVar[str] = "key"
@@ -114,7 +116,7 @@ class Problem(_Record):
 
   @property
   def key(self) -> str:
-    """The problem's id."""
+    """Returns the problem's id."""
     return self.problem_id
 
 
@@ -137,7 +139,8 @@ class Verdict(_Record):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    # Half a surrogate pair, which JSON can spell, is in no UTF-8 file.
+    # Half a surrogate pair can be spelt in JSON and not in UTF-8, so a model's
+    # answer may hold one, and the shard with it could not be written.
     for name in ("extracted", "detail"):
       if (text := getattr(self, name)) is not None:
         whole = text.encode("utf-8", "backslashreplace").decode()
@@ -147,8 +150,8 @@ class Verdict(_Record):
   def unparsed(cls, error: Exception) -> "Verdict":
     """Returns the verdict on a text at which its grader itself failed.
 
-    One text that nobody has thought of takes its own sample along and not the
-    stage; `detail` says what was raised, for the stage's summary to count.
+    A text that nobody has thought of spoils its own sample and not the stage.
+    `detail` says what was raised, for the stage's summary to count.
     """
     why = f"{type(error).__name__}: {one_line(error)}"
     return cls(False, "unparsed", None, why)
@@ -300,7 +303,7 @@ class Rejected(_Record):
 
   @property
   def key(self) -> str:
-    """The problem's id: a stage sets a row aside once."""
+    """Returns the problem's id, for a stage sets a row aside once."""
     return self.problem_id
 
 
@@ -309,14 +312,14 @@ RecordT = TypeVar("RecordT", bound=_Record)
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-  """Annotation by field name, in the order of the fields."""
+  """Returns annotations by field name, in the order of the fields."""
   hints = typing.get_type_hints(cls)
   return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @functools.cache
 def _closed_fields(cls: type) -> tuple[tuple[str, tuple[str, ...]], ...]:
-  """The fields annotated with a Literal, and its values."""
+  """Returns the fields annotated with a Literal, each with its values."""
   return tuple(
     (name, typing.get_args(hint))
     for name, hint in _hints(cls).items()
@@ -325,6 +328,7 @@ def _closed_fields(cls: type) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _arrow_field(name: str, hint: Any) -> pa.Field:
+  """Returns a field's column; only a hint `X | None` makes it nullable."""
   optional = isinstance(hint, types.UnionType)
   if optional:
     (hint,) = (arg for arg in hint.__args__ if arg is not types.NoneType)
@@ -335,7 +339,7 @@ def _arrow_field(name: str, hint: Any) -> pa.Field:
 
 @functools.cache
 def schema(cls: type[_Record]) -> pa.Schema:
-  """The parquet schema of a record kind, with its name and version."""
+  """Returns the parquet schema of a record kind, with its name and version."""
   return pa.schema(
     [_arrow_field(name, hint) for name, hint in _hints(cls).items()],
     metadata={
@@ -349,7 +353,7 @@ def schema(cls: type[_Record]) -> pa.Schema:
 def to_table(
   rows: Sequence[RecordT], cls: type[RecordT] | None = None
 ) -> pa.Table:
-  """Rows of one record kind as one arrow table.
+  """Converts rows of one record kind to one arrow table.
 
   Args:
     rows: the rows.
@@ -361,6 +365,8 @@ def to_table(
   """
   cls = cls or type(rows[0])
   table = pa.Table.from_pylist([vars(row) for row in rows], schema=schema(cls))
+  # Arrow keeps a None in a column that is declared without: it has to be looked
+  # for.
   for field, column in zip(table.schema, table.columns, strict=True):
     if column.null_count and not field.nullable:
       raise ValueError(f"{cls.__name__}.{field.name} is None in a row")
@@ -370,7 +376,7 @@ def to_table(
 def from_table(
   cls: type[RecordT], table: pa.Table, where: str = "the table"
 ) -> list[RecordT]:
-  """The rows of a table that `to_table` made.
+  """Converts a table that `to_table` made back to rows.
 
   Args:
     cls: the record kind that is expected.
@@ -386,7 +392,11 @@ def from_table(
 
 
 def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
-  """Refuses a schema that is not this program's schema of `cls`."""
+  """Refuses a schema that is not this program's schema of `cls`.
+
+  Raises:
+    UserError: record kind, version or columns differ.
+  """
   expected = schema(cls)
   ours, theirs = (
     tuple(
@@ -401,6 +411,8 @@ def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
       f"{where} holds {what}, and this program reads {ours[0]} version "
       f"{ours[1]}: use the trd-jax that wrote it, or another --workdir"
     )
+  # The version promises these columns: with others somebody has edited the
+  # file, or a change was made without a new version.
   if not found.equals(expected):
     raise UserError(
       f"{where} calls itself {ours[0]} version {ours[1]} but its columns "

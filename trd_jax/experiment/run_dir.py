@@ -1,4 +1,4 @@
-"""The run directory: the only place that spells a path.
+"""The run directory, whose paths are spelt only here.
 
     config.json               the experiment that the directory belongs to
     problems/                 the problems, as rows
@@ -10,10 +10,10 @@
     models/random-<size>/     randomly initialised models
     summary.json timings.jsonl locks/
 
-Beside its rows a stage has `rejected.parquet` (what it set aside), possibly
-`metrics.jsonl` or `preflight.json` (what it was about to do), and, last of all,
-`done.json`. What is visible is whole: a file is written under another name,
-flushed to the disk, and renamed.
+Beside its rows a stage has `rejected.parquet` (rows that it set aside), perhaps
+`metrics.jsonl` or `preflight.json` (what it was about to do), and `done.json`,
+which is written last. What is visible is whole: a file is written under another
+name, flushed to the disk, and renamed.
 """
 
 import contextlib
@@ -37,9 +37,10 @@ _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
 _ARTIFACTS = ("done.json", "shard-*.parquet", "*.safetensors")
 
-# Locks of this process, so that taking one again is no conflict: POSIX locks
-# know processes only. With the process's id, for a fork inherits the table
-# and not the locks.
+# Locks that this process holds, so that it can take one again: POSIX locks know
+# only processes, and closing the file a second time would release the lock. The
+# process's id is part of an entry because a fork inherits this table, but not
+# the locks.
 _held: set[tuple[int, Path]] = set()
 
 
@@ -71,7 +72,7 @@ class RunDir:
   # -- whose it is ---------------------------------------------------------
 
   def claim(self, experiment_json: str) -> bool:
-    """Makes the directory this experiment's, or sees that it is (see `Claim`).
+    """Claims the directory for an experiment, or checks that it is its own.
 
     Returns:
       Whether this call made it this experiment's.
@@ -82,6 +83,8 @@ class RunDir:
         where it is no run's yet, something foreign under a name of ours.
     """
     root = self.root.absolute()
+    # Noted before they are made, so that `abandon` removes only folders that
+    # this claim has made. Inner ones come first: they have to be empty first.
     mine = (self.problems_dir, self.root / "locks", root, *root.parents)
     new = [path for path in mine if not os.path.lexists(path)]
     is_new = self._claim.make(experiment_json)
@@ -89,7 +92,7 @@ class RunDir:
     return is_new
 
   def check(self, experiment_json: str) -> bool:
-    """Sees that the directory is this experiment's or could be, as it is.
+    """Checks that the directory is this experiment's or could become so.
 
     Returns:
       Whether it has another config, which `claim` would replace.
@@ -102,10 +105,10 @@ class RunDir:
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
 
-    For a config that turned out to be unusable, or was only looked at:
-    mending it must not count as another config in the same place. Problems
-    that were read are forgotten, reports of a preflight stay, and of all
-    others what is not this program's. Nothing happens while another process
+    For a config that turned out to be unusable, or was only looked at: when it
+    is mended, that must not count as another config in the same place. Problems
+    that were read are removed. Reports of a preflight stay, and so does
+    everything that is not this program's. Nothing happens while another process
     is at work here.
     """
     with self._alone() as locks:
@@ -123,13 +126,12 @@ class RunDir:
 
   @contextlib.contextmanager
   def lock(self, name: str) -> Iterator[None]:
-    """Holds a stage for this process; a process that ends lets go.
+    """Locks a stage for this process; the end of the process releases it.
 
-    A process that holds it already may take it again. Not inherited by
-    children.
+    A process may take again what it holds. Children don't inherit the lock.
 
     Raises:
-      UserError: another process holds it; its id is named.
+      UserError: another process holds the stage; its id is named.
     """
     path = self.root / "locks" / f"{self._checked(name, '-')}.lock"
     token = (os.getpid(), path.absolute())
@@ -147,6 +149,7 @@ class RunDir:
       )
     with file:
       file_locks.sign(file)
+      # After the lock: see `Claim.hold` for why this order.
       self._claim.hold()
       _held.add(token)
       try:
@@ -156,15 +159,16 @@ class RunDir:
 
   @contextlib.contextmanager
   def _alone(self) -> Iterator[list[Path] | None]:
-    """Holds every stage; the files that do it, or None where others hold one.
+    """Locks every stage that has been locked before.
 
-    A stage that this process holds anyhow is not among them.
+    Yields the locked files, without those that this process held already; None
+    where another process holds a stage.
     """
     with contextlib.ExitStack() as stack:
       files = []
       for path in sorted((self.root / "locks").glob("*.lock")):
         if (os.getpid(), path.absolute()) in _held:
-          continue  # opening and closing it would let go of it
+          continue  # to open and close the file would release the lock
         if not file_locks.is_signature(path):
           continue
         file = file_locks.acquire(path)
@@ -176,83 +180,83 @@ class RunDir:
       yield files
 
   def _others_at_work(self) -> bool:
-    """Whether another process holds a stage."""
+    """Returns whether another process holds a stage."""
     with self._alone() as locks:
       return locks is None
 
   def _made(self) -> list[str]:
-    """The stages that have left what depends on their keys."""
+    """Returns the stages that have left artifacts, which depend on keys."""
     return [name for name in scopes.STAGES if _has_artifacts(self.stage(name))]
 
   # -- paths ---------------------------------------------------------------
 
   def stage(self, name: str) -> Path:
-    """The folder of a stage, such as 'rollout' or 'evaluate/base'."""
+    """Returns the folder of a stage, such as 'rollout' or 'evaluate/base'."""
     return self.root / self._checked(name, "/")
 
   @property
   def config(self) -> Path:
-    """The experiment that the directory belongs to, as JSON."""
+    """Returns the file of the experiment that the directory belongs to."""
     return self.root / "config.json"
 
   @property
   def problems_dir(self) -> Path:
-    """The folder of the stage 'problems'."""
+    """Returns the folder of the stage 'problems'."""
     return self.stage("problems")
 
   @property
   def checkpoints(self) -> Path:
-    """Folder of the training checkpoints."""
+    """Returns the folder of the training checkpoints."""
     return self.stage("train") / "checkpoints"
 
   @property
   def teacher_cache(self) -> Path:
-    """Folder of the caches of teachers, where `train.cache_dir` is None."""
+    """Returns the folder of teacher caches, for a `train.cache_dir` of None."""
     return self.root / "teacher_cache"
 
   @property
   def adapter(self) -> Path:
-    """Folder of the PEFT adapter."""
+    """Returns the folder of the PEFT adapter."""
     return self.stage("merge") / "adapter"
 
   @property
   def merged(self) -> Path:
-    """Folder of the merged student, as Hugging Face reads it."""
+    """Returns the folder of the merged student, as Hugging Face reads it."""
     return self.stage("merge") / "model"
 
   @property
   def summary(self) -> Path:
-    """JSON of what the pipeline found."""
+    """Returns the JSON file of what the pipeline found."""
     return self.root / "summary.json"
 
   @property
   def sweep(self) -> Path:
-    """JSON of what the points of a sweep found."""
+    """Returns the JSON file of what the points of a sweep found."""
     return self.root / "sweep.json"
 
   @property
   def sweep_plot(self) -> Path:
-    """The same as a figure."""
+    """Returns the figure of what the points of a sweep found."""
     return self.root / "sweep.svg"
 
   @property
   def rounds(self) -> Path:
-    """JSON of what each round found, and which is the best."""
+    """Returns the JSON file of what each round found, and the best round."""
     return self.root / "rounds.json"
 
   def round(self, number: int) -> "RunDir":
-    """The directory of a round; the first is this one itself."""
+    """Returns the directory of a round; the first is this one itself."""
     if number == 1:
       return self
     return RunDir(self.stage("rounds") / str(number))
 
   @property
   def timings(self) -> Path:
-    """JSON lines of where the time went (see `metrics.Stopwatch`)."""
+    """Returns the JSON lines of where time went (see `metrics.Stopwatch`)."""
     return self.root / "timings.jsonl"
 
   def metrics_file(self, stage: str) -> Path:
-    """JSON lines of a stage's metrics (see `metrics.MetricWriter`)."""
+    """Returns the JSON lines of a stage's `metrics.MetricWriter`."""
     return self.stage(stage) / "metrics.jsonl"
 
   def preflight(self, stage: str) -> Path:
@@ -260,19 +264,19 @@ class RunDir:
     return self.stage(stage) / "preflight.json"
 
   def stage_summary(self, stage: str) -> Path:
-    """JSON of what an evaluation found (see `scores`)."""
+    """Returns the JSON file of what an evaluation found (see `scores`)."""
     return self.stage(stage) / "summary.json"
 
   def comparison(self, stage: str) -> Path:
-    """JSON of an evaluation beside another run's."""
+    """Returns the JSON file of an evaluation beside another run's."""
     return self.stage(stage) / "comparison.json"
 
   def rejected(self, stage: str) -> Path:
-    """Parquet file of the rows that a stage set aside."""
+    """Returns the parquet file of the rows that a stage set aside."""
     return self.stage(stage) / "rejected.parquet"
 
   def model_folder_for_random(self, name: str) -> Path:
-    """Folder of the randomly initialised model `random:<name>`."""
+    """Returns the folder of the random model `random:<name>`."""
     return self.stage("models") / f"random-{self._checked(name, '-')}"
 
   # -- rows ----------------------------------------------------------------
@@ -285,7 +289,7 @@ class RunDir:
     rows_per_shard: int = 256,
     flush_seconds: float = 20.0,
   ) -> Iterator[ShardWriter[RecordT]]:
-    """A writer of the stage's rows, which holds the stage's lock.
+    """Yields a writer of a stage's rows, and holds the stage's lock.
 
     Raises:
       UserError: another process holds the stage.
@@ -298,7 +302,7 @@ class RunDir:
       yield writer
 
   def read(self, stage: str, record_cls: type[RecordT]) -> list[RecordT]:
-    """A stage's rows by ascending key, each key once.
+    """Reads a stage's rows by ascending key, each key once.
 
     Raises:
       UserError: a shard is damaged, or holds another record kind or version.
@@ -311,17 +315,17 @@ class RunDir:
     record_cls: type[RecordT],
     columns: Sequence[str] | None = None,
   ) -> pa.Table:
-    """As `read`, in columns: for a large run, or a few columns of it."""
+    """Reads rows as `read` does, as columns: for large runs, or few columns."""
     return shards.read_shards(self.stage(stage), record_cls, columns)
 
   def keys(self, stage: str) -> set[str]:
-    """The keys of the rows that a stage has on disk."""
+    """Reads the keys of the rows that a stage has on disk."""
     return shards.read_keys(self.stage(stage))
 
   def replace(
     self, stage: str, record_cls: type[RecordT], rows: Sequence[RecordT]
   ) -> None:
-    """Puts rows in the place of all that a stage has (`shards.replace_rows`).
+    """Replaces all rows of a stage (see `shards.replace_rows`).
 
     Raises:
       UserError: another process holds the stage.
@@ -332,7 +336,7 @@ class RunDir:
   def keep(
     self, stage: str, record_cls: type[RecordT], wanted: Set[str]
   ) -> int:
-    """Removes a stage's rows of other keys (`shards.keep_rows`).
+    """Removes a stage's rows but those of wanted keys (`shards.keep_rows`).
 
     Returns:
       How many rows were removed.
@@ -344,11 +348,11 @@ class RunDir:
       return shards.keep_rows(self.stage(stage), record_cls, wanted)
 
   def write_rejected(self, stage: str, rows: Sequence[Rejected]) -> None:
-    """Sets rows aside, in the place of those that were there."""
+    """Writes the rows that a stage set aside, over those of an earlier try."""
     shards.write_table(self.rejected(stage), records.to_table(rows, Rejected))
 
   def read_rejected(self, stage: str) -> list[Rejected]:
-    """The rows that a stage set aside."""
+    """Reads the rows that a stage set aside."""
     path = self.rejected(stage)
     if not path.exists():
       return []
@@ -357,23 +361,23 @@ class RunDir:
   # -- what is done --------------------------------------------------------
 
   def done(self, stage: str) -> dict[str, Any] | None:
-    """What a finished stage said of itself; None for an unfinished one."""
+    """Reads the summary of a finished stage; None if it isn't finished."""
     path = self.stage(stage) / "done.json"
     return read_json(path) if path.exists() else None
 
   def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
-    """Declares a stage finished: its last write."""
+    """Declares a stage finished; this is its last write."""
     write_json(self.stage(stage) / "done.json", dict(summary))
 
   def adopt(self, stage: str, donor: "RunDir") -> bool:
     """Takes a finished stage over from another directory, whole or not at all.
 
-    Files are linked where the file system can, so they take no room twice; no
-    stage ever changes a file that it has finished.
+    Files are linked where the file system can, so that they take room once.
+    That is safe because no stage changes a file that it has finished.
 
     Returns:
-      Whether it did: not where the donor hasn't finished the stage, or this
-      directory has begun it.
+      Whether the stage was taken over: not if the donor hasn't finished it, nor
+      if this directory has begun it.
     """
     mine = Path(os.path.realpath(self.stage(stage)))
     theirs = donor.stage(stage)
@@ -395,7 +399,7 @@ class RunDir:
 
 
 def _has_artifacts(folder: Path) -> bool:
-  """Whether a stage's folder holds more than reports."""
+  """Returns whether a stage's folder holds more than reports."""
   steps = (folder / "checkpoints").glob("*")
   return any(step.name.isdecimal() for step in steps) or any(
     next(folder.rglob(pattern), None) for pattern in _ARTIFACTS

@@ -1,8 +1,8 @@
-"""Rows on disk as parquet shards that appear whole or not at all.
+"""Writes and reads rows as parquet shards that appear whole or not at all.
 
-A shard is written under a name that no reader looks at, flushed to the disk
-and renamed. A process killed at any moment loses the rows of one unfinished
-shard and nothing else; a row that was written twice is read once.
+A shard is written under a name that no reader looks for, flushed to the disk
+and renamed. A process that is killed at any moment loses only the rows of one
+unfinished shard. A row that was written twice is read once.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class ShardWriter(Generic[RecordT]):
   Args:
     folder: where the shards go; unfinished ones of a killed process are
       removed.
-    record_cls: the kind of the rows.
+    record_cls: the record kind of the rows.
     rows_per_shard: rows of a full shard.
     flush_seconds: the longest that a row stays in memory only.
   """
@@ -70,6 +70,7 @@ class ShardWriter(Generic[RecordT]):
 
   def __enter__(self) -> Self:
     self._folder.mkdir(parents=True, exist_ok=True)
+    # Safe, for this process holds the stage: who began them is gone.
     for path in self._folder.glob(_SHARDS + ".*"):
       if ownership.is_unfinished(path):
         path.unlink()
@@ -78,16 +79,17 @@ class ShardWriter(Generic[RecordT]):
 
   def __exit__(self, *exception: object) -> None:
     self._closing.set()
+    # First the thread, whose failure the last flush raises again.
     self._clock.join()
     self.flush()
 
   def add(self, row: RecordT) -> None:
-    """Takes a row over.
+    """Adds a row, and lands a shard if that is full.
 
     Raises:
       TypeError: the row is of another kind.
-      UserError: this or an earlier row could not be written: a full disk.
-      ValueError: it doesn't fit its schema.
+      UserError: this or an earlier row could not be written, as on a full disk.
+      ValueError: the row doesn't fit its schema.
     """
     if type(row) is not self._record_cls:
       raise TypeError(f"{row!r} is no {self._record_cls.__name__}")
@@ -115,13 +117,16 @@ class ShardWriter(Generic[RecordT]):
           " room or correct it; the rows that are there are kept, and the same"
           " command goes on from there"
         ) from error
+      # Only now: where writing failed they are still here, for another try.
       self._rows.clear()
 
   def _flush_often(self) -> None:
+    """Lands rows every `flush_seconds`, on a thread of its own."""
     while not self._closing.wait(self._flush_seconds):
       try:
         self.flush()
-      except Exception as error:  # raised again where the rows come from
+      # Nobody would see it here: `add` and `flush` raise it again.
+      except Exception as error:
         self._failure = error
         return
 
@@ -134,7 +139,7 @@ def read_table(
   """Reads one parquet file of records.
 
   Raises:
-    UserError: it is damaged, or holds another record kind or version.
+    UserError: the file is damaged, or holds another record kind or version.
   """
   with _parquet(path) as file:
     records.check_schema(record_cls, file.schema_arrow, str(path))
@@ -146,7 +151,7 @@ def read_shards(
   record_cls: type[RecordT],
   columns: Sequence[str] | None = None,
 ) -> pa.Table:
-  """All rows of a folder's shards, by ascending key, each key once.
+  """Reads all rows of a folder's shards, by ascending key, each key once.
 
   Of rows with the same key the one that was written first stays.
 
@@ -163,9 +168,9 @@ def read_shards(
   for number, table in enumerate(tables):
     for row, name in enumerate(table[key].to_pylist()):
       first.setdefault(name, (number, row))
-  # Slices of the shards, neighbours in one: to take rows by their numbers is
-  # to put every shard into one array, and arrow's lists and strings end at
-  # 2^31 elements.
+  # Slices of the shards, with neighbours joined. To take rows by their numbers
+  # would put all shards into one array first, and arrow's lists and strings end
+  # at 2^31 elements.
   runs: list[tuple[int, int, int]] = []
   for name in sorted(first):
     number, row = first[name]
@@ -181,10 +186,10 @@ def read_shards(
 def replace_rows(
   folder: Path, record_cls: type[RecordT], rows: Sequence[RecordT]
 ) -> None:
-  """Puts rows in the place of all that a folder's shards hold.
+  """Replaces all rows of a folder's shards.
 
   A reader sees the old rows or the new ones. A process that is killed midway
-  leaves the old ones, or the new ones beside shards that they hide.
+  leaves the old rows, or the new ones beside shards that they hide.
 
   Raises:
     UserError: a shard is damaged, or holds another record kind or version.
@@ -192,7 +197,7 @@ def replace_rows(
   path = folder / _REPLACED
   former = [old for old in folder.glob(_SHARDS) if old != path]
   for old in former:
-    read_table(old, record_cls, [])  # or a refusal, before anything is lost
+    read_table(old, record_cls, [])  # refuses foreign rows before any is lost
   write_table(path, records.to_table(rows, record_cls))
   for old in former:
     old.unlink()
@@ -201,14 +206,15 @@ def replace_rows(
 def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
   """Removes the rows of other keys than those that are wanted.
 
-  A shard at a time, each whole before and after: a process that is killed
-  midway has removed some of them.
+  Goes shard by shard, each of which is whole before and after: a process that
+  is killed midway has removed some of the rows, and can be started again.
 
   Returns:
     How many rows were removed.
   """
   removed = 0
   for path in sorted(folder.glob(_SHARDS)):
+    # The column of keys first: most shards keep all rows and need no more.
     keys = read_table(path, record_cls, [record_cls.KEY])[0].to_pylist()
     kept = [key in wanted for key in keys]
     if all(kept):
@@ -223,7 +229,7 @@ def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
 
 
 def read_keys(folder: Path) -> set[str]:
-  """The keys of the rows in a folder's shards, whatever kind they are."""
+  """Reads the keys of all rows of a folder's shards, of any record kind."""
   found: set[str] = set()
   for path in folder.glob(_SHARDS):
     with _parquet(path) as file:
@@ -234,6 +240,7 @@ def read_keys(folder: Path) -> set[str]:
 
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+  """Opens a parquet file; makes whatever is wrong with it a `UserError`."""
   try:
     with pq.ParquetFile(path) as file:
       yield file

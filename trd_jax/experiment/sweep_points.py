@@ -1,4 +1,4 @@
-"""A sweep as data: the points at which an experiment is run.
+"""Makes and reads a sweep: the points at which an experiment is run.
 
 A sweep file stands beside its config and defines `get_sweep`:
 
@@ -34,11 +34,11 @@ class Point:
 
   Attributes:
     name: names its folder; unique in the sweep.
-    values: what it sets, by dotted key.
-    is_own: whether the name was given, not made of the values.
-    alone: the name that its values make alone, where the sweep's other keys
-      make it another one. A sweep that had fewer keys, or was begun when names
-      looked at no other point, has its folder under that.
+    values: the values that it sets, by dotted key.
+    is_own: whether the name was given rather than made of the values.
+    alone: the name that its values would make without the sweep's other keys,
+      where those change it. A sweep that had fewer keys, or was begun by a
+      version that named each point by itself, has the folder under this name.
   """
 
   name: str
@@ -48,18 +48,18 @@ class Point:
 
 
 def point(name: str, values: Mapping[str, Any] | None = None) -> Point:
-  """A point with a name of its own; without values, the config as it is."""
+  """Makes a point with a given name; without values it is the config itself."""
   return Point(_fit(name), dict(values or {}))
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
-  """Every combination of the axes' values, the last axis fastest."""
+  """Makes a point of each combination of the axes' values, the last fastest."""
   combinations = itertools.product(*axes.values())
   return [_named(dict(zip(axes, c, strict=True))) for c in combinations]
 
 
 def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
-  """The axes' first values, then their second ones, and so on.
+  """Makes a point of the axes' first values, one of their second, and so on.
 
   Raises:
     UserError: the axes are not equally long.
@@ -73,11 +73,11 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def load(path: Path | str) -> list[Point]:
-  """The points of a sweep file.
+  """Loads the points of a sweep file.
 
   Raises:
     UserError: there is no such file, it defines no `get_sweep`, it fails, or
-      what it gives is no list of points with names of their own.
+      its result is no list of points with different names.
   """
   path = Path(path)
   if not path.is_file():
@@ -98,10 +98,18 @@ def load(path: Path | str) -> list[Point]:
 
 
 def checked(points: Iterable[Any], source: str) -> list[Point]:
-  """The points, if they are such and their names differ.
+  """Checks a sweep's points, and renames those named by their values.
 
-  Names made of values say the last part of a key where no other key of the
-  sweep has it, else all of it.
+  Such a name holds the last part of each key, or all of it where another key of
+  the sweep ends alike.
+
+  Args:
+    points: the points, as a sweep file gives them.
+    source: the file, for errors.
+
+  Raises:
+    UserError: there are no points, something is no point, or two points have
+      the same name.
   """
   found = list(points)
   if not found:
@@ -119,8 +127,10 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
   ]
   names = [one.name for one in found]
   found = [
+    # Where no other point has or had that name, or one point could take the
+    # folder of another for its own.
     dataclasses.replace(one, alone=name)
-    if [*alone, *names].count(name) == 1  # no other point has or had it
+    if [*alone, *names].count(name) == 1
     else one
     for one, name in zip(found, alone, strict=True)
   ]
@@ -134,12 +144,12 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
 
 
 def _named(values: dict[str, Any], keys: Iterable[str] = ()) -> Point:
-  """A point that is called after its values.
+  """Makes a point that is named by its values.
 
   Args:
-    values: what it sets, by dotted key. The name says a key's last part, or
-      all of it where another key has that, too.
-    keys: more keys that there are.
+    values: the values that it sets, by dotted key. The name holds a key's last
+      part, or all of the key where another one ends alike.
+    keys: the keys of the other points.
   """
   last = [key.rpartition(".")[2] for key in {*values, *keys}]
   parts = []
@@ -159,7 +169,11 @@ def _shown(value: Any) -> str:
 
 
 def _fit(name: str) -> str:
-  """A name that a folder can have."""
+  """Returns a name as a folder can have it.
+
+  Raises:
+    UserError: nothing is left of the name.
+  """
   fit = _UNFIT.sub("-", name).strip("-.")[:_MOST_NAME]
   if not fit:
     raise UserError(f"a point of the sweep is called {name!r}: name it")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Writes files and folders that appear whole or not at all."""
 
 import contextlib
 import os
@@ -22,16 +22,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
   leads to is replaced.
 
   Raises:
-    UserError: it is a link that leads nowhere.
+    UserError: `path` is a link that leads nowhere.
   """
   path = paths.behind_links(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Not the process's id: processes of two machines, or containers, share those.
   token = uuid.uuid4().hex
+  # In the same folder: a rename is atomic within one file system only.
   unfinished = path.with_name(f"{path.name}.{token}{_UNFINISHED}")
   try:
     with unfinished.open("wb") as file:
       yield file
+      # Before the rename: after a power cut the name could otherwise be on the
+      # disk, and the bytes not.
       file.flush()
       os.fsync(file.fileno())
     unfinished.replace(path)
@@ -47,11 +50,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-  """Copies a finished folder, whole or not at all; where it can, by links.
+  """Copies a finished folder whole or not at all, by hard links if it can.
 
   Args:
-    source: the folder.
-    target: is not there, or empty.
+    source: the folder; no file in it may change afterwards.
+    target: need not be there; if it is, it has to be empty.
   """
   unfinished = target.with_name(
     f"{target.name}.{uuid.uuid4().hex}{_UNFINISHED}"
