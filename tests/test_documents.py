@@ -187,12 +187,26 @@ def test_commands_are_there_with_their_flags_and_keys(path):
 def test_commands_in_the_text_are_there(path):
   """Spans that begin as a command of ours does, also in tables."""
   for span in SPAN.findall(prose(path.read_text())):
+    if re.match("(ARGS|METHOD|CONFIG|ENGINE)=", span):
+      span = f"make demo {span}"
     if re.search("…|<", span) or not re.match(
       r"(python|make) |launch/\w", span
     ):
       continue
     words = shlex.split(span, comments=True)
     if not any(re.fullmatch("[A-Z_]{3,}", word) for word in words):
+      check_command(words)
+
+
+@pytest.mark.parametrize(
+  "path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_commands_of_an_experiment_s_card_are_there(path):
+  card = ast.get_docstring(ast.parse(path.read_text())) or ""
+  found = re.findall(r"^    python (?:[^\n\\]|\\\n)*", card, re.M)
+  assert found
+  for command in found:
+    for words in commands(command):
       check_command(words)
 
 
