@@ -30,7 +30,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["trd_jax", "trd_jax.*"]),
-  package_data={"trd_jax": ["lab/*/*", "report/*"]},
+  package_data={"trd_jax": ["lab/*/*"]},
   install_requires=[
     "absl-py>=2.1",
     # 0.10.2 is the newest for Python 3.11, 0.11.2 the newest tried.
@@ -49,6 +49,7 @@ setup(
     "pyarrow>=20",
     "safetensors>=0.7",
     "tokenizers>=0.22",
+    "tqdm>=4.66",
   ],
   extras_require={
     "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],

@@ -148,7 +148,7 @@ def test_a_row_is_planned_to_its_last_command(row, tmp_path):
   regime, model, domain, method, subset = row
   e = resolve(regime, model=model, domain=domain, method=method, subset=subset)
   run_dir = RunDir(tmp_path / "run")
-  steps = list(pipeline.commands(e, run_dir))
+  steps = list(pipeline.commands(e))
   told = dry_run.describe(e, run_dir, [(a, [m], False) for a, m, _ in steps])
   assert "not known here" not in told
   sizes = {name: size for name, size, _ in dry_run.disk(e, run_dir)}
@@ -283,7 +283,7 @@ def test_what_finished_rounds_have_written_needs_no_room(tmp_path, monkeypatch):
   def is_enough(free, *done):
     usage = types.SimpleNamespace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    names = [name for name, _, _ in pipeline.commands(e, run_dir)]
+    names = [name for name, _, _ in pipeline.commands(e)]
     names += [f"round {n}, unless the student has collapsed" for n in (2, 3)]
     steps = [(name, ["run"], name.startswith(done)) for name in names]
     return "WARNING" not in dry_run.describe(e, run_dir, steps)

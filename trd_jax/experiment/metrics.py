@@ -6,10 +6,13 @@ import json
 import math
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
+
+from tqdm import tqdm
 
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files import json_files
@@ -231,11 +234,12 @@ class _Wandb:
     self._run.finish()
 
 
-class Progress:
+class Progress(tqdm):
   """How far a piece of work is, how fast it goes, how long it will take.
 
-  On a terminal one line that redraws itself; elsewhere a line every ten
-  seconds or so, for a log. A context manager; the last line stays.
+  tqdm draws on a terminal, one line that redraws itself; elsewhere, as for a
+  log, there is a line every ten seconds or so. A context manager; the last
+  line stays.
 
   How long it will take is said once as much time has passed after the first
   unit as before it: that one may have waited for a compiler, or for others
@@ -251,6 +255,9 @@ class Progress:
     clock: seconds, ever growing.
   """
 
+  # tqdm's thread would redraw in between, and live on in what is forked.
+  monitor_interval = 0
+
   def __init__(
     self,
     total: int | None,
@@ -261,60 +268,75 @@ class Progress:
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
-    self._total = total
-    self._desc = desc
-    self._unit = unit
-    self._initial = initial
-    self._done = initial
+    out: TextIO = stream or sys.stderr
+    self._live = out.isatty()
     self._note = ""
-    self._stream = stream or sys.stderr
-    self._clock = clock
-    self._live = self._stream.isatty()
-    self._start = clock()
     self._first: float | None = None  # seconds until the first unit
-    self._drawn = self._start
     self._line = ""
+    super().__init__(
+      total=total,
+      desc=desc,
+      unit=unit,
+      initial=initial,
+      file=out,
+      mininterval=_FRAME_SECONDS if self._live else _LINE_SECONDS,
+      miniters=0,  # the time alone says when to draw
+      delay=1.0,  # nothing is drawn before the block is entered
+      leave=True,
+      disable=False,
+    )
+    self.delay = 0.0
+    self._time = clock
+    self.start_t = self.last_print_t = clock()
 
   def __enter__(self) -> Self:
     if self._live:
-      self._draw(self._clock())
+      self.refresh()
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    self.close()
-
-  def update(self, n: int = 1, note: str = "") -> None:
+  def update(self, n: float | None = 1, note: str = "") -> bool | None:
     """Counts `n` more units; `note` stands at the line's end from now on."""
-    self._done += n
     self._note = note or self._note
-    now = self._clock()
-    if self._first is None and n > 0:
-      self._first = now - self._start
-    pause = _FRAME_SECONDS if self._live else _LINE_SECONDS
-    if now - self._drawn >= pause:
-      self._draw(now)
+    if self._first is None and n:
+      self._first = self._time() - self.start_t
+    return super().update(n)
+
+  def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    """Draws the line as it is now."""
+    if self._live:
+      super().display(msg, pos)
+    elif msg is None and (line := str(self)) != self._line:
+      self.fp.write(line + "\n")
+      self.fp.flush()
+      self._line = line
 
   def close(self) -> None:
     """Draws the last line."""
-    self._draw(self._clock())
+    if not self._live and not self.disable:
+      self.display()
+      self.leave = False  # tqdm would end a line that it thinks is open
+    super().close()
+
+  def __str__(self) -> str:
+    line = self.line(self._time())
     if self._live:
-      self._stream.write("\n")
-      self._stream.flush()
+      line = line[: shutil.get_terminal_size().columns - 1]
+    return line
 
   def line(self, now: float) -> str:
-    """The line at a moment of the clock."""
-    elapsed = now - self._start
-    here = self._done - self._initial
+    """Returns the line at a moment of the clock."""
+    elapsed = now - self.start_t
+    here = self.n - self.initial
     rate = here / elapsed if elapsed > 0 else 0.0
-    parts = [f"{self._done:,} {self._unit}"]
-    if self._total is not None:
-      share = self._done / self._total if self._total else 1.0
-      parts = [f"{self._done:,}/{self._total:,} {self._unit} ({share:.0%})"]
+    parts = [f"{self.n:,} {self.unit}"]
+    if self.total is not None:
+      share = self.n / self.total if self.total else 1.0
+      parts = [f"{self.n:,}/{self.total:,} {self.unit} ({share:.0%})"]
       if self._live:
         cells = round(min(share, 1.0) * _BAR_CELLS)
         parts.insert(0, "█" * cells + "·" * (_BAR_CELLS - cells))
-    parts.append(_rate(rate, self._unit))
-    left = None if self._total is None else self._total - self._done
+    parts.append(_rate(rate, self.unit))
+    left = None if self.total is None else self.total - self.n
     if left is not None and left > 0:
       if self._first is not None and rate and elapsed >= 2 * self._first:
         parts.append(f"{duration(left / rate)} left")
@@ -322,18 +344,11 @@ class Progress:
       parts.append(f"took {duration(elapsed)}")
     if self._note:
       parts.append(self._note)
-    return f"{self._desc}: " + " · ".join(parts)
+    return f"{self.desc}: " + " · ".join(parts)
 
-  def _draw(self, now: float) -> None:
-    self._drawn = now
-    line = self.line(now)
-    if self._live:
-      line = line[: shutil.get_terminal_size().columns - 1]
-      self._stream.write("\r" + line.ljust(len(self._line)))
-    elif line != self._line:
-      self._stream.write(line + "\n")
-    self._stream.flush()
-    self._line = line
+
+# tqdm's own lock takes a semaphore of the machine, for bars of many processes.
+Progress.set_lock(threading.RLock())
 
 
 def _rate(rate: float, unit: str) -> str:

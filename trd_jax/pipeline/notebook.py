@@ -98,7 +98,6 @@ def run(
       and the end of what it printed.
   """
   chosen = config if isinstance(config, Experiment) else load_config(config)
-  run_dir = RunDir(workdir)
   with tempfile.TemporaryDirectory() as folder:
     # The stages read it while they run, and the workdir keeps it.
     spec = Path(folder) / "config.json"
@@ -109,7 +108,7 @@ def run(
     else:
       known = {
         account: (module, own)
-        for account, module, own in pipeline.commands(chosen, run_dir)
+        for account, module, own in pipeline.commands(chosen)
       }
       # All names before the first stage: a typo in the last one would be told
       # hours later.

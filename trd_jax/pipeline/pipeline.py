@@ -47,7 +47,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.grading import scores
   from trd_jax.pipeline import door
 
-  steps = list(commands(experiment, run_dir))
+  steps = list(commands(experiment))
   if flags.dry_run:
     from trd_jax.experiment import config_file, findings
     from trd_jax.pipeline import dry_run
@@ -232,11 +232,8 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
   )
 
 
-def commands(
-  experiment: Experiment, run_dir: RunDir
-) -> Iterator[tuple[str, str, list[str]]]:
+def commands(experiment: Experiment) -> Iterator[tuple[str, str, list[str]]]:
   """Yields the stages of an experiment: (account, module, its own flags)."""
-  del run_dir
   models = [experiment.student.path]
   if experiment.regime == "opd":
     models.append(experiment.teacher.path)
