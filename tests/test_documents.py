@@ -159,7 +159,9 @@ def check_command(words: list[str]) -> None:
     assert (ROOT / arguments[2]).exists(), arguments[2]
   elif is_python and arguments[:1] == ["-m"]:
     module = arguments[1]
-    if module.startswith("trd_jax."):
+    if module == "trd_jax":
+      assert not arguments[2:]
+    elif module.startswith("trd_jax."):
       check_module(module.removeprefix("trd_jax."), arguments[2:])
     else:
       assert module in {"pip", "venv"}, module
