@@ -90,6 +90,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
       f"--target={target} lies in --source={source}; name another folder"
     )
   check_replaceable(target, f"--target={target}")
+  # What can become what, by kind and form: all advice below is derived from it.
   writers = {
     ("hf", "orbax"): _hf_to_orbax,
     ("orbax model", "hf"): _orbax_to_hf,

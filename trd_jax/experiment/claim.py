@@ -108,6 +108,8 @@ class Claim:
     # Claimed by another process meanwhile, perhaps.
     if not self._config.exists():
       return False
+    # Compared key by key and not as text: the order and the spelling of a
+    # number mean nothing.
     was = schema.flatten(read_json(self._config))
     now = schema.flatten(json_files.loads(experiment_json))
     different = scopes.differences(was, now)
@@ -168,6 +170,7 @@ class Claim:
     former, self._former, self._mine = self._former, None, None
     if former is None:
       return False
+    # Silently kept where something was made under the new config meanwhile.
     with contextlib.suppress(UserError), self._locked():
       self.check(former)
       self._write(former)

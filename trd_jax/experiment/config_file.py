@@ -119,6 +119,7 @@ def _complained_of(complaint: str, source_line: str) -> str:
   The error names the key's last part only. The line that raised it, such as
   `config.train.epochs = 1`, has the rest.
   """
+  # ml_collections says it only in words, and differently for each mistake.
   quoted = re.search(r"""["'](\w+)["'\\]""", complaint)
   if quoted is None:
     return ""

@@ -138,6 +138,7 @@ class RunDir:
     if token in _held:
       yield
       return
+    # To lock is to write into it, so a file of somebody's is left alone.
     if path.exists() and not file_locks.is_signature(path):
       raise UserError(f"{path} is no lock of trd-jax; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -379,6 +380,8 @@ class RunDir:
       Whether the stage was taken over: not if the donor hasn't finished it, nor
       if this directory has begun it.
     """
+    # Where a stage's folder is a link, to a larger disk say, the copy is made
+    # beside its target: a rename can't cross file systems.
     mine = Path(os.path.realpath(self.stage(stage)))
     theirs = donor.stage(stage)
     if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):

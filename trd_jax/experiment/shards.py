@@ -164,6 +164,8 @@ def read_shards(
   tables = [
     read_table(path, record_cls, read) for path in sorted(folder.glob(_SHARDS))
   ]
+  # Shards sort by the time of their writing, so the first with a key is the row
+  # that later stages may have read already.
   first: dict[str, tuple[int, int]] = {}
   for number, table in enumerate(tables):
     for row, name in enumerate(table[key].to_pylist()):
@@ -233,6 +235,8 @@ def read_keys(folder: Path) -> set[str]:
   found: set[str] = set()
   for path in folder.glob(_SHARDS):
     with _parquet(path) as file:
+      # The name of the key's column stands in the file: problems are known by
+      # another than samples.
       name = (file.schema_arrow.metadata or {}).get(b"trd_jax.key", b"key")
       found.update(file.read(columns=[name.decode()])[0].to_pylist())
   return found

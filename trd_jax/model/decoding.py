@@ -179,6 +179,7 @@ class Decoder(NamedTuple):
     table = rope_table(c, jnp.arange(cache.values[0].shape[2]))
     cos_HB, sin_HB = (x[:, 0][position_B].T for x in table)
     row = jnp.arange(B)
+    # The rows of these tokens only; from here on a token is a column.
     x_DB = self.embedding_VD[tokens_B].T
     keys, values = [], []
     for layer, key_BKHS, value_BKSH in zip(self.layers, *cache, strict=True):

@@ -247,6 +247,8 @@ def _padded(tokens_BT, length_B):
 def _cache_of(k_LBTKH, v_LBTKH) -> KVCache:
   """Makes a cache of all layers' keys and values."""
   return KVCache(
+    # Turned once, after the prompt, into the order in which each step of
+    # decoding reads them.
     tuple(jnp.einsum("LBTKH->LBKHT", k_LBTKH)),
     tuple(jnp.einsum("LBTKH->LBKTH", v_LBTKH)),
   )

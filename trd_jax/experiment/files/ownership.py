@@ -98,6 +98,7 @@ def ours_in(
       changed since.
   """
   marker = folder / MARKER
+  # A link could name another folder's list as this one's.
   is_file = marker.is_file() and not marker.is_symlink()
   files = listed(marker.read_bytes()) if is_file else None
   found = set(_leaves(folder))
@@ -111,6 +112,8 @@ def ours_in(
     content = _content(folder / name)
     # A folder whose files somebody has taken out is still ours.
     emptied = content == _EMPTY and any(f.startswith(f"{name}/") for f in files)
+    # Somebody may have copied a file into it that will be there afterwards,
+    # too.
     same = new is not None and _same_bytes(folder / name, new / name)
     if files.get(name) != content and not emptied and not same:
       raise UserError(
@@ -211,6 +214,7 @@ def is_record(path: Path) -> bool:
   if path.suffix != ".parquet" or not path.is_file():
     return False
   try:
+    # The footer only: the rows may be gigabytes.
     metadata = pq.read_schema(path).metadata
   except (pa.ArrowException, OSError):
     return False
@@ -225,6 +229,8 @@ def is_unfinished(path: Path) -> bool:
 def is_config(path: Path) -> bool:
   """Returns whether a file is the experiment of a run directory."""
   fields = _json(path)
+  # Many programs have a config.json. These two keys are in every version of
+  # ours, and together in no model's.
   return isinstance(fields, dict) and {"method", "student"} <= fields.keys()
 
 
@@ -247,6 +253,7 @@ def problems_in(folder: Path) -> Iterator[Path]:
   for path in sorted(folder.glob("*")):
     if is_record(path) or is_unfinished(path):
       yield path
+  # By its keys, for any program may call a file so.
   done = folder / "done.json"
   fields = _json(done)
   if isinstance(fields, dict) and fields.keys() <= _OF_PROBLEMS:

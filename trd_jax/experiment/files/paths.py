@@ -31,6 +31,8 @@ def expanded(text: str) -> str:
   if not text.startswith("~"):
     return text
   path = os.path.expanduser(text)
+  # `expanduser` leaves a `~name` that it doesn't know as it is, which would
+  # become a folder of that name.
   if path == text:
     user = text[1:].partition("/")[0]
     whose = f"user {user}" if user else "home of yours"
@@ -83,6 +85,8 @@ def behind_links(path: Path | str) -> Path:
       nowhere.
   """
   path = Path(path)
+  # `realpath` follows a broken link without an error, and to write there would
+  # make a file that nobody looks for.
   for link in (path, *path.absolute().parents):
     if os.path.islink(link) and not os.path.exists(link):
       raise UserError(

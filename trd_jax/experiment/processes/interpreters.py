@@ -63,6 +63,8 @@ def check(
   if path is None:
     raise _absent(named, key, python or sys.executable)
   try:
+    # Asked of the interpreter itself, in a process: what this one can import
+    # says nothing about another.
     answer = commands.ask([path, "-c", _PROBE, *packages], _SECONDS)
     # The last line: an interpreter's site may print something of its own.
     version, missing = json_files.loads(answer.out.splitlines()[-1])
@@ -78,6 +80,7 @@ def check(
       f" {'.'.join(map(str, least))} or newer with --config.{key}"
     )
   if missing:
+    # Several modules may come with one package: its advice is given once.
     advice = dict.fromkeys(packages[name] for name in missing)
     raise UserError(
       f"{named} can't import {', '.join(missing)}: {'; '.join(advice)}"

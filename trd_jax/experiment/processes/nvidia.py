@@ -93,6 +93,7 @@ def read_query(text: str) -> tuple[tuple[Gpu, ...], str]:
   gpus, driver = [], ""
   for line in text.splitlines():
     cells = [cell.strip() for cell in line.split(",")]
+    # Other lines may come on the same output, such as warnings.
     if len(cells) != len(_FIELDS.split(",")) or not cells[0].isdecimal():
       continue
     index, uuid, kind, driver, total, free = cells
@@ -130,6 +131,7 @@ def shown(variable: str | None) -> list[str] | None:
   if variable is None:
     return None
   found = []
+  # Read as CUDA reads it, or a GPU would be counted that no program sees.
   for word in map(str.strip, variable.split(",")):
     if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", word):
       break
@@ -171,6 +173,7 @@ def names(dev: Path = Path("/dev")) -> list[str]:
     Their names in `CUDA_VISIBLE_DEVICES`, or else their numbers; none where
     the machine has no GPU, or an empty list hides them.
   """
+  # Device files are /dev/nvidia0, …; nvidiactl and others are no GPUs.
   files = [x.name.removeprefix("nvidia") for x in dev.glob("nvidia*")]
   there = sorted(filter(str.isdecimal, files), key=int)
   chosen = shown(os.environ.get("CUDA_VISIBLE_DEVICES"))

@@ -34,6 +34,8 @@ def end_with_pipeline() -> None:
     deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     end = signal.SIGTERM if deaf else signal.SIGINT
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+      # A terminal's interrupt reaches this process and the pipeline, whose end
+      # then sends another one. Close together they count once.
       signal.signal(signal.SIGINT, _once(signal.default_int_handler))
     when_gone(int(pipeline), lambda: os.kill(os.getpid(), end))
 
@@ -190,5 +192,6 @@ def run(command: Sequence[str]) -> int:
       process.wait(None if terminated else _TIDY_SECONDS)
     raise
   finally:
+    # Whatever happens here, the stage must not go on without its pipeline.
     process.kill()
   return code if code >= 0 else 128 - code

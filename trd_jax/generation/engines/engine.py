@@ -54,6 +54,7 @@ class Sampling:
   top_logprobs: int = 0
 
   def __post_init__(self):
+    # Written as what must hold, which NaN fails, too.
     if not 0 <= self.temperature < float("inf"):
       raise UserError(
         f"temperature={self.temperature} must be 0 (greedy) or a positive"
@@ -134,6 +135,8 @@ def check_request(
       f" the model's context of {max_positions}; shorten it or lower"
       " max_prompt_tokens"
     )
+  # JAX clamps an index that is too large: another token's embedding would be
+  # read without an error.
   if ids.min() < 0 or ids.max() >= vocab_size:
     wrong = ids.min() if ids.min() < 0 else ids.max()
     raise UserError(

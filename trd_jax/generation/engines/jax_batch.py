@@ -130,6 +130,7 @@ class Batch:
       UserError: a request's logits are NaN or infinite.
     """
     assert self._coming is not None
+    # The first read waits for the device; until here the host was free.
     out_CB, top_CBK = self._coming
     self._coming = None
     rows, ended = self._rows, []
@@ -207,6 +208,8 @@ class Batch:
       for device, rows in enumerate(moves):
         row_P[device, : len(rows)] = rows
         for n, row in enumerate(rows):
+          # To the device with most free slots, so that all stay about equally
+          # busy.
           slot = max(free, key=len).pop()
           arrives[slot] = device * count + n
           self._take_over(slot, other, device * share + row)

@@ -224,7 +224,7 @@ class JaxEngine:
     return self._stream(requests, sampling)
 
   def close(self) -> None:
-    """Does nothing: only the engine's own arrays are held."""
+    """Releases nothing: only the engine's own arrays are held."""
 
   def _stream(
     self, requests: list[Request], sampling: Sampling

@@ -27,6 +27,8 @@ from trd_jax.model.decoding import Decoder, Layer, logits
 from trd_jax.model.qwen3 import KVCache, Qwen3
 from trd_jax.model.sharding import replicate
 
+# Weights are whole on each device and slots are split: no step of decoding
+# needs another device.
 WHOLE = PartitionSpec()
 SLOTS = PartitionSpec("data")
 
@@ -233,6 +235,9 @@ def insert(
       slot = order_B[i]
 
       def one(into, source):
+        # Only the source's positions are written. What a former request has
+        # left behind them is overwritten as the slot decodes, and masked until
+        # then.
         window = jax.lax.dynamic_slice_in_dim(source, row_B[slot], 1)
         return jax.lax.dynamic_update_slice(into, window, (slot, 0, 0, 0))
 

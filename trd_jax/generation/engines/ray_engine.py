@@ -41,6 +41,8 @@ from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
 
 _GOES_ON = "what is there is kept, and the same command goes on from there"
+# Spelt out: inferred from rows, an empty list or a None would give a column
+# another type in one batch than in the next.
 _REQUESTS = pa.schema(
   [
     ("key", pa.string()),
@@ -91,6 +93,7 @@ class RayEngine:
     config = read_object(model.folder / "config.json")
     self._vocab_size = read_size(config, "vocab_size")
     self._max_positions = read_positions(config)
+    # A cluster that somebody else has joined in this process stays joined.
     self._started = not self._ray.is_initialized()
     if self._started:
       _connect(self._ray, spec.ray)
@@ -132,6 +135,8 @@ class RayEngine:
       _Worker,
       fn_constructor_args=(
         self._make,
+        # Without its `ray` section, or each actor would start a pool of its
+        # own.
         dataclasses.replace(self._spec, ray=Ray()),
         self._model,
         self._max_model_tokens,
@@ -178,6 +183,8 @@ class RayEngine:
     ray, vllm = self._spec.ray, self._spec.vllm
     has = self._ray.cluster_resources()
     gpus = ray.gpus
+    # An actor holds all GPUs of its engine: vLLM starts its own processes for
+    # them, of which Ray knows nothing.
     if gpus is None:
       each = 1
       if self._spec.name == "vllm":

@@ -87,6 +87,7 @@ def sample(
   Returns:
     int32 token ids `[B]`.
   """
+  # No noise and no limits: they would not change which token is the likeliest.
   if plan.greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   scaled_BV = logits_BV / temperature

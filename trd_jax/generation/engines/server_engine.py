@@ -63,6 +63,8 @@ class ServerEngine:
     servers = [Server(url, spec) for url in spec.urls]
     if not servers:
       raise UserError("engine.server.urls names no server")
+    # An address that is given twice, with and without /v1, would get twice the
+    # requests that a server may have.
     by_url = {server.url: server for server in servers}
     self._servers = list(by_url.values())
     for _ in in_thread(self._start):
@@ -97,7 +99,7 @@ class ServerEngine:
     return self._stream(requests, sampling)
 
   def close(self) -> None:
-    """Does nothing: nothing is held between two calls, and servers go on."""
+    """Releases nothing: nothing is held between calls, and servers go on."""
 
   def _stream(
     self, requests: list[Request], sampling: Sampling
@@ -120,6 +122,7 @@ class ServerEngine:
     async with contextlib.AsyncExitStack() as stack:
       for server in self._servers:
         await stack.enter_async_context(server)
+      # All at once: each may need minutes to start, and start together.
       async with asyncio.TaskGroup() as group:
         for server in self._servers:
           group.create_task(self._await(server))
@@ -127,6 +130,7 @@ class ServerEngine:
   async def _await(self, server: Server) -> None:
     """Waits until a server is well, or too long; then looks for the model."""
     begun = time.monotonic()
+    # A server that is up answers at once, and nothing is printed of it.
     tell = begun + 2.0
     while True:
       left = begun + self._spec.start_seconds - time.monotonic()

@@ -171,6 +171,7 @@ class TensorFiles:
     if self._shape[one] != self._shape[other]:
       return False
     size = self._shape[one][0]
+    # A head of 150K rows has gigabytes: both are never in memory whole.
     for start in range(0, size, _ROWS):
       rows = (slice(start, min(start + _ROWS, size)),)
       if not np.array_equal(self.read(one, rows), self.read(other, rows)):
