@@ -74,13 +74,13 @@ def look(tmp_path, **keys):
   return door.look(chosen(**keys), RunDir(tmp_path / "run"))
 
 
-def told(found, state):
-  return [one.told for one in found if one.state == state]
+def messages(found, state):
+  return [one.message for one in found if one.state == state]
 
 
 def wrong(tmp_path, **keys):
   """The one thing that is wrong, found while nothing was made."""
-  (one,) = told(look(tmp_path, **keys), "wrong")
+  (one,) = messages(look(tmp_path, **keys), "wrong")
   assert "\n" not in one
   assert not (tmp_path / "run").exists()
   return one
@@ -206,17 +206,19 @@ def test_a_teacher_is_needed_as_long_as_something_asks_it(tmp_path):
   keys = {"teacher.path": "lab:techer"}
   run_dir = RunDir(tmp_path)
   for stage in ("refine", "train"):
-    assert told(door.look(chosen(**keys), run_dir), "wrong")
+    assert messages(door.look(chosen(**keys), run_dir), "wrong")
     run_dir.mark_done(stage, {})
-  assert not told(door.look(chosen(**keys), run_dir), "wrong")
-  assert not told(look(tmp_path / "opsd", regime="opsd", **keys), "wrong")
+  assert not messages(door.look(chosen(**keys), run_dir), "wrong")
+  assert not messages(look(tmp_path / "opsd", regime="opsd", **keys), "wrong")
 
 
 def test_a_hub_id_is_one_small_request(tmp_path, hub_here):
   keys = {"teacher.path": "own/student"}
   found = look(tmp_path, **keys)
-  assert not told(found, "wrong") + told(found, "missing")
-  assert told(found, "unchecked")[-1].startswith("whether student and teacher")
+  assert not messages(found, "wrong") + messages(found, "missing")
+  assert messages(found, "unchecked")[-1].startswith(
+    "whether student and teacher"
+  )
   asked = [line for line in hub_here.asked if "own" in line]
   assert asked == ["GET /api/models/own/student"]
   no_such = wrong(tmp_path, **{"teacher.path": "own/stdnt"})
@@ -234,7 +236,9 @@ def test_a_hub_id_is_one_small_request(tmp_path, hub_here):
 
 
 def test_without_a_hub_that_is_said(tmp_path, monkeypatch):
-  (one,) = told(look(tmp_path, **{"teacher.path": "own/student"}), "missing")
+  (one,) = messages(
+    look(tmp_path, **{"teacher.path": "own/student"}), "missing"
+  )
   assert one.startswith("teacher.path=own/student is not on this machine")
   with pytest.raises(UserError, match="the hub can't be asked"):
     door.enter(
@@ -304,7 +308,7 @@ def test_every_mistake_is_told_at_once(tmp_path):
 def test_budgets_beyond_a_models_positions_are_noted(tmp_path):
   keys = {"refine.max_response_tokens": 900, "rollout.max_prompt_tokens": 2000}
   keys |= {"train.max_teacher_tokens": 1500}
-  notes = told(look(tmp_path, **keys), "note")
+  notes = messages(look(tmp_path, **keys), "note")
   assert [note.partition(" ")[0] for note in notes] == [
     "rollout.max_prompt_tokens=2,000",
     "refine:",
@@ -318,7 +322,7 @@ def test_a_server_that_is_not_up_yet_is_noted(tmp_path):
     taken.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     keys = {"engine.name": "server", "engine.server.urls": (url,)}
-    (note,) = told(look(tmp_path, **keys), "note")
+    (note,) = messages(look(tmp_path, **keys), "note")
   assert note.startswith(f"{url} doesn't answer yet")
 
 
@@ -331,7 +335,7 @@ def test_an_interpreter_is_tried(tmp_path):
   (tmp_path / ".venv-vllm").mkdir()
   absent = tmp_path / ".venv-vllm" / "bin" / "python"
   keys = {"python.generation": str(absent)}
-  (one,) = told(look(tmp_path, **keys), "missing")
+  (one,) = messages(look(tmp_path, **keys), "missing")
   assert one.endswith("is not there: third_party/vllm/install.sh makes it")
   with pytest.raises(UserError, match="can't import no_such: get it"):
     interpreters.check("python.train", None, {"no_such": "get it", "os": ""})
@@ -470,6 +474,6 @@ def test_what_the_merge_would_replace_is_refused_before_all(tmp_path, name):
   mine.parent.mkdir(parents=True)
   mine.write_text("mine")
   e = experiment.from_config({})
-  wrong = [x.told for x in door.look(e, run_dir) if x.state == "wrong"]
+  wrong = [x.message for x in door.look(e, run_dir) if x.state == "wrong"]
   assert [told for told in wrong if "thesis.tex, which would be lost" in told]
   assert mine.read_text() == "mine"

@@ -203,10 +203,10 @@ def judge_config(found: Sequence[Finding], summary: Sequence[str]) -> Diagnosis:
     UserError: something is wrong or not there; all of it is told.
   """
   findings.refuse(found, "wrong", "missing")
-  told = [one.told for one in found if one.state == "note"]
+  told = [one.message for one in found if one.state == "note"]
   status = "warning" if told else "ok"
   told = told or [", ".join(summary) or "all its stages are done"]
-  told += [f"not checked: {x.told}" for x in found if x.state == "unchecked"]
+  told += [f"not checked: {x.message}" for x in found if x.state == "unchecked"]
   return Diagnosis(status, "; also: ".join(dict.fromkeys(told)))
 
 

@@ -24,17 +24,17 @@ class Finding(NamedTuple):
     state: `ok`; `note`, something to know; `unchecked`, what a quick look can't
       tell; `missing`, what this machine lacks, which is a mistake only where
       the run is to happen; `wrong`, a mistake everywhere.
-    told: the finding in one line.
+    message: the finding in one line.
   """
 
   what: str
   state: State
-  told: str
+  message: str
 
 
 def table(findings: Sequence[Finding]) -> str:
   """Returns the findings as a table for people, a line each."""
-  rows = [(one.what, _HEADS[one.state] + one.told) for one in findings]
+  rows = [(one.what, _HEADS[one.state] + one.message) for one in findings]
   return tables.columns(rows, indent="  ")
 
 
@@ -42,8 +42,10 @@ def refuse(findings: Sequence[Finding], *states: State) -> None:
   """Refuses to go on if a finding has one of the states.
 
   Raises:
-    UserError: one has; the message tells all that have.
+    UserError: one has; the error names all that have.
   """
-  told = dict.fromkeys(one.told for one in findings if one.state in states)
-  if told:
-    raise UserError("; also: ".join(told))
+  messages = dict.fromkeys(
+    one.message for one in findings if one.state in states
+  )
+  if messages:
+    raise UserError("; also: ".join(messages))

@@ -51,12 +51,12 @@ def enter(experiment: Experiment, run_dir: RunDir) -> None:
   findings.refuse(found, "wrong", "missing")
   for one in found:
     if one.state in ("note", "unchecked"):
-      told = "" if one.state == "note" else "not checked: "
-      print(f"note: {told}{one.told}", flush=True)
+      prefix = "" if one.state == "note" else "not checked: "
+      print(f"note: {prefix}{one.message}", flush=True)
   if found:
     seconds = time.monotonic() - began
-    told = ", ".join(summary(experiment, found))
-    print(f"checked: {told} ({seconds:.1f} s)", flush=True)
+    checked = ", ".join(summary(experiment, found))
+    print(f"checked: {checked} ({seconds:.1f} s)", flush=True)
 
 
 def look(
@@ -104,11 +104,13 @@ def look(
   # once they take as long as the slowest. Results come in the order of the
   # jobs, whichever ends first.
   with ThreadPoolExecutor(_THREADS) as pool:
-    futures = [pool.submit(lambda job=job: list(_told(job))) for job in jobs]
+    futures = [
+      pool.submit(lambda job=job: list(_found_by(job))) for job in jobs
+    ]
     return [one for future in futures for one in future.result()]
 
 
-def _told(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def _found_by(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
   """Yields what a job finds; a mistake ends it and is a finding, too."""
   try:
     yield from job()
@@ -134,23 +136,25 @@ def _models(
     try:
       opened[side] = future.result()
     except UserError as error:
-      told = " ".join(str(error).split())
-      named = told if told.startswith(f"{side}.") else f"{side}: {told}"
-      # The other model is looked at all the same: all mistakes are told at
-      # once.
+      message = " ".join(str(error).split())
+      named = (
+        message if message.startswith(f"{side}.") else f"{side}: {message}"
+      )
+      # The other model is looked at all the same: all mistakes are named
+      # at once.
       yield Finding(side, "wrong", named)
       continue
     yield from opened[side].findings()
   student = opened.get("student")
   if student is None:
     return
-  yield from _told(lambda: door_models.adapter(e, student))
+  yield from _found_by(lambda: door_models.adapter(e, student))
   yield from door_models.unmerged(e)
   # What compares two models says nothing where one can't be opened.
   if opened.keys() != sides.keys():
     return
   teacher = opened.get("teacher", student)
-  yield from _told(lambda: door_models.compare(e, student, teacher))
+  yield from _found_by(lambda: door_models.compare(e, student, teacher))
   yield from door_models.budgets(e, student, teacher)
 
 

@@ -79,12 +79,12 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
       f" {', '.join(arithmetic.SPLITS)}"
     )
   found: list[Finding] = []
-  told = f"data.source={name}"
+  label = f"data.source={name}"
   if section.root is None and name in _HUBS:
     repo_id, pattern = _HUBS[name]
-    found += _of_hub(repo_id, None, [pattern], told)
+    found += _of_hub(repo_id, None, [pattern], label)
   elif section.root is None and name in benchmarks.BENCHMARKS:
-    found += [*_of_hubs(name, told), *_of_web(name, told)]
+    found += [*_of_hubs(name, label), *_of_web(name, label)]
   where = f", {section.root}" if section.root else ""
   yield from found or [Finding("problems", "ok", section.source + where)]
 
@@ -176,8 +176,8 @@ def server(url: str) -> Iterator[Finding]:
     pass  # it answers
   except (OSError, ValueError) as error:
     why = getattr(error, "reason", error)
-    told = f"{url} doesn't answer yet ({why})"
-    yield Finding("servers", "note", told)
+    message = f"{url} doesn't answer yet ({why})"
+    yield Finding("servers", "note", message)
     return
   yield Finding("servers", "ok", url)
 
@@ -228,6 +228,6 @@ def _of_web(called: str, name: str) -> Iterator[Finding]:
 def _absent(name: str, why: str) -> Finding:
   of_problems = name.startswith("data.")
   key = "data.root" if of_problems else questions.ROOT
-  told = f"{name} is not on this machine, and {why}; give a local copy with"
+  message = f"{name} is not on this machine, and {why}; give a local copy with"
   what = "problems" if of_problems else "benchmarks"
-  return Finding(what, "missing", f"{told} {key}")
+  return Finding(what, "missing", f"{message} {key}")

@@ -50,16 +50,16 @@ class Opened:
 
   def findings(self) -> Iterator[Finding]:
     """Yields what there is to say of a model."""
-    told = [self.path]
+    parts = [self.path]
     if self.config is not None:
-      told.append(self.config.architecture)
-      told.append(f"{self.config.max_positions:,} positions")
+      parts.append(self.config.architecture)
+      parts.append(f"{self.config.max_positions:,} positions")
     if self.chat is not None:
-      told.append(f"{self.chat.vocab_size:,} ids")
+      parts.append(f"{self.chat.vocab_size:,} ids")
     if self.missing:
       yield from (Finding(self.side, "missing", why) for why in self.missing)
     else:
-      yield Finding(self.side, "ok", ", ".join(told))
+      yield Finding(self.side, "ok", ", ".join(parts))
     yield from (Finding(self.side, "unchecked", why) for why in self.unchecked)
 
 
@@ -134,8 +134,8 @@ def compare(
     vocabulary.check_same([one.path for one in sides], chats, rows)
     yield Finding("vocabulary", "ok", "student and teacher give the same ids")
   else:
-    told = "whether student and teacher give the same ids"
-    yield Finding("vocabulary", "unchecked", told)
+    message = "whether student and teacher give the same ids"
+    yield Finding("vocabulary", "unchecked", message)
 
 
 def budgets(
@@ -157,13 +157,13 @@ def budgets(
     room = opened.config.max_positions
     prompt, response = section.max_prompt_tokens, section.max_response_tokens
     if prompt >= room:
-      told = (
+      message = (
         f"{stage}.max_prompt_tokens={prompt:,} lets prompts fill the {room:,}"
         f" positions of {opened.path}, and one that does is refused"
       )
-      yield Finding("budgets", "note", told)
+      yield Finding("budgets", "note", message)
     elif prompt + response > room:
-      told = (
+      message = (
         f"{stage}: after prompts of {room - response:,} tokens or more a"
         f" response of {response:,} passes the {room:,} positions of"
         f" {opened.path} and is cut there"
@@ -171,17 +171,17 @@ def budgets(
         else f"{stage}.max_response_tokens={response:,} is more than the"
         f" {room:,} positions of {opened.path} hold, where responses are cut"
       )
-      yield Finding("budgets", "note", told)
+      yield Finding("budgets", "note", message)
   for side, bound in (
     (student, e.train.max_student_tokens),
     (teacher, e.train.max_teacher_tokens),
   ):
     if side.config is not None and bound > side.config.max_positions:
-      told = (
+      message = (
         f"train.max_{side.side}_tokens={bound:,} lets samples pass the"
         f" {side.config.max_positions:,} positions of {side.path}"
       )
-      yield Finding("budgets", "note", told)
+      yield Finding("budgets", "note", message)
 
 
 def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:

@@ -181,15 +181,15 @@ def describe(
     updates = f", at most {min(most, e.train.max_steps or most):,} updates"
     updates += f" of {e.train.batch_size}"
   count = "not known here" if problems is None else f"{problems:,}"
-  rounds, told = e.pipeline.rounds, ""
+  rounds, scope = e.pipeline.rounds, ""
   if rounds > 1:
-    updates, told = f"{updates} a round", f"in all {rounds} rounds, "
+    updates, scope = f"{updates} a round", f"in all {rounds} rounds, "
   lines.append(f"  problems  {count:>8}{updates}")
   lines += ["", "devices that the config asks for:", *_devices(e)]
   if card:
     lines += ["", "the config's file says, of its own rows:"]
     lines.append(textwrap.indent(textwrap.fill(card, _WRAP), "  "))
-  lines += ["", f"disk, at most ({told}rows before compression):"]
+  lines += ["", f"disk, at most ({scope}rows before compression):"]
   total = ahead = 0
   known = True
   for name, size, what in disk(e, run_dir):
@@ -252,27 +252,27 @@ def _devices(experiment: Experiment) -> Iterator[str]:
   actors = engine.ray.actors
   if engine.name == "server":
     count = len(engine.server.urls)
-    told = f"none here: {count} server{'s' if count > 1 else ''}"
+    shown = f"none here: {count} server{'s' if count > 1 else ''}"
   elif engine.name == "vllm":
     copies, each = engine.vllm.data_parallel, engine.vllm.tensor_parallel
-    told = f"{max(actors, 1) * copies * each}: vllm, "
-    told += f"{copies} {'copy' if copies == 1 else 'copies'} on {each} each"
+    shown = f"{max(actors, 1) * copies * each}: vllm, "
+    shown += f"{copies} {'copy' if copies == 1 else 'copies'} on {each} each"
   else:
-    told = "all that JAX finds"
+    shown = "all that JAX finds"
   if actors:
-    told += f", in each of {actors} Ray actors"
-  yield f"  generate    {told}"
+    shown += f", in each of {actors} Ray actors"
+  yield f"  generate    {shown}"
   sizes = mesh.sizes
   if sizes is None:
-    told = "all that JAX finds; data, fsdp and tensor are chosen from sizes"
+    shown = "all that JAX finds; data, fsdp and tensor are chosen from sizes"
   else:
     fixed = math.prod(size for size in sizes if size != -1)
-    told = f"{fixed}" if -1 not in sizes else f"a multiple of {fixed}"
+    shown = f"{fixed}" if -1 not in sizes else f"a multiple of {fixed}"
     axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
-    told += f": {', '.join(f'mesh.{name}={size}' for name, size in axes)}"
+    shown += f": {', '.join(f'mesh.{name}={size}' for name, size in axes)}"
   if processes := experiment.distributed.processes:
-    told += f", in {processes} processes"
-  yield f"  train       {told}"
+    shown += f", in {processes} processes"
+  yield f"  train       {shown}"
 
 
 def _shown(size: int) -> str:

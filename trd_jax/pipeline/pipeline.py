@@ -322,9 +322,9 @@ def table(summary: dict[str, Any]) -> str:
   ]
   lines.append(tables.columns(rows))
   trained = {n: pair["trained"] for n, pair in summary["benchmarks"].items()}
-  for told in (scores.describe_identical(trained), scores.served_base(trained)):
-    if told is not None:
-      lines += ["", told]
+  for line in (scores.describe_identical(trained), scores.served_base(trained)):
+    if line is not None:
+      lines += ["", line]
   if summary["student"].startswith(_RANDOM):
     lines += [
       "",
