@@ -186,6 +186,12 @@ def test_commands_are_there_with_their_flags_and_keys(path):
 
 
 @every_document
+def test_every_block_of_commands_is_checked(path):
+  marks = {mark for mark, _ in FENCE.findall(path.read_text())}
+  assert marks <= {"", "bash", "python", "json"}
+
+
+@every_document
 def test_commands_in_the_text_are_there(path):
   """Spans that begin as a command of ours does, also in tables."""
   for span in SPAN.findall(prose(path.read_text())):
