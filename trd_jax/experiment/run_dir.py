@@ -261,7 +261,7 @@ class RunDir:
     return self.stage(stage) / "metrics.jsonl"
 
   def preflight(self, stage: str) -> Path:
-    """JSON of what a stage is about to do (see `preflight.PreflightReport`)."""
+    """Returns the JSON file of a stage's `preflight.PreflightReport`."""
     return self.stage(stage) / "preflight.json"
 
   def stage_summary(self, stage: str) -> Path:

@@ -138,8 +138,8 @@ class Server:
       # A proxy of the environment can't reach this machine's loopback.
       trust_env=not _is_loopback(self.url),  # proxies
       limits=httpx.Limits(
-        # No bound: `in_flight` is the bound. A request that waited for a
-        # connection would spend its own time limit.
+        # No bound: `in_flight` is the bound, and a request that counts there
+        # should be on its way.
         max_connections=None,
         max_keepalive_connections=self._spec.concurrency + 8,
         keepalive_expiry=_IDLE_SECONDS,

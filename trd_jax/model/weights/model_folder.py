@@ -157,8 +157,8 @@ def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
       unfinished.mkdir(parents=True, exist_ok=True)
       there = sorted(path.name for path in unfinished.iterdir())
       if there and ownership.MARKER not in there:
-        # Seen once it may be another process's that is being cleared at this
-        # moment, marker first. Seen twice, it is somebody's.
+        # Seen once it may be another process's that is just ending. Seen twice,
+        # it is somebody's.
         if unfinished.exists() and sorted(os.listdir(unfinished)) == there:
           raise _in_the_way(folder, unfinished, there[0])
         continue
