@@ -240,6 +240,17 @@ def test_commands_that_are_wrong_are_seen():
       check_command(shlex.split(wrong))
 
 
+def test_make_demo_hands_its_arguments_on():
+  shown = subprocess.run(
+    ["make", "-n", "demo", "ARGS=--config.seed=1 --config.evaluate.k=4"],
+    cwd=ROOT,
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+  ).stdout
+  assert "--config.seed=1 --config.evaluate.k=4" in shown
+
+
 def dry_runs() -> list[str]:
   """The documents' runs of the pipeline, as they stand there."""
   found = {}
