@@ -118,11 +118,11 @@ class Claim:
     in_the_way = scopes.obstacles(was, now, self._made())
     if in_the_way:
       stages = {stage for found in in_the_way.values() for stage in found}
-      told = [stage for stage in scopes.STAGES if stage in stages]
+      held = [stage for stage in scopes.STAGES if stage in stages]
       raise UserError(
         f"--workdir={self._root} was made by another config:"
         f" {_shown({name: different[name] for name in in_the_way})};"
-        f" {', '.join(told)} there depend{'s' if len(told) == 1 else ''} on"
+        f" {', '.join(held)} there depend{'s' if len(held) == 1 else ''} on"
         " that: name another --workdir, or go back to that config"
       )
     return True
@@ -222,10 +222,10 @@ class Claim:
 
 def _shown(differences: Mapping[str, tuple[str, str]]) -> str:
   """Returns keys with both values for a message, the first few of many."""
-  told = [
+  pairs = [
     f"{name} is {was} there and {now} here"
     for name, (was, now) in differences.items()
   ]
-  more = len(told) - _MOST_DIFFERENCES
-  shown = ", ".join(told[:_MOST_DIFFERENCES])
+  more = len(pairs) - _MOST_DIFFERENCES
+  shown = ", ".join(pairs[:_MOST_DIFFERENCES])
   return f"{shown} and {more} more" if more > 0 else shown

@@ -86,7 +86,7 @@ class Flag:
 
   @property
   def key(self) -> Key:
-    """The flag as a key, which knows how to read its value."""
+    """Returns the flag as a key, which knows how to read its value."""
     kind = str if self.default is None else type(self.default)
     return Key(
       self.name,
@@ -181,16 +181,16 @@ def main(
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
   except UserError as error:
-    told = " ".join(str(error).split())
-    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    message = " ".join(str(error).split())
+    print(f"trd-jax {stage_name}: {message}", file=sys.stderr)
     sys.exit(2)
   except Terminated as error:
     after = f" {error}" if str(error) else ""
     goes_on = (
       "" if looks_only else "; the same command goes on where it stopped"
     )
-    told = f"terminated{after}{goes_on}"
-    print(f"trd-jax {stage_name}: {told}", file=sys.stderr)
+    message = f"terminated{after}{goes_on}"
+    print(f"trd-jax {stage_name}: {message}", file=sys.stderr)
     sys.exit(128 + signal.SIGTERM)
   except KeyboardInterrupt:
     # A training has what its last checkpoint holds.
@@ -209,7 +209,7 @@ def _run(
   exclusive: bool,
   looks_only: bool,
 ) -> None:
-  """Everything from the parsed command line on."""
+  """Runs a stage, from its parsed command line on."""
   if line.workdir is None and not standalone:
     raise UserError("--workdir=DIR is missing: name the run's directory")
   run_dir = None if line.workdir is None else RunDir(line.workdir)
@@ -282,7 +282,7 @@ def _keep_compilations() -> None:
 
 
 def _cpu() -> str:
-  """A name for this machine's kind of CPU."""
+  """Returns a name for this machine's kind of CPU."""
   about = Path("/proc/cpuinfo")
   text = about.read_text("utf-8", "replace") if about.exists() else ""
   # Of all lines those that say what it can do; others are clocks and numbers.
@@ -291,8 +291,8 @@ def _cpu() -> str:
     for line in text.splitlines()
     if line.startswith(("model name", "flags", "Features", "CPU part"))
   }
-  told = "\n".join([platform.machine(), platform.processor(), *sorted(kinds)])
-  return hashlib.sha256(told.encode()).hexdigest()[:12]
+  names = [platform.machine(), platform.processor(), *sorted(kinds)]
+  return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 class _CommandLine:
@@ -364,7 +364,7 @@ class _CommandLine:
 
 
 def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
-  """The complaint about an argument that no flag takes."""
+  """Returns the complaint about an argument that no flag takes."""
   if not argument.startswith("-"):
     return UserError(f'"{argument}" is no flag: write --name=value')
   name = argument.lstrip("-").partition("=")[0]
@@ -379,7 +379,7 @@ def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
 def _help(
   stage: str, summary_line: str, flags: Iterable[Flag], examples: Sequence[str]
 ) -> str:
-  """The text of --help."""
+  """Returns the text of --help."""
   command = f"python -m trd_jax.{stage}"
   reads, writes = _READS_AND_WRITES.get(stage, ("", ""))
   rows = [(f"--{flag.name}", _described(flag.key)) for flag in flags]
@@ -429,7 +429,7 @@ def _help_config(line: "_CommandLine") -> str:
 
 
 def _described(key: Key) -> str:
-  """A key's meaning, what it takes, and its default."""
+  """Returns a key's meaning, what it takes, and its default."""
   takes = f"; {key.rule.says}" if key.rule else ""
   if key.default is None or key.default is False:
     return f"{key.doc}{takes}"

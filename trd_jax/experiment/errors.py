@@ -38,13 +38,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def one_line(error: BaseException) -> str:
-  """The first line of an exception's text, cut at 200 characters."""
+  """Returns the first line of an exception's text, cut at 200 characters."""
   text = str(error).strip()
   return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
-  """The nearest of `names` as a clause to end an error with.
+  """Returns the nearest of `names`, as a clause to end an error with.
 
   A dotted name that is in the wrong section is found by its last part:
   `train.rank` finds `lora.rank`.

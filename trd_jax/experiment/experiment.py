@@ -105,7 +105,7 @@ class Experiment:
 
   @property
   def chosen_method(self) -> Method:
-    """What the method is made of."""
+    """Returns what the method is made of."""
     return METHODS[self.method]
 
   @property
@@ -115,28 +115,28 @@ class Experiment:
 
   @property
   def trains_on(self) -> str:
-    """'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
+    """Returns 'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
     return self.chosen_method.trajectory
 
   @property
   def teacher_context(self) -> str:
-    """What the teacher reads before a trajectory: x, x_reference or refine."""
+    """Returns what the teacher reads first: x, x_reference or refine."""
     return self.chosen_method.teacher_context[self.regime]
 
   @property
   def trajectory_stage(self) -> str:
-    """The stage whose trajectories are trained on."""
+    """Returns the stage whose trajectories are trained on."""
     return "refine" if self.refines else "rollout"
 
   @property
   def stages(self) -> tuple[str, ...]:
-    """The stages that make the trained student, in order."""
+    """Returns the stages that make the trained student, in order."""
     refine = ("refine",) if self.refines else ()
     return ("rollout", *refine, "train", "merge")
 
   @property
   def teacher_model(self) -> Model:
-    """The model that refines and that is distilled from."""
+    """Returns the model that refines and that is distilled from."""
     if self.regime == "opd":
       return self.teacher
     # Without the student's adapter: the base teaches.
@@ -148,14 +148,14 @@ class Experiment:
 
   @property
   def evaluation_thinking(self) -> bool | None:
-    """The thinking switch of benchmark prompts."""
+    """Returns the thinking switch of benchmark prompts."""
     if self.evaluate.thinking is None:
       return self.student.thinking
     return self.evaluate.thinking
 
   @property
   def clip(self) -> float | None:
-    """Largest divergence of a token in nats (SPEC §2), or None."""
+    """Returns the largest divergence of a token, in nats, or None."""
     if self.loss.clip is None:
       return self.chosen_method.clip.get(self.regime)
     return self.loss.clip
@@ -165,7 +165,7 @@ KEYS: Mapping[str, schema.Key] = schema.keys_of(Experiment)
 
 
 def default_config() -> config_dict.ConfigDict:
-  """Every key at its default: what a config file starts from.
+  """Returns every key at its default: what a config file starts from.
 
   The ConfigDict is locked (a key that does not exist cannot be set) and keeps
   each key's type; keys that may be None are typed placeholders.
@@ -204,7 +204,7 @@ def from_config(
 
 
 def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
-  """The complaint about a key that does not exist, `prefix` before keys."""
+  """Returns the complaint about a key that does not exist, with `prefix`."""
   inside = [prefix + other for other in KEYS if other.startswith(name + ".")]
   hint = f"it is a section: name a key in it, as {inside[0]}" if inside else ""
   hint = hint or did_you_mean(name, KEYS, prefix) or "see --help_config"
@@ -212,12 +212,12 @@ def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
 
 
 def flat(experiment: Experiment) -> dict[str, Any]:
-  """Every key's value by its dotted name."""
+  """Returns every key's value by its dotted name."""
   return schema.flatten(dataclasses.asdict(experiment))
 
 
 def to_json(experiment: Experiment) -> str:
-  """Canonical JSON: equal experiments give equal text.
+  """Returns canonical JSON: equal experiments give equal text.
 
   Paths stand there as they were written, with their `~`.
   """
@@ -272,7 +272,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
 
 
 def _contradictions(experiment: Experiment) -> Iterator[str]:
-  """What no single key is to blame for."""
+  """Yields what is wrong and no single key is to blame for."""
   e = experiment
   yield from _loss_contradictions(e)
   for benchmark, split in LABORATORY.items():
@@ -348,7 +348,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
 
 
 def _loss_contradictions(e: Experiment) -> Iterator[str]:
-  """What of `loss` doesn't fit the method's divergence and token weights."""
+  """Yields what of `loss` doesn't fit the method's divergence and weights."""
   terms = [DIVERGENCES[e.chosen_method.divergence]]
   if e.chosen_method.token_weights is not None:
     terms.append(TOKEN_WEIGHTS[e.chosen_method.token_weights])
@@ -363,7 +363,7 @@ def _loss_contradictions(e: Experiment) -> Iterator[str]:
 
 
 def _teacher_contradictions(e: Experiment) -> Iterator[str]:
-  """What of `train.teacher` doesn't fit the rest."""
+  """Yields what of `train.teacher` doesn't fit the rest."""
   if e.train.cache_dtype == "float32" != e.teacher_model.dtype:
     yield (
       "train.cache_dtype=float32 doubles a cache of bfloat16 hidden states and "

@@ -48,7 +48,7 @@ def open_sinks(
   wandb_project: str = "trd-jax",
   config: Mapping[str, Any] | None = None,
 ) -> list[Sink]:
-  """The further places that are asked for, seen to be usable.
+  """Opens the further places that are requested, seen to be usable.
 
   Args:
     path: the `MetricWriter`'s.
@@ -217,15 +217,15 @@ class _Wandb:
         config=dict(config),
       )
     except Exception as error:
-      told = one_line(error)
+      reason = one_line(error)
       raise UserError(
-        f"metrics.wandb: Weights & Biases refuses the run ({told}); set"
+        f"metrics.wandb: Weights & Biases refuses the run ({reason}); set"
         " WANDB_API_KEY or call wandb login, set WANDB_MODE=offline, or set"
         " the key to False"
       ) from error
 
   def begin(self, start_step: int) -> None:
-    """Nothing: it knows by itself up to which step it has rows."""
+    """Does nothing: the run itself knows up to which step it has rows."""
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     self._run.log(dict(metrics), step=step)
@@ -391,7 +391,7 @@ def timed(path: Path, stage: str) -> Iterator[None]:
 
 
 def seconds_by_stage(path: Path) -> dict[str, float]:
-  """Each stage's seconds, over all the processes that worked on it.
+  """Adds up each stage's seconds, over all processes that worked on it.
 
   Attempts that didn't finish have an account of their own, `STAGE, stopped`:
   a later one may have gone on from what they did, or have begun again.

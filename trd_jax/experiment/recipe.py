@@ -106,10 +106,10 @@ def build(
 
 def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
   if value not in choices:
-    told = f"choose from {', '.join(choices)}"
+    message = f"choose from {', '.join(choices)}"
     hint = did_you_mean(value, choices)
-    told += f"; {hint}" if hint not in ("", told) else ""
-    raise UserError(f"{name}={value}: {told}")
+    message += f"; {hint}" if hint not in ("", message) else ""
+    raise UserError(f"{name}={value}: {message}")
 
 
 def _think(config: Any, variant: types.SimpleNamespace) -> None:

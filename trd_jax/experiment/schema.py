@@ -42,37 +42,37 @@ class Rule(NamedTuple):
 
 
 def one_of(*choices: str) -> Rule:
-  """One of a closed set of names."""
+  """Requires one of a closed set of names."""
   return Rule("one of " + ", ".join(choices), lambda value: value in choices)
 
 
 def at_least(low: float) -> Rule:
-  """A number from `low` up."""
+  """Requires a number from `low` up."""
   return Rule(f"at least {low}", lambda value: value >= low)
 
 
 def above(low: float) -> Rule:
-  """A number greater than `low`."""
+  """Requires a number greater than `low`."""
   return Rule(f"greater than {low}", lambda value: value > low)
 
 
 def within(low: float, high: float) -> Rule:
-  """A number in the closed interval [low, high]."""
+  """Requires a number in the closed interval [low, high]."""
   return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
 
 
 def fraction_below_one() -> Rule:
-  """A number in the half-open interval [0, 1)."""
+  """Requires a number in the half-open interval [0, 1)."""
   return Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 def minus_one_or_positive() -> Rule:
-  """-1, which has a meaning of its own, or an integer from 1 up."""
+  """Requires -1, which has a meaning of its own, or an integer from 1 up."""
   return Rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
 
 
 def filled() -> Rule:
-  """A string or tuple with something in it."""
+  """Requires a string or tuple with something in it."""
   return Rule("non-empty", bool)
 
 
@@ -175,7 +175,7 @@ class Key:
   is_path: bool = False
 
   def parse(self, text: str) -> Any:
-    """The value that a person typed on the command line.
+    """Reads the value that a person typed on the command line.
 
     Raises:
       ValueError: it is not of the key's type, or breaks its rule.
@@ -189,7 +189,7 @@ class Key:
     return self.check(value)
 
   def check(self, value: Any) -> Any:
-    """The value in the key's exact type (int → float, list → tuple).
+    """Returns a value in the key's exact type (int → float, list → tuple).
 
     A path's `~` is expanded.
 
@@ -198,6 +198,8 @@ class Key:
     """
     if value is None and self.optional:
       return None
+    # A config file writes 1 for 1.0 and a JSON file has lists alone; nothing
+    # else is converted, as what is typed wrong is likely meant otherwise.
     if self.type is float and type(value) is int:
       value = float(value)
     if self.type is tuple and type(value) is list:
@@ -225,7 +227,7 @@ class Key:
     return f"{self.name} must be {self.takes()}"
 
   def _types(self, value: Any) -> bool:
-    """Whether a value is of the key's type; a bool is no int."""
+    """Tells whether a value is of the key's type; a bool is no int."""
     if type(value) is float and not math.isfinite(value):
       return False
     if type(value) is tuple and not all(type(item) is str for item in value):
@@ -285,7 +287,7 @@ def keys_of(
 
 
 def config_of(cls: type) -> config_dict.ConfigDict:
-  """A tree's defaults as a locked ConfigDict that keeps each key's type."""
+  """Builds a locked ConfigDict of the defaults that keeps each key's type."""
   config = config_dict.ConfigDict()
   for field, hint in _fields(cls):
     if dataclasses.is_dataclass(hint):
@@ -301,7 +303,7 @@ def config_of(cls: type) -> config_dict.ConfigDict:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A nested mapping's leaves by dotted name."""
+  """Returns a nested mapping's leaves by dotted name."""
   flat: dict[str, Any] = {}
   for name, value in tree.items():
     if isinstance(value, Mapping) and value:
@@ -314,7 +316,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def unflatten(
   cls: type[SectionT], flat: Mapping[str, Any], prefix: str = ""
 ) -> SectionT:
-  """A tree from its values by dotted name; the rest are defaults."""
+  """Builds a tree from its values by dotted name; the rest are defaults."""
   values: dict[str, Any] = {}
   for field, hint in _fields(cls):
     name = prefix + field.name

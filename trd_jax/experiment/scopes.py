@@ -62,7 +62,7 @@ def of(name: str) -> frozenset[str]:
 
 
 def is_runtime(name: str) -> bool:
-  """Whether a key only says how a run is carried out: no artifact has it."""
+  """Tells whether a key decides no artifact, only how a run is carried out."""
   return of(name) == {"runtime"}
 
 
@@ -73,6 +73,7 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
     values: every key's value by its dotted name (`experiment.flat`).
     stage: a name of `STAGES`.
   """
+  # A stage's artifacts are made of those before it: their keys decide, too.
   own = set(_scopes(stage))
   besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
   return {
@@ -112,7 +113,7 @@ def _reads_besides(values: Mapping[str, Any], stage: str) -> Iterator[str]:
 
 
 def _is_unread(values: Mapping[str, Any], name: str) -> bool:
-  """Whether a key of the teacher is none of this run's (see `Experiment`)."""
+  """Tells whether a key is the teacher's and not read (see `Experiment`)."""
   return (
     name.startswith("teacher.")
     and values["regime"] == "opsd"
@@ -144,7 +145,7 @@ def differences(
 
 
 def _expanded(value: Any) -> Any:
-  """A path with its `~` expanded; whatever is none, as it is."""
+  """Expands the `~` of a path; what is no path stays as it is."""
   try:
     return paths.expanded(value) if isinstance(value, str) else value
   except ValueError:

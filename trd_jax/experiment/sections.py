@@ -44,7 +44,7 @@ class Model:
 
   @property
   def tokenizer_path(self) -> str:
-    """Where the tokenizer comes from."""
+    """Returns where the tokenizer comes from."""
     return self.tokenizer or self.path
 
 
@@ -668,7 +668,7 @@ class Python:
   )
 
   def of(self, stage: str) -> str | None:
-    """The interpreter of a stage; None for the pipeline's own."""
+    """Returns the interpreter of a stage; None for the pipeline's own."""
     own = getattr(self, stage)
     if own is None and stage in ("rollout", "refine", "evaluate"):
       return self.generation

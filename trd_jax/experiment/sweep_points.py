@@ -66,8 +66,8 @@ def zipped(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
   """
   lengths = {key: len(values) for key, values in axes.items()}
   if len(set(lengths.values())) > 1:
-    told = ", ".join(f"{key} {length}" for key, length in lengths.items())
-    raise UserError(f"zipped: the axes must be equally long, not {told}")
+    shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
+    raise UserError(f"zipped: the axes must be equally long, not {shown}")
   columns = zip(*axes.values(), strict=True)
   return [_named(dict(zip(axes, c, strict=True))) for c in columns]
 
@@ -155,8 +155,8 @@ def _named(values: dict[str, Any], keys: Iterable[str] = ()) -> Point:
   parts = []
   for key, value in values.items():
     short = key.rpartition(".")[2]
-    told = short if last.count(short) == 1 else key
-    parts.append(f"{told}={_shown(value)}")
+    label = short if last.count(short) == 1 else key
+    parts.append(f"{label}={_shown(value)}")
   return Point(_fit(",".join(parts)), values, is_own=False)
 
 

@@ -101,8 +101,8 @@ def _families() -> dict[int, tuple[int, int]]:
     with contextlib.suppress(OSError):
       # The name, in brackets, may hold anything, brackets too: so the last
       # bracket counts. Behind it stand the state and numbers.
-      told = stat.read_bytes().rpartition(b")")[2].split()
-      found[int(stat.parent.name)] = int(told[1]), int(told[19])
+      fields = stat.read_bytes().rpartition(b")")[2].split()
+      found[int(stat.parent.name)] = int(fields[1]), int(fields[19])
   return found
 
 

@@ -73,10 +73,10 @@ def check(
       f"{named} can't be run as Python ({type(error).__name__}); name another"
       f" interpreter with --config.{key}"
     ) from None
-  told = ".".join(map(str, version))
+  shown = ".".join(map(str, version))
   if tuple(version) < least:
     raise UserError(
-      f"{named} is Python {told}; name one of version"
+      f"{named} is Python {shown}; name one of version"
       f" {'.'.join(map(str, least))} or newer with --config.{key}"
     )
   if missing:
@@ -85,7 +85,7 @@ def check(
     raise UserError(
       f"{named} can't import {', '.join(missing)}: {'; '.join(advice)}"
     )
-  return told
+  return shown
 
 
 def _absent(named: str, key: str, python: str) -> Exception:

@@ -158,7 +158,7 @@ def verify_batch(
   pairs: Iterable[tuple[str, str]],
   workers: int | None = None,
   timeout: float = TIMEOUT,
-  progress: Callable[[int], None] | None = None,
+  progress: Callable[[int], object] | None = None,
 ) -> list[Verdict]:
   """Grades (completion, gold) pairs.
 

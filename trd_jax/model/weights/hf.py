@@ -158,7 +158,7 @@ def _parameters(state: nnx.State) -> Iterator[tuple[Keys, nnx.Variable]]:
 @contextlib.contextmanager
 def _progress(
   config: ModelConfig, folder: Path | str
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[[int], object]]:
   """Counts parameters on a progress bar where loading takes a while."""
   total = config.num_parameters()
   if total < _SMALL_MODEL:
