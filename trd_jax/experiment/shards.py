@@ -108,6 +108,7 @@ class ShardWriter(Generic[RecordT]):
         return
       # Time first, so that shards sort in the order of their writing.
       name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
+      # Outside of the `try`: a row that doesn't fit is no fault of the disk.
       table = records.to_table(self._rows, self._record_cls)
       try:
         write_table(self._folder / _SHARDS.replace("*", name), table)

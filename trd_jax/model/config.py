@@ -249,6 +249,7 @@ def read_size(
   """
   value = fields.get(name)
   value = default if value is None else value
+  # Not `isinstance`: JSON's true is an int to Python.
   if type(value) is not int or value < 1:
     problem = "missing" if value is None else f"{value!r}, not a size"
     raise UserError(

@@ -132,6 +132,7 @@ class Decoder(NamedTuple):
         )
         if norm is not None
       ]
+      # The layer's own arrays, cut out of the stack once and for all.
       return Layer(
         stack.input_norm.scale[...][i],
         jnp.concatenate(heads) if heads else None,

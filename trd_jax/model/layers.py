@@ -194,6 +194,7 @@ class Block(nnx.Module):
     each row, at the positions from 0; the returned ones, `[B, S + T, K, H]`,
     begin with them.
     """
+    # Also in the last layer: its keys and values are what the cache needs.
     q, k, v = self.attention.project(self.input_norm(x_BTD), table)
     places = Places(position_BT, position_BT, segment_BT, segment_BT)
     if before is not None:

@@ -96,6 +96,8 @@ def handlers_kept() -> Iterator[None]:
   try:
     yield
   finally:
+    # Python sets handlers in the main thread only; elsewhere the library can't
+    # have changed them either.
     if threading.current_thread() is threading.main_thread():
       signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

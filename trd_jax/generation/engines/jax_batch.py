@@ -100,6 +100,8 @@ class Batch:
     """
     engine = self._engine
     ends, steps = self._ends[then], engine.decode_steps
+    # A program can't lengthen the cache, so it gets room for all that the chunk
+    # can reach.
     self._fit(1, steps)
     self._cache, *coming = engine.run(
       programs.decode,
@@ -162,8 +164,10 @@ class Batch:
       rows.index[slot] = len(ids)
       stopped = ids[-1] in self._stop_ids
       if stopped or len(ids) == rows.limit[slot]:
+        # A slot is active while its index is below its limit: 0 frees it.
         rows.limit[slot] = 0
         del self.running[slot]
+        # A stop id that is the last token allowed counts as a stop.
         reason = "stop" if stopped else "length"
         top = joined(answer.top, self._count)
         ended.append(Completion(answer.key, tuple(ids), reason, top))

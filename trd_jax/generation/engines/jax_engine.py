@@ -136,6 +136,7 @@ class JaxEngine:
       slots = self._share * len(devices)
       if devices[0].platform == "cpu" and _is_small(self.config):
         slots *= _BATCHES
+    # Rounded up, for every device has the same shapes.
     self.slots = -(-slots // len(devices)) * len(devices)
     self.decode_steps = decode_steps
     self.programs: set[tuple] = set()

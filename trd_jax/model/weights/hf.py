@@ -308,6 +308,7 @@ def save_hf(
       total += sum(x.nbytes for x in tensors.values())
       index.update(dict.fromkeys(tensors, name))
     if len(files) > 1:
+      # Beside a single file readers expect no index.
       about = {"metadata": {"total_size": total}, "weight_map": index}
       write_json(out / "model.safetensors.index.json", about)
     if tokenizer_from is not None:

@@ -199,6 +199,7 @@ def _random_folder(path: str, run_dir: RunDir | None) -> Path:
 
 
 def _download(path: str, revision: str | None, files: Sequence[str]) -> Path:
+  # Slow to import, and most models are folders.
   from huggingface_hub import snapshot_download
 
   try:
