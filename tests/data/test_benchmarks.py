@@ -215,7 +215,7 @@ def test_the_parsed_ids_are_amo_benchs_own():
 def test_an_amo_row_without_what_it_needs_is_named(tmp_path):
   found = [amo_row(1), amo_row(3, answer=""), amo_row(None)]
   path = write(tmp_path / "amobench.jsonl", found)
-  kept, rejected = problems.load(Data(source="amobench", root=str(path)))
+  kept, rejected = problems.read(Data(source="amobench", root=str(path)))
   assert [p.problem_id for p in kept] == ["amobench-1"]
   assert [r.reason.partition(": ")[2] for r in rejected] == [
     "no answer",
@@ -307,7 +307,7 @@ def test_a_row_without_tests_is_set_aside(column):
 @needs_data
 def test_the_full_livecodebench_samples_load():
   path = CODE / "sandboxfusion_lcb_sample.jsonl"
-  found, rejected = problems.load(Data(source="livecodebench", root=str(path)))
+  found, rejected = problems.read(Data(source="livecodebench", root=str(path)))
   assert rejected == []
   tests = [parsed(p) for p in found]
   assert [t.function for t in tests] == [None, "countSeniors", None]
@@ -319,7 +319,7 @@ def test_the_full_livecodebench_samples_load():
 @needs_data
 def test_public_tests_of_livecodebench_load():
   path = CODE / "rllm_livecodebench_public_tests.json"
-  found, rejected = problems.load(Data(source="livecodebench", root=str(path)))
+  found, rejected = problems.read(Data(source="livecodebench", root=str(path)))
   assert len(found) + len(rejected) == 879
   assert all("repeats" in r.reason for r in rejected)
   assert len(found) > 870
@@ -355,7 +355,7 @@ def arguments(texts):
 @needs_data
 def test_real_taco_rows_load_and_keep_their_tests():
   path = CODE / "taco_real_rows.jsonl"
-  found, rejected = problems.load(Data(source="taco", root=str(path)))
+  found, rejected = problems.read(Data(source="taco", root=str(path)))
   # The third row has tests and no statement.
   assert [r.reason.partition(": ")[2] for r in rejected] == ["no problem"]
   assert [len(json.loads(p.tests)["inputs"]) for p in found] == [134, 209]
@@ -381,7 +381,7 @@ def test_special_judges_are_marked_by_the_file_beside(tmp_path):
   flags = [{"idx": i, "special_judge": i == 1} for i in range(3)]
   write(tmp_path / "taco_test_special_judge_flags.jsonl", flags)
   for root in (path, tmp_path):
-    found, rejected = problems.load(Data(source="taco", root=str(root)))
+    found, rejected = problems.read(Data(source="taco", root=str(root)))
     assert rejected == []
     marks = [json.loads(p.meta).get("special_judge") for p in found]
     assert marks == [None, True, None]
@@ -401,7 +401,7 @@ def test_a_taco_reference_is_python_3(tmp_path):
     taco_row(2, solutions="[]"),
   ]
   path = write(tmp_path / "taco.jsonl", found)
-  kept, _ = problems.load(Data(source="taco", root=str(path)))
+  kept, _ = problems.read(Data(source="taco", root=str(path)))
   fenced = "```python\nprint(input())\n```"
   assert [p.solution for p in kept] == [fenced, None, None]
 
@@ -438,20 +438,20 @@ def test_an_arrow_file_is_read_as_a_jsonl_file_is(tmp_path):
     writer.write_table(table, max_chunksize=2)
   lines = write(tmp_path / "lines" / "data-0.jsonl", found)
   kinds = [
-    problems.load(Data(source="taco", root=str(root)))[0]
+    problems.read(Data(source="taco", root=str(root)))[0]
     for root in (tmp_path / "data-0.arrow", lines)
   ]
   assert kinds[0] == kinds[1]
   assert len(kinds[0]) == 5
   (tmp_path / "data-1.arrow").write_bytes(b"no arrow")
   with pytest.raises(UserError, match="as an arrow stream"):
-    problems.load(Data(source="taco", root=str(tmp_path / "data-1.arrow")))
+    problems.read(Data(source="taco", root=str(tmp_path / "data-1.arrow")))
 
 
 @needs_data
 def test_code_contests_load_as_anybodys_problems():
   path = CODE / "rllm_code_contests_test.json"
-  found, rejected = problems.load(Data(source="jsonl", root=str(path)))
+  found, rejected = problems.read(Data(source="jsonl", root=str(path)))
   assert len(found) + len(rejected) == 165
   assert all("repeats" in r.reason for r in rejected)
   assert {p.domain for p in found} == {"code"}

@@ -121,7 +121,7 @@ def test_the_end_of_what_is_looked_at_is_not_the_end_of_the_text():
 
 def test_the_laboratory_speaks_of_neither():
   config = experiment.default_config()
-  found, _ = problems.load(experiment.from_config(config).data)
+  found, _ = problems.read(experiment.from_config(config).data)
   for problem in found:
     assert mentions_reference(problem.text) is None
     assert mentions_reference(problem.solution) is None
@@ -133,7 +133,7 @@ def test_forty_thousand_real_problems_are_not_suspected():
     pytest.skip(f"no real data at {DATA}")
   config = experiment.default_config()
   config.data.source, config.data.root = "deepscaler", str(DATA)
-  found, _ = problems.load(experiment.from_config(config).data)
+  found, _ = problems.read(experiment.from_config(config).data)
   assert len(found) > 38_000
   assert not [p.text for p in found if mentions_reference(p.text)]
   # One worked solution does appeal to somebody else's.

@@ -15,7 +15,9 @@ from trd_jax.experiment.sections import Data
 
 def load(source, root=None, **changes):
   root = None if root is None else str(root)
-  return problems.load(Data(source=source, root=root, **changes))
+  data = Data(source=source, root=root, **changes)
+  every, rejected = problems.read(data)
+  return problems.select(every, data), rejected
 
 
 def write(path, found):

@@ -25,7 +25,9 @@ needs_data = pytest.mark.skipif(
 
 def load(source, root=None, **changes):
   root = None if root is None else str(root)
-  return problems.load(Data(source=source, root=root, **changes))
+  data = Data(source=source, root=root, **changes)
+  every, rejected = problems.read(data)
+  return problems.select(every, data), rejected
 
 
 def write(path, found):
@@ -218,7 +220,7 @@ def test_arithmetic_goes_through_the_same_door():
 )
 def test_a_wrong_key_is_named(data, message):
   with pytest.raises(UserError, match=message):
-    problems.load(data)
+    problems.select(problems.read(data)[0], data)
 
 
 @pytest.mark.parametrize("source", ["deepscaler", "aime24"])
@@ -228,7 +230,7 @@ def test_without_the_hub_the_message_names_the_key(tmp_path, source):
     "from trd_jax.experiment import errors\n"
     "from trd_jax.experiment.sections import Data\n"
     "try:\n"
-    f"  problems.load(Data(source={source!r}))\n"
+    f"  problems.read(Data(source={source!r}))\n"
     "except errors.UserError as error:\n"
     "  print(error)\n"
   )

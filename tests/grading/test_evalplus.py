@@ -66,7 +66,7 @@ def fenced(program):
   ("name", "step"), [("humanevalplus", 20), ("mbppplus", 60)]
 )
 def test_canonical_solutions_pass_and_mutants_fail(name, step):
-  found, _ = problems.load(Data(source=name, root=str(FILES[name])))
+  found, _ = problems.read(Data(source=name, root=str(FILES[name])))
   chosen = found if FULL else found[3::step]
   canonical = [(p.problem_id, p.solution) for p in chosen]
   known = [task for task, _ in canonical if task in evalplus.DEFECTS]
@@ -98,7 +98,7 @@ def test_canonical_solutions_pass_and_mutants_fail(name, step):
 @needs_evalplus
 @sandboxes.needed
 def test_a_program_that_ends_evalplus_costs_the_others_nothing():
-  found, _ = problems.load(
+  found, _ = problems.read(
     Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
   )
   killer = (
@@ -156,7 +156,7 @@ if not asked and ctypes.CDLL(None).fork() == 0:
 @needs_evalplus
 @sandboxes.needed
 def test_a_program_has_no_say_in_what_is_said_of_others():
-  found, _ = problems.load(
+  found, _ = problems.read(
     Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
   )
   wrong = "def {}(*arguments): return 'wrong'"
@@ -203,7 +203,7 @@ __import__('posix').chmod('/tmp/locked', 0)
 @needs_evalplus
 @sandboxes.needed
 def test_what_a_program_leaves_on_disk_costs_the_others_nothing():
-  found, _ = problems.load(
+  found, _ = problems.read(
     Data(source="humanevalplus", root=str(FILES["humanevalplus"]))
   )
   answers = [(found[2].problem_id, fenced(HOARDER))]

@@ -21,7 +21,7 @@ needs_data = pytest.mark.skipif(
 
 def golds(name):
   if name != "amobench":
-    found, rejected = problems.load(Data(source=name, root=str(MATH)))
+    found, rejected = problems.read(Data(source=name, root=str(MATH)))
     assert rejected == []
     return [problem.answer for problem in found]
   rows = map(json.loads, RESPONSES.read_text().splitlines())

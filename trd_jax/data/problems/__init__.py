@@ -19,29 +19,16 @@ from trd_jax.experiment.sections import Data
 SUBSETS = ("all", "with_cot", "answer_only")
 
 
-def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
-  """Reads the problems that an experiment's `data` section names.
-
-  Args:
-    data: see `read` and `select`.
-
-  Returns:
-    Problems in the order of their source, with distinct ids, and the rows
-    that were set aside, each with its reason.
-
-  Raises:
-    UserError: an unknown name, a missing or empty file, or no problem left.
-  """
-  found, rejected = read(data)
-  return select(found, data), rejected
-
-
 def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """Reads all problems of a source, and its rows that were set aside.
 
   Args:
     data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
       `benchmarks.BENCHMARKS`; `root` its local copy.
+
+  Returns:
+    Problems in the order of their source, with distinct ids, and the rows
+    that were set aside, each with its reason.
 
   Raises:
     UserError: an unknown name, a missing or empty file, or no usable problem.
