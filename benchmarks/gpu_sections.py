@@ -19,7 +19,7 @@ import steps
 from gpu_scale import Case, Clock, Measures, Scale
 
 from trd_jax.distill.loss import row_statistics
-from trd_jax.distill.loss.divergence import Divergence, token_stats
+from trd_jax.distill.loss.token_stats import Scoring, token_stats
 from trd_jax.distill.packing import layout, packing
 from trd_jax.model import sharding
 from trd_jax.model.attention import attention as attention_module
@@ -82,7 +82,7 @@ def head(scale: Scale, clock: Clock) -> Iterator[Case]:
         head_VD,
         jnp.zeros(R, jnp.int32),
         jnp.arange(40),
-        Divergence(chunk_tokens=chunk),
+        Scoring(chunk_tokens=chunk),
       )
       return stats.divergence.sum(), stats
 

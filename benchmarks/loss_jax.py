@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from trd_jax.distill.loss import row_statistics
-from trd_jax.distill.loss.divergence import Divergence, token_stats
+from trd_jax.distill.loss.divergences import TopKReverseKl
+from trd_jax.distill.loss.token_stats import Scoring, token_stats
 
 # As many onset ids as the paper's list has forms, about.
 _ONSETS = 40
 _OURS = {
   "ours": {"diagnostics": False},
   "ours, all diagnostics": {"diagnostics": True},
-  "ours, top-32": {"kind": "reverse_kl_topk", "diagnostics": False},
+  "ours, top-32": {"divergence": TopKReverseKl(32), "diagnostics": False},
 }
 
 
@@ -55,7 +56,7 @@ def gradient(variant: str, chunk: int) -> Callable:
     The summed loss, its gradient `[N, D]`, and what else the variant makes.
   """
   if variant in _OURS:
-    return _ours(Divergence(chunk_tokens=chunk, **_OURS[variant]))
+    return _ours(Scoring(chunk_tokens=chunk, **_OURS[variant]))
   if variant == "products":
     return _products(chunk)
   whole = {"jax, full logits": _full, "jax, checkpointed scan": _scanned(chunk)}

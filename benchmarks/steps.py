@@ -16,7 +16,8 @@ from shapes import Lengths
 
 from trd_jax.distill import optimizer
 from trd_jax.distill.distiller import Distiller
-from trd_jax.distill.loss import divergence, objective
+from trd_jax.distill.loss import objective
+from trd_jax.distill.loss.token_stats import automatic_chunk
 from trd_jax.distill.packing import layout
 from trd_jax.distill.packing.layout import Layout, Sample
 from trd_jax.distill.step import Setup
@@ -111,8 +112,8 @@ def slot_loss(
   """The loss of the experiment's method, with as many onsets as Qwen3 has."""
   wanted = objective.Objective.of(experiment)
   rows = chunk_tokens(experiment, sides, mesh)
-  spec = dataclasses.replace(wanted.divergence, chunk_tokens=rows)
-  wanted = dataclasses.replace(wanted, divergence=spec)
+  scoring = dataclasses.replace(wanted.scoring, chunk_tokens=rows)
+  wanted = dataclasses.replace(wanted, scoring=scoring)
   return objective.slot_loss(wanted, _ONSETS)
 
 
@@ -125,7 +126,7 @@ def chunk_tokens(
   """
   table_VD = sides.base["embed"]["embedding"]
   V, D = table_VD.shape
-  return experiment.loss.chunk_tokens or divergence.automatic_chunk(
+  return experiment.loss.chunk_tokens or automatic_chunk(
     D,
     V // mesh.shape["tensor"],
     table_VD.dtype,

@@ -15,7 +15,7 @@ import argparse
 import jax.numpy as jnp
 
 from trd_jax.data.chat import Chat
-from trd_jax.distill.loss.divergence import Divergence, token_stats
+from trd_jax.distill.loss.token_stats import Scoring, token_stats
 from trd_jax.model.weights import hf, hub
 
 WORKED = "3+4=7\n7*2=14\n\\boxed{14}"
@@ -51,7 +51,7 @@ def main() -> None:
     *heads,
     jnp.array(response),
     jnp.array(chat.onset_ids(), jnp.int32),
-    Divergence(kind="forward_kl"),
+    Scoring(),
   )
   print("token        KL(T|S)  p_student  p_teacher")
   rows = zip(

@@ -150,7 +150,7 @@ def test_tests_stand_in_the_rooms_of_what_they_test():
     ("train", "from trd_jax import rollout"),
     ("pipeline.door", "from trd_jax import train"),
     ("distill.step", "from trd_jax.generation.engines import engine"),
-    ("distill.loss.divergence", "def f():\n  from trd_jax.train import run"),
+    ("distill.loss.divergences", "def f():\n  from trd_jax.train import run"),
   ],
 )
 def test_a_wrong_arrow_is_seen(module, source):

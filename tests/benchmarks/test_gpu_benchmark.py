@@ -21,7 +21,7 @@ import gpu_scale  # noqa: E402
 import gpu_sections  # noqa: E402
 import shapes  # noqa: E402
 
-from trd_jax.distill.loss.divergence import Divergence, token_stats  # noqa: E402
+from trd_jax.distill.loss.token_stats import Scoring, token_stats  # noqa: E402
 from trd_jax.model.lora_config import LoraConfig  # noqa: E402
 from trd_jax.model.qwen3 import Qwen3  # noqa: E402
 
@@ -195,7 +195,7 @@ def test_the_peers_loss_is_ours():
     *map(jnp.asarray, (student, teacher, head, head)),
     jnp.zeros(700, jnp.int32),
     jnp.arange(2),
-    Divergence(diagnostics=False),
+    Scoring(diagnostics=False),
   )
   theirs = gpu_peer._chunked(*map(torch.from_numpy, (student, teacher, head)))
   np.testing.assert_allclose(theirs, ours.divergence.sum(), rtol=1e-5)

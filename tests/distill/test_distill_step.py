@@ -15,9 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from tests.support import distilling
 from tests.support.distilling import Run
+from tests.support.divergence_reference import scoring
 from trd_jax.distill import step
-from trd_jax.distill.loss.divergence import Divergence
+from trd_jax.distill.loss.divergences import SampledReverseKl
 from trd_jax.distill.loss.objective import Objective
+from trd_jax.distill.loss.token_stats import Scoring
+from trd_jax.distill.loss.token_weights import Tip
 from trd_jax.distill.packing import packing
 from trd_jax.model import sharding
 from trd_jax.model.qwen3 import logits
@@ -254,9 +257,9 @@ def test_a_split_head_is_scored_where_it_lies():
 # forward_kl's gradient is compared with the reference's above.
 METHODS = {
   "forward_kl_clip": Objective(clip=4.0),
-  "reverse_kl_topk": Objective(Divergence(kind="reverse_kl_topk", top_k=8)),
-  "jsd": Objective(Divergence(kind="jsd", beta=0.3)),
-  "tip": Objective(Divergence(kind="reverse_kl"), token_weights=True),
+  "reverse_kl_topk": Objective(scoring("reverse_kl_topk", top_k=8)),
+  "jsd": Objective(scoring("jsd", beta=0.3)),
+  "tip": Objective(scoring("reverse_kl"), token_weights=Tip(1.0, 1.0)),
 }
 SMALL_PACKS = {
   "pack_tokens": 32,
@@ -265,7 +268,7 @@ SMALL_PACKS = {
 }
 
 
-SAMPLED = Objective(Divergence(kind="sampled_reverse_kl"), discount=0.8)
+SAMPLED = Objective(Scoring(SampledReverseKl(0.8)))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,7 @@ def test_sampled_reverse_kl_moves_against_the_log_ratio():
   run = Run(
     distilling.sides("opd"),
     data,
-    loss=Objective(Divergence(kind="sampled_reverse_kl")),
+    loss=Objective(scoring("sampled_reverse_kl")),
     optimizer=optax.adam(3e-3),
     **SMALL_PACKS,
   )

@@ -1,5 +1,6 @@
 """The chunked loss is the formula, in value, gradient and cost."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,14 +9,21 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.support.divergence_reference import error, reference
-from trd_jax.distill.loss.divergence import (
+from tests.support.divergence_reference import (
   KINDS,
-  Divergence,
+  error,
+  made,
+  reference,
+  scoring,
+)
+from trd_jax.distill.loss.divergences import DIVERGENCES, Divergence
+from trd_jax.distill.loss.token_stats import (
+  Scoring,
   TokenStats,
   automatic_chunk,
   token_stats,
 )
+from trd_jax.experiment import methods
 
 FULL_VOCABULARY = 151_936
 # No power of two, so that weighing a bfloat16 gradient rounds it.
@@ -58,13 +66,7 @@ def scored(inputs, spec):
 
 def hold(inputs, spec, *, value, gradient):
   """The spec's every number against float64; bounds are relative errors."""
-  wanted = reference(
-    inputs,
-    kind=spec.kind,
-    temperature=spec.temperature,
-    beta=spec.beta,
-    top_k=spec.top_k,
-  )
+  wanted = reference(inputs, spec.divergence, spec.temperature)
   stats, slope = scored(inputs, spec)
   for name, x in stats._asdict().items():
     assert x.dtype == jnp.float32, name
@@ -79,7 +81,7 @@ def small(kind, **settings):
   Tests share them so that each kind is compiled once.
   """
   settings = {"beta": 0.3, "top_k": 5, "chunk_tokens": 8, **settings}
-  return make_inputs(37, 300), Divergence(kind=kind, **settings)
+  return make_inputs(37, 300), scoring(kind, **settings)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -93,9 +95,9 @@ def test_equals_float64_reference(kind, temperature):
 def test_equals_float64_reference_at_full_vocabulary(kind):
   # Flat enough for a normaliser to be a sum of 152K terms that all matter.
   inputs = make_inputs(6, FULL_VOCABULARY, scale=0.3)
-  hold(inputs, Divergence(kind=kind, chunk_tokens=4), value=5e-6, gradient=1e-5)
-  stats, _ = scored(inputs, Divergence(kind=kind, chunk_tokens=4))
-  wanted = reference(inputs, kind=kind)
+  hold(inputs, scoring(kind, chunk_tokens=4), value=5e-6, gradient=1e-5)
+  stats, _ = scored(inputs, scoring(kind, chunk_tokens=4))
+  wanted = reference(inputs, made(kind))
   for name in "student_nll", "teacher_nll", "student_entropy":
     np.testing.assert_allclose(
       getattr(stats, name), wanted[name], rtol=0, atol=1e-5
@@ -104,7 +106,7 @@ def test_equals_float64_reference_at_full_vocabulary(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_inputs_cost_only_their_own_rounding(kind):
-  spec = Divergence(kind=kind, chunk_tokens=16)
+  spec = scoring(kind, chunk_tokens=16)
   inputs = make_inputs(32, 1000, dtype=jnp.bfloat16)
   hold(inputs, spec, value=1e-5, gradient=5e-3)
 
@@ -116,7 +118,7 @@ def test_reference_slope_is_that_of_its_value(kind):
 
   def at(step):
     moved = np.asarray(inputs[0], np.float64) + step * direction
-    out = reference((moved, *inputs[1:]), kind=kind, beta=0.3, temperature=2)
+    out = reference((moved, *inputs[1:]), made(kind, beta=0.3), 2)
     return out["divergence"], (out["gradient"] * direction).sum(-1)
 
   (high, _), (low, _), (_, slope) = at(1e-5), at(-1e-5), at(0)
@@ -126,8 +128,8 @@ def test_reference_slope_is_that_of_its_value(kind):
 @pytest.mark.parametrize("chunk_tokens", [1, 12, 512])
 def test_chunk_size_does_not_matter(chunk_tokens):
   inputs = make_inputs(13, 260)
-  whole, gradient = scored(inputs, Divergence(chunk_tokens=13))
-  parts, same = scored(inputs, Divergence(chunk_tokens=chunk_tokens))
+  whole, gradient = scored(inputs, Scoring(chunk_tokens=13))
+  parts, same = scored(inputs, Scoring(chunk_tokens=chunk_tokens))
   for a, b in zip(whole, parts, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(gradient, same, rtol=1e-5, atol=1e-6)
@@ -156,7 +158,7 @@ def test_without_a_chunk_size_the_automatic_one_is_walked():
   inputs = make_inputs(520, 3, widths=(2, 2))
 
   def heights(chunk_tokens):
-    spec = Divergence(chunk_tokens=chunk_tokens, diagnostics=False)
+    spec = Scoring(chunk_tokens=chunk_tokens, diagnostics=False)
     jaxpr = jax.make_jaxpr(lambda h: token_stats(h, *inputs[1:], spec))
     scans = [
       e for e in equations(jaxpr(inputs[0]).jaxpr) if e.primitive.name == "scan"
@@ -205,7 +207,7 @@ def test_gradient_rows_scale_with_the_cotangent():
 def test_equal_sides_have_no_divergence_and_no_slope(kind):
   hidden, _, head, _, *rest = make_inputs(9, 5000)
   stats, gradient = scored(
-    (hidden, hidden, head, head, *rest), Divergence(kind=kind, chunk_tokens=4)
+    (hidden, hidden, head, head, *rest), scoring(kind, chunk_tokens=4)
   )
   assert (stats.divergence == 0).all()
   assert (gradient == 0).all()
@@ -217,7 +219,7 @@ def test_extreme_logits_stay_finite_and_right(kind):
   inputs = 2e3 * hidden, 2e3 * teacher_hidden, *rest
   assert abs(inputs[0] @ inputs[2].T).max() > 1e4
   stats, gradient = scored(inputs, spec)
-  wanted = reference(inputs, kind=kind, beta=0.3, top_k=5)
+  wanted = reference(inputs, spec.divergence)
   assert all(np.isfinite(x).all() for x in (*stats, gradient))
   np.testing.assert_allclose(
     stats.divergence, wanted["divergence"], rtol=1e-4, atol=1e-4
@@ -242,7 +244,7 @@ def test_without_diagnostics_only_what_is_paid_for_is_there():
   inputs = make_inputs(4, 300)
 
   def absent(kind):
-    stats, _ = scored(inputs, Divergence(kind=kind, diagnostics=False))
+    stats, _ = scored(inputs, scoring(kind, diagnostics=False))
     return {name for name, x in stats._asdict().items() if x is None}
 
   top = {"student_top16_mass", "teacher_top16_mass"}
@@ -268,7 +270,7 @@ def equations(jaxpr):
 def programs(kind, diagnostics, rows=24, vocab=300):
   """Jaxprs of the value alone and of the gradient, in chunks of 8 rows."""
   inputs = make_inputs(rows, vocab)
-  spec = Divergence(kind=kind, chunk_tokens=8, top_k=4, diagnostics=diagnostics)
+  spec = scoring(kind, chunk_tokens=8, top_k=4, diagnostics=diagnostics)
 
   def value(hidden):
     return token_stats(hidden, *inputs[1:], spec)
@@ -332,7 +334,7 @@ def test_compiled_memory_is_two_blocks_of_logits_at_any_length(kind):
   def temporary(rows):
     inputs = make_inputs(rows, vocab)
     # Top-16 candidates are narrow beside a real vocabulary, not beside 5120.
-    spec = Divergence(kind=kind, chunk_tokens=chunk, diagnostics=False)
+    spec = scoring(kind, chunk_tokens=chunk, diagnostics=False)
     compiled = scored.lower(inputs, spec).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
@@ -353,7 +355,7 @@ def mesh_of(devices):
 @pytest.mark.parametrize("kind", ["forward_kl", "jsd", "reverse_kl_topk"])
 def test_eight_devices_equal_one(kind):
   hidden, teacher, *heads, labels, onset = make_inputs(48, 300)
-  spec = Divergence(kind=kind, chunk_tokens=4, top_k=4)
+  spec = scoring(kind, chunk_tokens=4, top_k=4)
   weights = jnp.linspace(0, 1, 48)
 
   def gradient_on(devices):
@@ -384,7 +386,7 @@ def test_eight_devices_equal_one(kind):
 @pytest.mark.parametrize("kind", ["reverse_kl", "reverse_kl_topk"])
 def test_vmap_over_groups_of_slots(kind):
   hidden, teacher, *heads, labels, onset = make_inputs(12, 150)
-  spec = Divergence(kind=kind, chunk_tokens=4, top_k=4)
+  spec = scoring(kind, chunk_tokens=4, top_k=4)
 
   def run(hidden, teacher, labels):
     return scored((hidden, teacher, *heads, labels, onset), spec)
@@ -399,26 +401,37 @@ def test_vmap_over_groups_of_slots(kind):
 
 def test_no_slots_and_no_onsets():
   inputs = make_inputs(0, 300)
-  stats, gradient = scored((*inputs[:5], inputs[5][:0]), Divergence())
+  stats, gradient = scored((*inputs[:5], inputs[5][:0]), Scoring())
   assert gradient.shape == (0, 24)
   assert all(x.shape == (0,) for x in stats)
-  stats, _ = scored((*make_inputs(3, 300)[:5], inputs[5][:0]), Divergence())
+  stats, _ = scored((*make_inputs(3, 300)[:5], inputs[5][:0]), Scoring())
   assert (stats.teacher_onset_mass == 0).all()
 
 
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"kind": "kl"}, "none of"),
-    ({"temperature": 0.0}, "temperature"),
+    ({"kind": "forward_kl", "temperature": 0.0}, "temperature"),
     ({"kind": "jsd", "beta": 1.0}, "beta"),
-    ({"chunk_tokens": 0}, "chunk_tokens"),
-    ({"top_k": 0}, "top_k"),
+    ({"kind": "forward_kl", "chunk_tokens": 0}, "chunk_tokens"),
+    ({"kind": "reverse_kl_topk", "top_k": 0}, "top_k"),
+    ({"kind": "reverse_kl_topk", "top_k": -1}, "top_k must be at least 0"),
   ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
   with pytest.raises(ValueError, match=message):
-    Divergence(**settings)
+    scoring(**settings)
+
+
+def test_what_a_config_can_name_is_what_there_is():
+  assert DIVERGENCES.keys() == set(KINDS)
+  for kind, divergence in DIVERGENCES.items():
+    fields = {field.name for field in dataclasses.fields(divergence)}
+    assert fields == methods.DIVERGENCES[kind].parameters.keys()
+  with pytest.raises(KeyError, match="undeclared"):
+
+    class _(Divergence, name="undeclared"):
+      pass
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -426,7 +439,7 @@ def test_inputs_that_do_not_fit_are_refused():
 
   def refused(kind, message, *inputs):
     with pytest.raises(kind, match=message):
-      token_stats(*inputs, onset, Divergence())
+      token_stats(*inputs, onset, Scoring())
 
   refused(ValueError, "teacher: hidden", student, teacher, head, head, labels)
   refused(

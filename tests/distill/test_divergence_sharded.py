@@ -10,20 +10,20 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.distill.test_divergence import COTANGENT, make_inputs
-from tests.support.divergence_reference import error, reference
-from trd_jax.distill.loss.divergence import (
+from tests.support.divergence_reference import (
   KINDS,
-  Divergence,
-  TokenStats,
-  token_stats,
+  error,
+  made,
+  reference,
+  scoring,
 )
+from trd_jax.distill.loss.token_stats import TokenStats, token_stats
 
 # Rows divide by every number of token shards, ids by 8: parts of 150, 75 and,
 # with a lane and a rest, 300 of 600; no two axes have one size.
 ROWS, VOCAB, WIDTHS = 28, 600, (24, 16)
 SPECS = {
-  kind: Divergence(kind=kind, temperature=0.7, beta=0.3, top_k=5)
-  for kind in KINDS
+  kind: scoring(kind, temperature=0.7, beta=0.3, top_k=5) for kind in KINDS
 }
 # Data and tensor.
 MESHES = ((1, 2), (1, 4), (1, 8), (2, 2), (4, 2), (2, 4))
@@ -131,7 +131,7 @@ def test_a_device_holds_two_blocks_of_its_own_ids(kind):
   rows, chunk, here = 64, 32, 32 * 167
   inputs = make_inputs(rows, 4 * here)
   # Top-16 candidates are narrow beside a real vocabulary, not beside this one.
-  spec = Divergence(kind=kind, chunk_tokens=chunk, diagnostics=False)
+  spec = scoring(kind, chunk_tokens=chunk, diagnostics=False)
   compiled = split_program(spec, mesh_of(1, 4)).lower(inputs).compile()
   temporary = compiled.memory_analysis().temp_size_in_bytes
   assert temporary < 2.2 * 4 * chunk * here
@@ -164,8 +164,8 @@ def test_each_device_has_the_whole_gradient_of_its_own_loss():
 def test_a_bfloat16_gradient_is_rounded_once():
   """After the sum over parts: as near to float64 as that of one device."""
   inputs = make_inputs(ROWS, VOCAB, WIDTHS, dtype=jnp.bfloat16)
-  spec = Divergence(kind="reverse_kl")
+  spec = scoring("reverse_kl")
   _, gradient = split_program(spec, mesh_of(1, 8))(inputs)
   assert gradient.dtype == jnp.bfloat16
-  wanted = reference(inputs, kind="reverse_kl")["gradient"]
+  wanted = reference(inputs, made("reverse_kl"))["gradient"]
   assert error(gradient, COTANGENT * wanted) < 5e-3

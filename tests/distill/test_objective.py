@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from tests.distill.test_divergence import make_inputs
-from tests.support.divergence_reference import error, reference
-from trd_jax.distill.loss import objective
-from trd_jax.distill.loss.divergence import Divergence, TokenStats
+from tests.support.divergence_reference import error, reference, scoring
+from trd_jax.distill.loss.divergences import SampledReverseKl
 from trd_jax.distill.loss.objective import (
   Objective,
   finish,
   slot_loss,
   token_loss,
 )
+from trd_jax.distill.loss.token_stats import Scoring, TokenStats
+from trd_jax.distill.loss.token_weights import Tip
 from trd_jax.experiment import experiment, methods
 
 LENGTHS = (5, 1, 9, 3, 7)
@@ -98,8 +99,10 @@ def each_trajectory():
 OBJECTIVES = {
   "plain": Objective(),
   "clip": Objective(clip=0.2),
-  "tip": Objective(Divergence("reverse_kl"), token_weights=True, clip=0.4),
-  "sampled": Objective(Divergence("sampled_reverse_kl"), discount=0.8),
+  "tip": Objective(
+    scoring("reverse_kl"), token_weights=Tip(1.0, 1.0), clip=0.4
+  ),
+  "sampled": Objective(Scoring(SampledReverseKl(0.8))),
 }
 
 
@@ -164,12 +167,7 @@ def test_a_clip_hides_no_nan():
 @pytest.mark.parametrize("parts", [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0)])
 def test_token_weights_are_the_soft_or_of_a_trajectory(parts):
   stats = make_stats()
-  spec = Objective(
-    Divergence("reverse_kl"),
-    token_weights=True,
-    tip_entropy=parts[0],
-    tip_divergence=parts[1],
-  )
+  spec = Objective(scoring("reverse_kl"), token_weights=Tip(*parts))
   weights = np.ones(sum(LENGTHS))
   for part in each_trajectory():
     h, d = (
@@ -199,7 +197,7 @@ def returns(delta, discount):
 @pytest.mark.parametrize("discount", [0.0, 0.8, 1.0])
 def test_sampled_gradient_is_the_return_to_go(discount):
   stats = make_stats(signed=True)
-  spec = Objective(Divergence("sampled_reverse_kl"), discount=discount)
+  spec = Objective(Scoring(SampledReverseKl(discount)))
   loss, _, gradient = score(stats, SLOTS, spec)
   np.testing.assert_allclose(loss, SLOTS.weight @ stats.divergence, rtol=1e-5)
   np.testing.assert_allclose(
@@ -226,12 +224,7 @@ def test_each_method_end_to_end_equals_float64(method):
     jax.value_and_grad(lambda h: loss(h, *inputs[1:4], slots), has_aux=True)
   )(inputs[0])
 
-  kind = {
-    "trd": "forward_kl",
-    "forward_kl_clip": "forward_kl",
-    "tip": "reverse_kl",
-  }.get(method, method)
-  wanted = reference(inputs, kind=kind, top_k=5)
+  wanted = reference(inputs, spec.scoring.divergence)
   divergence = wanted["divergence"]
   factor, per_token = np.ones(len(divergence)), divergence
   if method == "forward_kl_clip":
@@ -241,9 +234,7 @@ def test_each_method_end_to_end_equals_float64(method):
     factor = returns(divergence, 1.0)
   elif method == "tip":
     stats = TokenStats(**{name: jnp.float32(wanted[name]) for name in FIELDS})
-    factor = np.asarray(
-      objective.tip_weights(stats, slots, entropy=1.0, divergence=1.0)
-    )
+    factor = np.asarray(Tip(1.0, 1.0).of_tokens(stats, slots))
     per_token = factor * divergence
   np.testing.assert_allclose(value, slots.weight @ per_token, rtol=1e-5)
   wanted_gradient = (slots.weight * factor)[:, None] * wanted["gradient"]
@@ -311,25 +302,32 @@ def test_objectives_of_the_methods(method, regime, kind, clip):
   made = Objective.of(
     experiment.from_config({"method": method, "regime": regime})
   )
-  assert (made.divergence.kind, made.clip) == (kind, clip)
-  assert made.divergence.temperature == 1
-  assert made.divergence.top_k == 32
-  assert made.token_weights == (method == "tip")
+  assert (made.scoring.divergence.name, made.clip) == (kind, clip)
+  assert made.scoring.temperature == 1
+  assert getattr(made.scoring.divergence, "top_k", 32) == 32
+  assert made.token_weights == (Tip(1.0, 1.0) if method == "tip" else None)
 
 
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
     ({"clip": 0.0}, "clip"),
-    ({"discount": 1.5}, "discount"),
-    ({"divergence": Divergence("sampled_reverse_kl"), "clip": 1.0}, "negative"),
+    ({"scoring": scoring("sampled_reverse_kl"), "clip": 1.0}, "negative"),
     (
-      {"divergence": Divergence("reverse_kl_topk"), "token_weights": True},
+      {"scoring": scoring("reverse_kl_topk"), "token_weights": Tip(1.0, 1.0)},
       "ent",
     ),
-    ({"token_weights": True, "tip_entropy": 0, "tip_divergence": 0}, "both"),
   ],
 )
 def test_objectives_that_make_no_sense_are_refused(settings, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(Objective(), **settings)
+
+
+def test_parameters_out_of_range_are_refused():
+  with pytest.raises(ValueError, match="discount"):
+    SampledReverseKl(1.5)
+  with pytest.raises(ValueError, match="weighs no token"):
+    Tip(0.0, 0.0)
+  with pytest.raises(ValueError, match="tip_entropy"):
+    Tip(-1.0, 2.0)

@@ -72,7 +72,7 @@ def test_an_id_is_found_in_its_part_and_none_outside_of_all():
   ids = np.array([0, 23, 7, 24, -1])
 
   def read(part, student, teacher):
-    q, _, _ = read_rows(student, teacher, part, temperature=1.0, cross=None)
+    q, _, _ = read_rows(student, teacher, part, temperature=1.0, kl_under=None)
     return q.at(ids), q.mass_on(ids[:3])
 
   found, mass = over_parts(read, x, x)

@@ -12,13 +12,19 @@ import pytest
 
 from tests.distill.test_divergence import make_inputs
 from tests.support import training_runs
-from tests.support.divergence_reference import error, log_softmax, reference
+from tests.support.divergence_reference import (
+  error,
+  log_softmax,
+  reference,
+  scoring,
+)
 from tests.test_train import LORA
 from trd_jax import train
 from trd_jax.data.chat import Chat
-from trd_jax.distill.loss.divergence import Divergence
+from trd_jax.distill.loss.divergences import ForwardKl
 from trd_jax.distill.loss.objective import Objective
 from trd_jax.distill.loss.tail_divergence import Recorded, slot_loss, tail_stats
+from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import from_config
 from trd_jax.experiment.metrics import read_metrics
@@ -93,7 +99,7 @@ def test_equals_float64_reference(k, scale):
   stats, gradient = scored(
     inputs,
     record(teacher_log_probs(inputs), k),
-    Divergence(chunk_tokens=8),
+    Scoring(chunk_tokens=8),
   )
   # The recorded mass is known to a few roundings of 1, so a small rest is not
   # known to as many digits as a large one.
@@ -102,7 +108,7 @@ def test_equals_float64_reference(k, scale):
   assert error(gradient, COTANGENT * wanted["gradient"]) < near
   for name in "teacher_tail", "student_tail", "gap_bound":
     assert error(getattr(stats, name), wanted[name]) < near, name
-  whole = reference(inputs, kind="forward_kl")
+  whole = reference(inputs, ForwardKl())
   for name in "student_nll", "student_entropy", "student_onset_mass":
     assert error(getattr(stats.token, name), whole[name]) < 3e-6, name
   assert error(stats.token.student_top16_mass, whole["student_top16_mass"]) < (
@@ -125,11 +131,11 @@ def test_reference_slope_is_that_of_its_value():
 
 def test_with_every_token_recorded_it_is_the_full_divergence():
   inputs = make_inputs(ROWS, 60)
-  wanted = reference(inputs, kind="forward_kl")
+  wanted = reference(inputs, ForwardKl())
   recorded = record(teacher_log_probs(inputs), 60)
   # What rounding would leave of the mass must not become a bucket.
   recorded = recorded._replace(tail=np.full(ROWS, 1e-7, np.float32))
-  stats, gradient = scored(inputs, recorded, Divergence(chunk_tokens=8))
+  stats, gradient = scored(inputs, recorded, Scoring(chunk_tokens=8))
   for name, x in stats.token._asdict().items():
     assert error(x, wanted[name]) < 3e-6, name
   assert error(gradient, COTANGENT * wanted["gradient"]) < 3e-6
@@ -141,9 +147,9 @@ def test_with_every_token_recorded_it_is_the_full_divergence():
 def test_what_it_leaves_out_is_within_the_bounds(k, seed):
   inputs = make_inputs(64, VOCABULARY, seed=seed, scale=2.0)
   stats, _ = scored(
-    inputs, record(teacher_log_probs(inputs), k), Divergence(chunk_tokens=16)
+    inputs, record(teacher_log_probs(inputs), k), Scoring(chunk_tokens=16)
   )
-  full = reference(inputs, kind="forward_kl")["divergence"]
+  full = reference(inputs, ForwardKl())["divergence"]
   gap = full - np.asarray(stats.token.divergence, np.float64)
   bound = np.asarray(stats.gap_bound)
   assert (gap > -1e-5).all()
@@ -167,7 +173,7 @@ def test_the_bound_on_the_divergence_can_be_reached():
     np.array([0], np.int32),
     np.array([0], np.int32),
   )
-  stats, _ = scored(inputs, record(log_p, 2), Divergence())
+  stats, _ = scored(inputs, record(log_p, 2), Scoring())
   log_q = log_softmax(np.asarray(student, np.float64))
   full = (np.exp(log_p) * (log_p - log_q)).sum()
   gap = full - float(stats.token.divergence[0])
@@ -182,7 +188,7 @@ def test_the_teachers_diagnostics_say_what_is_known_and_no_more():
   rank = np.where(np.arange(ROWS) < 20, 2, 9)[:, None]
   labels = np.take_along_axis(order, rank, 1)[:, 0].astype(np.int32)
   inputs = (*inputs[:4], labels, inputs[5])
-  stats, _ = scored(inputs, record(log_p, 8), Divergence(chunk_tokens=8))
+  stats, _ = scored(inputs, record(log_p, 8), Scoring(chunk_tokens=8))
   wanted = -log_p[np.arange(ROWS), labels]
   nll = np.asarray(stats.token.teacher_nll)
   np.testing.assert_allclose(nll[:20], wanted[:20], rtol=1e-5)
@@ -198,18 +204,18 @@ def test_extreme_logits_stay_finite():
   hidden, teacher, *rest = make_inputs(9, VOCABULARY)
   inputs = 2e3 * hidden, 2e3 * teacher, *rest
   stats, gradient = scored(
-    inputs, record(teacher_log_probs(inputs), 4), Divergence(chunk_tokens=8)
+    inputs, record(teacher_log_probs(inputs), 4), Scoring(chunk_tokens=8)
   )
   assert np.isfinite(gradient).all()
   finite = stats._replace(token=stats.token._replace(teacher_nll=None))
   for x in jax.tree.leaves(finite):
     assert np.isfinite(x).all()
-  wanted = reference(inputs, kind="forward_kl")
+  wanted = reference(inputs, ForwardKl())
   assert error(stats.token.divergence, wanted["divergence"]) < 1e-5
 
 
 def test_another_divergence_is_no_business_of_recorded_tokens():
-  for spec in Divergence(kind="jsd"), Divergence(temperature=2.0):
+  for spec in scoring("jsd"), Scoring(temperature=2.0):
     with pytest.raises(ValueError, match="forward KL at temperature 1"):
       slot_loss(Objective(spec), (1,))
 

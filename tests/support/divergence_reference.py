@@ -1,9 +1,28 @@
 """Divergences, slopes and diagnostics in float64 NumPy, written out.
 
-Nothing is shared with the package: whole rows, plain formulas, no chunks.
+No formula is shared with the package: whole rows, plain formulas, no chunks.
 """
 
 import numpy as np
+
+from trd_jax.distill.loss.divergences import DIVERGENCES, Divergence
+from trd_jax.distill.loss.token_stats import Scoring
+from trd_jax.experiment import methods
+
+# Of all that there are: what is added is tested with the others.
+KINDS = tuple(methods.DIVERGENCES)
+
+
+def made(kind: str, **parameters) -> Divergence:
+  """The divergence with those of the parameters that it has, else defaults."""
+  declared = methods.DIVERGENCES[kind].parameters
+  values = {key: field.default for key, field in declared.items()} | parameters
+  return DIVERGENCES[kind](**{key: values[key] for key in declared})
+
+
+def scoring(kind: str, *, beta=0.5, top_k=32, **settings) -> Scoring:
+  """The divergence of that name, walked with these settings."""
+  return Scoring(made(kind, beta=beta, top_k=top_k), **settings)
 
 
 def log_softmax(x):
@@ -11,49 +30,66 @@ def log_softmax(x):
   return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def reference(inputs, *, kind, temperature=1.0, beta=0.5, top_k=32):
+def total(x):
+  return x.sum(-1, keepdims=True)
+
+
+# A divergence's value [R, 1] and its slope on logits / T [R, V], from log q and
+# log p at T, the labels and the teacher's logits.
+
+
+def forward_kl(lq, lp, labels, teacher):
+  return total(np.exp(lp) * (lp - lq)), np.exp(lq) - np.exp(lp)
+
+
+def reverse_kl(lq, lp, labels, teacher):
+  q = np.exp(lq)
+  divergence = total(q * (lq - lp))
+  return divergence, q * (lq - lp - divergence)
+
+
+def jsd(lq, lp, labels, teacher, beta):
+  q, p = np.exp(lq), np.exp(lp)
+  lm = np.logaddexp(np.log(beta) + lp, np.log(1 - beta) + lq)
+  divergence = beta * total(p * (lp - lm)) + (1 - beta) * total(q * (lq - lm))
+  return divergence, (1 - beta) * q * (lq - lm - total(q * (lq - lm)))
+
+
+def sampled_reverse_kl(lq, lp, labels, teacher, discount):
+  at = np.arange(len(labels)), labels
+  slope = -np.exp(lq)
+  slope[at] += 1
+  return (lq - lp)[at][:, None], slope
+
+
+def reverse_kl_topk(lq, lp, labels, teacher, top_k):
+  ids = np.argsort(-teacher, axis=-1, kind="stable")[:, :top_k]
+  at = np.arange(len(labels))[:, None], ids
+  slope = np.zeros_like(lq)
+  lq, lp = log_softmax(lq[at]), log_softmax(lp[at])
+  divergence = total(np.exp(lq) * (lq - lp))
+  slope[at] = np.exp(lq) * (lq - lp - divergence)
+  return divergence, slope
+
+
+def reference(inputs, divergence, temperature=1.0):
   """name -> float64 [R], and `gradient`: d divergence / d student hidden.
 
-  `inputs` as those of `token_stats`, its spec left out.
+  `inputs` as those of `token_stats`, its scoring left out.
   """
-  hidden_q, hidden_p, head_q, head_p, labels, onset = inputs
+  *_, labels, onset = inputs
   wide = [np.asarray(x, np.float64) for x in inputs[:4]]
   hidden_q, hidden_p, head_q, head_p = wide
   rows = np.arange(len(labels))
   logits_q, logits_p = hidden_q @ head_q.T, hidden_p @ head_p.T
-  lq, lp = (
+  value, slope = globals()[divergence.name](
     log_softmax(logits_q / temperature),
     log_softmax(logits_p / temperature),
+    labels,
+    logits_p,
+    **vars(divergence),
   )
-  q, p = np.exp(lq), np.exp(lp)
-
-  def total(x):
-    return x.sum(-1, keepdims=True)
-
-  if kind == "forward_kl":
-    divergence, slope = total(p * (lp - lq)), q - p
-  elif kind == "reverse_kl":
-    divergence = total(q * (lq - lp))
-    slope = q * (lq - lp - divergence)
-  elif kind == "jsd":
-    lm = np.logaddexp(np.log(beta) + lp, np.log(1 - beta) + lq)
-    divergence = beta * total(p * (lp - lm)) + (1 - beta) * total(q * (lq - lm))
-    slope = (1 - beta) * q * (lq - lm - total(q * (lq - lm)))
-  elif kind == "sampled_reverse_kl":
-    divergence = (lq - lp)[rows, labels][:, None]
-    slope = -q
-    slope[rows, labels] += 1
-  elif kind == "reverse_kl_topk":
-    ids = np.argsort(-logits_p, axis=-1, kind="stable")[:, :top_k]
-    at = rows[:, None], ids
-    lq, lp = log_softmax(lq[at]), log_softmax(lp[at])
-    divergence = total(np.exp(lq) * (lq - lp))
-    slope = np.zeros_like(q)
-    slope[at] = np.exp(lq) * (lq - lp - divergence)
-  out = {
-    "divergence": divergence[:, 0],
-    "gradient": slope @ head_q / temperature,
-  }
+  out = {"divergence": value[:, 0], "gradient": slope @ head_q / temperature}
   for name, x in ("student", logits_q), ("teacher", logits_p):
     log_prob = log_softmax(x)
     prob = np.exp(log_prob)

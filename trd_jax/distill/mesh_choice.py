@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from trd_jax.distill.loss import divergence
+from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.distill.packing.layout import Layout, PackShape
 from trd_jax.experiment import sections, tables
 from trd_jax.experiment.errors import UserError
@@ -435,8 +435,8 @@ def _loss(sizes: Sizes, pack: PackShape, tensor: int) -> int:
   slots = pack.rows * pack.slots
   D, other = student.config.hidden_size, teacher.config.hidden_size
   vocab = sizes.vocab(tensor)
-  spec = divergence.Divergence(chunk_tokens=sizes.chunk_tokens)
-  chunk = min(slots, spec.chunk(D, vocab, jnp.dtype(student.dtype)))
+  scoring = Scoring(chunk_tokens=sizes.chunk_tokens)
+  chunk = min(slots, scoring.chunk(D, vocab, jnp.dtype(student.dtype)))
   # The student's once more for the gradient, in float32.
   hidden = D * (student.itemsize + 4) + other * teacher.itemsize
   return _LOGITS * 4 * chunk * vocab + slots * hidden

@@ -26,7 +26,7 @@ _TERMS = 2048
 
 
 def _lanes(width):
-  """As many lanes as leave no rest, unless one would add over `_TERMS`.
+  """Returns as many lanes as leave no rest, unless one would add over `_TERMS`.
 
   What a rest reads, too, XLA writes to memory. The 151,936 ids of Qwen3 are
   1187 · 128, and a quarter of them are 1187 · 32.
@@ -36,7 +36,7 @@ def _lanes(width):
 
 
 def in_chunks(body: Callable[..., Any], per_row: Any, most: int) -> Any:
-  """What `body` makes of all rows, a chunk of at most so many at a time.
+  """Returns what `body` makes of all rows, at most so many at a time.
 
   Chunks are of equal height: 513 rows at 512 are two chunks of 257, not 512
   and 511 of padding.
@@ -69,12 +69,12 @@ def in_chunks(body: Callable[..., Any], per_row: Any, most: int) -> Any:
 
 
 def logits(hidden_CD: jax.Array, head_VD: jax.Array) -> jax.Array:
-  """`hidden_CD @ head_VD.T` as float32 [C, V], accumulated in float32."""
+  """Returns `hidden_CD @ head_VD.T`, accumulated and kept in float32."""
   return _product(hidden_CD, head_VD, 1)
 
 
 def pull_back(slope_CV: jax.Array, head_VD: jax.Array) -> jax.Array:
-  """A slope on the logits as one on the hidden states: float32 [C, D].
+  """Returns a slope on logits as one on hidden states: float32 [C, D].
 
   The slope is rounded to the head's dtype, since both operands of a fast
   product have the same.
@@ -93,7 +93,7 @@ def _product(left, head_VD, axis):
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision | None:
-  """What a product of operands of `dtype` needs to be exact in float32.
+  """Returns what makes a product of operands of `dtype` exact in float32.
 
   By default a GPU may round float32 operands to TF32. Products of bfloat16
   are exact in the accumulator as they are.
@@ -135,7 +135,9 @@ def _reduce(operation, start, operands):
 
 
 def top_k(x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """`lax.top_k` of wide rows from few candidates: values, ids [C, min(k, V)].
+  """Returns `lax.top_k` of wide rows: values and ids, [C, min(k, V)].
+
+  It looks at few candidates.
 
   The k best entries lie in the k groups of neighbours with the best maxima.
   The groups are taken in rising order, so ties still go to the lower id.
@@ -174,15 +176,15 @@ class Part:
   axis: str | None = None
 
   def total(self, x: jax.Array) -> jax.Array:
-    """The sum over all parts."""
+    """Returns the sum over all parts."""
     return lax.psum(x, self.axis) if self.axis else x
 
   def largest(self, x: jax.Array) -> jax.Array:
-    """The maximum over all parts."""
+    """Returns the maximum over all parts."""
     return lax.pmax(x, self.axis) if self.axis else x
 
   def find(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Ids of the whole vocabulary as positions here, and whether they are.
+    """Returns ids of the whole vocabulary as positions here, and which are.
 
     Those of another part stand at 0. An id that no part has is "here"
     everywhere and past the end, so that what is taken there is NaN.
@@ -198,7 +200,7 @@ class Part:
     )
 
   def top_k(self, x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`top_k` of rows over all parts; the ids are the whole vocabulary's."""
+    """Returns `top_k` of rows over all parts, ids of the whole vocabulary."""
     values, ids = top_k(x_CV, k)
     if not self.axis:
       return values, ids
@@ -217,7 +219,7 @@ class Part:
     return values, jnp.take_along_axis(ids, where, 1)
 
 
-class Side(NamedTuple):
+class LogitRows(NamedTuple):
   """The logits of a student or a teacher, and what their row sums gave.
 
   The logarithms of the normalisers stand relative to the row maximum, so that
@@ -241,36 +243,36 @@ class Side(NamedTuple):
   entropy_C: jax.Array | None
 
   def at(self, ids_C: jax.Array) -> jax.Array:
-    """Logits of one id a row; NaN for an id that isn't there."""
+    """Returns logits of one id a row; NaN for an id that isn't there."""
     place_C, here_C = self.part.find(ids_C)
     found_C = jnp.take_along_axis(self.logits_CV, place_C[:, None], 1)[:, 0]
     return self.part.total(jnp.where(here_C, found_C, 0))
 
   def nll(self, ids_C: jax.Array) -> jax.Array:
-    """-log softmax of one id a row, at T = 1."""
+    """Returns -log softmax of one id a row, at T = 1."""
     return self.log_z_C + (self.max_C - self.at(ids_C))
 
   def _shares(self, some_logits_CK: jax.Array) -> jax.Array:
-    """Probabilities at T = 1 of entries with these logits."""
+    """Returns probabilities at T = 1 of entries with these logits."""
     shift_CK = some_logits_CK - self.max_C[:, None]
     return jnp.exp(shift_CK - self.log_z_C[:, None])
 
   def mass_on(self, ids_K: jax.Array) -> jax.Array:
-    """Probability at T = 1 of the same distinct ids in every row."""
+    """Returns the probability at T = 1 of the same distinct ids in each row."""
     place_K, here_K = self.part.find(ids_K)
     share_CK = self._shares(jnp.take(self.logits_CV, place_K, axis=1))
     return self.part.total(jnp.where(here_K, share_CK, 0).sum(-1))
 
   def top_mass(self, k: int) -> jax.Array:
-    """Probability at T = 1 of a row's k likeliest entries."""
+    """Returns the probability at T = 1 of a row's k likeliest entries."""
     return self._shares(self.part.top_k(self.logits_CV, k)[0]).sum(-1)
 
   def log_prob(self, ids_C: jax.Array, temperature: float) -> jax.Array:
-    """log softmax of one id a row, at `temperature`."""
+    """Returns log softmax of one id a row, at `temperature`."""
     return (self.at(ids_C) - self.max_C) / temperature - self.tempered_log_z_C
 
   def log_probs(self, temperature: float) -> jax.Array:
-    """log softmax of whole rows, at `temperature`."""
+    """Returns log softmax of whole rows, at `temperature`."""
     shift_CV = self.logits_CV - self.max_C[:, None]
     return shift_CV / temperature - self.tempered_log_z_C[:, None]
 
@@ -281,21 +283,24 @@ def read_rows(
   part: Part,
   *,
   temperature: float,
-  cross: str | None,
-) -> tuple[Side | None, Side, jax.Array | None]:
-  """Two reads of both sides' rows: one for maxima, one for every sum.
+  kl_under: str | None,
+) -> tuple[LogitRows | None, LogitRows, jax.Array | None]:
+  """Returns both sides after two reads of their rows.
+
+  One is for maxima, one for every sum: terms of one reduction share what they
+  have in common (`reduce_rows`).
 
   Args:
     student_CV: float32 logits, or None where the student has none.
     teacher_CV: float32 logits.
     part: which ids both are of.
     temperature: T of the divergence.
-    cross: 'student', 'teacher' or None: whose probabilities weigh the
+    kl_under: 'student', 'teacher' or None: whose probabilities weigh the
       log-ratio own/other in the third result.
 
   Returns:
     The student with its entropy, the teacher, and Σ p log(p/q) at T for
-    p = softmax of the `cross` side and q = the other.
+    p = softmax of the `kl_under` side and q = the other.
   """
   both = {"student": student_CV, "teacher": teacher_CV}
   both = {name: x_CV for name, x_CV in both.items() if x_CV is not None}
@@ -313,9 +318,10 @@ def read_rows(
     if tempered:
       shifted[name] = shift_CV / temperature
       weight[name] = terms[name, "T"] = jnp.exp(shifted[name])
-  if cross:
-    other = "teacher" if cross == "student" else "student"
-    terms["cross"] = weight[cross] * (shifted[cross] - shifted[other])
+  if kl_under:
+    other = "teacher" if kl_under == "student" else "student"
+    ratio_CV = shifted[kl_under] - shifted[other]
+    terms["kl"] = weight[kl_under] * ratio_CV
   sums = reduce_rows(lax.add, 0.0, tuple(terms.values()))
   sums = dict(zip(terms, part.total(jnp.stack(sums)), strict=True))
 
@@ -326,10 +332,12 @@ def read_rows(
     if name == "student":
       entropy_C = log_z_C - sums["entropy"] / sums[name]
     tempered_C = jnp.log(sums[name, "T"]) if tempered else log_z_C
-    sides[name] = Side(part, x_CV, maxima[name], log_z_C, tempered_C, entropy_C)
-  divergence_C = None
-  if cross:
-    own_C = sides[cross].tempered_log_z_C
+    sides[name] = LogitRows(
+      part, x_CV, maxima[name], log_z_C, tempered_C, entropy_C
+    )
+  kl_C = None
+  if kl_under:
+    own_C = sides[kl_under].tempered_log_z_C
     other_C = sides[other].tempered_log_z_C
-    divergence_C = sums["cross"] * jnp.exp(-own_C) + (other_C - own_C)
-  return sides.get("student"), sides["teacher"], divergence_C
+    kl_C = sums["kl"] * jnp.exp(-own_C) + (other_C - own_C)
+  return sides.get("student"), sides["teacher"], kl_C

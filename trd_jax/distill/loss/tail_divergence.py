@@ -35,12 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from trd_jax.distill.loss.divergence import (
-  TOP_MASS,
-  Divergence,
-  TokenStats,
-  scaled,
-)
+from trd_jax.distill.loss.divergences import ForwardKl
 from trd_jax.distill.loss.objective import Objective, Sums, token_loss
 from trd_jax.distill.loss.row_statistics import (
   in_chunks,
@@ -48,6 +43,12 @@ from trd_jax.distill.loss.row_statistics import (
   pull_back,
   reduce_rows,
   top_k,
+)
+from trd_jax.distill.loss.token_stats import (
+  TOP_MASS,
+  Scoring,
+  TokenStats,
+  scaled,
 )
 
 
@@ -69,7 +70,7 @@ class TailStats(NamedTuple):
   """Per-slot float32 [R] statistics; only `token.divergence` has gradient.
 
   Attributes:
-    token: as of `divergence.token_stats`, with D~ as the divergence. Of the
+    token: as of `token_stats`, with D~ as the divergence. Of the
       teacher, `teacher_nll` is NaN where the label is not recorded,
       `teacher_onset_mass` counts recorded ids alone (too low by at most the
       tail), and `teacher_top16_mass` is None for K < 16.
@@ -87,7 +88,7 @@ class TailStats(NamedTuple):
 def slot_loss(
   objective: Objective, onset_ids: tuple[int, ...]
 ) -> Callable[..., tuple[jax.Array, Sums]]:
-  """As `objective.slot_loss`, against `Recorded` rows.
+  """Returns a loss as `objective.slot_loss` does, against `Recorded` rows.
 
   Returns:
     `f(student_hidden_RD, recorded, student_head_VD, teacher_head, slots) ->
@@ -97,18 +98,18 @@ def slot_loss(
   Raises:
     ValueError: an objective other than a forward KL at temperature 1.
   """
-  spec = objective.divergence
-  if spec.kind != "forward_kl" or spec.temperature != 1:
+  scoring = objective.scoring
+  if scoring.divergence != ForwardKl() or scoring.temperature != 1:
     raise ValueError(
-      f"recorded tokens give the forward KL at temperature 1, not {spec.kind}"
-      f" at {spec.temperature}"
+      "recorded tokens give the forward KL at temperature 1, not"
+      f" {scoring.divergence.name} at {scoring.temperature}"
     )
   onset_ids_E = np.array(onset_ids, np.int32)
 
+  # Called as every loss of a step is, with a teacher's head that is no one's.
   def loss(
-    student_hidden, recorded, student_head, teacher_head, slots, vocab_axis=None
+    student_hidden, recorded, student_head, _head, slots, vocab_axis=None
   ):
-    del teacher_head
     assert vocab_axis is None, "the student's head has to be whole"
     stats = tail_stats(
       student_hidden,
@@ -116,7 +117,7 @@ def slot_loss(
       recorded,
       slots.label,
       jnp.asarray(onset_ids_E),
-      spec,
+      scoring,
     )
     value, sums = token_loss(stats.token, slots, objective)
     token_R = slots.weight > 0
@@ -139,13 +140,13 @@ def tail_stats(
   recorded: Recorded,
   labels_R: jax.Array,
   onset_ids_E: jax.Array,
-  spec: Divergence,
+  scoring: Scoring,
 ) -> TailStats:
-  """D~, the bound on what it leaves out, and diagnostics of every slot.
+  """Returns D~, the bound on what it leaves out, and diagnostics.
 
   Two products with the student's head: its logits, and the gradient with
   respect to its hidden states, which is made in the forward pass and is all
-  that has a gradient (see `divergence`).
+  that has a gradient (see `token_stats`).
 
   Args:
     student_hidden_RD: float32 or bfloat16, after the final norm.
@@ -153,24 +154,23 @@ def tail_stats(
     recorded: of these slots; anything valid in padding.
     labels_R: int32 response tokens.
     onset_ids_E: int32, distinct; may be empty.
-    spec: its `chunk_tokens` and `diagnostics` are read.
+    scoring: its `chunk_tokens` and `diagnostics` are read.
   """
   return _tail_stats(
-    spec, student_hidden_RD, student_head_VD, recorded, labels_R, onset_ids_E
+    scoring, student_hidden_RD, student_head_VD, recorded, labels_R, onset_ids_E
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tail_stats(spec, *inputs):
-  return _over_chunks(spec, False, *inputs)[0]
+def _tail_stats(scoring, *inputs):
+  return _over_chunks(scoring, False, *inputs)[0]
 
 
-def _forward(spec, *inputs):
-  return _over_chunks(spec, True, *inputs)
+def _forward(scoring, *inputs):
+  return _over_chunks(scoring, True, *inputs)
 
 
-def _backward(spec, slope_RD, cotangent):
-  del spec
+def _backward(_scoring, slope_RD, cotangent):
   ct_R = cotangent.token.divergence
   return scaled(ct_R, slope_RD), None, None, None, None
 
@@ -179,19 +179,21 @@ _tail_stats.defvjp(_forward, _backward)
 
 
 def _over_chunks(
-  spec, want_slope, hidden_RD, head_VD, recorded, labels_R, onset_ids_E
+  scoring, want_slope, hidden_RD, head_VD, recorded, labels_R, onset_ids_E
 ) -> tuple[TailStats, Any]:
   """Runs `_chunk` over chunks of equal height."""
-  most = spec.chunk(hidden_RD.shape[1], head_VD.shape[0], head_VD.dtype)
+  most = scoring.chunk(hidden_RD.shape[1], head_VD.shape[0], head_VD.dtype)
 
   def body(*chunk):
-    return _chunk(spec, want_slope, head_VD, onset_ids_E, *chunk)
+    return _chunk(scoring, want_slope, head_VD, onset_ids_E, *chunk)
 
   return in_chunks(body, (hidden_RD, recorded, labels_R), most)
 
 
-def _chunk(spec, want_slope, head_VD, onset_ids_E, hidden_CD, known, labels_C):
-  """One chunk: (TailStats, slope_CD or None)."""
+def _chunk(
+  scoring, want_slope, head_VD, onset_ids_E, hidden_CD, known, labels_C
+):
+  """Scores one chunk: (TailStats, slope_CD or None)."""
   ids_CK, log_p_CK, p_tail_C = known
   student_CV = logits(hidden_CD, head_VD)
   V, K = student_CV.shape[1], ids_CK.shape[1]
@@ -239,7 +241,7 @@ def _chunk(spec, want_slope, head_VD, onset_ids_E, hidden_CD, known, labels_C):
   is_label_CK = ids_CK == labels_C[:, None]
   onset_CE = jnp.take(shift_CV, onset_ids_E, axis=1)
   is_onset_CK = (ids_CK[:, :, None] == onset_ids_E).any(-1)
-  more = spec.diagnostics
+  more = scoring.diagnostics
   token = TokenStats(
     divergence=jnp.maximum(kl_C, 0),
     student_nll=log_z_C - label_C,

@@ -1,4 +1,4 @@
-"""Full-vocabulary divergences over token chunks, with their gradient.
+"""Statistics of response tokens over token chunks, with their gradient.
 
 Shape suffixes: R response slots, C rows of one chunk, V vocabulary, D model
 width (each side has its own), E onset ids, K top-k entries.
@@ -11,7 +11,11 @@ logits. What it keeps for the backward pass is d divergence / d hidden, one
 row a slot and *unweighted*: masks, clipping, normalisation and per-outcome
 buckets stay ordinary JAX on `TokenStats.divergence`, and the backward pass is
 one multiplication by whatever cotangent they send. Nothing of shape
-[tokens, vocab] outlives a chunk.
+[tokens, vocab] outlives a chunk:
+
+    hidden [R, D] ──► chunk [C, D] ──head──► logits [C, V] ──► divergence [C]
+                                               │ slope [C, V]
+                       slope [C, D] ◄──head──┘             kept as [R, D]
 """
 
 import dataclasses
@@ -22,68 +26,47 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from trd_jax.distill.loss import row_divergence
+from trd_jax.distill.loss.divergences import Chunk, Divergence, ForwardKl
 from trd_jax.distill.loss.row_statistics import (
   Part,
   in_chunks,
   logits,
-  pull_back,
   read_rows,
-)
-
-KINDS = (
-  "forward_kl",
-  "reverse_kl",
-  "jsd",
-  "reverse_kl_topk",
-  "sampled_reverse_kl",
 )
 
 TOP_MASS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Divergence:
-  """Which divergence, and how it is walked; static under `jax.jit`.
+class Scoring:
+  """Which divergence, and how slots are walked; static under `jax.jit`.
 
   Attributes:
-    kind: one of `KINDS`, see `token_stats`.
+    divergence: what is taken of each row.
     temperature: T > 0 divides the logits of both sides inside the divergence
       (never in the diagnostics); its value and gradient carry no T² factor.
-    beta: the teacher's share of the `jsd` mixture, 0 < beta < 1.
-    top_k: size of the teacher's support for `reverse_kl_topk`.
     chunk_tokens: the most rows whose logits exist at one time; None for
       `automatic_chunk` of the inputs and JAX's default backend.
-    diagnostics: also measure top-16 masses and, for `reverse_kl_topk`, what
-      needs the student's full logits.
+    diagnostics: also measure top-16 masses and, for a divergence that doesn't
+      read them, what needs the student's full logits.
 
   Raises:
     ValueError: a value outside its range.
   """
 
-  kind: str = "forward_kl"
+  divergence: Divergence = dataclasses.field(default_factory=ForwardKl)
   temperature: float = 1.0
-  beta: float = 0.5
-  top_k: int = 32
   chunk_tokens: int | None = 512
   diagnostics: bool = True
 
   def __post_init__(self):
-    if self.kind not in KINDS:
-      raise ValueError(f"divergence kind {self.kind!r} is none of {KINDS}")
     if not (self.temperature > 0 and math.isfinite(self.temperature)):
       raise ValueError(f"temperature must be > 0, not {self.temperature}")
-    if not 0 < self.beta < 1:
-      raise ValueError(
-        f"jsd needs 0 < beta < 1, not {self.beta}: at the ends it vanishes; "
-        "forward_kl and reverse_kl are its limits after rescaling"
-      )
-    chunk_tokens = 1 if self.chunk_tokens is None else self.chunk_tokens
-    if self.top_k < 1 or chunk_tokens < 1:
-      raise ValueError("top_k and chunk_tokens must be at least 1")
+    if self.chunk_tokens is not None and self.chunk_tokens < 1:
+      raise ValueError(f"chunk_tokens must be >= 1, not {self.chunk_tokens}")
 
   def chunk(self, width: int, vocab: int, dtype: jnp.dtype) -> int:
-    """The most rows at one time; see `automatic_chunk` for the arguments."""
+    """Returns the most rows at one time; arguments as `automatic_chunk`."""
     return self.chunk_tokens or automatic_chunk(
       width, vocab, dtype, jax.default_backend()
     )
@@ -92,7 +75,7 @@ class Divergence:
 def automatic_chunk(
   width: int, vocab: int, dtype: jnp.dtype, platform: str
 ) -> int:
-  """How many rows to walk at once where `chunk_tokens` is None.
+  """Returns how many rows to walk at once where `chunk_tokens` is None.
 
   On accelerators the third product decides: its result has rows · width
   entries however wide the vocabulary is, and below about 2²² of them there are
@@ -125,7 +108,7 @@ class TokenStats(NamedTuple):
   measure is None.
 
   Attributes:
-    divergence: in nats; at least 0, but for `sampled_reverse_kl`.
+    divergence: in nats; at least 0 unless it is `signed`.
     student_nll: -log π_S(label), nats.
     teacher_nll: -log π_T(label), nats.
     student_entropy: nats.
@@ -152,27 +135,11 @@ def token_stats(
   teacher_head_VD: jax.Array,
   labels_R: jax.Array,
   onset_ids_E: jax.Array,
-  spec: Divergence,
+  scoring: Scoring,
   *,
   vocab_axis: str | None = None,
 ) -> TokenStats:
   """Scores every response slot: a divergence (C.8) and its diagnostics (C.5).
-
-  With p = π_T and q = π_S at temperature T, both over the same V ids:
-
-  - `forward_kl`: KL(p‖q).
-  - `reverse_kl`: KL(q‖p), the D of Eq. 1 and 2.
-  - `jsd`: β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q. β = 1/2 is the
-    symmetric Jensen-Shannon divergence, at most log 2. It vanishes at both
-    ends, where it goes as β KL(p‖q) for β → 0 and (1−β) KL(q‖p) for β → 1;
-    no 1/β rescaling is applied.
-  - `reverse_kl_topk`: KL(q‖p) with both renormalised on the teacher's top-K
-    ids (ties go to the lower id). Only K head rows a slot are touched for the
-    student; without diagnostics its full logits are never made.
-  - `sampled_reverse_kl`: δ = log q(label) − log p(label), a one-sample
-    estimate of KL(q‖p) that can be negative. Its gradient is that of
-    log q(label) alone; `objective.token_loss` multiplies it by a return to
-    get Eq. 3.
 
   The gradient reaches `student_hidden_RD` only. Both heads and the teacher
   are frozen **by definition**: their cotangents are symbolic zeros, also
@@ -198,7 +165,7 @@ def token_stats(
     labels_R: int32 response token ids of the whole vocabulary; padding slots
       hold any valid id.
     onset_ids_E: int32, distinct ids of the whole vocabulary; may be empty.
-    spec: what to compute.
+    scoring: what to compute.
     vocab_axis: the mesh axis along which both heads are split, in the order
       of their ids and evenly; None where they are whole.
 
@@ -217,7 +184,7 @@ def token_stats(
     labels_R,
   )
   _check(*inputs)
-  return _token_stats(spec, vocab_axis, *inputs, onset_ids_E)
+  return _token_stats(scoring, vocab_axis, *inputs, onset_ids_E)
 
 
 def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
@@ -247,21 +214,20 @@ def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _token_stats(spec, vocab_axis, *inputs):
-  return _over_chunks(spec, vocab_axis, False, *inputs)[0]
+def _token_stats(scoring, vocab_axis, *inputs):
+  return _over_chunks(scoring, vocab_axis, False, *inputs)[0]
 
 
-def _token_stats_fwd(spec, vocab_axis, *inputs):
-  return _over_chunks(spec, vocab_axis, True, *inputs)
+def _token_stats_fwd(scoring, vocab_axis, *inputs):
+  return _over_chunks(scoring, vocab_axis, True, *inputs)
 
 
-def _token_stats_bwd(spec, vocab_axis, slope_RD, cotangent):
-  del spec, vocab_axis
+def _token_stats_bwd(_scoring, _vocab_axis, slope_RD, cotangent):
   return scaled(cotangent.divergence, slope_RD), None, None, None, None, None
 
 
 def scaled(ct_R: jax.Array, slope_RD: jax.Array) -> jax.Array:
-  """The kept slope times a cotangent, in float32, rounded to its dtype."""
+  """Returns the kept slope times a cotangent, rounded from float32."""
   grad_RD = ct_R[:, None] * slope_RD.astype(jnp.float32)
   return grad_RD.astype(slope_RD.dtype)
 
@@ -270,7 +236,7 @@ _token_stats.defvjp(_token_stats_fwd, _token_stats_bwd)
 
 
 def _over_chunks(
-  spec,
+  scoring,
   vocab_axis,
   want_slope,
   student_hidden_RD,
@@ -283,11 +249,11 @@ def _over_chunks(
   """Runs `_chunk` over equal chunks: (TokenStats, slope_RD or None)."""
   vocab, width = student_head_VD.shape
   part = Part(vocab, vocab_axis)
-  most = spec.chunk(width, vocab, student_head_VD.dtype)
+  most = scoring.chunk(width, vocab, student_head_VD.dtype)
 
   def body(student_hidden_CD, teacher_hidden_CD, labels_C):
     return _chunk(
-      spec,
+      scoring,
       part,
       want_slope,
       student_hidden_CD,
@@ -302,7 +268,7 @@ def _over_chunks(
 
 
 def _chunk(
-  spec,
+  scoring,
   part,
   want_slope,
   student_hidden_CD,
@@ -312,46 +278,40 @@ def _chunk(
   labels_C,
   onset_ids_E,
 ):
-  """One chunk: (TokenStats, slope_CD or None)."""
-  top = spec.kind == "reverse_kl_topk"
+  """Scores one chunk: (TokenStats, slope_CD or None)."""
+  divergence = scoring.divergence
   student_CV = None
-  if spec.diagnostics or not top:
+  if scoring.diagnostics or divergence.reads_student:
     student_CV = logits(student_hidden_CD, student_head_VD)
   teacher_CV = logits(teacher_hidden_CD, teacher_head_VD)
-  q, p, divergence_C = read_rows(
+  q, p, kl_C = read_rows(
     student_CV,
     teacher_CV,
     part,
-    temperature=spec.temperature,
-    cross=row_divergence.CROSS.get(spec.kind),
+    temperature=scoring.temperature,
+    kl_under=divergence.kl_under,
+  )
+  divergence_C, slope = divergence.of_rows(
+    Chunk(
+      student=q,
+      teacher=p,
+      kl_C=kl_C,
+      labels_C=labels_C,
+      temperature=scoring.temperature,
+      part=part,
+      hidden_CD=student_hidden_CD,
+      head_VD=student_head_VD,
+    )
   )
   slope_CD = None
-  if top:
-    divergence_C, slope_CD = row_divergence.top_k_reverse_kl(
-      spec.top_k,
-      student_hidden_CD,
-      student_head_VD,
-      p,
-      spec.temperature,
-      want_slope,
-    )
-  else:
-    divergence_C, slope_CV = row_divergence.FULL[spec.kind](
-      q, p, divergence_C, labels_C, spec.temperature, spec.beta, want_slope
-    )
-    if slope_CV is not None:
-      slope_CD = pull_back(slope_CV, student_head_VD)
-      if spec.kind == "sampled_reverse_kl":
-        # The one-hot part of d log q(label): a row of the head, no scatter.
-        place_C, here_C = part.find(labels_C)
-        row_CD = student_head_VD[place_C].astype(jnp.float32)
-        slope_CD += jnp.where(here_C[:, None], row_CD, 0)
-  if slope_CD is not None:
-    # Summed before it is rounded to the hidden states' dtype.
-    slope_CD = part.total(slope_CD) / spec.temperature
+  if want_slope:
+    # Each part of the vocabulary gave the slope of its own ids. They are
+    # summed in float32, before the rounding to the hidden states' dtype, so
+    # that splitting the vocabulary costs no digit.
+    slope_CD = part.total(slope()) / scoring.temperature
     slope_CD = slope_CD.astype(student_hidden_CD.dtype)
 
-  more = spec.diagnostics
+  more = scoring.diagnostics
   stats = TokenStats(
     divergence=divergence_C,
     student_nll=q.nll(labels_C) if q else None,
