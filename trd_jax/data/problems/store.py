@@ -131,8 +131,9 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
 def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
   """Lists the local files that a source would be read from now.
 
-  Where it can't be said which these are, though all that were `read` are there,
-  others have come: then all that there are.
+  A source can't say which where files have been added, so that none or several
+  could be meant. If all that were `read` are there still, all data files of the
+  folder are listed then; else none.
   """
   try:
     try:
