@@ -20,7 +20,7 @@ from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.records import GradedSample
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.grading import benchmarks
+from trd_jax.grading import benchmarks, graders
 from trd_jax.grading.code import programs as code_grading
 from trd_jax.grading.math import formulas
 from trd_jax.grading.math import verifier as math_grading
@@ -288,16 +288,16 @@ def test_livecodebench_has_one_grader_however_it_is_called(
 ):
   monkeypatch.chdir(tmp_path)
   problem = livecodebench.problem(lcb_row(7), "livecodebench")
-  grader = benchmarks.grader_of(name, problem, chosen())
+  grader = graders.of_problem(name, problem, chosen())
   assert grader == "code"
   # One that is named and missing is an error, not a reason to do without.
   missing = chosen(**{"python.lcb_runner": str(tmp_path / "none")})
-  assert benchmarks.grader_of(name, problem, missing) == "lcb_runner"
+  assert graders.of_problem(name, problem, missing) == "lcb_runner"
   row = answer(problem, "```python\nprint(1)\n```", benchmark=name)
   with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
     benchmarks.settle([row], questions_of(name, [problem]), missing)
   environment = tmp_path / ".venv-lcb" / "bin"
   environment.mkdir(parents=True)
   (environment / "python").symlink_to(sys.executable)
-  grader = benchmarks.grader_of(name, problem, chosen())
+  grader = graders.of_problem(name, problem, chosen())
   assert grader == "lcb_runner"

@@ -9,6 +9,7 @@ from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.generation import samples
 from trd_jax.generation.engines.engine import Completion
 from trd_jax.generation.samples import Prompt
+from trd_jax.grading.math import verifier
 
 
 def answer(name, text, gold="2x", domain="math"):
@@ -19,13 +20,13 @@ def answer(name, text, gold="2x", domain="math"):
 class Slow:
   """A grader of programs that judges one each time that it is looked at."""
 
-  workers = 1
+  workers, version = 1, "slow-1"
 
   def __init__(self):
     self.waiting = collections.deque()
 
-  def submit(self, tag, completion, problem):
-    self.waiting.append(tag)
+  def submit(self, key, text, problem):
+    self.waiting.append(key)
 
   def finished(self, wait=False):
     for _ in range(len(self.waiting) if wait else min(1, len(self.waiting))):
@@ -43,7 +44,7 @@ class Stuck(Slow):
       yield from super().finished(wait)
 
 
-def taken_ahead(names, make, grader):
+def taken_ahead(names, make, **graders):
   """How many answers were taken and had no verdict, at most."""
   taken, most, done = 0, 0, []
 
@@ -54,7 +55,7 @@ def taken_ahead(names, make, grader):
       most = max(most, taken - len(done))
       yield make(name)
 
-  for sample in samples.graded(answers(), grader):
+  for sample in samples.graded(answers(), graders):
     done.append(sample.prompt.key)
   assert sorted(done) == sorted(names)
   return most
@@ -67,9 +68,9 @@ def test_no_more_programs_are_taken_while_many_wait(monkeypatch):
   def program(name):
     return answer(name, "", domain="code")
 
-  assert taken_ahead(names, program, Stuck()) == samples._WAITING
+  assert taken_ahead(names, program, code=Stuck()) == samples._WAITING
   # Who keeps up is never waited for.
-  assert taken_ahead(names, program, Slow()) == 1
+  assert taken_ahead(names, program, code=Slow()) == 1
 
 
 def test_no_more_mathematics_is_taken_while_much_waits(monkeypatch):
@@ -79,7 +80,8 @@ def test_no_more_mathematics_is_taken_while_much_waits(monkeypatch):
   def formula(name):
     return answer(name, f"\\boxed{{{name[1:]}+y+y+z}}", f"2y+z+{name[1:]}")
 
-  most = taken_ahead(names, formula, None)
+  with verifier.Grader() as grader:
+    most = taken_ahead(names, formula, math=grader)
   assert most <= 2 * (os.cpu_count() or 1)
 
 
@@ -92,10 +94,10 @@ def test_what_an_engine_made_before_it_failed_is_judged(domain):
 
   found = []
 
-  def judge():
-    for sample in samples.graded(answers(), Stuck()):
+  def judge(graders):
+    for sample in samples.graded(answers(), graders):
       found.append((sample.prompt.key, sample.verdict.correct))
 
-  with pytest.raises(ZeroDivisionError):
-    judge()
+  with verifier.Grader() as math, pytest.raises(ZeroDivisionError):
+    judge({"math": math, "code": Stuck()})
   assert sorted(found) == [(f"a{n}", True) for n in range(3)]

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.support import sandboxes
+from tests.support import judging, sandboxes
 from tests.support.places import ROOT
 from trd_jax.data import problems
 from trd_jax.experiment.errors import UserError
@@ -44,14 +44,14 @@ def needs_evalplus(test):
 
 def grade(name, answers, workers=None):
   # A machine that is busy with other tests is no reason to fail a program.
-  return evalplus.grade(
-    name,
-    FILES[name],
-    answers,
-    python=PYTHON,
-    least_seconds=30.0,
-    workers=workers,
+  grader = evalplus.Grader(
+    FILES[name], python=PYTHON, least_seconds=30.0, workers=workers
   )
+  return judging.verdicts(grader, tasks(name, answers))
+
+
+def tasks(name, answers):
+  return [(judging.task(name, task), text) for task, text in answers]
 
 
 def fenced(program):
@@ -178,7 +178,8 @@ def test_a_program_has_no_say_in_what_is_said_of_others():
 def test_what_evalplus_cannot_judge_is_not_judged(name, task):
   # Nothing is left to run, so that this needs no EvalPlus.
   answers = [(task, fenced("print(1)")), (task, "no program")]
-  first, second = evalplus.grade(name, FILES[name], answers)
+  grader = evalplus.Grader(FILES[name])
+  first, second = judging.verdicts(grader, tasks(name, answers))
   assert (first.correct, first.reason) == (None, "ungradable")
   assert first.detail == evalplus.DEFECTS[task]
   assert (second.correct, second.reason) == (False, "no_code")
@@ -224,20 +225,18 @@ def test_an_evalplus_that_does_not_start_is_not_the_programs_fault(tmp_path):
   with gzip.open(FILES["humanevalplus"]) as file:
     row = json.loads(file.readline())
   row["canonical_solution"] = "    return 1 / 0\n"
-  tasks = tmp_path / "tasks.jsonl"
-  tasks.write_text(json.dumps(row))
-  answers = [(row["task_id"], fenced("print(1)"))]
+  path = tmp_path / "tasks.jsonl"
+  path.write_text(json.dumps(row))
+  answers = tasks("humanevalplus", [(row["task_id"], fenced("print(1)"))])
   with pytest.raises(UserError, match=r"does not run.*ZeroDivisionError"):
-    evalplus.grade("humanevalplus", tasks, answers, python=PYTHON)
+    judging.verdicts(evalplus.Grader(path, python=PYTHON), answers)
 
 
 @pytest.mark.slow
 @needs_data
 def test_a_task_that_is_not_in_the_file_is_named():
   with pytest.raises(UserError, match="has no task HumanEval/999"):
-    evalplus.grade(
-      "humanevalplus", FILES["humanevalplus"], [("HumanEval/999", "x")]
-    )
+    grade("humanevalplus", [("HumanEval/999", "x")])
 
 
 def test_without_evalplus_the_script_is_named(tmp_path):
@@ -264,7 +263,7 @@ def test_a_python_without_evalplus_is_refused():
   ],
 )
 def test_a_program_has_to_pass_base_and_plus_tests(base, plus, expected):
-  found = evalplus._verdict("x", base, plus)
+  found = evalplus._verdict("x", (base, plus))
   assert (found.correct, found.reason) == expected
   assert json.loads(found.detail) == {"base": base, "plus": plus}
 

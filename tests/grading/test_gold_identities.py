@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.support import judging
 from tests.support.places import SHARED
 from trd_jax.data import final_answer, problems
 from trd_jax.data.problems import amo
@@ -87,8 +88,13 @@ def amo_formulas():
 def test_amo_benchs_formulas_are_right_against_themselves_alone():
   (_, first, at_n), (_, second, at_abc) = amo_formulas()
   one, two = (final_answer.last_box(text).content for text in (first, second))
-  verdicts = formulas.verify_batch(
-    [(first, one, at_n), (second, two, at_abc), (first, two, at_abc)]
+  verdicts = judging.verdicts(
+    formulas.Grader(),
+    [
+      (judging.formula(one, at_n), first),
+      (judging.formula(two, at_abc), second),
+      (judging.formula(two, at_abc), first),
+    ],
   )
   assert [verdict.correct for verdict in verdicts] == [True, True, False]
 
@@ -109,13 +115,16 @@ AT = [{"n": n} for n in range(1, 6)]
   ],
 )
 def test_formulas_are_compared_at_every_value(answer, reason):
-  (verdict,) = formulas.verify_batch([(f"\\boxed{{{answer}}}", GOLD, AT)])
+  problem = judging.formula(GOLD, AT)
+  answers = [(problem, f"\\boxed{{{answer}}}")]
+  (verdict,) = judging.verdicts(formulas.Grader(), answers)
   assert (verdict.reason, verdict.extracted) == (reason, answer)
 
 
 @pytest.mark.parametrize("text", ["n = 3", "\\boxed{}", "\\boxed{n"])
 def test_a_formula_needs_a_box(text):
-  (verdict,) = formulas.verify_batch([(text, "n", AT)])
+  answers = [(judging.formula("n", AT), text)]
+  (verdict,) = judging.verdicts(formulas.Grader(), answers)
   assert (verdict.correct, verdict.reason) == (False, "no_box")
 
 

@@ -340,7 +340,10 @@ def test_generation_grades_programs_and_mathematics_together():
     one = problem(None, problem_id=name, domain="math", answer="3")
     answers.insert(2, (one, text))
     wanted[name] = (name == "math", verifier.VERSION)
-  with programs.Grader(Sandbox(workers=2)) as grader:
+  with (
+    programs.Grader(Sandbox(workers=2)) as grader,
+    verifier.Grader() as math,
+  ):
     samples = list(
       samples_of.graded(
         iter(
@@ -351,7 +354,7 @@ def test_generation_grades_programs_and_mathematics_together():
           )
           for one, text in answers
         ),
-        grader,
+        {"code": grader, "math": math},
       )
     )
   found = {

@@ -177,16 +177,19 @@ def test_a_batch_keeps_its_order_and_reports_each_verdict():
 def test_an_easy_verdict_does_not_wait_for_a_hard_one():
   pairs = [(f"\\boxed{{{n}+x}}", f"x+{n}+y") for n in range(2)]
   pairs.append(("\\boxed{1}", "1"))
-  stream = grading.verify_stream(pairs, workers=1)
-  order = [position for position, _ in stream]
+  with grading.Grader(workers=1) as grader:
+    for position, pair in enumerate(pairs):
+      grader.compare(position, *pair)
+    order = [position for position, _ in grader.finished(wait=True)]
   assert order.index(2) < order.index(1)
 
 
 def test_a_stream_that_is_dropped_leaves_nothing_to_do():
   pairs = [(f"\\boxed{{{n}x+z}}", f"{n}x+y") for n in range(50, 60)]
-  stream = grading.verify_stream(pairs, workers=1, timeout=7.0)
-  next(stream)
-  stream.close()
+  with grading.Grader(workers=1, timeout=7.0) as grader:
+    for position, pair in enumerate(pairs):
+      grader.compare(position, *pair)
+    next(grader.finished(wait=True))
   assert all(shared.pending == 0 for shared in grading._pools.values())
   assert grading.verify("\\boxed{x+x+z}", "2x+z", timeout=7.0).correct
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from tests.grading import test_evalplus
-from tests.support import sandboxes, training_runs
+from tests.support import judging, sandboxes, training_runs
 from trd_jax.experiment import records
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
@@ -100,7 +100,9 @@ def test_what_a_grader_raises_is_one_verdict_and_is_counted(error, monkeypatch):
     answer("b", "\\boxed{unheard}"),
     answer("c", "\\boxed{3}", "3"),
   ]
-  found = {s.prompt.key: s.verdict for s in samples.graded(iter(answers), None)}
+  with verifier.Grader() as grader:
+    judged = list(samples.graded(iter(answers), {"math": grader}))
+  found = {sample.prompt.key: sample.verdict for sample in judged}
   assert {k: v.reason for k, v in found.items()} == {
     "a": "match",
     "b": "unparsed",
@@ -124,9 +126,10 @@ def test_a_formula_that_breaks_its_grader_is_one_verdict(monkeypatch):
     return right_side(formula)
 
   monkeypatch.setattr(formulas, "right_side", fails)
-  values = [{"n": 3}]
-  found = formulas.verify_batch(
-    [("\\boxed{unheard}", "n", values), ("\\boxed{n}", "n", values)]
+  problem = judging.formula("n", [{"n": 3}])
+  texts = ("\\boxed{unheard}", "\\boxed{n}")
+  found = judging.verdicts(
+    formulas.Grader(), [(problem, text) for text in texts]
   )
   assert [verdict.reason for verdict in found] == ["unparsed", "match"]
   assert found[0].detail == "ValueError: no"
@@ -236,7 +239,7 @@ def test_every_program_gets_a_verdict_that_can_be_kept():
     for name, program in PROGRAMS.items()
   ]
   with code.Grader(Sandbox(workers=2)) as grader:
-    found = list(samples.graded(iter(made), grader))
+    found = list(samples.graded(iter(made), {"code": grader}))
   assert len(found) == len(PROGRAMS)
   for sample in found:
     assert sample.verdict.correct is False, sample.prompt.key
@@ -262,9 +265,9 @@ def test_a_program_that_breaks_its_grader_is_told_from_a_broken_machine(
   with code.Grader(Sandbox(workers=1)) as grader:
     if stops:
       with pytest.raises(type(error)):
-        list(samples.graded(iter([one]), grader))
+        list(samples.graded(iter([one]), {"code": grader}))
       return
-    (found,) = samples.graded(iter([one]), grader)
+    (found,) = samples.graded(iter([one]), {"code": grader})
   assert found.verdict == Verdict(False, "unparsed", None, "ValueError: no")
 
 
@@ -278,13 +281,12 @@ def test_evalplus_judges_every_program():
     task = json.loads(next(file))
   right = task["prompt"] + task["canonical_solution"]
   texts = [*programs.values(), right]
-  found = evalplus.grade(
-    "humanevalplus",
-    test_evalplus.FILES["humanevalplus"],
-    [(task["task_id"], f"```python\n{text}\n```") for text in texts],
-    python=test_evalplus.PYTHON,
-    workers=2,
+  grader = evalplus.Grader(
+    test_evalplus.FILES["humanevalplus"], python=test_evalplus.PYTHON, workers=2
   )
+  problem = judging.task("humanevalplus", task["task_id"])
+  answers = [(problem, f"```python\n{text}\n```") for text in texts]
+  found = judging.verdicts(grader, answers)
   assert found[-1].correct
   assert not any(verdict.correct for verdict in found[:-1])
 
@@ -292,12 +294,14 @@ def test_evalplus_judges_every_program():
 DEGENERATE = """
 from trd_jax.grading.code import extract_code
 from trd_jax.grading.math import formulas, judge
+formula = formulas.Grader()
 for unit in (" ", "\\t", "\\n", "~", "`", "~~~", "\\\\text{a}"):
   for before, after in (("", ""), ("```", "`"), ("~~~", "`"), ("\\n```", "x`")):
     text = before + unit * (200_000 // len(unit)) + after
     extract_code.last_program(text)
     judge.prepare(text, "2x")
-    formulas.verify_batch([("\\\\boxed{" + text + "}", "n", [{"n": 1}])])
+    formula.compare(0, "\\\\boxed{" + text + "}", "n", [{"n": 1}])
+    assert len(list(formula.finished(wait=True))) == 1
 print("read")
 """
 

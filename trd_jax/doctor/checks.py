@@ -166,20 +166,7 @@ CHECKS: tuple[Check, ...] = (
     graders.bubblewrap,
     needed=graders.by_programs,
   ),
-  Check(
-    "evalplus",
-    "EvalPlus answers",
-    graders.with_evalplus,
-    graders.without_evalplus,
-    graders.by_evalplus,
-  ),
-  Check(
-    "lcb-runner",
-    "lcb_runner answers",
-    graders.with_lcb_runner,
-    graders.without_lcb_runner,
-    graders.by_lcb_runner,
-  ),
+  *graders.of_environments(),
   Check(
     "reduce",
     "sums over all devices are right, and how fast they are",

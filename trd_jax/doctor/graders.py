@@ -1,14 +1,14 @@
-"""What judges answers: the sandbox, EvalPlus, lcb_runner."""
+"""What judges answers: the sandbox, and graders in their own environments."""
 
-import os
+import functools
 import shutil
 
-from trd_jax.data.problems import benchmarks
 from trd_jax.doctor import diagnosis
-from trd_jax.doctor.diagnosis import Diagnosis
+from trd_jax.doctor.diagnosis import Check, Diagnosis
 from trd_jax.doctor.machine import Machine
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.grading.code import evalplus, lcb_runner
+from trd_jax.grading import graders
+from trd_jax.grading.graders import GRADERS
 from trd_jax.grading.sandbox import sandbox
 
 _WORD = "it runs"
@@ -46,59 +46,49 @@ def bubblewrap(machine: Machine) -> Diagnosis:
 
 def by_programs(experiment: Experiment) -> bool:
   """Returns whether an experiment runs programs that a model wrote."""
-  return experiment.domain == "code" or bool(_code_benchmarks(experiment))
-
-
-def _code_benchmarks(experiment: Experiment) -> set[str]:
-  names = set(map(benchmarks.published, experiment.evaluate.benchmarks))
-  return names & {*evalplus.DATASETS, "livecodebench"}
-
-
-def with_evalplus(machine: Machine) -> Diagnosis:
-  """Checks that EvalPlus answers from the sandbox.
-
-  Raises:
-    UserError: it doesn't.
-  """
-  e = machine.experiment
-  evalplus.check(e.python.evalplus, e.sandbox.unsafe)
-  return diagnosis.ok(f"{evalplus.VERSION} answers from the sandbox")
-
-
-def by_evalplus(experiment: Experiment) -> bool:
-  """Returns whether EvalPlus judges a benchmark of an experiment."""
-  return bool(_code_benchmarks(experiment) & evalplus.DATASETS.keys())
-
-
-def without_evalplus(machine: Machine) -> str:
-  """Says why EvalPlus isn't looked at, or ''."""
-  e = machine.experiment
-  named = e.python.evalplus is not None or os.access(evalplus.PYTHON, os.X_OK)
-  if named or by_evalplus(e):
-    return ""
-  return "no .venv-evalplus here, and no HumanEval+ or MBPP+ to judge"
-
-
-def with_lcb_runner(machine: Machine) -> Diagnosis:
-  """Checks that lcb_runner answers from the sandbox.
-
-  Raises:
-    UserError: it doesn't.
-  """
-  e = machine.experiment
-  lcb_runner.check(e.python.lcb_runner, e.sandbox.unsafe)
-  return diagnosis.ok("lcb_runner answers from the sandbox")
-
-
-def by_lcb_runner(experiment: Experiment) -> bool:
-  """Returns whether lcb_runner judges a benchmark of an experiment."""
-  return "livecodebench" in _code_benchmarks(experiment) and lcb_runner.wanted(
-    experiment.python.lcb_runner
+  return experiment.domain == "code" or any(
+    GRADERS[name].runs_programs for name in _judging(experiment)
   )
 
 
-def without_lcb_runner(machine: Machine) -> str:
-  """Says why lcb_runner isn't looked at, or ''."""
-  if lcb_runner.wanted(machine.experiment.python.lcb_runner):
+def _judging(experiment: Experiment) -> list[str]:
+  return graders.of_benchmarks(experiment.evaluate.benchmarks, experiment)
+
+
+def of_environments() -> list[Check]:
+  """Returns a check of each grader that has a Python environment to itself."""
+  return [
+    Check(
+      name.replace("_", "-"),
+      f"{grader.environment.title} answers",
+      functools.partial(_answers, name),
+      functools.partial(_left_out, name),
+      functools.partial(_judges, name),
+    )
+    for name, grader in GRADERS.items()
+    if grader.environment is not None
+  ]
+
+
+def _answers(name: str, machine: Machine) -> Diagnosis:
+  """Checks that a grader answers from the sandbox.
+
+  Raises:
+    UserError: it doesn't.
+  """
+  GRADERS[name].check(machine.experiment)
+  return diagnosis.ok(f"{GRADERS[name].version} answers from the sandbox")
+
+
+def _judges(name: str, experiment: Experiment) -> bool:
+  """Returns whether a grader judges a benchmark of an experiment."""
+  return name in _judging(experiment)
+
+
+def _left_out(name: str, machine: Machine) -> str:
+  """Returns why a grader isn't looked at, or ''."""
+  environment, e = GRADERS[name].environment, machine.experiment
+  assert environment is not None
+  if environment.wanted(e) or _judges(name, e):
     return ""
-  return "no .venv-lcb here: our own executor judges LiveCodeBench"
+  return environment.without

@@ -17,7 +17,7 @@ from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.samples import GradedCompletion, Prompt
-from trd_jax.grading.code import programs as code_grading
+from trd_jax.grading import graders
 from trd_jax.model.weights import finite_weights
 
 
@@ -76,11 +76,9 @@ def generate(
   sampling = sampling_of(section, model.chat, top_logprobs)
   stops = set(model.chat.stop_ids)
   with contextlib.ExitStack() as stack:
-    programs = None
-    if any(prompt.problem.domain == "code" for prompt in prompts):
-      # Before the model is loaded: a machine without a sandbox says so now.
-      grader = code_grading.Grader(experiment.sandbox)
-      programs = stack.enter_context(grader)
+    # Before the model is loaded: a machine without a sandbox says so now.
+    domains = (prompt.problem.domain for prompt in prompts)
+    judges = stack.enter_context(graders.opened(domains, experiment))
     if experiment.engine.name != "jax":  # which looks as it loads
       for folder in (model.folder, model.adapter):
         if folder is not None:
@@ -107,6 +105,6 @@ def generate(
             ids.pop()
           yield by_key[completion.key], completion, model.chat.decode(ids)
 
-      for sample in samples.graded(decoded(), programs):
+      for sample in samples.graded(decoded(), judges):
         progress.update(1)
         yield sample

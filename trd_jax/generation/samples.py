@@ -1,16 +1,14 @@
 """Prompts, and the samples that they become once their answers are judged."""
 
 import dataclasses
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.generation.engines.engine import Completion
-from trd_jax.grading.code import programs as code_grading
-from trd_jax.grading.math import verifier as math_grading
+from trd_jax.grading.grader import Grader
 
-# Answers that wait for a verdict, for each processor that judges: enough to
+# Answers that wait for a verdict, for each worker that judges: enough to
 # have all of them busy, and few to lose.
 _WAITING = 64
 _LOOK_SECONDS = 0.01  # between looks at what has been judged meanwhile
@@ -62,55 +60,53 @@ Answer = tuple[Prompt, Completion, str]
 
 
 def graded(
-  answers: Iterator[Answer], programs: code_grading.Grader | None
+  answers: Iterator[Answer], graders: Mapping[str, Grader]
 ) -> Iterator[GradedCompletion]:
   """Judges answers as they come; slow ones don't hold up the rest.
 
   No more of them are taken while many wait for a verdict.
 
+  Args:
+    answers: what is to be judged, as it is made.
+    graders: by domain of the problems.
+
   Raises:
     Exception: what `answers` raises, once all before it are judged.
   """
   held: dict[int, Answer] = {}
-  most = _WAITING * (programs.workers if programs else os.cpu_count() or 1)
+  open_graders = {id(grader): grader for grader in graders.values()}.values()
+  most = _WAITING * max((one.workers for one in open_graders), default=1)
+
+  def judged(wait: bool) -> Iterator[GradedCompletion]:
+    for grader in open_graders:
+      for number, verdict in grader.finished(wait):
+        prompt, completion, text = held.pop(number)
+        yield GradedCompletion(
+          prompt, completion, text, verdict, grader.version
+        )
+
   failures: list[Exception] = []
-
-  def whole() -> Iterator[Answer]:
-    try:
-      yield from answers
-    except Exception as error:
-      failures.append(error)
-
-  def pairs() -> Iterator[tuple[str, str] | None]:
-    position = 0  # among all that is yielded here
-    for answer in whole():
-      prompt, _, text = answer
-      held[position] = answer
-      if prompt.problem.domain != "code":
-        yield text, prompt.problem.answer
-      else:
-        assert programs is not None
-        programs.submit(position, text, prompt.problem)
-        yield None
-      position += 1
-      while len(held) >= most:
-        time.sleep(_LOOK_SECONDS)
-        yield None
-        position += 1
-
-  def sample(position: int, verdict: Verdict, grader: str) -> GradedCompletion:
-    prompt, completion, text = held.pop(position)
-    return GradedCompletion(prompt, completion, text, verdict, grader)
-
-  def run(wait: bool) -> Iterator[GradedCompletion]:
-    if programs is not None:
-      for position, verdict in programs.finished(wait):
-        yield sample(position, verdict, code_grading.VERSION)
-
-  for found in math_grading.verify_stream(pairs()):
-    if found is not None:
-      yield sample(*found, math_grading.VERSION)
-    yield from run(wait=False)
-  yield from run(wait=True)
+  for number, answer in enumerate(_until_failure(answers, failures)):
+    prompt, _, text = answer
+    held[number] = answer
+    graders[prompt.problem.domain].submit(number, text, prompt.problem)
+    yield from judged(wait=False)
+    while len(held) >= most:
+      time.sleep(_LOOK_SECONDS)
+      yield from judged(wait=False)
+  yield from judged(wait=True)
   if failures:
     raise failures[0]
+
+
+def _until_failure(
+  answers: Iterator[Answer], failures: list[Exception]
+) -> Iterator[Answer]:
+  """Yields answers; an exception ends them and is put into `failures`.
+
+  What an engine made before it failed is worth its verdict.
+  """
+  try:
+    yield from answers
+  except Exception as error:
+    failures.append(error)

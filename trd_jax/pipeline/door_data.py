@@ -21,7 +21,8 @@ from trd_jax.experiment.experiment import LABORATORY, Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.grading.code import evalplus, lcb_runner
+from trd_jax.grading import graders as judges
+from trd_jax.grading.grader import Environment
 from trd_jax.grading.sandbox import sandbox
 from trd_jax.model.weights import hub_look, peft
 from trd_jax.model.weights.model_folder import check_replaceable
@@ -103,18 +104,14 @@ def graders(
     UserError: a named interpreter isn't one.
   """
   e = experiment
-  named = set(
-    map(benchmarks.published, e.evaluate.benchmarks if graded else ())
-  )
-  if named & evalplus.DATASETS.keys():
-    path = e.python.evalplus or evalplus.PYTHON
-    yield from _grader("python.evalplus", path, "evalplus")
-  runner = e.python.lcb_runner
-  if "livecodebench" in named and lcb_runner.wanted(runner):
-    path = runner or lcb_runner.PYTHON
-    yield from _grader("python.lcb_runner", path, "lcb_runner")
-  programs = {"livecodebench", *evalplus.DATASETS}
-  if (e.domain == "code" or named & programs) and not e.sandbox.unsafe:
+  names = judges.of_benchmarks(e.evaluate.benchmarks if graded else (), e)
+  if e.domain == "code":
+    names.append(judges.of_domain(e.domain))
+  for grader in (judges.GRADERS[name] for name in names):
+    if grader.environment is not None:
+      yield from _environment(grader.environment, e)
+  programs = any(judges.GRADERS[name].runs_programs for name in names)
+  if programs and not e.sandbox.unsafe:
     try:
       sandbox.open(python=e.sandbox.python or python)
       yield Finding("sandbox", "ok", "bubblewrap works")
@@ -122,12 +119,15 @@ def graders(
       yield Finding("sandbox", "missing", str(error))
 
 
-def _grader(key: str, path: str, package: str) -> Iterator[Finding]:
-  """Checks the interpreter of a grader that has its own environment."""
-  script = f"third_party/{package}/install.sh makes an environment with it"
+def _environment(needs: Environment, e: Experiment) -> Iterator[Finding]:
+  """Tries the interpreter of an environment that a grader has to itself."""
+  key, path = f"python.{needs.field}", needs.named(e) or needs.python
+  script = (
+    f"third_party/{needs.package}/install.sh makes an environment with it"
+  )
   try:
     least = (3, 9)
-    version = interpreters.check(key, path, {package: script}, least)
+    version = interpreters.check(key, path, {needs.package: script}, least)
     yield Finding("interpreters", "ok", f"{key}: {path}, {version}")
   except interpreters.NotMade as error:
     yield Finding("interpreters", "missing", str(error))

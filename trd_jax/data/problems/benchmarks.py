@@ -77,6 +77,7 @@ class Benchmark:
     urls: where to download them, with a known SHA-256 each.
     sha256: of local files whose content is known, by name.
     build: makes a problem of a row.
+    grader: the name of what judges its answers, in `grading.graders`.
   """
 
   rows: int
@@ -85,6 +86,7 @@ class Benchmark:
   urls: tuple[str, ...] = ()
   sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
   build: Build = _problem
+  grader: str = "math"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +164,7 @@ BENCHMARKS = {
     ("amobench",),
     (Hub("meituan-longcat/AMO-Bench", "*.parquet"),),
     build=amo.problem,
+    grader="formulas",
   ),
   "math500": Benchmark(
     500,
@@ -197,6 +200,7 @@ BENCHMARKS = {
       )
     },
     build=evalplus.problem,
+    grader="evalplus",
   ),
   "mbppplus": Benchmark(
     378,
@@ -211,6 +215,7 @@ BENCHMARKS = {
       )
     },
     build=evalplus.problem,
+    grader="evalplus",
   ),
   # A release holds all files before it too; see `evaluate.livecodebench`.
   "livecodebench": Benchmark(
@@ -218,12 +223,14 @@ BENCHMARKS = {
     tuple(f"livecodebench/{stem}" for stem in _LCB_FILES),
     tuple(Hub(_LCB, f"{stem}.jsonl") for stem in _LCB_FILES),
     build=livecodebench.problem,
+    grader="lcb_runner",
   ),
   "livecodebenchv6": Benchmark(
     175,
     (f"livecodebench/{_LCB_FILES[-1]}",),
     (Hub(_LCB, f"{_LCB_FILES[-1]}.jsonl"),),
     build=livecodebench.problem,
+    grader="lcb_runner",
   ),
 }
 

@@ -10,19 +10,20 @@ a process of its own that others can't reach, and what it has started is ended
 before the next (`evalplus_driver`); several sandboxes work side by side.
 """
 
-import collections
 import concurrent.futures
 import gzip
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Verdict
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.records import Problem, Verdict
+from trd_jax.grading import grader
 from trd_jax.grading.code import extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
@@ -49,6 +50,15 @@ _Programs = Sequence[tuple[str, str]]
 _Found = dict[tuple[str, str], tuple[str, str] | None]
 
 
+_ENVIRONMENT = grader.Environment(
+  title="EvalPlus",
+  field="evalplus",
+  python=PYTHON,
+  package="evalplus",
+  without="no .venv-evalplus here, and no HumanEval+ or MBPP+ to judge",
+)
+
+
 def check(python: str | None, unsafe: bool = False) -> None:
   """Checks that EvalPlus and a sandbox for it are there.
 
@@ -67,7 +77,7 @@ def check(python: str | None, unsafe: bool = False) -> None:
 
 
 def _python(python: str | None) -> str:
-  path = os.path.abspath(python or PYTHON)
+  path = _ENVIRONMENT.path(python)
   if not os.access(path, os.X_OK):
     raise UserError(
       f"HumanEval+ and MBPP+ are graded by EvalPlus, and {path} is not there:"
@@ -77,87 +87,132 @@ def _python(python: str | None) -> str:
   return path
 
 
-def grade(
-  benchmark: str,
-  tasks: Path,
-  answers: Sequence[tuple[str, str]],
-  *,
-  python: str | None = None,
-  unsafe: bool = False,
-  workers: int | None = None,
-  least_seconds: float = 1.0,
-  progress: Callable[[int], object] | None = None,
-) -> list[Verdict]:
-  """Judges responses with EvalPlus.
+class Grader(grader.Grader):
+  """Judges responses with EvalPlus, all together once it is waited for.
+
+  Verdicts: `match`, `mismatch`, `timeout` (it did not end in time and isn't
+  right), `no_code` (no program in the response), `ungradable` (see `DEFECTS`,
+  or it ended EvalPlus itself).
 
   Args:
-    benchmark: a key of `DATASETS`.
-    tasks: EvalPlus's file of that benchmark (JSON lines, perhaps gzipped).
-    answers: (task id, a model's whole response).
+    tasks: EvalPlus's file of a benchmark (JSON lines, perhaps gzipped), a key
+      of `DATASETS`, which the problems have as their source.
     python: EvalPlus's interpreter; None: `PYTHON`.
     unsafe: see `sandbox.open`.
     workers: programs that are tested at once; None: half of the cores.
     least_seconds: EvalPlus's time limit for an input whose reference solution
       is quick; published results have its default.
-    progress: called with the number of programs judged so far.
-
-  Returns:
-    Verdicts in the order of the answers: `match`, `mismatch`, `timeout` (it
-    did not end in time and isn't right), `no_code` (no program in the
-    response), `ungradable` (see `DEFECTS`, or it ended EvalPlus itself).
-
-  Raises:
-    UserError: EvalPlus isn't there or doesn't run, or a task is unknown.
   """
-  lines = _task_lines(tasks)
-  programs = [extract_code.last_program(text) for _, text in answers]
-  # Samples that hold the same program for a task are judged once.
-  wanted = dict.fromkeys(
-    (task, program)
-    for (task, _), program in zip(answers, programs, strict=True)
-    if program is not None and task not in DEFECTS
-  )
-  if unknown := {task for task, _ in answers} - lines.keys():
-    raise UserError(f"{tasks} has no task {min(unknown)}")
-  by_task: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
-  for task, program in wanted:
-    by_task[task].append((task, program))
-  status: _Found = {}
-  if by_task:
-    path = _python(python)
-    box = sandbox.open(unsafe, path)
-    judge = _Judge(box, path, DATASETS[benchmark], lines, least_seconds)
-    workers = workers or max(1, (os.cpu_count() or 2) // 2)
+
+  version = VERSION
+  runs_programs = True
+  environment = _ENVIRONMENT
+
+  def __init__(
+    self,
+    tasks: Path,
+    *,
+    python: str | None = None,
+    unsafe: bool = False,
+    workers: int | None = None,
+    least_seconds: float = 1.0,
+  ):
+    self._tasks, self._lines = tasks, _task_lines(tasks)
+    self._interpreter, self._unsafe = python, unsafe
+    self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
+    self._least_seconds = least_seconds
+    self._ready: list[tuple[Any, Verdict]] = []
+    # By task, then by program: the keys of the answers that are this program,
+    # as samples that hold the same one are judged once.
+    self._waiting: dict[str, dict[str, list[Any]]] = {}
+    self._dataset = ""
+
+  @classmethod
+  def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
+    """See `grader.Grader`; a benchmark of EvalPlus is one file."""
+    if len(files) != 1:
+      raise UserError(f"{len(files)} files of a benchmark; EvalPlus takes one")
+    return cls(
+      files[0],
+      python=experiment.python.evalplus,
+      unsafe=experiment.sandbox.unsafe,
+      workers=experiment.sandbox.workers,
+      least_seconds=experiment.evaluate.evalplus_seconds,
+    )
+
+  @classmethod
+  def check(cls, experiment: Experiment) -> None:
+    """See `grader.Grader`."""
+    check(experiment.python.evalplus, experiment.sandbox.unsafe)
+
+  def submit(self, key: Any, text: str, problem: Problem) -> None:
+    """See `grader.Grader`.
+
+    Raises:
+      UserError: the file has no such task.
+    """
+    task = problem.problem_id
+    if task not in self._lines:
+      raise UserError(f"{self._tasks} has no task {task}")
+    self._dataset = DATASETS[problem.source]
+    program = extract_code.last_program(text)
+    if program is None:
+      self._ready.append((key, Verdict(False, "no_code", None)))
+    elif task in DEFECTS:
+      verdict = Verdict(None, "ungradable", program, DEFECTS[task])
+      self._ready.append((key, verdict))
+    else:
+      programs = self._waiting.setdefault(task, {})
+      programs.setdefault(program, []).append(key)
+
+  def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
+    """See `grader.Grader`; programs are judged where it is waited for.
+
+    Raises:
+      UserError: EvalPlus isn't there or doesn't run.
+    """
+    ready, self._ready = self._ready, []
+    yield from ready
+    if not wait or not self._waiting:
+      return
+    waiting, self._waiting = self._waiting, {}
+    by_task = [[(task, one) for one in waiting[task]] for task in waiting]
+    path = _python(self._interpreter)
+    box = sandbox.open(self._unsafe, path)
+    judge = _Judge(box, path, self._dataset, self._lines, self._least_seconds)
     # Small enough that every worker has some, large enough to pay for a start
     # of EvalPlus.
-    size = min(_PROGRAMS, math.ceil(len(wanted) / workers))
-    with concurrent.futures.ThreadPoolExecutor(workers, "evalplus") as pool:
+    size = min(_PROGRAMS, math.ceil(sum(map(len, by_task)) / self.workers))
+    with concurrent.futures.ThreadPoolExecutor(
+      self.workers, "evalplus"
+    ) as pool:
       jobs = [
-        pool.submit(judge.judge, some)
-        for some in _batches(list(by_task.values()), size)
+        pool.submit(judge.judge, some) for some in _batches(by_task, size)
       ]
       try:
         for job in concurrent.futures.as_completed(jobs):
-          status |= job.result()
-          if progress:
-            progress(len(status))
+          for (task, program), statuses in job.result().items():
+            for key in waiting[task][program]:
+              yield key, _verdict(program, statuses)
       finally:
+        # Also where the caller leaves off: what is running is ended.
         judge.close()
         pool.shutdown(cancel_futures=True)
-  verdicts = []
-  for (task, _), program in zip(answers, programs, strict=True):
-    if program is None:
-      verdicts.append(Verdict(False, "no_code", None))
-    elif (found := status.get((task, program))) is None:
-      why = DEFECTS.get(task, "it ended EvalPlus itself")
-      verdicts.append(Verdict(None, "ungradable", program, why))
-    else:
-      verdicts.append(_verdict(program, *found))
-  return verdicts
+
+  def close(self) -> None:
+    """See `grader.Grader`."""
+    self._ready.clear()
+    self._waiting.clear()
 
 
-def _verdict(program: str, base: str, plus: str) -> Verdict:
-  """Returns right where both pass, else the first failure's reason."""
+def _verdict(program: str, statuses: tuple[str, str] | None) -> Verdict:
+  """Returns right where both pass, else the first one's reason that doesn't.
+
+  `statuses` are those of the base and of the plus tests.
+  """
+  if statuses is None:
+    return Verdict(None, "ungradable", program, "it ended EvalPlus itself")
+  base, plus = statuses
   worst = base if base != "pass" else plus
   detail = json.dumps({"base": base, "plus": plus})
   if worst == "pass":

@@ -14,12 +14,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Verdict
+from trd_jax.grading import grader
 from trd_jax.grading.code import code_tests, extract_code
 from trd_jax.grading.sandbox import sandbox
 
@@ -35,17 +38,17 @@ _GIB = 1 << 30
 _REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
 
 
-def wanted(python: str | None) -> bool:
-  """Returns whether lcb_runner judges: its Python is named, or is there."""
-  return python is not None or os.access(_path(None), os.X_OK)
-
-
-def _path(python: str | None) -> str:
-  return os.path.abspath(python or PYTHON)
+_ENVIRONMENT = grader.Environment(
+  title="lcb_runner",
+  field="lcb_runner",
+  python=PYTHON,
+  package="lcb_runner",
+  without="no .venv-lcb here: our own executor judges LiveCodeBench",
+)
 
 
 def _python(python: str | None) -> str:
-  path = _path(python)
+  path = _ENVIRONMENT.path(python)
   if not os.access(path, os.X_OK):
     raise UserError(
       f"python.lcb_runner={path} is not there: run"
@@ -75,54 +78,93 @@ def check(python: str | None, unsafe: bool = False) -> None:
     )
 
 
-def grade(
-  answers: Sequence[tuple[Problem, str]],
-  *,
-  python: str | None = None,
-  unsafe: bool = False,
-  workers: int | None = None,
-  progress: Callable[[int], object] | None = None,
-) -> list[Verdict]:
+class Grader(grader.Grader):
   """Judges responses with lcb_runner's `codegen_metrics`.
 
+  It does so once it is waited for, in runs of many programs, as its start is
+  dear. Verdicts have the reasons of `grading.code`.
+
   Args:
-    answers: (problem with tests, a model's whole response).
     python: lcb_runner's interpreter; None: `PYTHON`.
     unsafe: see `sandbox.open`.
     workers: programs that are tested at once; None: half of the cores.
-    progress: called with the number of programs judged so far.
-
-  Returns:
-    Verdicts in their order, with the reasons of `grading.code`.
-
-  Raises:
-    UserError: lcb_runner isn't there or doesn't run.
   """
-  path = _python(python)
-  box = sandbox.open(unsafe, path)
-  workers = workers or max(1, (os.cpu_count() or 2) // 2)
-  verdicts: dict[int, Verdict] = {}
-  queue: list[tuple[int, str, str]] = []
-  for index, (problem, text) in enumerate(answers):
+
+  version = VERSION
+  runs_programs = True
+  environment = _ENVIRONMENT
+
+  def __init__(
+    self,
+    python: str | None = None,
+    unsafe: bool = False,
+    workers: int | None = None,
+  ):
+    self._path = _python(python)
+    self._box = sandbox.open(unsafe, self._path)
+    self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
+    self._ready: list[tuple[Any, Verdict]] = []
+    self._waiting: list[tuple[Any, str, Problem]] = []
+
+  @classmethod
+  def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
+    """See `grader.Grader`."""
+    del files
+    section = experiment.sandbox
+    return cls(experiment.python.lcb_runner, section.unsafe, section.workers)
+
+  @classmethod
+  def stand_in(
+    cls, experiment: Experiment, problem: Problem | None
+  ) -> str | None:
+    """See `grader.Grader`: without lcb_runner we run the same tests."""
+    del problem
+    return None if _ENVIRONMENT.wanted(experiment) else "code"
+
+  @classmethod
+  def check(cls, experiment: Experiment) -> None:
+    """See `grader.Grader`."""
+    check(experiment.python.lcb_runner, experiment.sandbox.unsafe)
+
+  def submit(self, key: Any, text: str, problem: Problem) -> None:
+    """See `grader.Grader`."""
     program = extract_code.last_program(text)
     if program is None:
-      verdicts[index] = Verdict(False, "no_code", None)
-      continue
-    try:
-      tests = input_output(problem)
-    except code_tests.BadTests as error:
-      verdicts[index] = Verdict(None, "ungradable", program, str(error))
-      continue
-    queue.append((index, program, tests))
-    if len(queue) == _PROGRAMS:
-      verdicts |= _run(box, path, queue, workers)
-      queue = []
-      if progress:
-        progress(len(verdicts))
-  verdicts |= _run(box, path, queue, workers)
-  if progress:
-    progress(len(verdicts))
-  return [verdicts[index] for index in range(len(answers))]
+      self._ready.append((key, Verdict(False, "no_code", None)))
+    else:
+      self._waiting.append((key, program, problem))
+
+  def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
+    """See `grader.Grader`; programs are run where it is waited for.
+
+    Raises:
+      UserError: lcb_runner doesn't run.
+    """
+    ready, self._ready = self._ready, []
+    yield from ready
+    while wait and self._waiting:
+      # Tests are unpacked for one run at a time: all of them fill a memory.
+      queue: list[tuple[int, str, str]] = []
+      taken = 0
+      for index, (key, program, problem) in enumerate(self._waiting):
+        taken += 1
+        try:
+          queue.append((index, program, input_output(problem)))
+        except code_tests.BadTests as error:
+          yield key, Verdict(None, "ungradable", program, str(error))
+        if len(queue) == _PROGRAMS:
+          break
+      keys = [key for key, *_ in self._waiting[:taken]]
+      del self._waiting[:taken]
+      for index, verdict in _run(
+        self._box, self._path, queue, self.workers
+      ).items():
+        yield keys[index], verdict
+
+  def close(self) -> None:
+    """See `grader.Grader`."""
+    self._ready.clear()
+    self._waiting.clear()
 
 
 def input_output(problem: Problem) -> str:
@@ -164,11 +206,11 @@ def _run(
   tests = sum(len(json.loads(each)["inputs"]) for _, _, each in queue)
   with tempfile.TemporaryDirectory(prefix="trd-jax-lcb-") as name:
     folder = Path(name)
-    asked = folder / "asked.json"
+    given = folder / "asked.json"
     rows = [{"program": p, "input_output": t} for _, p, t in queue]
-    asked.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
+    given.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
     # Programs can write to this folder, and are not to change the tests.
-    asked.chmod(0o444)
+    given.chmod(0o444)
     result = box.run(
       [python, "driver.py", str(folder), str(workers)],
       files={"driver.py": _DRIVER.read_bytes()},

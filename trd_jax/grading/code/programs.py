@@ -33,15 +33,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from trd_jax.experiment import schema
 from trd_jax.experiment.errors import ArgumentParser, UserError
+from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import paths
 from trd_jax.experiment.records import Problem, Reason, Verdict
 from trd_jax.experiment.sections import Sandbox
+from trd_jax.grading import grader
 from trd_jax.grading.code import code_tests, compare, extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
@@ -126,7 +128,7 @@ def _short(text: str | bytes, last: bool = False) -> str:
   return f"…{text[-_EXCERPT:]}" if last else f"{text[:_EXCERPT]}…"
 
 
-class Grader:
+class Grader(grader.Grader):
   """Runs programs against tests, several at a time.
 
   Args:
@@ -139,6 +141,10 @@ class Grader:
     UserError: there is no sandbox here and `unsafe` isn't set.
   """
 
+  version = VERSION
+  domains = frozenset({"code"})
+  runs_programs = True
+
   def __init__(self, section: Sandbox):
     self._section = section
     self._box = sandbox.open(section.unsafe, section.python)
@@ -149,11 +155,17 @@ class Grader:
     self._running: set[BoxedProcess] = set()
     self._closed = False
 
-  def __enter__(self) -> "Grader":
-    return self
+  @classmethod
+  def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
+    """See `grader.Grader`."""
+    del files
+    return cls(experiment.sandbox)
 
-  def __exit__(self, *exc_info) -> None:
-    self.close()
+  @classmethod
+  def check(cls, experiment: Experiment) -> None:
+    """See `grader.Grader`: there has to be a sandbox."""
+    section = experiment.sandbox
+    sandbox.open(section.unsafe, section.python)
 
   def close(self) -> None:
     """Forgets what has no verdict yet, and ends what is running."""
@@ -163,12 +175,12 @@ class Grader:
     self._pool.shutdown(cancel_futures=True)
     self._busy.clear()
 
-  def submit(self, tag: Any, completion: str, problem: Problem) -> None:
-    """Queues a completion; `finished` hands its verdict out with its tag."""
-    self._busy[self._pool.submit(self.grade, completion, problem)] = tag
+  def submit(self, key: Any, text: str, problem: Problem) -> None:
+    """See `grader.Grader`."""
+    self._busy[self._pool.submit(self.grade, text, problem)] = key
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """Yields (tag, verdict) of what is done; of everything, if `wait`.
+    """See `grader.Grader`.
 
     Raises:
       UserError: the sandbox failed.
@@ -383,14 +395,14 @@ def main(argv: list[str] | None = None) -> int:
       test_seconds=_obeying(args.seconds, "test_seconds", "--seconds"),
     )
     rows = list(_rows(args.file))
-    with Grader(section) as grader:
+    with Grader(section) as judging:
       for number, row in enumerate(rows, 1):
         program = row.get("code")
         if program is None:
           program = extract_code.last_program(str(row.get("completion", "")))
         verdict = Verdict(False, "no_code", None)
         if program is not None:
-          verdict = grader.grade_program(program, row["tests"], row)
+          verdict = judging.grade_program(program, row["tests"], row)
         shown = dataclasses.asdict(verdict) | {"row": number}
         del shown["extracted"]
         print(json.dumps(shown, ensure_ascii=False), flush=True)

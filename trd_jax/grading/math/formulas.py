@@ -5,12 +5,19 @@ values: each variable is replaced by its number in the text of both, which
 leaves numbers for `grading.math` to compare.
 """
 
+import collections
+import itertools
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 from trd_jax.data import final_answer
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Verdict
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.records import Problem, Verdict
+from trd_jax.grading import grader
 from trd_jax.grading.math import judge, verifier
 
 VERSION = f"formulas-1, {verifier.VERSION}"
@@ -22,9 +29,6 @@ _PIECE = re.compile(
   r"|[A-Za-z]"
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|operatorname|mbox)\s*\{[^{}]*\}")
-
-# Response, gold, and the values of the variables.
-Question = tuple[str, str, Sequence[Mapping[str, int]]]
 
 
 def substitute(formula: str, values: Mapping[str, int]) -> str:
@@ -52,35 +56,92 @@ def right_side(formula: str) -> str:
   return formula[start:].strip() if start else formula.strip()
 
 
-def verify_batch(
-  questions: Iterable[Question],
-  progress: Callable[[int], object] | None = None,
-) -> list[Verdict]:
-  """Grades responses whose gold is a formula.
+class Grader(grader.Grader):
+  """Grades answers whose gold is a formula, at each of the values.
 
-  Args:
-    questions: (a model's whole output, the gold, values of the variables).
-    progress: called with the count of verdicts so far after each of them.
-
-  Returns:
-    Verdicts in their order: right where both agree at all values.
+  `Problem.meta` has the values of the variables (`values`); what has none is
+  an answer for `grading.math` alone.
   """
-  verdicts = []
-  for question in questions:
+
+  version = VERSION
+
+  def __init__(self):
+    self._numbers = verifier.Grader()
+    self.workers = self._numbers.workers
+    self._ready: collections.deque[tuple[Any, Verdict]] = collections.deque()
+    # By submission: the caller's key, the answer, verdicts that are in, and
+    # how many there will be.
+    self._open: dict[int, tuple[Any, str, list[Verdict], int]] = {}
+    self._count = itertools.count()
+
+  @classmethod
+  def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
+    """See `grader.Grader`."""
+    del experiment, files
+    return cls()
+
+  @classmethod
+  def stand_in(
+    cls, experiment: Experiment, problem: Problem | None
+  ) -> str | None:
+    """See `grader.Grader`: numbers are for `math` to compare."""
+    del experiment
+    if problem is None or "values" in json.loads(problem.meta):
+      return None
+    return "math"
+
+  def submit(self, key: Any, text: str, problem: Problem) -> None:
+    """See `grader.Grader`."""
+    self.compare(key, text, problem.answer, json.loads(problem.meta)["values"])
+
+  def compare(
+    self,
+    key: Any,
+    completion: str,
+    gold: str,
+    values: Sequence[Mapping[str, int]],
+  ) -> None:
+    """Takes a completion, its gold formula and the variables' values."""
     try:
-      verdicts.append(_verify(*question))
+      found = _pairs(completion, gold, values)
     except UserError:
       raise
     except Exception as error:
-      verdicts.append(Verdict.unparsed(error))
-    if progress:
-      progress(len(verdicts))
-  return verdicts
+      found = Verdict.unparsed(error)
+    if isinstance(found, Verdict):
+      self._ready.append((key, found))
+      return
+    answer, pairs = found
+    if not pairs:
+      self._ready.append((key, _worst(answer, [])))
+      return
+    number = next(self._count)
+    self._open[number] = key, answer, [], len(pairs)
+    for pair in pairs:
+      self._numbers.compare(number, *pair)
+
+  def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
+    """See `grader.Grader`."""
+    while self._ready:
+      yield self._ready.popleft()
+    for number, verdict in self._numbers.finished(wait):
+      key, answer, found, count = self._open[number]
+      found.append(verdict)
+      if len(found) == count:
+        del self._open[number]
+        yield key, _worst(answer, found)
+
+  def close(self) -> None:
+    """See `grader.Grader`."""
+    self._numbers.close()
+    self._open.clear()
+    self._ready.clear()
 
 
-def _verify(
+def _pairs(
   completion: str, gold: str, values: Sequence[Mapping[str, int]]
-) -> Verdict:
+) -> tuple[str, list[tuple[str, str]]] | Verdict:
+  """Returns the answer and (boxed answer, gold) at each value, or a verdict."""
   box = final_answer.last_box(final_answer.final_text(completion))
   if box is None or not (box.content or "").strip():
     return Verdict(False, "no_box", None)
@@ -88,11 +149,14 @@ def _verify(
   if len(answer) > judge.MAX_ANSWER:
     return Verdict(False, "unparsed", answer)
   mine, golden = right_side(answer), right_side(gold)
-  pairs = [
+  return answer, [
     (f"\\boxed{{{substitute(mine, some)}}}", substitute(golden, some))
     for some in values
   ]
-  found = verifier.verify_batch(pairs)
+
+
+def _worst(answer: str, found: Sequence[Verdict]) -> Verdict:
+  """Returns a match where every value has one, else the gravest verdict."""
   # One value at which they differ settles it, whatever the others gave.
   for reason in ("mismatch", "unparsed", "no_box", "timeout"):
     worst = next((one for one in found if one.reason == reason), None)

@@ -3,6 +3,14 @@
 The workers are plain child processes that speak JSON over pipes, not
 `multiprocessing` ones: they import nothing of the caller's main module, so
 that the pool works from a script, a notebook or a stage alike.
+
+A pool of our own, because those that end a task at a time limit (pebble's
+`ProcessPool`, billiard's `Pool`) are built on `multiprocessing`, whose workers
+either fork a process that may have JAX's threads or import its main module
+again, and because their limit is the wall clock's: on a busy machine that
+makes a verdict depend on the load. Here the kernel counts processor time (see
+`worker`), starting a worker is outside the limit, a worker that dies costs its
+own question alone, and none starts before there is something to ask.
 """
 
 import atexit
@@ -15,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +228,17 @@ class Pool:
       one.busy = False
       done.append((one.tag, (reply["correct"], reply["reason"])))
     return done
+
+  def forget(self, mine: Callable[[Any], bool]) -> None:
+    """Drops the questions whose tags are `mine`; ends workers at one of them.
+
+    A worker can't be told to leave off: its successor starts when needed.
+    """
+    kept = [item for item in self._queue if not mine(item[0])]
+    self._queue = collections.deque(kept)
+    for one in [w for w in self._alive if w.busy and mine(w.tag)]:
+      self._drop(one)
+    self._feed()
 
   def close(self) -> None:
     """Ends all workers and forgets what was queued; may be used again."""

@@ -1,4 +1,4 @@
-"""Grades mathematical answers: `verify` one, `verify_batch` many.
+"""Grades mathematical answers: `verify` one, `verify_batch` many, or a stream.
 
 Also usable alone, on a file of answers: `python -m trd_jax.grading.math FILE`.
 
@@ -28,14 +28,16 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Self
 
 from trd_jax.experiment.errors import ArgumentParser, UserError
+from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import atomic_files, paths
 from trd_jax.experiment.metrics import Progress
-from trd_jax.experiment.records import Verdict
+from trd_jax.experiment.records import Problem, Verdict
+from trd_jax.grading import grader
 from trd_jax.grading.math import judge, pool
 
 VERSION = "math-4"
@@ -91,67 +93,98 @@ def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   return Verdict(correct, reason, prepared.extracted)  # type: ignore[arg-type]
 
 
-def verify_stream(
-  pairs: Iterable[tuple[str, str] | None],
-  *,
-  workers: int | None = None,
-  timeout: float = TIMEOUT,
-) -> Iterator[tuple[int, Verdict] | None]:
-  """Grades pairs as they come; see `verify_batch` for the arguments.
+class Grader(grader.Grader):
+  """Grades answers as they come: easy ones at once, algebra in processes.
 
-  Yields:
-    (position of the pair, its verdict), easy ones first; a None for a None
-    among the pairs, which gives a turn to a caller with other things to do.
-    One consumer at a time: other callers wait until this iterator is exhausted
-    or closed.
+  The processes are shared by all graders with the same settings; they start
+  with the first question that needs them, and stay for the next grader.
+
+  Args:
+    workers: processes for algebra (default: the cores, at most 4).
+    timeout: seconds of processor time for one comparison; three times that by
+      the wall clock, on a machine that is busy with other things.
+
+  Raises:
+    UserError: `timeout` isn't positive, or `workers` is less than 1.
   """
-  _check(workers, timeout)
-  workers = workers or max(1, min(4, os.cpu_count() or 1))
-  waiting: dict[_Question, list[tuple[int, judge.Prepared]]] = {}
-  with _lock:
-    shared = _shared_pool(workers, timeout)
-    try:
-      for position, pair in enumerate(pairs):
-        if pair is None:
-          yield None
-          if waiting:
-            yield from _collect(shared, waiting, 0.0)
-          continue
-        found = judge.prepare(*pair)
-        question = found.question
-        if question is None:
-          yield position, _settled(found)
-        elif question in _known:
-          yield position, _verdict(found, _known[question])
-        # Samples of one problem often give the same answer: asked once.
-        elif question in waiting:
-          waiting[question].append((position, found))
-        else:
-          waiting[question] = [(position, found)]
-          shared.submit(question, question)
-        if waiting:
-          yield from _collect(shared, waiting, 0.0)
-      while waiting:
-        yield from _collect(shared, waiting, timeout)
-    finally:
-      # Questions of this caller would come out of the next one's `poll`.
-      if shared.pending:
-        shared.close()  # abandoned midway, or a worker could not start
 
+  version = VERSION
+  domains = frozenset({"arithmetic", "math"})
 
-def _collect(
-  shared: pool.Pool,
-  waiting: dict[_Question, list[tuple[int, judge.Prepared]]],
-  wait: float,
-) -> Iterator[tuple[int, Verdict]]:
-  """Yields the verdicts whose questions have been answered."""
-  for question, answer in shared.poll(wait):
-    if answer != pool.GAVE_UP:  # under another load it may be in time
-      if len(_known) >= _REMEMBERED:
-        _known.clear()
-      _known[question] = answer
-    for position, found in waiting.pop(question):
-      yield position, _verdict(found, answer)
+  def __init__(self, workers: int | None = None, timeout: float = TIMEOUT):
+    _check(workers, timeout)
+    self.workers = workers or max(1, min(4, os.cpu_count() or 1))
+    self._timeout = timeout
+    self._waiting: dict[_Question, list[tuple[Any, judge.Prepared]]] = {}
+    self._ready: collections.deque[tuple[Any, Verdict]] = collections.deque()
+
+  @classmethod
+  def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
+    """See `grader.Grader`."""
+    del experiment, files
+    return cls()
+
+  def submit(self, key: Any, text: str, problem: Problem) -> None:
+    """See `grader.Grader`; the answer is held against `problem.answer`."""
+    self.compare(key, text, problem.answer)
+
+  def compare(self, key: Any, completion: str, gold: str) -> None:
+    """Takes a completion and its gold answer; see `submit`."""
+    prepared = judge.prepare(completion, gold)
+    question = prepared.question
+    if question is None:
+      self._ready.append((key, _settled(prepared)))
+      return
+    with _lock:
+      if question in _known:
+        self._ready.append((key, _verdict(prepared, _known[question])))
+      # Samples of one problem often give the same answer: asked once.
+      elif question in self._waiting:
+        self._waiting[question].append((key, prepared))
+      else:
+        self._waiting[question] = [(key, prepared)]
+        self._pool.submit((self, question), question)
+
+  def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
+    """See `grader.Grader`."""
+    self._collect(0.0)
+    while self._ready or (wait and self._waiting):
+      while self._ready:
+        yield self._ready.popleft()
+      if wait:
+        self._collect(self._timeout)
+
+  def close(self) -> None:
+    """Ends what this grader alone has asked; other graders go on."""
+    with _lock:
+      if self._waiting:
+        self._pool.forget(lambda tag: tag[0] is self)
+    self._waiting.clear()
+    self._ready.clear()
+
+  @property
+  def _pool(self) -> pool.Pool:
+    return _shared_pool(self.workers, self._timeout)
+
+  def _collect(self, wait: float) -> None:
+    """Gives each grader of the pool the answers to its questions.
+
+    Waits for at most `wait` seconds, and only where something is asked.
+    """
+    if not self._waiting:
+      return
+    with _lock:
+      # Where a worker could not start the pool has dropped all questions.
+      if not self._pool.pending:
+        for question in self._waiting:
+          self._pool.submit((self, question), question)
+      for (asker, question), answer in self._pool.poll(wait):
+        if answer != pool.GAVE_UP:  # under another load it may be in time
+          if len(_known) >= _REMEMBERED:
+            _known.clear()
+          _known[question] = answer
+        for key, prepared in asker._waiting.pop(question):
+          asker._ready.append((key, _verdict(prepared, answer)))
 
 
 def verify_batch(
@@ -164,26 +197,29 @@ def verify_batch(
 
   Args:
     pairs: a model's whole output, thoughts included, and the gold answer.
-    workers: processes for algebra (default: the cores, at most 4); they start
-      only if some pair needs them, and stay for the next call.
-    timeout: seconds of processor time for one comparison; three times that by
-      the wall clock, on a machine that is busy with other things.
+    workers: see `Grader`.
+    timeout: see `Grader`.
     progress: called with the count of verdicts so far after each of them.
 
   Returns:
     Verdicts, in the order of the pairs.
 
   Raises:
-    UserError: `timeout` isn't positive, `workers` is less than 1, or they
-      cannot start.
+    UserError: see `Grader`; or a process can't start.
   """
   verdicts: dict[int, Verdict] = {}
-  for graded in verify_stream(pairs, workers=workers, timeout=timeout):
-    assert graded is not None
-    position, verdict = graded
-    verdicts[position] = verdict
-    if progress:
-      progress(len(verdicts))
+
+  def take(judged: Iterable[tuple[int, Verdict]]) -> None:
+    for position, verdict in judged:
+      verdicts[position] = verdict
+      if progress:
+        progress(len(verdicts))
+
+  with Grader(workers, timeout) as judging:
+    for position, (completion, gold) in enumerate(pairs):
+      judging.compare(position, completion, gold)
+      take(judging.finished())
+    take(judging.finished(wait=True))
   return [verdicts[position] for position in range(len(verdicts))]
 
 
