@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.support.places import SHARED_DATA
 from trd_jax.data import problems
 from trd_jax.data.problems import benchmarks, rows
+from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, to_table
 from trd_jax.experiment.sections import Data
@@ -244,3 +245,17 @@ def test_without_the_hub_the_message_names_the_key(tmp_path, source):
   (line,) = out.stdout.splitlines()
   assert "can't be fetched from the Hugging Face hub" in line
   assert "give a local copy with data.root" in line
+
+
+def test_the_help_names_every_source():
+  said = experiment.KEYS["data.source"].doc
+  assert all(name in said for name in problems.SOURCES)
+  with pytest.raises(UserError, match='did you mean "deepscaler"'):
+    load("deepscalr")
+
+
+def test_what_makes_its_problems_reads_no_file():
+  for name, source in problems.SOURCES.items():
+    made = source.files is None
+    assert made == (name == "arithmetic")
+    assert made or source.needs_root or source.hub or source.urls

@@ -7,16 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trd_jax.data import problems
-from trd_jax.data.problems import (
-  arithmetic,
-  benchmarks,
-  deepscaler,
-  questions,
-  sources,
-  store,
-  taco,
-)
-from trd_jax.experiment.errors import UserError, did_you_mean
+from trd_jax.data.problems import benchmarks, questions, sources, store
+from trd_jax.data.problems.sources import Source
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import LABORATORY, Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
@@ -28,7 +21,6 @@ from trd_jax.model.weights import hub_look, peft
 from trd_jax.model.weights.model_folder import check_replaceable
 
 _SECONDS = 5.0
-_HUBS = {"deepscaler": deepscaler.HUB, "taco": taco.HUB}
 
 
 def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
@@ -46,7 +38,7 @@ def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
     benchmarks.find(canonical, section.root, questions.ROOT)
     yield Finding("benchmarks", "ok", f"{name}, in {section.root}")
     return
-  found = [*_of_hubs(canonical, name), *_of_web(canonical, name)]
+  found = list(_absent_files(benchmarks.source(canonical), name))
   yield from found or [Finding("benchmarks", "ok", name)]
 
 
@@ -62,30 +54,12 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
     yield Finding("problems", "ok", f"read before, in {run_dir.problems_dir}")
     return
   section = experiment.data
-  name = benchmarks.canonical(section.source)
-  known = ("arithmetic", "deepscaler", "jsonl", "taco", *benchmarks.BENCHMARKS)
-  if name not in known:
-    raise UserError(
-      f"data.source={section.source}: no such source;"
-      f" {did_you_mean(name, known)}"
-    )
-  if section.subset not in problems.SUBSETS:
-    raise UserError(
-      f"data.subset={section.subset}: choose from {', '.join(problems.SUBSETS)}"
-    )
-  split = section.arithmetic.split
-  if name == "arithmetic" and split not in arithmetic.SPLITS:
-    raise UserError(
-      f"data.arithmetic.split={split}: there is no such split; choose from"
-      f" {', '.join(arithmetic.SPLITS)}"
-    )
+  source = problems.check(section)
   found: list[Finding] = []
-  label = f"data.source={name}"
-  if section.root is None and name in _HUBS:
-    repo_id, pattern = _HUBS[name]
-    found += _of_hub(repo_id, None, [pattern], label)
-  elif section.root is None and name in benchmarks.BENCHMARKS:
-    found += [*_of_hubs(name, label), *_of_web(name, label)]
+  if section.root is None:
+    found += _absent_files(
+      source, f"data.source={benchmarks.canonical(section.source)}"
+    )
   where = f", {section.root}" if section.root else ""
   yield from found or [Finding("problems", "ok", section.source + where)]
 
@@ -182,13 +156,14 @@ def server(url: str) -> Iterator[Finding]:
   yield Finding("servers", "ok", url)
 
 
-def _of_hubs(called: str, name: str) -> Iterator[Finding]:
-  """Looks for a benchmark's data sets, each once."""
+def _absent_files(source: Source, name: str) -> Iterator[Finding]:
+  """Looks for what is to be downloaded for a source, each data set once."""
   patterns: dict[tuple[str, str | None], list[str]] = {}
-  for one in benchmarks.BENCHMARKS[called].hub:
+  for one in source.hub:
     patterns.setdefault((one.repo_id, one.revision), []).append(one.pattern)
   for (repo_id, revision), wanted in patterns.items():
     yield from _of_hub(repo_id, revision, wanted, name)
+  yield from _of_web(source, name)
 
 
 def _of_hub(
@@ -212,11 +187,10 @@ def _of_hub(
       raise UserError(f"{name}: {repo_id} on the hub has no {pattern}")
 
 
-def _of_web(called: str, name: str) -> Iterator[Finding]:
-  """Asks for the heads of a benchmark's files that aren't cached."""
-  one = benchmarks.BENCHMARKS[called]
-  for url in one.urls:
-    if sources.cached(url, one.sha256[url.rpartition("/")[2]]).is_file():
+def _of_web(source: Source, name: str) -> Iterator[Finding]:
+  """Asks for the heads of a source's files that aren't cached."""
+  for url, digest in source.urls.items():
+    if sources.cached(url, digest).is_file():
       continue
     request = urllib.request.Request(url, method="HEAD")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trd_jax.data.problems import (
@@ -12,19 +12,45 @@ from trd_jax.data.problems import (
   jsonl,
   taco,
 )
+from trd_jax.data.problems.sources import Source
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.records import Problem, Rejected, content_key
 from trd_jax.experiment.sections import Data
 
 SUBSETS = ("all", "with_cot", "answer_only")
 
+SOURCES: Mapping[str, Source] = {
+  "arithmetic": arithmetic.SOURCE,
+  "deepscaler": deepscaler.SOURCE,
+  "jsonl": jsonl.SOURCE,
+  "taco": taco.SOURCE,
+}
+"""By the name that `data.source` gives; a benchmark is a source, too."""
+
+
+def source(data: Data) -> Source:
+  """Returns the source that `data.source` names.
+
+  Raises:
+    UserError: there is none.
+  """
+  name = benchmarks.canonical(data.source)
+  if name in SOURCES:
+    return SOURCES[name]
+  if name in benchmarks.BENCHMARKS:
+    return benchmarks.source(name)
+  known = (*SOURCES, *benchmarks.BENCHMARKS)
+  raise UserError(
+    f"data.source={data.source}: no such source; {did_you_mean(name, known)}"
+  )
+
 
 def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """Reads all problems of a source, and its rows that were set aside.
 
   Args:
-    data: `source` is 'arithmetic', 'deepscaler', 'taco', 'jsonl' or a key of
-      `benchmarks.BENCHMARKS`; `root` its local copy.
+    data: `source` is a key of `SOURCES` or of `benchmarks.BENCHMARKS`; `root`
+      its local copy.
 
   Returns:
     Problems in the order of their source, with distinct ids, and the rows
@@ -33,20 +59,7 @@ def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
   Raises:
     UserError: an unknown name, a missing or empty file, or no usable problem.
   """
-  loaders = {
-    "arithmetic": arithmetic.load,
-    "deepscaler": deepscaler.load,
-    "jsonl": jsonl.load,
-    "taco": taco.load,
-    **dict.fromkeys(benchmarks.BENCHMARKS, benchmarks.load),
-  }
-  name = benchmarks.canonical(data.source)
-  if name not in loaders:
-    raise UserError(
-      f"data.source={data.source}: no such source; "
-      f"{did_you_mean(name, loaders)}"
-    )
-  problems, rejected = loaders[name](data)
+  problems, rejected = source(data).load(data)
   if not problems:
     first = f", the first because: {rejected[0].reason}" if rejected else ""
     raise UserError(
@@ -60,17 +73,31 @@ def local_files(data: Data) -> list[Path]:
   """Lists the files under `data.root` that `read` reads; none without root.
 
   Raises:
-    UserError: they aren't there, or the source can't do without a root.
+    UserError: there is no such source, they aren't there, or the source can't
+      do without a root.
   """
-  name = benchmarks.canonical(data.source)
-  if name == "jsonl":
-    return jsonl.files(data.root)
-  if data.root is None:
+  one = source(data)
+  if one.files is None or (data.root is None and not one.needs_root):
     return []
-  if name in benchmarks.BENCHMARKS:
-    return [file.path for file in benchmarks.find(name, data.root)]
-  files = {"deepscaler": deepscaler.files, "taco": taco.files}
-  return files[name](data.root) if name in files else []
+  return one.files(data.root)
+
+
+def check(data: Data) -> Source:
+  """Sees, without reading anything, that `data` names what there is.
+
+  Returns:
+    The source.
+
+  Raises:
+    UserError: an unknown source or subset, or what the source's own keys name.
+  """
+  one = source(data)
+  if data.subset not in SUBSETS:
+    raise UserError(
+      f"data.subset={data.subset}: choose from {', '.join(SUBSETS)}"
+    )
+  one.check(data)
+  return one
 
 
 def select(problems: Sequence[Problem], data: Data) -> list[Problem]:

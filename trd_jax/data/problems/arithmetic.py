@@ -27,6 +27,7 @@ import hashlib
 import json
 import random
 
+from trd_jax.data.problems import sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.sections import Data
@@ -220,12 +221,7 @@ def generate(
   Raises:
     UserError: on an unknown split or an impossible length.
   """
-  if split not in SPLITS:
-    raise UserError(
-      f"data.arithmetic.split={split}: there is no such split; choose from"
-      f" {', '.join(SPLITS)}"
-    )
-  spec = SPLITS[split]
+  spec = _split(split)
   low = spec.min_steps if min_steps is None else min_steps
   high = spec.max_steps if max_steps is None else max_steps
   if not 1 <= low <= high:
@@ -261,6 +257,24 @@ def generate(
   return list(problems.values())
 
 
+def _split(name: str) -> Split:
+  if name not in SPLITS:
+    raise UserError(
+      f"data.arithmetic.split={name}: there is no such split; choose from"
+      f" {', '.join(SPLITS)}"
+    )
+  return SPLITS[name]
+
+
+def check(data: Data) -> None:
+  """Sees that there is such a split.
+
+  Raises:
+    UserError: there isn't.
+  """
+  _split(data.arithmetic.split)
+
+
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """Draws an experiment's problems; none is ever rejected."""
   spec = data.arithmetic
@@ -268,3 +282,6 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     spec.split, spec.num_problems, data.seed, spec.min_steps, spec.max_steps
   )
   return problems, []
+
+
+SOURCE = sources.Source(load, check=check)

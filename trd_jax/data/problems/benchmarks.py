@@ -52,23 +52,8 @@ def _gsm8k(row: Mapping[str, Any], name: str) -> Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hub:
-  """Files on the Hugging Face hub.
-
-  Attributes:
-    repo_id: the data set.
-    pattern: of its files.
-    revision: a commit, tag or branch; None: the newest.
-  """
-
-  repo_id: str
-  pattern: str
-  revision: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """A benchmark's files.
+  """All that is known of a benchmark: an entry of `BENCHMARKS`.
 
   Attributes:
     rows: how many questions it has.
@@ -78,15 +63,17 @@ class Benchmark:
     sha256: of local files whose content is known, by name.
     build: makes a problem of a row.
     grader: the name of what judges its answers, in `grading.graders`.
+    part_of: the benchmark whose questions these are some of.
   """
 
   rows: int
   stems: tuple[str, ...]
-  hub: tuple[Hub, ...] = ()
+  hub: tuple[sources.Hub, ...] = ()
   urls: tuple[str, ...] = ()
   sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
   build: Build = _problem
   grader: str = "math"
+  part_of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +96,13 @@ _PARQUET = "data/*.parquet"
 _LCB = "livecodebench/code_generation_lite"
 _LCB_FILES = ("test", "test2", "test3", "test4", "test5", "test6")
 _RELEASES = "https://github.com/evalplus"
-BENCHMARKS = {
+BENCHMARKS: Mapping[str, Benchmark] = {
   "aime24": Benchmark(
     30,
     ("matharena_aime_2024_I", "matharena_aime_2024_II"),
     (
-      Hub("MathArena/aime_2024_I", _PARQUET),
-      Hub("MathArena/aime_2024_II", _PARQUET),
+      sources.Hub("MathArena/aime_2024_I", _PARQUET),
+      sources.Hub("MathArena/aime_2024_II", _PARQUET),
     ),
     sha256={
       "matharena_aime_2024_I.jsonl": (
@@ -129,7 +116,7 @@ BENCHMARKS = {
   "aime25": Benchmark(
     30,
     ("matharena_aime_2025_I", "matharena_aime_2025_II"),
-    (Hub("MathArena/aime_2025", _PARQUET),),
+    (sources.Hub("MathArena/aime_2025", _PARQUET),),
     sha256={
       "matharena_aime_2025_I.jsonl": (
         "035d35e2c39e655552b09932f7032d0a1954f72b79d5e63f5396addfe9b8ce4d"
@@ -142,7 +129,7 @@ BENCHMARKS = {
   "hmmt25": Benchmark(
     30,
     ("matharena_hmmt_feb_2025",),
-    (Hub("MathArena/hmmt_feb_2025", _PARQUET),),
+    (sources.Hub("MathArena/hmmt_feb_2025", _PARQUET),),
     sha256={
       "matharena_hmmt_feb_2025.jsonl": (
         "4909c00ff08b46cc38add3ee5ba158123b19a5ac16adf51a4cc85faa528454fa"
@@ -152,7 +139,7 @@ BENCHMARKS = {
   "beyondaime": Benchmark(
     100,
     ("beyondaime",),
-    (Hub("ByteDance-Seed/BeyondAIME", "*.parquet"),),
+    (sources.Hub("ByteDance-Seed/BeyondAIME", "*.parquet"),),
     sha256={
       "beyondaime.jsonl": (
         "13155e68ca9c9896126cfa649f4c175ece1866562172f5e8aecda01df9dd4b62"
@@ -162,14 +149,14 @@ BENCHMARKS = {
   "amobench": Benchmark(
     len(amo.PARSED),
     ("amobench",),
-    (Hub("meituan-longcat/AMO-Bench", "*.parquet"),),
+    (sources.Hub("meituan-longcat/AMO-Bench", "*.parquet"),),
     build=amo.problem,
     grader="formulas",
   ),
   "math500": Benchmark(
     500,
     ("math500",),
-    (Hub("HuggingFaceH4/MATH-500", "test.jsonl"),),
+    (sources.Hub("HuggingFaceH4/MATH-500", "test.jsonl"),),
     sha256={
       "math500.jsonl": (
         "5b126695a919f8fb40edffaf2e748ae08f7fb6ce0721211671c760b4f0b7c5de"
@@ -179,7 +166,7 @@ BENCHMARKS = {
   "gsm8k": Benchmark(
     1319,
     ("gsm8k_test",),
-    (Hub("openai/gsm8k", "main/test-*.parquet"),),
+    (sources.Hub("openai/gsm8k", "main/test-*.parquet"),),
     sha256={
       "gsm8k_test.jsonl": (
         "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
@@ -221,20 +208,19 @@ BENCHMARKS = {
   "livecodebench": Benchmark(
     1055,
     tuple(f"livecodebench/{stem}" for stem in _LCB_FILES),
-    tuple(Hub(_LCB, f"{stem}.jsonl") for stem in _LCB_FILES),
+    tuple(sources.Hub(_LCB, f"{stem}.jsonl") for stem in _LCB_FILES),
     build=livecodebench.problem,
     grader="lcb_runner",
   ),
   "livecodebenchv6": Benchmark(
     175,
     (f"livecodebench/{_LCB_FILES[-1]}",),
-    (Hub(_LCB, f"{_LCB_FILES[-1]}.jsonl"),),
+    (sources.Hub(_LCB, f"{_LCB_FILES[-1]}.jsonl"),),
     build=livecodebench.problem,
     grader="lcb_runner",
+    part_of="livecodebench",
   ),
 }
-
-_WHOLE = {"livecodebenchv6": "livecodebench"}  # of those that are a part
 
 
 def canonical(name: str) -> str:
@@ -245,7 +231,8 @@ def canonical(name: str) -> str:
 def published(name: str) -> str:
   """Returns the canonical name of the benchmark that questions come from."""
   name = canonical(name)
-  return _WHOLE.get(name, name)
+  entry = BENCHMARKS.get(name)
+  return (entry and entry.part_of) or name
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
@@ -276,6 +263,23 @@ def read(
   build = BENCHMARKS[name].build
   paths = [file.path for file in files]
   return rows.collect(name, paths, lambda row: build(row, name))
+
+
+def source(name: str) -> sources.Source:
+  """Returns a benchmark, a key of `BENCHMARKS`, as a source of problems."""
+  return sources.Source(
+    load,
+    lambda root: [file.path for file in find(name, root)],
+    hub=BENCHMARKS[name].hub,
+    urls=_digests(BENCHMARKS[name]),
+  )
+
+
+def _digests(benchmark: Benchmark) -> dict[str, str]:
+  """Returns the known SHA-256 of what is at each address."""
+  return {
+    url: benchmark.sha256[url.rpartition("/")[2]] for url in benchmark.urls
+  }
 
 
 def find(name: str, root: str | None, key: str = sources.ROOT) -> list[File]:
@@ -314,12 +318,9 @@ def _downloaded(name: str, benchmark: Benchmark, key: str) -> list[File]:
   what = f"benchmark {name}"
   files = []
   for hub in benchmark.hub:
-    commit, paths = sources.fetch(
-      hub.repo_id, hub.pattern, what, hub.revision, key
-    )
+    commit, paths = sources.fetch(hub, what, key)
     files += [File(path, hub.repo_id, commit) for path in paths]
-  for url in benchmark.urls:
-    digest = benchmark.sha256[url.rpartition("/")[2]]
+  for url, digest in _digests(benchmark).items():
     files.append(File(sources.download(url, digest, what, key), url))
   return files
 

@@ -12,7 +12,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.sections import Data
 
-HUB = ("agentica-org/DeepScaleR-Preview-Dataset", "deepscaler.json")
+HUB = sources.Hub("agentica-org/DeepScaleR-Preview-Dataset", "deepscaler.json")
 _STEMS = ("deepscaler", "deepscaler_merged", "train")
 
 
@@ -26,18 +26,19 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     UserError: the file is missing, unreadable or empty.
   """
   if data.root is None:
-    found = sources.fetch(*HUB, "data.source=deepscaler")[1]
+    found = sources.fetch(HUB, "data.source=deepscaler")[1]
   else:
     found = files(data.root)
   return rows.collect("deepscaler", found, _problem)
 
 
-def files(root: str) -> list[Path]:
+def files(root: str | None) -> list[Path]:
   """Lists the local files that the corpus is read from.
 
   Raises:
     UserError: none is there, or there are several and none has its name.
   """
+  assert root is not None
   path = sources.local_root(root)
   if path.is_file():
     return [path]
@@ -54,6 +55,7 @@ def files(root: str) -> list[Path]:
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
+  """Makes a problem of a row; a solution that only repeats the answer goes."""
   problem = rows.to_problem(row, "deepscaler")
   if problem.solution and not _says_more(problem.solution, problem.answer):
     return rows.to_problem({**row, "solution": None}, "deepscaler")
@@ -65,3 +67,6 @@ def _says_more(solution: str, answer: str) -> bool:
   return rows.comparable(final_answer.unboxed(solution)) != rows.comparable(
     answer
   )
+
+
+SOURCE = sources.Source(load, files, hub=(HUB,))

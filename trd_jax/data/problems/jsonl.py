@@ -52,6 +52,7 @@ def files(root: str | None) -> list[Path]:
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
+  """Makes a problem of a row; tests that are no text become JSON."""
   tests = row.get("tests")
   if tests is not None and not isinstance(tests, str):
     tests = json.dumps(tests)
@@ -80,3 +81,6 @@ def _is_of_laboratory(answer: str) -> bool:
     return float(rows.comparable(answer)) in range(arithmetic.MODULUS)
   except ValueError:
     return False
+
+
+SOURCE = sources.Source(load, files, needs_root=True)

@@ -1,15 +1,19 @@
-"""Data files: where they are, on this machine, the hub or elsewhere."""
+"""What a data source is, and data files: here, on the hub or elsewhere."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import hashlib
 import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import paths
 from trd_jax.experiment.files.atomic_files import atomic_file
+from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.sections import Data
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 # The key that names a local copy of what a run trains on.
@@ -18,20 +22,53 @@ _BLOCK = 1 << 20
 _CONNECT_SECONDS = 60
 
 
-def fetch(
-  repo_id: str,
-  pattern: str,
-  name: str,
-  revision: str | None = None,
-  key: str = ROOT,
-) -> tuple[str, list[Path]]:
-  """Downloads a data set's files that match a glob pattern.
+@dataclasses.dataclass(frozen=True)
+class Hub:
+  """Files on the Hugging Face hub.
+
+  Attributes:
+    repo_id: the data set.
+    pattern: of its files' paths; `*` stands for folders, too.
+    revision: a commit, tag or branch; None: the newest.
+  """
+
+  repo_id: str
+  pattern: str
+  revision: str | None = None
+
+
+def _nothing_to_check(data: Data) -> None:
+  del data
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where problems come from: an entry of `problems.SOURCES`.
+
+  Attributes:
+    load: returns all problems, and the rows that were set aside.
+    files: returns the local files that it reads of `data.root`, by that path;
+      None for a source that makes its problems.
+    needs_root: whether it can't do without `data.root`.
+    hub: the data sets that are downloaded without a `data.root`, or
+    urls: the addresses, each with the SHA-256 of what is there.
+    check: raises `UserError` where its own keys ask for what there isn't.
+  """
+
+  load: Callable[[Data], tuple[list[Problem], list[Rejected]]]
+  files: Callable[[str | None], list[Path]] | None = None
+  needs_root: bool = False
+  hub: tuple[Hub, ...] = ()
+  urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  check: Callable[[Data], None] = _nothing_to_check
+
+
+def fetch(hub: Hub, name: str, key: str = ROOT) -> tuple[str, list[Path]]:
+  """Downloads a data set's files that match its pattern.
 
   Args:
-    repo_id: the data set on the Hugging Face hub.
-    pattern: of its files' paths; `*` stands for folders, too.
+    hub: the data set, its files and its revision.
     name: what it is for, in an error.
-    revision: a commit, tag or branch; None: the newest.
     key: what names a local copy instead, in an error.
 
   Returns:
@@ -42,13 +79,14 @@ def fetch(
   """
   import huggingface_hub  # slow to import, and only needed here
 
-  at = f" at {revision}" if revision else ""
+  repo_id, pattern = hub.repo_id, hub.pattern
+  at = f" at {hub.revision}" if hub.revision else ""
   try:
     folder = Path(
       huggingface_hub.snapshot_download(
         repo_id,
         repo_type="dataset",
-        revision=revision,
+        revision=hub.revision,
         allow_patterns=[pattern],
       )
     )

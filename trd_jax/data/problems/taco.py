@@ -26,7 +26,7 @@ from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.sections import Data
 
-HUB = ("BAAI/TACO", "train/*.arrow")
+HUB = sources.Hub("BAAI/TACO", "train/*.arrow")
 _FLAGS = "_special_judge_flags"
 _SPECIAL = "special_judge"
 _INTERACTIVE = "this is an interactive problem"
@@ -42,7 +42,7 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
     UserError: a file is missing, unreadable or empty.
   """
   if data.root is None:
-    found = sources.fetch(*HUB, "data.source=taco")[1]
+    found = sources.fetch(HUB, "data.source=taco")[1]
   else:
     found = [file for file in files(data.root) if _FLAGS not in file.name]
     if not found:
@@ -53,12 +53,13 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   return rows.collect("taco", found, problem, _flagged)
 
 
-def files(root: str) -> list[Path]:
+def files(root: str | None) -> list[Path]:
   """Lists the local files that the problems are read from, and of flags.
 
   Raises:
     UserError: there is nothing at `root`.
   """
+  assert root is not None
   path = sources.local_root(root)
   if not path.is_file():
     return sources.data_files(path)
@@ -160,3 +161,6 @@ def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
     if isinstance(row, Mapping) and flags:
       row = {**row, _SPECIAL: flags.get(index, False)}
     yield where, row
+
+
+SOURCE = sources.Source(load, files, hub=(HUB,))
