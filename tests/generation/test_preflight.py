@@ -351,13 +351,16 @@ def test_leaks_of_refined_texts_stand_in_the_summary(looked_at, tmp_path):
 
 
 def start(module, workdir, *flags):
-  command = [sys.executable, "-c", _WITHOUT_JAX.format(module=module)]
+  # The pipeline is a room, and its stage a module there.
+  found = "pipeline.pipeline" if module == "pipeline" else module
+  program = _WITHOUT_JAX.format(module=module, found=found)
+  command = [sys.executable, "-c", program]
   command += ["--config=configs/demo.py", f"--workdir={workdir}", *flags]
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 _WITHOUT_JAX = """
-import sys, trd_jax.experiment.cli as cli, trd_jax.{module} as m
+import sys, trd_jax.experiment.cli as cli, trd_jax.{found} as m
 flags = getattr(m, "FLAGS", ())
 cli.main("{module}", m.run, "", flags)
 loaded = sorted({{"jax", "jaxlib", "flax", "vllm"}} & sys.modules.keys())
