@@ -18,7 +18,7 @@ from trd_jax.grading.graders import GRADERS
 
 
 def check(experiment: Experiment) -> None:
-  """Sees that the graders of the experiment's benchmarks are there.
+  """Checks that the graders of the experiment's benchmarks are there.
 
   Raises:
     UserError: one is not.
@@ -45,7 +45,7 @@ def settle(
   *,
   again: bool = False,
 ) -> list[GradedSample]:
-  """Has rows judged that their grader hasn't judged yet.
+  """Judges the rows that their grader hasn't judged yet.
 
   Args:
     rows: samples of the benchmarks in `questions`.
@@ -71,6 +71,9 @@ def settle(
     if problem is None:
       continue
     grader = graders.of_problem(row.benchmark, problem, experiment)
+    # A grader that judges during sampling has given its verdict. A newer
+    # version of it judges again only with `again`: figures of a finished
+    # evaluation don't change by themselves.
     stale = row.grader_version != GRADERS[grader].version
     if again or (stale and not GRADERS[grader].domains):
       waiting[row.benchmark, grader].append(index)

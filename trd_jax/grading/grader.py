@@ -95,7 +95,7 @@ class Grader(Protocol):
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
-    """Sees, before anything starts, that what the grader needs is here.
+    """Checks, before anything starts, that what the grader needs is here.
 
     Raises:
       UserError: something is missing; it says how to get it.

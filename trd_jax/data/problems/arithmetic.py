@@ -229,12 +229,16 @@ def generate(
       f"data.arithmetic.min_steps={low} and max_steps={high} leave no chain"
       " length; use 1 <= min_steps <= max_steps"
     )
+  # The split is in the seed, so that each draws a stream of its own; a text is
+  # hashed in the same way by every Python.
   rng = random.Random(f"{split}/{seed}")
   problems: dict[str, Problem] = {}
   misses = 0
   while len(problems) < num_problems:
     # Counts draws since the last new problem: short chains run out.
     misses += 1
+    # So long without a new one: nearly all chains are taken. How many there are
+    # can't be counted beforehand, as a hash decides which are held out.
     if misses > 20_000:
       raise UserError(
         f"data.arithmetic.num_problems={num_problems} is more than the distinct"

@@ -47,6 +47,8 @@ def _gsm8k(row: Mapping[str, Any], name: str) -> Problem:
     row,
     name,
     answer=rows.answer_text(answer.replace(",", "")),
+    # Without the marks for a calculator (`<<48/2=24>>`), which no model is to
+    # learn.
     solution=_GSM8K_CALCULATOR.sub("", work).strip() or None,
   )
 

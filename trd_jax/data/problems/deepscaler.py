@@ -57,6 +57,8 @@ def files(root: str | None) -> list[Path]:
 def _problem(row: Mapping[str, Any]) -> Problem:
   """Makes a problem of a row; a solution that only repeats the answer goes."""
   problem = rows.to_problem(row, "deepscaler")
+  # Many rows have the answer again as their solution: nothing to show a
+  # teacher.
   if problem.solution and not _says_more(problem.solution, problem.answer):
     return rows.to_problem({**row, "solution": None}, "deepscaler")
   return problem

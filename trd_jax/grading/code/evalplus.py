@@ -129,7 +129,7 @@ class Grader(grader.Grader):
 
   @classmethod
   def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
-    """See `grader.Grader`; a benchmark of EvalPlus is one file."""
+    """Opens `grader.Grader`; a benchmark of EvalPlus is one file."""
     if len(files) != 1:
       raise UserError(f"{len(files)} files of a benchmark; EvalPlus takes one")
     return cls(
@@ -142,11 +142,11 @@ class Grader(grader.Grader):
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
-    """See `grader.Grader`."""
+    """Checks that EvalPlus and a sandbox for it are there."""
     check(experiment.python.evalplus, experiment.sandbox.unsafe)
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
-    """See `grader.Grader`.
+    """Takes a response, as `grader.Grader`.
 
     Raises:
       UserError: the file has no such task.
@@ -166,7 +166,7 @@ class Grader(grader.Grader):
       programs.setdefault(program, []).append(key)
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """See `grader.Grader`; programs are judged where it is waited for.
+    """Yields verdicts, as `grader.Grader`; judges where it is waited for.
 
     Raises:
       UserError: EvalPlus isn't there or doesn't run.
@@ -200,7 +200,7 @@ class Grader(grader.Grader):
         pool.shutdown(cancel_futures=True)
 
   def close(self) -> None:
-    """See `grader.Grader`."""
+    """Forgets the responses that have no verdict yet."""
     self._ready.clear()
     self._waiting.clear()
 

@@ -108,7 +108,7 @@ class Grader(grader.Grader):
 
   @classmethod
   def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
-    """See `grader.Grader`."""
+    """Opens `grader.Grader`, which reads no files."""
     del files
     section = experiment.sandbox
     return cls(experiment.python.lcb_runner, section.unsafe, section.workers)
@@ -117,17 +117,17 @@ class Grader(grader.Grader):
   def stand_in(
     cls, experiment: Experiment, problem: Problem | None
   ) -> str | None:
-    """See `grader.Grader`: without lcb_runner we run the same tests."""
+    """Names our own executor, for the same tests, without lcb_runner."""
     del problem
     return None if _ENVIRONMENT.wanted(experiment) else "code"
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
-    """See `grader.Grader`."""
+    """Checks that lcb_runner and a sandbox for it are there."""
     check(experiment.python.lcb_runner, experiment.sandbox.unsafe)
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
-    """See `grader.Grader`."""
+    """Takes a response, as `grader.Grader`."""
     program = extract_code.last_program(text)
     if program is None:
       self._ready.append((key, Verdict(False, "no_code", None)))
@@ -135,7 +135,7 @@ class Grader(grader.Grader):
       self._waiting.append((key, program, problem))
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """See `grader.Grader`; programs are run where it is waited for.
+    """Yields verdicts, as `grader.Grader`; runs where it is waited for.
 
     Raises:
       UserError: lcb_runner doesn't run.
@@ -162,7 +162,7 @@ class Grader(grader.Grader):
         yield keys[index], verdict
 
   def close(self) -> None:
-    """See `grader.Grader`."""
+    """Forgets the responses that have no verdict yet."""
     self._ready.clear()
     self._waiting.clear()
 

@@ -157,13 +157,13 @@ class Grader(grader.Grader):
 
   @classmethod
   def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
-    """See `grader.Grader`."""
+    """Opens `grader.Grader`, which reads no files."""
     del files
     return cls(experiment.sandbox)
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
-    """See `grader.Grader`: there has to be a sandbox."""
+    """Checks, as `grader.Grader`, that there is a sandbox."""
     section = experiment.sandbox
     sandbox.open(section.unsafe, section.python)
 
@@ -176,11 +176,11 @@ class Grader(grader.Grader):
     self._busy.clear()
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
-    """See `grader.Grader`."""
+    """Takes a response, as `grader.Grader`, and starts to run its program."""
     self._busy[self._pool.submit(self.grade, text, problem)] = key
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """See `grader.Grader`.
+    """Yields verdicts, as `grader.Grader`.
 
     Raises:
       UserError: the sandbox failed.

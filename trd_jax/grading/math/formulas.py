@@ -76,7 +76,7 @@ class Grader(grader.Grader):
 
   @classmethod
   def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
-    """See `grader.Grader`."""
+    """Opens `grader.Grader`, which reads no files."""
     del experiment, files
     return cls()
 
@@ -84,14 +84,14 @@ class Grader(grader.Grader):
   def stand_in(
     cls, experiment: Experiment, problem: Problem | None
   ) -> str | None:
-    """See `grader.Grader`: numbers are for `math` to compare."""
+    """Names `math`, where the gold is a number and no formula."""
     del experiment
     if problem is None or "values" in json.loads(problem.meta):
       return None
     return "math"
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
-    """See `grader.Grader`."""
+    """Takes a response, as `grader.Grader`, for a gold that is a formula."""
     self.compare(key, text, problem.answer, json.loads(problem.meta)["values"])
 
   def compare(
@@ -121,7 +121,7 @@ class Grader(grader.Grader):
       self._numbers.compare(number, *pair)
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """See `grader.Grader`."""
+    """Yields verdicts, as `grader.Grader`."""
     while self._ready:
       yield self._ready.popleft()
     for number, verdict in self._numbers.finished(wait):
@@ -132,7 +132,7 @@ class Grader(grader.Grader):
         yield key, _worst(answer, found)
 
   def close(self) -> None:
-    """See `grader.Grader`."""
+    """Forgets the responses that have no verdict yet."""
     self._numbers.close()
     self._open.clear()
     self._ready.clear()

@@ -120,12 +120,12 @@ class Grader(grader.Grader):
 
   @classmethod
   def open(cls, experiment: Experiment, files: Sequence[Path] = ()) -> Self:
-    """See `grader.Grader`."""
+    """Opens `grader.Grader`, which reads no files."""
     del experiment, files
     return cls()
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
-    """See `grader.Grader`; the answer is held against `problem.answer`."""
+    """Takes a response, as `grader.Grader`, and compares `problem.answer`."""
     self.compare(key, text, problem.answer)
 
   def compare(self, key: Any, completion: str, gold: str) -> None:
@@ -146,7 +146,7 @@ class Grader(grader.Grader):
         self._pool.submit((self, question), question)
 
   def finished(self, wait: bool = False) -> Iterator[tuple[Any, Verdict]]:
-    """See `grader.Grader`."""
+    """Yields verdicts, as `grader.Grader`."""
     self._collect(0.0)
     while self._ready or (wait and self._waiting):
       while self._ready:
