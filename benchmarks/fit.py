@@ -132,7 +132,7 @@ def stays(sides, distiller, packs: Any) -> dict[str, int]:
   """Bytes a device holds all the time, by what they are; arithmetic.
 
   Args:
-    sides: both models, see `steps.Sides`.
+    sides: both models, see `models.Models`.
     distiller: their programs.
     packs: the packs of an update that are on the way, as host arrays.
   """

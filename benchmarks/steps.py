@@ -7,7 +7,7 @@ own `Distiller` from either.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,11 @@ from trd_jax.distill import optimizer
 from trd_jax.distill.distiller import Distiller
 from trd_jax.distill.loss import objective
 from trd_jax.distill.loss.token_stats import automatic_chunk
+from trd_jax.distill.models import Models
 from trd_jax.distill.packing import layout
 from trd_jax.distill.packing.layout import Layout, Sample
 from trd_jax.distill.step import Setup
+from trd_jax.distill.teacher.source import hidden_slot
 from trd_jax.experiment.experiment import (
   Experiment,
   default_config,
@@ -36,25 +38,12 @@ _NUM_STEPS = 315
 _ONSETS = tuple(range(40))
 
 
-class Sides(NamedTuple):
-  """Graph definitions, and trees of arrays or of what stands for them.
-
-  In OPSD `teacher_base` is `base`, the same object.
-  """
-
-  student: Any
-  lora: Any
-  base: Any
-  teacher: Any
-  teacher_base: Any
-
-
 def abstract(
   student: ModelConfig,
   teacher: ModelConfig | None,
   experiment: Experiment,
   mesh: jax.sharding.Mesh,
-) -> Sides:
+) -> Models:
   """Both sides as `ShapeDtypeStruct`s that carry their shardings.
 
   Args:
@@ -78,10 +67,10 @@ def abstract(
   base = place(base)
   teacher_graph, teacher_base = nnx.split(model(teacher or student))
   teacher_base = base if teacher is None else place(teacher_base)
-  return Sides(graph, place(lora), base, teacher_graph, teacher_base)
+  return Models(graph, place(lora), base, teacher_graph, teacher_base)
 
 
-def random_arrays(sides: Sides, seed: int = 0) -> Sides:
+def random_arrays(sides: Models, seed: int = 0) -> Models:
   """The same trees as small random arrays, made where they stay."""
 
   def fill(tree, seed):
@@ -107,7 +96,7 @@ def random_arrays(sides: Sides, seed: int = 0) -> Sides:
 
 
 def slot_loss(
-  experiment: Experiment, sides: Sides, mesh: jax.sharding.Mesh
+  experiment: Experiment, sides: Models, mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
   """The loss of the experiment's method, with as many onsets as Qwen3 has."""
   wanted = objective.Objective.of(experiment)
@@ -118,7 +107,7 @@ def slot_loss(
 
 
 def chunk_tokens(
-  experiment: Experiment, sides: Sides, mesh: jax.sharding.Mesh
+  experiment: Experiment, sides: Models, mesh: jax.sharding.Mesh
 ) -> int:
   """Returns `loss.chunk_tokens`; an automatic one is the mesh's devices'.
 
@@ -135,7 +124,7 @@ def chunk_tokens(
 
 
 def make(
-  sides: Sides,
+  sides: Models,
   experiment: Experiment,
   mesh: jax.sharding.Mesh,
   shapes: Layout,
@@ -152,8 +141,15 @@ def make(
     remat=train.remat,
     dropout=experiment.lora.dropout > 0,
   )
+  # The teacher's embedding is as wide as its hidden states.
+  table_VD = sides.teacher_base["embed"]["embedding"]
   return Distiller(
-    setup, sides.lora, sides.base, sides.teacher_base, shapes.buffer_slots
+    setup,
+    sides.lora,
+    sides.base,
+    sides.teacher_base,
+    shapes.buffer_slots,
+    hidden_slot(table_VD.shape[1], table_VD.dtype),
   )
 
 

@@ -137,6 +137,7 @@ class Run:
     from trd_jax.distill.distiller import Distiller
     from trd_jax.distill.loss import objective
     from trd_jax.distill.step import Setup
+    from trd_jax.distill.teacher.source import hidden_slot
     from trd_jax.model import sharding
     from trd_jax.model.qwen3 import Qwen3
     from trd_jax.model.weights import adapters, hf
@@ -168,7 +169,8 @@ class Run:
       remat=remat,
       dropout=False,
     )
-    self._distiller = Distiller(setup, adapter, base, base, buffer_slots)
+    slot = hidden_slot(config.hidden_size, "float32")
+    self._distiller = Distiller(setup, adapter, base, base, buffer_slots, slot)
     self._state = self._distiller.init(adapter, seed=0)
 
   def update(self, batches: Sequence) -> float:

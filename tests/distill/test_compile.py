@@ -20,6 +20,7 @@ from trd_jax.distill.compilation import Program, compile_all
 from trd_jax.distill.distiller import Distiller
 from trd_jax.distill.packing import packing
 from trd_jax.distill.step import Setup
+from trd_jax.distill.teacher.source import hidden_slot
 from trd_jax.experiment.sections import Train
 from trd_jax.model import sharding
 
@@ -53,7 +54,7 @@ def collectives(executable) -> list[tuple[str, int]]:
 
 def run(data, shape, **options):
   return distilling.Run(
-    distilling.sides(), data, shape, optimizer=ADAMW, **options
+    distilling.models(), data, shape, optimizer=ADAMW, **options
   )
 
 
@@ -99,6 +100,7 @@ def test_what_xla_is_told_reaches_every_program_of_an_update():
     made.state.lora,
     *made.distiller._bases,
     made.layout.buffer_slots,
+    hidden_slot(distilling.STUDENT.hidden_size, "float32"),
   )
   packs = packing.blank(made.layout)
   lowered = distiller.lower(made.state.lora, packs.teacher[0], packs.student[0])

@@ -37,7 +37,7 @@ def padded_reference(regime):
   Written out with a full-vocabulary log-softmax and nothing of the packs, the
   buffer, the chunked loss or the weights on tokens.
   """
-  both = distilling.sides(regime)
+  both = distilling.models(regime)
   width = max(max(s.student_length, s.teacher_length) for s in DATA)
 
   def rows(prompts):
@@ -79,7 +79,7 @@ def padded_reference(regime):
 @pytest.fixture(scope="module")
 def plain():
   """One device, no dropout, and an optimizer that moves nothing."""
-  return Run(distilling.sides(), DATA)
+  return Run(distilling.models(), DATA)
 
 
 LAYOUTS = {
@@ -118,7 +118,7 @@ def test_packed_and_sharded_is_padded_and_alone(name, plain):
   regime, mesh_shape, how = LAYOUTS[name]
   run = plain
   if how:
-    run = Run(distilling.sides(regime), DATA, mesh_shape, **how)
+    run = Run(distilling.models(regime), DATA, mesh_shape, **how)
   packs = packing.pack(DATA, run.layout)
   if name == "one sample a row":
     assert len(run.layout.student) > 1
@@ -184,7 +184,7 @@ def test_a_fresh_adapter_differs_from_its_base_by_the_prompt_alone(plain):
 
 
 def test_dropout_is_the_students_and_changes_with_the_update_only():
-  run = Run(distilling.sides(), DATA, dropout=True)
+  run = Run(distilling.models(), DATA, dropout=True)
   first, second = run.update(DATA), run.update(DATA)
   run.state = run.state._replace(step=jnp.zeros_like(run.state.step))
   assert run.update(DATA) == first
@@ -201,10 +201,10 @@ def collectives(lowered):
 
 
 def test_replicas_meet_once_an_update():
-  run = Run(distilling.sides(), DATA, (8, 1, 1))
+  run = Run(distilling.models(), DATA, (8, 1, 1))
   mesh = run.setup.mesh
   everywhere, groups = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  both = distilling.sides()
+  both = distilling.models()
   base = nnx.to_pure_dict(both.base)
   batch = packing.pack(DATA, run.layout)[0]
   buffer = np.zeros((8, run.layout.buffer_slots, 32), np.float32)
@@ -230,7 +230,7 @@ def test_replicas_meet_once_an_update():
 
 
 def test_a_split_head_is_scored_where_it_lies():
-  run = Run(distilling.sides(), DATA, (2, 1, 4))
+  run = Run(distilling.models(), DATA, (2, 1, 4))
   mesh = run.setup.mesh
   slots = packing.pack(DATA, run.layout)[0].student[0].slots
   groups = sharding.batch_sharding(mesh)
@@ -275,7 +275,7 @@ SAMPLED = Objective(Scoring(SampledReverseKl(0.8)))
   "loss", [METHODS["tip"], METHODS["reverse_kl_topk"], SAMPLED]
 )
 def test_weights_supports_and_returns_survive_a_split_vocabulary(loss):
-  both = distilling.sides("opd")
+  both = distilling.models("opd")
   alone = Run(both, DATA, loss=loss)
   split = Run(both, DATA, (2, 1, 4), loss=loss, pack_tokens=64)
   wanted, metrics = alone.update(DATA), split.update(DATA)
@@ -289,7 +289,7 @@ def test_weights_supports_and_returns_survive_a_split_vocabulary(loss):
 def test_every_method_brings_the_student_to_the_teacher(method):
   data = distilling.samples(4)
   run = Run(
-    distilling.sides("opd"),
+    distilling.models("opd"),
     data,
     loss=METHODS[method],
     optimizer=optax.adam(3e-3),
@@ -304,7 +304,7 @@ def test_sampled_reverse_kl_moves_against_the_log_ratio():
   # lower log-probabilities where the student's exceed the teacher's.
   data = distilling.samples(4)
   run = Run(
-    distilling.sides("opd"),
+    distilling.models("opd"),
     data,
     loss=Objective(scoring("sampled_reverse_kl")),
     optimizer=optax.adam(3e-3),

@@ -133,7 +133,7 @@ def test_only_a_teacher_that_is_there_is_counted(tensor):
   assert filling["teacher"] * 8 == whole
   assert "student" not in filling
   slots = paper_lengths(8 // tensor).buffer_slots
-  found = sizes("1.7b", source="topk_from_rollout", recorded=20)
+  found = sizes("1.7b", weights="none", recorded=20)
   found = mesh_choice.estimate(found, shape).parts
   assert "teacher" not in found
   assert found["buffer"] == 2 * slots * (20 * 8 + 4)
@@ -142,7 +142,7 @@ def test_only_a_teacher_that_is_there_is_counted(tensor):
 def test_heads_that_devices_share_are_counted_in_parts():
   V = MODELS["8b"].vocab_size
   assert [sizes("8b").vocab(n) for n in (1, 2, 3)] == [V, V // 2, V]
-  assert sizes("8b", source="topk_from_rollout").vocab(2) == V
+  assert sizes("8b", weights="none").vocab(2) == V
 
 
 def test_the_weights_are_counted_exactly_as_they_are_placed():

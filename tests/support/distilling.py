@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,11 +12,12 @@ from tests.support import small_models
 from trd_jax.distill.distiller import Distiller
 from trd_jax.distill.loss import objective
 from trd_jax.distill.loss.objective import Objective
+from trd_jax.distill.models import Models, base_graph
 from trd_jax.distill.packing import layout, packing
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.distill.step import Setup
+from trd_jax.distill.teacher.source import hidden_slot
 from trd_jax.model import sharding
-from trd_jax.model.qwen3 import Qwen3
 
 STUDENT = dataclasses.replace(small_models.SMALL, tie_embeddings=True)
 # Another width and an untied head.
@@ -30,28 +30,17 @@ ONSETS = (3, 5)
 GRADIENT = optax.chain(optax.trace(decay=0.0), optax.set_to_zero())
 
 
-class Sides(NamedTuple):
-  """Graph definitions and host arrays of both models."""
-
-  student: Any
-  lora: Any
-  base: Any
-  teacher: Any
-  teacher_base: Any
-
-
 @functools.cache
-def sides(regime="opsd") -> Sides:
+def models(regime="opsd") -> Models:
   """Random models; in OPSD the teacher is the student's base."""
   made = small_models.model(STUDENT, lora=small_models.LORA)
   student, adapter, base = nnx.split(made, nnx.LoRAParam, ...)
   # On the host, for an update donates what is on the device.
   adapter, base = jax.device_get((adapter, base))
   if regime == "opsd":
-    bare = jax.eval_shape(lambda: Qwen3(STUDENT, rngs=nnx.Rngs(0)))
-    return Sides(student, adapter, base, nnx.graphdef(bare), base)
+    return Models(student, adapter, base, base_graph(STUDENT), base)
   teacher, other = nnx.split(small_models.model(TEACHER, seed=1))
-  return Sides(student, adapter, base, teacher, jax.device_get(other))
+  return Models(student, adapter, base, teacher, jax.device_get(other))
 
 
 def samples(count, seed=0, longest=14) -> list[Sample]:
@@ -78,7 +67,7 @@ class Run:
 
   def __init__(
     self,
-    both: Sides,
+    both: Models,
     data,
     mesh_shape=(1, 1, 1),
     *,
@@ -115,7 +104,12 @@ class Run:
     if both.teacher_base is not both.base:
       teacher_base = place(both.teacher_base)
     self.distiller = Distiller(
-      self.setup, lora, base, teacher_base, self.layout.buffer_slots
+      self.setup,
+      lora,
+      base,
+      teacher_base,
+      self.layout.buffer_slots,
+      hidden_slot(teacher_base["embed"]["embedding"].shape[1], "float32"),
     )
     self.state = self.distiller.init(lora, seed=0)
 

@@ -24,6 +24,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.distill.packing.layout import Layout, PackShape
+from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment import sections, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.sections import PLANNED_SHARE
@@ -79,10 +80,10 @@ class Sizes:
     layout: the run's shapes for a number of groups.
     chunk_tokens: response tokens whose logits exist at once; None: automatic.
     remat: what the student's backward pass keeps.
-    source: `train.teacher`. With `hidden_cache` the teacher fills the cache
-      before the student is there, and training holds its head alone; with
-      `topk_from_rollout` it is never loaded.
-    recorded: tokens a position that are recorded, with `topk_from_rollout`.
+    weights: what the teacher's source needs of it. With `head` the teacher
+      runs before the student is there, and training holds its head alone; with
+      `none` it is never loaded.
+    recorded: tokens a position that are recorded, where no teacher is loaded.
   """
 
   student: ModelSize
@@ -91,13 +92,13 @@ class Sizes:
   layout: Callable[[int], Layout]
   chunk_tokens: int | None
   remat: str
-  source: str = "recompute"
+  weights: Weights = "model"
   recorded: int = 0
 
   def vocab(self, tensor: int) -> int:
     """Returns how many rows of a head each of `tensor` devices scores with."""
     rows = self.student.config.vocab_size
-    split = self.source != "topk_from_rollout" and rows % tensor == 0
+    split = self.weights != "none" and rows % tensor == 0
     return rows // tensor if split else rows
 
 
@@ -279,10 +280,10 @@ def estimate(
     parts["teacher"] = bases[1]
   parts["adapter"] = _ADAPTER_COPIES * adapter
   slot = teacher.config.hidden_size * teacher.itemsize
-  if sizes.source == "topk_from_rollout":
+  if sizes.weights == "none":
     slot = sizes.recorded * (4 + 4) + 4
   parts["buffer"] = layout.buffer_slots * slot
-  if sizes.source != "recompute":
+  if sizes.weights != "model":
     # The next one comes from the host while this one is read.
     parts["buffer"] *= 2
   if fsdp * tensor > 1:
@@ -298,11 +299,11 @@ def estimate(
   ]
   activations, loss = max(learning, key=sum)
   teaching = max(_forward(teacher, pack, tensor) for pack in layout.teacher)
-  if sizes.source == "recompute" and teaching > activations + loss:
+  if sizes.weights == "model" and teaching > activations + loss:
     activations, loss = teaching, 0
   parts["activations"], parts["loss"] = activations, loss
   found = Estimate(shape, parts)
-  if sizes.source != "hidden_cache":
+  if sizes.weights != "head":
     return found
   filling = {
     "teacher": bases[-1],

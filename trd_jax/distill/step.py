@@ -54,11 +54,11 @@ class TrainState(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """Sums over the packs so far, a row for each device that keeps its own.
+  """Sums over the packs so far, one for each device that keeps its own.
 
   Attributes:
-    grads: the adapter's tree, each leaf with a leading axis of the rows.
-    metrics: `name -> float32 [rows, 2]`, numerators and denominators.
+    grads: the adapter's tree, each leaf with a leading axis of the copies.
+    metrics: `name -> float32 [copies, 2]`, numerators and denominators.
   """
 
   grads: Tree
@@ -99,8 +99,8 @@ class TeacherSetup:
     return self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] == 1
 
   @property
-  def rows(self) -> int:
-    """Rows of `Totals`."""
+  def copies(self) -> int:
+    """How many sums `Totals` has: one a device where each keeps its own."""
     return self.mesh.shape["data"] if self.replicated else 1
 
   def on_each_device(self, f: Callable, split: Sequence[bool]) -> Callable:
@@ -226,13 +226,13 @@ def learn(
       return loss_G.sum(), jax.tree.map(lambda x: x.sum(0), metrics)
 
     grads, metrics = jax.grad(loss, has_aux=True)(lora)
-    return _row(Totals(grads, metrics))
+    return _one_copy(Totals(grads, metrics))
 
   run = setup.on_each_device(run, (False, False, False, True, True, False))
   return run(lora, base, teacher_base, buffer, pack, key)
 
 
-def _row(tree: Tree) -> Tree:
+def _one_copy(tree: Tree) -> Tree:
   return jax.tree.map(lambda x: x[None], tree)
 
 
@@ -290,7 +290,7 @@ def score(
     name: jnp.stack([jnp.float32(part) for part in pair])
     for name, pair in metrics.items()
   }
-  return _row((value, pairs))
+  return _one_copy((value, pairs))
 
 
 def update(

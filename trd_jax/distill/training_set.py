@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import grain
 import numpy as np
 
 from trd_jax.data.chat import Chat
@@ -17,11 +19,13 @@ from trd_jax.data.contexts import (
 )
 from trd_jax.data.problems import store
 from trd_jax.data.prompts import reference
+from trd_jax.distill import processes
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.sections import Train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +50,11 @@ class TrainingSet:
 
   @property
   def truncated(self) -> int:
-    """How many that are trained on a budget has ended."""
+    """Returns how many that are trained on a budget has ended."""
     return sum(sample.truncated for sample in self.samples)
 
   def describe(self) -> Iterator[str]:
-    """Lines for a person: how many, what fell out, thinking modes."""
+    """Yields lines for a person: how many, what fell out, thinking modes."""
     out = ", ".join(f"{n:,} {why}" for why, n in self.dropped.items())
     yield (
       f"{len(self.samples):,} trajectories, {self.truncated:,} of them"
@@ -58,11 +62,56 @@ class TrainingSet:
     )
     yield from self.notes
 
+  def batches(self, train: Train, seed: int) -> list[list[Sample]]:
+    """Returns the trajectories of each update, in the order of updates.
+
+    They are shuffled anew each epoch and cut into batches. The last batch is
+    what is left; its loss is the mean over the trajectories it has.
+
+    Args:
+      train: batch_size, epochs, max_steps.
+      seed: of the shuffling.
+    """
+    order = (
+      grain.MapDataset.source(range(len(self.samples)))
+      .shuffle(seed=seed)
+      .repeat(train.epochs)
+      .batch(train.batch_size, batch_fn=list)
+    )
+    num_steps = min(len(order), train.max_steps or len(order))
+    numbers: list[Any] = [order[step] for step in range(num_steps)]
+    return [[self.samples[i] for i in chosen] for chosen in numbers]
+
+
+def read(
+  experiment: Experiment, run_dir: RunDir, student: Chat, teacher: Chat
+) -> TrainingSet:
+  """Builds the set in each of the run's processes, and says what is in it.
+
+  The first process writes down which trajectories fell out, and why.
+
+  Args:
+    experiment: see `build`, also for the rest.
+    run_dir: holds problems and trajectories.
+    student: the student's tokenizer and template.
+    teacher: the teacher's.
+
+  Raises:
+    UserError: see `build`; or the processes find different trajectories.
+  """
+  data = build(experiment, run_dir, student, teacher)
+  if processes.first():
+    run_dir.write_rejected("train", data.rejected)
+  processes.check_same(len(data.samples), "how many trajectories they find")
+  for line in data.describe():
+    print(f"train: {line}", flush=True)
+  return data
+
 
 def build(
   experiment: Experiment, run_dir: RunDir, student: Chat, teacher: Chat
 ) -> TrainingSet:
-  """Contexts of both sides for every trajectory that is trained on.
+  """Builds both sides' contexts of every trajectory that is trained on.
 
   The student's context is the initial prompt. The teacher's is, for trd, the
   refinement prompt that y_r was made from, id for id; otherwise the initial
@@ -162,7 +211,7 @@ def _pairs(
   rollouts: Mapping[str, Trajectory],
   refined: list[Trajectory],
 ) -> Iterator[tuple[Trajectory, Trajectory, bool | None]]:
-  """Each trajectory to train on, its y_o, and the verdict of its y_r."""
+  """Yields each trajectory to train on, its y_o, and its y_r's verdict."""
   if experiment.refines:
     for trajectory in refined:
       draft = rollouts.get(trajectory.draft_key or "")

@@ -90,6 +90,7 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
   from trd_jax.distill.loss.objective import Objective
   from trd_jax.distill.packing import layout, packing
   from trd_jax.distill.step import Setup
+  from trd_jax.distill.teacher.source import hidden_slot
   from trd_jax.doctor import tiny
   from trd_jax.model import sharding
   from trd_jax.model.qwen3 import Qwen3
@@ -136,7 +137,8 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
     dropout=False,
   )
   lora, base = place(lora, lora_shape), place(base, base_shape)
-  distiller = Distiller(setup, lora, base, base, shapes.buffer_slots)
+  slot = hidden_slot(tiny.CONFIG.hidden_size, "float32")
+  distiller = Distiller(setup, lora, base, base, shapes.buffer_slots, slot)
   state, sums = distiller.update(
     distiller.init(lora, seed=0), packing.pack(samples, shapes)
   )

@@ -1,1 +1,1 @@
-"""The teacher's side of the loss where it is known before training."""
+"""The teacher's side of the loss, from wherever it comes."""

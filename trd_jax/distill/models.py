@@ -1,0 +1,95 @@
+"""The student and the teacher of a run, placed on its mesh."""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from trd_jax.distill.pair import Pair
+from trd_jax.distill.step import Tree
+from trd_jax.distill.teacher.source import Weights
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.qwen3 import Qwen3
+from trd_jax.model.weights import adapters, hf
+
+
+class Models(NamedTuple):
+  """Graph definitions, and trees of arrays or of what stands for them.
+
+  Attributes:
+    student: graph definition of the adapted student.
+    lora: the adapter as nested dicts.
+    base: the student's base.
+    teacher: graph definition of the teacher, or of its head alone.
+    teacher_base: its weights; the object `base` itself where the student's
+      base teaches, or where no teacher is needed.
+  """
+
+  student: Any
+  lora: Tree
+  base: Tree
+  teacher: Any
+  teacher_base: Tree
+
+
+def own_teacher(experiment: Experiment, weights: Weights) -> bool:
+  """Returns whether a teacher is loaded that isn't the student's base."""
+  return experiment.regime == "opd" and weights != "none"
+
+
+def load(
+  experiment: Experiment,
+  pair: Pair,
+  weights: Weights,
+  mesh: Mesh,
+) -> Models:
+  """Loads the models, each part onto the devices that hold it.
+
+  Args:
+    experiment: `regime`, `lora`, `seed` (of a new adapter) and
+      `student.adapter`, which a new adapter gives way to.
+    pair: the student and the teacher on disk.
+    weights: what the teacher's source needs of it.
+    mesh: where they are placed.
+
+  Raises:
+    UserError: a file is missing or damaged, or an adapter doesn't fit.
+  """
+  student, teacher = pair.student, pair.teacher
+  lora_config = LoraConfig(**vars(experiment.lora))
+  model = hf.load(
+    student.folder,
+    dtype=student.dtype,
+    mesh=mesh,
+    lora=lora_config,
+    seed=experiment.seed,
+  )
+  graph, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+  lora, base = nnx.to_pure_dict(lora), nnx.to_pure_dict(base)
+  if experiment.student.adapter is not None:
+    lora = adapters.begin_with(
+      experiment.student.adapter, model.config, lora_config, lora
+    )
+  if not own_teacher(experiment, weights):
+    # One copy of the weights: the same arrays under a graph definition without
+    # adapters. Recorded tokens need no teacher; this one holds its place.
+    bare = base_graph(model.config, model.head_VD.dtype)
+    return Models(graph, lora, base, bare, base)
+  read = hf.load if weights == "model" else hf.load_head
+  other = read(teacher.folder, dtype=teacher.dtype, mesh=mesh)
+  teacher_graph, teacher_base = nnx.split(other)
+  return Models(
+    graph, lora, base, teacher_graph, nnx.to_pure_dict(teacher_base)
+  )
+
+
+def base_graph(
+  config: ModelConfig, dtype: jax.typing.DTypeLike = "float32"
+) -> nnx.GraphDef:
+  """Returns the graph definition of a model without adapters."""
+  return nnx.graphdef(
+    jax.eval_shape(lambda: Qwen3(config, dtype=dtype, rngs=nnx.Rngs(0)))
+  )

@@ -1,0 +1,100 @@
+"""Who learns and who teaches: the two models on disk, and what they share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+
+from trd_jax.data import vocabulary
+from trd_jax.data.chat import Chat
+from trd_jax.distill import processes
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.sections import Model
+from trd_jax.model import backend
+from trd_jax.model.attention import choice
+from trd_jax.model.attention.choice import Choice
+from trd_jax.model.config import ModelConfig
+from trd_jax.model.weights import hf
+from trd_jax.model.weights.model_files import ModelFiles
+
+
+class ChatModel(Protocol):
+  """What is read of a model that has been found; `generation.ChatModel` has it."""
+
+  @property
+  def files(self) -> ModelFiles:
+    """The weights on disk."""
+    ...
+
+  @property
+  def chat(self) -> Chat:
+    """Tokenizer and template."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A student and a teacher that speak in the same ids.
+
+  Attributes:
+    student: the student on disk.
+    teacher: the teacher on disk; in OPSD the student's base.
+    chats: tokenizer and template of the student and of the teacher.
+    configs: their shapes.
+    attention: what computes it in both, and whether rows are shared.
+  """
+
+  student: ModelFiles
+  teacher: ModelFiles
+  chats: tuple[Chat, Chat]
+  configs: tuple[ModelConfig, ModelConfig]
+  attention: Choice
+
+
+def find(experiment: Experiment, open_model: Callable[[Model], ChatModel]) -> Pair:
+  """Finds both models, sees that they fit, and settles their attention.
+
+  Args:
+    experiment: its models, and `train.attention` and `train.packing`.
+    open_model: finds the model of a section, with its chat template.
+
+  Raises:
+    UserError: a model is missing or damaged, they don't fit each other, or the
+      attention can't be used here.
+  """
+  train = experiment.train
+  sections = experiment.student, experiment.teacher_model
+  platform = jax.default_backend()
+  idle = processes.idle_gpus(jax.local_device_count())
+  if platform == "gpu" and idle:
+    print(f"train: note: {idle}", flush=True)
+  dtypes = [section.dtype for section in sections]
+  backend.exact_products(platform, dtypes)
+  chosen = choice.choose(
+    train.attention, train.packing, platform=platform, dtypes=dtypes
+  )
+
+  student, teacher = (open_model(section) for section in sections)
+  chats = student.chat, teacher.chat
+  configs = (
+    hf.read_config(student.files.folder),
+    hf.read_config(teacher.files.folder),
+  )
+  vocabulary.check_same(
+    [section.path for section in sections],
+    list(chats),
+    [config.vocab_size for config in configs],
+  )
+
+  # Tried on the devices with the models' own shapes: a kernel may not do here.
+  attention = choice.settle(
+    chosen, train.attention, train.packing, configs, processes.all_agree
+  )
+  rows = "several samples" if attention.packing else "one sample"
+  print(
+    f"train: attention {attention.implementation}, {rows} a row"
+    f" ({attention.why})",
+    flush=True,
+  )
+  return Pair(student.files, teacher.files, chats, configs, attention)

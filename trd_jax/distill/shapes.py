@@ -1,0 +1,80 @@
+"""The mesh of a run and the shapes of its packs, which depend on each other.
+
+The mesh has to hold the packs, and the packs are cut for as many groups as the
+mesh has.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from trd_jax.distill import mesh_choice
+from trd_jax.distill.mesh_choice import ModelSize
+from trd_jax.distill.models import own_teacher
+from trd_jax.distill.packing.flops import sample_flops
+from trd_jax.distill.packing.layout import Layout, Sample, choose_layout
+from trd_jax.distill.pair import Pair
+from trd_jax.distill.teacher.source import Weights
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.model import sharding
+from trd_jax.model.lora_config import LoraConfig
+
+
+def choose(
+  experiment: Experiment,
+  pair: Pair,
+  samples: Sequence[Sample],
+  weights: Weights,
+) -> tuple[Mesh, Layout, str]:
+  """Chooses the mesh, as given or as the sizes ask for, and the packs' shapes.
+
+  Args:
+    experiment: its sections `mesh`, `train`, `loss` and `lora`.
+    pair: the models, and their attention.
+    samples: every sample of the run.
+    weights: what the teacher's source needs of the teacher.
+
+  Returns:
+    The mesh, the shapes, and how the mesh was chosen: '' where there was
+    nothing to choose.
+
+  Raises:
+    UserError: see `mesh_choice.make`.
+  """
+  train = experiment.train
+  flops = sample_flops(
+    *pair.configs, rank=experiment.lora.rank, remat=train.remat
+  )
+  if weights == "none":  # no teacher is there to run
+    flops = flops._replace(teacher_token=0.0, teacher_pair=0.0)
+  layout = functools.partial(
+    choose_layout,
+    samples,
+    batch_size=train.batch_size,
+    pack_tokens=train.pack_tokens,
+    teacher_pack_tokens=train.teacher_pack_tokens,
+    rows_per_device=train.rows_per_device,
+    packing=pair.attention.packing,
+    flops=flops,
+  )
+  student, teacher = (
+    ModelSize(config, files.dtype)
+    for config, files in zip(
+      pair.configs, (pair.student, pair.teacher), strict=True
+    )
+  )
+  sizes = mesh_choice.Sizes(
+    student=student,
+    teacher=teacher if own_teacher(experiment, weights) else None,
+    lora=LoraConfig(**vars(experiment.lora)),
+    layout=lambda groups: layout(groups=groups),
+    chunk_tokens=experiment.loss.chunk_tokens,
+    remat=train.remat,
+    weights=weights,
+    recorded=experiment.refine.teacher_top_k,
+  )
+  mesh, told = mesh_choice.make(
+    experiment.mesh, sizes, pair.attention.implementation
+  )
+  return mesh, layout(groups=sharding.num_groups(mesh)), told

@@ -1,0 +1,234 @@
+"""The updates of a run: where they begin, their loop, and what they record.
+
+The metrics of an update are fetched after the next is launched, so that packing
+overlaps with the devices' work.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from trd_jax.distill import processes
+from trd_jax.distill.checkpoint import Checkpoints
+from trd_jax.distill.distiller import Distiller
+from trd_jax.distill.loss import objective
+from trd_jax.distill.packing import packing
+from trd_jax.distill.packing.flops import SampleFlops
+from trd_jax.distill.packing.layout import Sample
+from trd_jax.distill.packing.packing import MicroBatch
+from trd_jax.distill.step import TrainState, Tree
+from trd_jax.distill.teacher.source import TeacherSource
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.metrics import MetricWriter, Progress, Sink
+from trd_jax.experiment.processes import supervise
+from trd_jax.experiment.sections import Train
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+  """What a process has done of a run's updates.
+
+  Attributes:
+    updates: how many are done, by earlier processes too.
+    tokens: that both models have read in this one.
+    seconds: since this process's first update.
+  """
+
+  updates: int
+  tokens: int
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """Where updates leave what they make.
+
+  Attributes:
+    checkpoints: the state, every so many updates.
+    metrics_file: their rows, as JSON lines; the first process writes them.
+    sinks: further places for the rows.
+  """
+
+  checkpoints: Checkpoints
+  metrics_file: Path
+  sinks: Sequence[Sink]
+
+
+def begin(
+  distiller: Distiller, lora: Tree, checkpoints: Checkpoints, seed: int
+) -> tuple[int, TrainState]:
+  """Goes on from the newest checkpoint, or starts anew.
+
+  The number of updates done is the cursor into the order of batches and the
+  key of the dropout, so nothing else has to be restored.
+
+  Args:
+    distiller: knows the state's shapes and places.
+    lora: the adapter before the first update.
+    checkpoints: the run's.
+    seed: of the dropout.
+
+  Returns:
+    How many updates are done, and the state after them.
+
+  Raises:
+    UserError: the processes find different checkpoints, or one doesn't fit.
+  """
+  # To look into the folder is done by all processes together, or by none.
+  exists = checkpoints.directory.exists()
+  processes.check_same(int(exists), "whether there are checkpoints")
+  start = checkpoints.latest() or 0
+  processes.check_same(start, "the checkpoint that they find")
+  if not start:
+    return 0, distiller.init(lora, seed)
+  start, state = checkpoints.restore(distiller.abstract_state(lora))
+  print(f"train: goes on after update {start}", flush=True)
+  return start, state
+
+
+class Log:
+  """Writes the rows of metrics and shows how far the updates are.
+
+  Args:
+    writer: where rows go; None in processes that don't write.
+    progress: the line that a person sees.
+    every: updates between rows.
+    last: number of the last update, which always has one.
+  """
+
+  def __init__(
+    self,
+    writer: MetricWriter | None,
+    progress: Progress,
+    every: int,
+    last: int,
+  ):
+    self._writer, self._progress = writer, progress
+    self._every, self._last = every, last
+    self.began = time.monotonic()
+
+  def record(
+    self,
+    step: int,
+    metrics: Mapping[str, jax.Array],
+    facts: dict[str, float],
+  ) -> None:
+    """Waits for an update and writes its row.
+
+    Raises:
+      UserError: its loss or its gradient is no number.
+    """
+    row = objective.finish(jax.device_get(metrics)) | facts
+    _check_finite(step, row)
+    row["elapsed_seconds"] = time.monotonic() - self.began
+    if self._writer and (step % self._every == 0 or step == self._last):
+      self._writer.write(step, row)
+    self._progress.update(1, f"loss {row['loss']:.4f}")
+
+
+def run(
+  distiller: Distiller,
+  start: int,
+  state: TrainState,
+  batches: Sequence[Sequence[Sample]],
+  source: TeacherSource,
+  outputs: Outputs,
+  section: Train,
+) -> Done:
+  """Takes the updates that are left, until SIGTERM asks to stop between two.
+
+  Args:
+    distiller: the compiled programs.
+    start: updates that are done.
+    state: after them; donated.
+    batches: of all updates, in their order.
+    source: adds the teacher's side to each.
+    outputs: where checkpoints and rows of metrics go.
+    section: `checkpoint_every` and `log_every`.
+
+  Raises:
+    UserError: the loss stops being a number.
+  """
+  pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+  done, tokens = start, 0
+  with (
+    # SIGTERM waits for the end of an update.
+    supervise.deferred() as ending,
+    _log(outputs, start, len(batches), section.log_every) as log,
+  ):
+    for step in range(start, len(batches)):
+      if processes.stop_before(step, ending.asked):
+        break
+      packs = packing.pack(batch := batches[step], source.layout)
+      state, metrics = distiller.update(state, source.fill(batch, packs))
+      if pending is not None:
+        log.record(*pending)
+      facts = _facts(batch, packs, source.layout.flops)
+      tokens += int(facts["tokens_student"] + facts["tokens_teacher"])
+      pending = step, metrics, facts
+      done = step + 1
+      if done % section.checkpoint_every == 0 or done == len(batches):
+        # Rows first: a run that goes on from here must find them written.
+        log.record(*pending)
+        pending = None
+        outputs.checkpoints.save(done, state)
+    if pending is not None:  # stopped between two checkpoints
+      log.record(*pending)
+      outputs.checkpoints.save(done, state)
+    outputs.checkpoints.wait()
+  return Done(done, tokens, time.monotonic() - log.began)
+
+
+@contextlib.contextmanager
+def _log(
+  outputs: Outputs, start: int, num_steps: int, every: int
+) -> Iterator[Log]:
+  """Opens a `Log` for the updates from `start` on."""
+  with (
+    MetricWriter(outputs.metrics_file, start, outputs.sinks)
+    if processes.first()
+    else contextlib.nullcontext() as writer,
+    Progress(num_steps, "train", "updates", initial=start) as progress,
+  ):
+    yield Log(writer, progress, every, num_steps - 1)
+
+
+def _facts(
+  batch: Sequence[Sample], packs: Sequence[MicroBatch], flops: SampleFlops
+) -> dict[str, float]:
+  """Returns what the host knows of an update, as metrics."""
+  padded = packing.padded_tokens(packs)
+  # Of a teacher that is known beforehand no token is computed here.
+  student = sum(s.student_length for s in batch)
+  teacher = sum(s.teacher_length for s in batch) if padded[1] else 0
+  facts: dict[str, Any] = {
+    "truncated_share": sum(s.truncated for s in batch) / len(batch),
+    "trajectories": len(batch),
+    "tokens_student": student,
+    "tokens_teacher": teacher,
+    "fill_student": student / padded[0],
+    "imbalance": packing.imbalance(batch, packs, flops),
+  }
+  if padded[1]:
+    facts["fill_teacher"] = teacher / padded[1]
+  return facts
+
+
+def _check_finite(step: int, row: Mapping[str, float]) -> None:
+  """Refuses to go on from a loss that is no number.
+
+  Raises:
+    UserError: the loss or its gradient's norm is NaN or infinite.
+  """
+  if not all(math.isfinite(row[name]) for name in ("loss", "grad_norm")):
+    raise UserError(
+      f"update {step}: the loss is {row['loss']} and its gradient's norm"
+      f" {row['grad_norm']}; the checkpoints before it are kept: lower"
+      " train.learning_rate, in a new --workdir"
+    )
