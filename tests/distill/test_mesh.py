@@ -116,20 +116,20 @@ def test_the_table_adds_up():
 def test_only_a_teacher_that_is_there_is_counted(tensor):
   shape = (1, 8 // tensor, tensor)
 
-  def parts(source, **changes):
-    made = sizes("1.7b", "8b", source=source, **changes)
+  def parts(weights, **changes):
+    made = sizes("1.7b", "8b", weights=weights, **changes)
     return mesh_choice.estimate(made, shape).parts
 
   teacher = MODELS["8b"]
   head = teacher.vocab_size * teacher.hidden_size * 2
-  whole = parts("recompute")["teacher"] * 8
+  whole = parts("model")["teacher"] * 8
   assert whole == pytest.approx(2 * teacher.num_parameters(), rel=1e-3)
   # While the cache is filled the student is not there yet, but here the
   # student's passes take more than the teacher's weights.
-  cached = parts("hidden_cache", remat="none")
+  cached = parts("head", remat="none")
   assert cached["teacher"] * 8 == head
-  assert cached["buffer"] == 2 * parts("recompute")["buffer"]
-  filling = parts("hidden_cache", layout=short)
+  assert cached["buffer"] == 2 * parts("model")["buffer"]
+  filling = parts("head", layout=short)
   assert filling["teacher"] * 8 == whole
   assert "student" not in filling
   slots = paper_lengths(8 // tensor).buffer_slots

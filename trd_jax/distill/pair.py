@@ -20,7 +20,7 @@ from trd_jax.model.weights.model_files import ModelFiles
 
 
 class ChatModel(Protocol):
-  """What is read of a model that has been found; `generation.ChatModel` has it."""
+  """What is read of a model that was found; `generation.ChatModel` has it."""
 
   @property
   def files(self) -> ModelFiles:
@@ -52,7 +52,9 @@ class Pair:
   attention: Choice
 
 
-def find(experiment: Experiment, open_model: Callable[[Model], ChatModel]) -> Pair:
+def find(
+  experiment: Experiment, open_model: Callable[[Model], ChatModel]
+) -> Pair:
   """Finds both models, sees that they fit, and settles their attention.
 
   Args:
