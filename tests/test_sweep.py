@@ -10,6 +10,7 @@ import pytest
 from matplotlib import figure
 
 from tests.support import processes
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 from trd_jax import sweep
 from trd_jax.experiment import config_file, experiment, sweep_points
@@ -31,12 +32,14 @@ SMALL = (
 
 
 def _run(workdir, *flags, points="configs/sweeps/demo.py"):
+  """Runs a sweep; on one device, whose programs compile in half the time."""
   return subprocess.run(
     [
       *(sys.executable, "-m", "trd_jax.sweep", "--config=configs/demo.py"),
       *(f"--sweep={points}", f"--workdir={workdir}", *SMALL, *flags),
     ],
     cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": xla_flags(1)},
     capture_output=True,
     text=True,
   )
