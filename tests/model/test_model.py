@@ -102,6 +102,7 @@ def test_remat_policies_equal_none_in_value_and_gradient(trained, remat):
     np.testing.assert_allclose(one, other, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 def test_remat_policies_keep_less_than_none_and_full_keeps_least(trained):
   none, full, dots, attention = (trained[remat][2] for remat in REMAT)
   assert full < attention < none
