@@ -51,7 +51,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
   --dist loadfile --no-loadscope-reorder
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
-.PHONY: demo doctor check test test-all newest newest-check newest-python \
+.PHONY: demo doctor check test test-all newest newest-check \
   lint docs vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
@@ -96,10 +96,6 @@ newest:
 
 newest-check: $(VENV)/.test-newest
 	@$(PYTEST) -m "$(FAST)"
-
-# What CI asks, to know whether there is something to do.
-newest-python:
-	@echo "$(NEWEST)"
 
 vllm: $(VLLM_VENV)/.$(VLLM)
 
