@@ -210,6 +210,7 @@ number = int(sys.argv.pop(1))
 class Grave:
   def __del__(self):
     os.kill(os.getpid(), number)
+    print("it went on", flush=True)
     time.sleep(0.2)
 sent = []
 def collected(phase, info):
@@ -217,7 +218,7 @@ def collected(phase, info):
     return
   sent.append(number)
   os.kill(os.getpid(), number)
-  time.sleep(0.01)
+  print("it went on", flush=True)
 def run(experiment, run_dir, flags):
   way = os.environ["WAY"]
   if way == "del":
@@ -228,7 +229,6 @@ def run(experiment, run_dir, flags):
     gc.callbacks.remove(collected)
   else:
     import imported
-  print("it went on", flush=True)
   time.sleep(20)
   print("to its end", flush=True)
 cli.main("rollout", run, "is told at a bad moment", standalone=True)
@@ -239,8 +239,8 @@ cli.main("rollout", run, "is told at a bad moment", standalone=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_not_lost_where_exceptions_are(way, number, tmp_path):
   (tmp_path / "imported.py").write_text(
-    f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\n"
-    "done = True\n"
+    f"import os, time\nos.kill(os.getpid(), {int(number)})\n"
+    "print('it went on', flush=True)\ntime.sleep(0.2)\n"
   )
   paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
   done = subprocess.run(

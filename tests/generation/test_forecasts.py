@@ -142,7 +142,7 @@ def test_the_forecast_holds_for_real_problems_and_the_real_tokenizer():
       "train.max_teacher_tokens": 590,
     },
   )
-  found, _ = sources.load(which.data)
+  found = sources.select(sources.read(which.data)[0], which.data)
   ahead = check_forecast(which, chat, found)
   assert 0 < ahead.problems < 300
   assert ahead.trimmed
