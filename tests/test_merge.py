@@ -259,7 +259,7 @@ from trd_jax import merge
 from trd_jax.experiment import experiment
 from trd_jax.experiment.run_dir import RunDir
 config = pathlib.Path(sys.argv[1])
-chosen = experiment.from_json(config.read_text(), str(config))
+chosen = experiment.from_json(config)
 merge.run(chosen, RunDir(sys.argv[2]), types.SimpleNamespace())
 """
 
