@@ -97,6 +97,7 @@ def _store(tmp_path, capsys, **values):
   return found, run_dir.read_rejected("problems"), capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_deepscaler_is_counted_and_rid_of_what_math500_holds(tmp_path, capsys):
   found, rejected, told = _store(
     tmp_path,
@@ -115,6 +116,7 @@ def test_deepscaler_is_counted_and_rid_of_what_math500_holds(tmp_path, capsys):
   )
 
 
+@pytest.mark.slow
 def test_a_limit_is_of_what_is_left_and_nothing_is_taken_out_unasked(
   tmp_path, capsys
 ):

@@ -77,6 +77,7 @@ def test_gsm8k_solutions_and_answers_come_apart():
   assert found[0].solution.startswith("Janet sells 16 - 3 - 4 = 9 duck eggs")
 
 
+@pytest.mark.slow
 @needs_data
 def test_deepscaler_keeps_every_row_as_problem_or_with_a_reason():
   path = DEEPSCALER / "deepscaler_merged.parquet"

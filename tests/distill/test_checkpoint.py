@@ -175,6 +175,7 @@ def test_a_part_may_be_read_alone_if_that_is_said(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_is_as_if_it_had_not_begun(tmp_path):
   script = f"""
     import numpy as np

@@ -91,6 +91,7 @@ def test_equals_float64_reference(kind, temperature):
   hold(inputs, spec, value=3e-6, gradient=3e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_float64_reference_at_full_vocabulary(kind):
   # Flat enough for a normaliser to be a sum of 152K terms that all matter.
@@ -326,6 +327,7 @@ def test_nothing_as_large_as_all_logits_or_a_head_is_made(kind):
         assert 300 not in shape or out.aval.size <= 8 * 300, equation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 def test_compiled_memory_is_two_blocks_of_logits_at_any_length(kind):
   vocab, chunk = 5120, 32

@@ -17,6 +17,7 @@ from trd_jax.distill.loss.row_statistics import (
 )
 
 
+@pytest.mark.slow
 def test_top_k_breaks_ties_like_lax_top_k():
   rng = np.random.default_rng(0)
   for width in 7, 128, 1000, 5003:

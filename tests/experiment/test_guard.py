@@ -113,6 +113,7 @@ def test_a_process_that_is_long_gone_counts_as_gone():
   assert noticed.wait(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "family", ["owner,worker", "owner,between,worker", "owner,brief,worker"]
 )

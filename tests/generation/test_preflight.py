@@ -62,6 +62,7 @@ def looked_at(tmp_path_factory):
   return run_dir, seen
 
 
+@pytest.mark.slow
 def test_preflight_only_writes_a_report_and_nothing_else(looked_at):
   run_dir, seen = looked_at
   there, _ = seen["rollout"]
@@ -369,6 +370,7 @@ assert not loaded, loaded
 ONLY = "--config.preflight_only=True"
 
 
+@pytest.mark.slow
 def test_no_engine_and_no_jax_for_a_preflight(tmp_path):
   looked = start("rollout", tmp_path, ONLY)
   assert looked.returncode == 0, looked.stderr
@@ -396,6 +398,7 @@ def test_no_engine_and_no_jax_for_a_preflight(tmp_path):
   assert read_json(run_dir.config)["preflight_only"] is False
 
 
+@pytest.mark.slow
 def test_the_pipeline_looks_at_what_it_can(tmp_path, capsys):
   looked = start("pipeline", tmp_path / "demo", ONLY)
   assert looked.returncode == 0, looked.stderr

@@ -382,6 +382,7 @@ def _stop_the_workers():
   grading.close()
 
 
+@pytest.mark.slow
 def test_equal_answers_match_however_they_are_written():
   pairs = list(_pairs(MATCHES))
   verdicts = grading.verify_batch(pairs, workers=1)

@@ -87,6 +87,7 @@ HANGS = [
 ]
 
 
+@pytest.mark.slow
 def test_what_would_hang_returns_in_time_and_is_never_silently_wrong():
   timeout = 2.0
   grading.verify("\\boxed{x+x}", "2x")  # start the worker outside the clock
@@ -149,6 +150,7 @@ def test_processor_time_is_limited_where_the_wall_clock_is_not(monkeypatch):
   assert (verdict.correct, verdict.reason) == (None, "timeout")
 
 
+@pytest.mark.slow
 def test_the_wall_clock_ends_what_takes_no_processor_time():
   grading.verify("\\boxed{u+u}", "2u", timeout=1.0)
   (stopped,) = grading._shared_pool(1, 1.0).pids()
@@ -234,6 +236,7 @@ def test_a_script_without_a_main_guard_grades_and_leaves_no_process(tmp_path):
   assert _gone([int(pid) for pid in pids.split()])
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):
   script = tmp_path / "plain.py"
   script.write_text(SCRIPT)

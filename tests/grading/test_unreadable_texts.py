@@ -60,6 +60,7 @@ def answer(name, text, gold="2x", **fields):
   return Prompt(name, problem, [1], 0), Completion(name, (1,), "stop"), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 def test_every_answer_gets_a_verdict_that_can_be_kept(name):
   text = f"So \\boxed{{{ANSWERS[name]}}}"

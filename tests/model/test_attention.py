@@ -109,6 +109,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", ROWS)
 def test_value_and_gradient_equal_a_dense_float64_reference(T):
   at = places(ROWS[T], T)
@@ -135,6 +136,7 @@ def small_blocks(monkeypatch):
   monkeypatch.setattr(blockwise, "BLOCK", 16)
 
 
+@pytest.mark.slow
 def test_no_query_sees_a_key_to_its_right_in_a_packed_row(small_blocks):
   # Positions start anew in each document: they alone say nothing of right.
   T = 90

@@ -94,6 +94,7 @@ def check(attention, dtype="bfloat16", pack=False):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_right_attentions_pass(dtype):
   assert check(rows(cudnn_call), dtype) > 0
@@ -125,6 +126,7 @@ def test_what_is_not_a_number_or_fails_is_told_in_one_line():
     check(choice.attention_of("cudnn"))
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_wrong_at_half_a_block_only_is_found():
   def half_wrong(query, key, value, length_B):
     out = cudnn_call(query, key, value, length_B)
@@ -170,6 +172,7 @@ def test_a_kernel_that_fails_elsewhere_is_used_nowhere():
   assert len(asked) == 2
 
 
+@pytest.mark.slow
 def test_a_kernels_padding_reaches_nothing():
   def dirty(query, key, value, length_B):
     out = cudnn_call(query, key, value, length_B)
@@ -189,6 +192,7 @@ def test_a_kernels_padding_reaches_nothing():
     assert not np.asarray(gradient[:, 10:]).any()
 
 
+@pytest.mark.slow
 def test_rows_of_one_sample_equal_the_xla_path_whatever_stands_in_padding():
   position, segment = (
     np.stack(x)

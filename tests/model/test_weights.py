@@ -91,6 +91,7 @@ def test_weights_go_into_their_shards(tmp_path):
   assert not any(leaf.committed for leaf in jax.tree.leaves(plain))
 
 
+@pytest.mark.slow
 def test_the_adapter_depends_on_the_seed_alone(tmp_path):
   first, second = (
     _written(tmp_path / "a"),

@@ -432,6 +432,7 @@ def test_a_teacher_is_corrected_where_the_rollouts_are(tmp_path):
   assert "refine there depends on that" in ended.stderr
 
 
+@pytest.mark.slow
 def test_config_and_tokenizer_of_a_hub_id_are_had_for_a_run(tmp_path):
   folder = shutil.copytree(LAB["teacher"], tmp_path / "hub" / "own" / "teacher")
   with hub_server.serving(tmp_path / "hub") as server:
