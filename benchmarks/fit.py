@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from trd_jax.experiment.sections import MEMORY_SHARE  # noqa: E402
+from trd_jax.experiment.schema import MEMORY_SHARE  # noqa: E402
 
 DEVICES = 8
 BATCH = 128

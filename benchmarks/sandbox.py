@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from trd_jax.experiment.sections import Sandbox
+from trd_jax.experiment.schema import Sandbox
 from trd_jax.grading.code import code_tests
 from trd_jax.grading.code import programs as code
 from trd_jax.grading.code.compare import same_output

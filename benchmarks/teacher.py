@@ -76,7 +76,7 @@ def main() -> None:
   parser.add_argument("--workdir", type=Path, default=Path("runs/teacher"))
   args = parser.parse_args()
 
-  from trd_jax.experiment.metrics import read_metrics
+  from trd_jax.experiment.metric_log import read_metrics
   from trd_jax.experiment.run_dir import RunDir
 
   shared = args.workdir / f"trajectories-{args.regime}"

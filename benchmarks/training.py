@@ -177,7 +177,7 @@ class Run:
     """One update, waited for; returns its loss."""
     import jax
 
-    from trd_jax.distill.loss import objective
+    from trd_jax.distill.loss import metrics as loss_metrics
 
     self._state, metrics = self._distiller.update(self._state, batches)
-    return objective.finish(jax.device_get(metrics))["loss"]
+    return loss_metrics.finish(jax.device_get(metrics))["loss"]

@@ -54,8 +54,8 @@ Problems that a benchmark holds, too, are taken out and counted
 student alike.
 """
 
-from trd_jax.experiment import recipe
+from trd_jax.experiment import paper_recipe
 
 
 def get_config(arg=None):
-  return recipe.build("opd", ("1.7b", "4b"), arg)
+  return paper_recipe.build("opd", ("1.7b", "4b"), arg)

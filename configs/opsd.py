@@ -67,8 +67,8 @@ the real chat template. Its accuracy is 0: what it proves is the path.
         --workdir=runs/opsd-nano
 """
 
-from trd_jax.experiment import recipe
+from trd_jax.experiment import paper_recipe
 
 
 def get_config(arg=None):
-  return recipe.build("opsd", ("8b", "4b"), arg)
+  return paper_recipe.build("opsd", ("8b", "4b"), arg)

@@ -535,8 +535,8 @@ def test_the_columns_of_every_record_are_explained(heading, record):
 
 @pytest.mark.parametrize("last", ["rollout", "refine", "train"])
 def test_the_table_of_what_may_still_change_is_the_scopes(last):
-  """What docs/door.md lists, and keys of how a run is carried out."""
-  text = (ROOT / "docs/door.md").read_text()
+  """What docs/early_checks.md lists, and keys of how a run is carried out."""
+  text = (ROOT / "docs/early_checks.md").read_text()
   (row,) = re.findall(rf"^\| `{last}`[^|]*\|(.*)\|$", text, re.M)
   listed = tuple(span.removesuffix("*") for span in SPAN.findall(row))
   made = ["problems", "rollout", "refine", "train"]

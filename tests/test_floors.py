@@ -148,7 +148,7 @@ def test_tests_stand_in_the_rooms_of_what_they_test():
     ("experiment.records", "import jax.numpy as jnp"),
     ("experiment.records", "from trd_jax.data import chat"),
     ("train", "from trd_jax import rollout"),
-    ("pipeline.door", "from trd_jax import train"),
+    ("pipeline.early_checks", "from trd_jax import train"),
     ("distill.step", "from trd_jax.generation.engines import engine"),
     ("distill.loss.divergences", "def f():\n  from trd_jax.train import run"),
   ],

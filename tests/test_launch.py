@@ -14,7 +14,7 @@ from tests.distill import test_distributed as distributed
 from tests.support import processes, training_runs
 from tests.support.devices import xla_flags
 from tests.support.places import ROOT
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 
 LAUNCH = ROOT / "launch"
 NODE = LAUNCH / "node.sh"

@@ -19,7 +19,7 @@ from trd_jax.data.chat import Chat
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metrics import MetricWriter
+from trd_jax.experiment.metric_log import MetricWriter
 from trd_jax.experiment.records import GradedSample, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.lab import tokenizer

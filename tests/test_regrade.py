@@ -20,7 +20,7 @@ from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.records import GradedSample
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.grading import benchmarks, graders
+from trd_jax.grading import benchmark_verdicts, graders
 from trd_jax.grading.code import programs as code_grading
 from trd_jax.grading.math import formulas
 from trd_jax.grading.math import verifier as math_grading
@@ -215,13 +215,13 @@ def test_formulas_wait_for_their_grader_and_are_judged_once():
     answer(problem, "\\boxed{2(n+1)}", benchmark="amobench"),
     answer(problem, "\\boxed{4n}", 1, benchmark="amobench"),
   ]
-  judged = benchmarks.settle(there, asked, chosen())
+  judged = benchmark_verdicts.settle(there, asked, chosen())
   assert [row.correct for row in judged] == [True, False]
   assert {row.grader_version for row in judged} == {formulas.VERSION}
-  assert benchmarks.settle(judged, asked, chosen()) == judged
+  assert benchmark_verdicts.settle(judged, asked, chosen()) == judged
   lied = [dataclasses.replace(row, correct=True) for row in judged]
-  assert benchmarks.settle(lied, asked, chosen()) == lied
-  again = benchmarks.settle(lied, asked, chosen(), again=True)
+  assert benchmark_verdicts.settle(lied, asked, chosen()) == lied
+  again = benchmark_verdicts.settle(lied, asked, chosen(), again=True)
   assert again == judged
 
 
@@ -230,12 +230,14 @@ def test_what_is_graded_as_it_is_sampled_is_left_alone():
   row = answer(problem, "\\boxed{2}", benchmark="aime24")
   row = dataclasses.replace(row, grader_version="math-0", correct=False)
   asked = questions_of("aime24", [problem])
-  assert benchmarks.settle([row], asked, chosen()) == [row]
-  (again,) = benchmarks.settle([row], asked, chosen(), again=True)
+  assert benchmark_verdicts.settle([row], asked, chosen()) == [row]
+  (again,) = benchmark_verdicts.settle([row], asked, chosen(), again=True)
   assert (again.correct, again.grader_version) == (True, math_grading.VERSION)
   # Of a question that isn't asked any more nothing is known.
   other = dataclasses.replace(row, problem_id="another")
-  assert benchmarks.settle([other], asked, chosen(), again=True) == [other]
+  assert benchmark_verdicts.settle([other], asked, chosen(), again=True) == [
+    other
+  ]
 
 
 @sandboxes.needed
@@ -256,7 +258,7 @@ def test_livecodebench_is_run_by_us_where_its_runner_is_not(
       ["print(int(input()) + 1)", "print(2)", "raise SystemExit(1)"]
     )
   ]
-  judged = benchmarks.settle(there, asked, chosen(**config), again=True)
+  judged = benchmark_verdicts.settle(there, asked, chosen(**config), again=True)
   assert [(row.correct, row.reason) for row in judged] == [
     (True, "match"),
     (False, "mismatch"),  # the public test passes, the packed one does not
@@ -295,7 +297,7 @@ def test_livecodebench_has_one_grader_however_it_is_called(
   assert graders.of_problem(name, problem, missing) == "lcb_runner"
   row = answer(problem, "```python\nprint(1)\n```", benchmark=name)
   with pytest.raises(UserError, match=r"third_party/lcb_runner/install\.sh"):
-    benchmarks.settle([row], questions_of(name, [problem]), missing)
+    benchmark_verdicts.settle([row], questions_of(name, [problem]), missing)
   environment = tmp_path / ".venv-lcb" / "bin"
   environment.mkdir(parents=True)
   (environment / "python").symlink_to(sys.executable)

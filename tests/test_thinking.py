@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.experiment.test_recipe import CONFIGS, resolve
+from tests.experiment.test_paper_recipe import CONFIGS, resolve
 from tests.generation.test_preflight import go
 from tests.support.chat_folders import QWEN, needs_qwen, real_chat
 from tests.support.stage_runs import chosen

@@ -18,7 +18,7 @@ from trd_jax.data.chat import Chat
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.model.weights import hf
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from trd_jax.experiment import cli
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.schema import Model
 
 STAGE = "convert"
 FLAGS = (

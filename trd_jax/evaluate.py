@@ -71,11 +71,11 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   from trd_jax.generation import preflight, sampling_stage
   from trd_jax.generation.engines.factory import check_installed
   from trd_jax.generation.samples import Prompt
-  from trd_jax.grading import benchmarks, scores
+  from trd_jax.grading import benchmark_verdicts, scores
 
   if not experiment.preflight_only:
     check_installed(experiment.engine)
-    benchmarks.check(experiment)
+    benchmark_verdicts.check(experiment)
   section, thinking = experiment.evaluate, experiment.evaluation_thinking
 
   # 1. The model and the questions.
@@ -105,7 +105,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
         if isinstance(ids, Rejected):
           yield ids
           continue
-        sampled = benchmarks.to_sample(benchmark, problem, experiment)
+        sampled = benchmark_verdicts.to_sample(benchmark, problem, experiment)
         for sample in range(section.k):
           parts = (benchmark, problem.problem_id, sample)
           # Of the question alone: base and trained draw with the same.
@@ -181,7 +181,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
   """
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.records import GradedSample
-  from trd_jax.grading import benchmarks, scores
+  from trd_jax.grading import benchmark_verdicts, scores
 
   done = run_dir.done(stage)
   if done is None:
@@ -189,7 +189,7 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
       f"{run_dir.stage(stage)}: the evaluation isn't finished; run it without"
       " --regrade first"
     )
-  benchmarks.check(experiment)
+  benchmark_verdicts.check(experiment)
   questions = load_all(experiment)
   for name, question_set in questions.items():
     ids = {problem.problem_id for problem in question_set.problems}
@@ -233,7 +233,7 @@ def _finish(
   """
   from trd_jax.experiment.files.json_files import write_json
   from trd_jax.experiment.records import GradedSample
-  from trd_jax.grading import benchmarks, scores
+  from trd_jax.grading import benchmark_verdicts, scores
 
   every = run_dir.read(stage, GradedSample)
   mine = [row for row in every if row.key in keys]
@@ -243,7 +243,7 @@ def _finish(
   for name, question_set in questions.items():
     # A benchmark at a time: what has been judged is not lost.
     before = judged
-    judged = benchmarks.settle(
+    judged = benchmark_verdicts.settle(
       before, {name: question_set}, experiment, again=again
     )
     if judged != before:

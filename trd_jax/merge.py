@@ -51,7 +51,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
 
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.experiment.errors import UserError
-  from trd_jax.experiment.metrics import read_metrics
+  from trd_jax.experiment.metric_log import read_metrics
   from trd_jax.generation import chat_model, summaries
   from trd_jax.model import backend, sharding
   from trd_jax.model.lora_config import LoraConfig

@@ -57,10 +57,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 def _train(experiment: Experiment, run_dir: RunDir) -> None:
   """Trains in each of the run's processes: the stage's chapters, in order."""
   from trd_jax.distill import (
+    mesh_and_packs,
+    model_pair,
     models,
-    pair,
     processes,
-    shapes,
     training_set,
     updates,
   )
@@ -68,7 +68,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.distill.distiller import Distiller
   from trd_jax.distill.teacher.registry import SOURCES
   from trd_jax.distill.teacher.source import TeacherRun
-  from trd_jax.experiment.metrics import open_sinks, read_metrics
+  from trd_jax.experiment.metric_log import open_sinks, read_metrics
   from trd_jax.generation import chat_model, summaries
 
   if summaries.skip_if_done(run_dir, STAGE, describe):
@@ -77,7 +77,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   train, writes = experiment.train, processes.first()
 
   # 1. Who learns and who teaches: they must speak in the same ids.
-  both = pair.find(
+  both = model_pair.find(
     experiment, functools.partial(chat_model.open_model, run_dir=run_dir)
   )
 
@@ -90,7 +90,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 4. Mesh and shapes: how the models are split, and the few lengths of rows
   #    that programs are compiled for.
   teaching = SOURCES[train.teacher]
-  mesh, layout, told = shapes.choose(
+  mesh, layout, told = mesh_and_packs.choose(
     experiment, both, data.samples, teaching.weights
   )
   if told:

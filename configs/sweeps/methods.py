@@ -8,7 +8,7 @@ more methods, which are no rows of the paper's tables; a sweep may name them,
 too.
 """
 
-from trd_jax.experiment.recipe import METHODS
+from trd_jax.experiment.paper_recipe import METHODS
 from trd_jax.experiment.sweep_points import product
 
 

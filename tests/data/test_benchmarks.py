@@ -26,9 +26,9 @@ from trd_jax.data.problems import (
 )
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 from trd_jax.grading.code import code_tests, lcb_runner
-from trd_jax.pipeline import door_data
+from trd_jax.pipeline import data_checks
 
 MATH, CODE = SHARED_DATA / "math_eval", SHARED_DATA / "code_eval"
 
@@ -117,9 +117,9 @@ def test_a_missing_local_copy_is_told_by_its_key(tmp_path, folder, said):
   mine = chosen(tmp_path / folder, **names)
   with pytest.raises(UserError, match=said) as read:
     questions.load(mine, "hmmt25")
-  # The door looks at it too, and reads none.
+  # The early checks look at it too, and read none.
   with pytest.raises(UserError, match=said) as looked:
-    list(door_data.benchmark(mine, "hmmt25"))
+    list(data_checks.benchmark(mine, "hmmt25"))
   for error in read, looked:
     assert "leave evaluate.root out to download it" in str(error.value)
     assert "data.root" not in str(error.value)

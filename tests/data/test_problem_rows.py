@@ -10,7 +10,7 @@ import pytest
 from trd_jax.data import problems
 from trd_jax.data.problems import rows
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 
 def load(source, root=None, **changes):

@@ -14,7 +14,7 @@ from trd_jax.data.problems import benchmarks, rows
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, to_table
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 MATH = SHARED_DATA / "math_eval"
 DEEPSCALER = SHARED_DATA / "deepscaler"
@@ -230,7 +230,7 @@ def test_without_the_hub_the_message_names_the_key(tmp_path, source):
   code = (
     "from trd_jax.data import problems\n"
     "from trd_jax.experiment import errors\n"
-    "from trd_jax.experiment.sections import Data\n"
+    "from trd_jax.experiment.schema import Data\n"
     "try:\n"
     f"  problems.read(Data(source={source!r}))\n"
     "except errors.UserError as error:\n"

@@ -21,7 +21,7 @@ from trd_jax.distill.distiller import Distiller
 from trd_jax.distill.packing import packing
 from trd_jax.distill.step import Setup
 from trd_jax.distill.teacher.source import hidden_slot
-from trd_jax.experiment.sections import Train
+from trd_jax.experiment.schema import Train
 from trd_jax.model import sharding
 
 pytestmark = [

@@ -20,9 +20,9 @@ from trd_jax.distill import processes
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Distributed
+from trd_jax.experiment.schema import Distributed
 
 pytestmark = pytest.mark.multiprocess
 

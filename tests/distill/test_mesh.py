@@ -16,7 +16,7 @@ from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.layout import Layout, PackShape
 from trd_jax.distill.step import Setup
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import Mesh
+from trd_jax.experiment.schema import Mesh
 from trd_jax.model import sharding
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig

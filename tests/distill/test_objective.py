@@ -12,12 +12,8 @@ import pytest
 from tests.distill.test_divergence import make_inputs
 from tests.support.divergence_reference import error, reference, scoring
 from trd_jax.distill.loss.divergences import SampledReverseKl
-from trd_jax.distill.loss.objective import (
-  Objective,
-  finish,
-  slot_loss,
-  token_loss,
-)
+from trd_jax.distill.loss.metrics import finish
+from trd_jax.distill.loss.objective import Objective, slot_loss, token_loss
 from trd_jax.distill.loss.token_stats import Scoring, TokenStats
 from trd_jax.distill.loss.token_weights import Tip
 from trd_jax.experiment import experiment, methods

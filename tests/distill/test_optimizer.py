@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.support import small_models
 from trd_jax.distill import optimizer
-from trd_jax.experiment.sections import Train
+from trd_jax.experiment.schema import Train
 from trd_jax.model import sharding
 
 

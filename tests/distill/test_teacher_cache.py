@@ -22,7 +22,7 @@ from trd_jax.distill.packing.layout import Sample
 from trd_jax.distill.teacher.cache import Identity, TeacherCache, entry_key
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.model.sharding import make_mesh
 from trd_jax.model.weights import hf
 

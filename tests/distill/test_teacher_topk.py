@@ -27,7 +27,7 @@ from trd_jax.distill.loss.tail_divergence import Recorded, slot_loss, tail_stats
 from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import from_config
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.model.weights.hub import model_revision
 
 ROWS, VOCABULARY = 37, 300

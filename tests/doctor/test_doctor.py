@@ -25,7 +25,7 @@ from trd_jax.doctor import (
   gpus,
   jax_probe,
   probe,
-  room,
+  resources,
   software,
   training_checks,
 )
@@ -35,7 +35,7 @@ from trd_jax.experiment import config_file, experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Mesh
+from trd_jax.experiment.schema import Mesh
 
 GIB = 1 << 30
 NAMES = [check.name for check in checks.CHECKS]
@@ -768,7 +768,7 @@ def test_weights_that_don_t_fit(sizes, each, devices, changes, status):
   ],
 )
 def test_a_full_disk(free, needed, status):
-  found = room.judge_disk(Path("/somewhere"), free, needed)
+  found = resources.judge_disk(Path("/somewhere"), free, needed)
   assert found.status == status
   assert "/somewhere" in found.told
 
@@ -785,8 +785,8 @@ def test_a_full_disk(free, needed, status):
   ],
 )
 def test_a_container_s_shared_memory(free, config, several, status):
-  needed = room.shared_memory_needed(chosen(config), several)
-  assert room.judge_shared_memory(free, free, needed).status == status
+  needed = resources.shared_memory_needed(chosen(config), several)
+  assert resources.judge_shared_memory(free, free, needed).status == status
 
 
 def test_packages_that_are_missing_or_others():

@@ -2,10 +2,10 @@ import typing
 
 import pytest
 
-from trd_jax.experiment import experiment, methods, schema, scopes
+from trd_jax.experiment import declarations, experiment, methods, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import KEYS, Experiment, from_config
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.schema import Model
 
 
 def test_the_default_config_is_the_default_experiment():
@@ -187,7 +187,7 @@ def test_the_opsd_teacher_is_the_student_in_the_teachers_thinking_mode():
 
 
 def test_every_key_knows_what_depends_on_it():
-  known = set(typing.get_args(schema.Scope))
+  known = set(typing.get_args(declarations.Scope))
   for key in KEYS.values():
     assert key.scopes, key.name
     assert set(key.scopes) <= known

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import Engine, Ray
+from trd_jax.experiment.schema import Engine, Ray
 from trd_jax.generation.engines import factory, ray_engine
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.model.weights.model_files import ModelFiles

@@ -15,7 +15,7 @@ from tests.support import judging, sandboxes
 from tests.support.places import ROOT
 from trd_jax.data import problems
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 from trd_jax.grading.code import evalplus
 
 CODE = ROOT.parent / "shared/data/code_eval"

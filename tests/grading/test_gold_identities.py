@@ -9,7 +9,7 @@ from tests.support import judging
 from tests.support.places import SHARED
 from trd_jax.data import final_answer, problems
 from trd_jax.data.problems import amo
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 from trd_jax.grading.math import formulas, verifier
 
 MATH = SHARED / "data/math_eval"

@@ -20,7 +20,7 @@ from tests.support.places import ROOT
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem
-from trd_jax.experiment.sections import Sandbox
+from trd_jax.experiment.schema import Sandbox
 from trd_jax.generation import generate
 from trd_jax.generation import samples as samples_of
 from trd_jax.generation.engines.engine import Completion

@@ -17,7 +17,7 @@ from tests.support import (
   hostile_machine,  # noqa: F401
   sandboxes,
 )
-from trd_jax.experiment.sections import Sandbox
+from trd_jax.experiment.schema import Sandbox
 from trd_jax.grading.code import programs
 from trd_jax.grading.sandbox import sandbox
 

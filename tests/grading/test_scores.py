@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trd_jax.experiment import shards
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import GradedSample
-from trd_jax.experiment.sections import Evaluate
+from trd_jax.experiment.schema import Evaluate
 from trd_jax.grading import estimators, scores
 
 SECTION = Evaluate(bootstrap=300)

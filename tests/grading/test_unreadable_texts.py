@@ -22,7 +22,7 @@ from trd_jax.experiment.records import (
   Verdict,
 )
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Evaluate, Sandbox
+from trd_jax.experiment.schema import Evaluate, Sandbox
 from trd_jax.generation import samples, summaries
 from trd_jax.generation.engines.engine import Completion
 from trd_jax.generation.samples import Prompt

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.places import ROOT
-from trd_jax.experiment import metrics
+from trd_jax.experiment import metric_log
 from trd_jax.experiment.records import GradedSample, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
@@ -128,7 +128,7 @@ def test_a_failing_stage_ends_the_pipeline_with_its_exit_code(tmp_path):
   assert "raise rollout.max_prompt_tokens" in failed.stderr
   assert RunDir(workdir).done("evaluate/base") is not None
   # What the failure took is not told as the stage's time.
-  seconds = metrics.seconds_by_stage(RunDir(workdir).timings)
+  seconds = metric_log.seconds_by_stage(RunDir(workdir).timings)
   assert list(seconds) == ["evaluate/base", "rollout, stopped"]
   assert seconds["rollout, stopped"] > 0
 

@@ -17,7 +17,7 @@ from tests.support.small_models import SMALL as SHAPE
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Pipeline
+from trd_jax.experiment.schema import Pipeline
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters
 from trd_jax.pipeline import rounds

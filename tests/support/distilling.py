@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.support import small_models
 from trd_jax.distill.distiller import Distiller
+from trd_jax.distill.loss import metrics as loss_metrics
 from trd_jax.distill.loss import objective
 from trd_jax.distill.loss.objective import Objective
 from trd_jax.distill.models import Models, base_graph
@@ -117,7 +118,7 @@ class Run:
     """One update with the whole of `data` as its batch."""
     packs = packing.pack(data, self.layout)
     self.state, metrics = self.distiller.update(self.state, packs)
-    return objective.finish(jax.device_get(metrics))
+    return loss_metrics.finish(jax.device_get(metrics))
 
   @property
   def gradient(self):

@@ -429,7 +429,7 @@ class Chat:
     return before, after
 
   def _check(self) -> None:
-    """Proves at the door that splitting the prompt changes nothing."""
+    """Proves first that to split the prompt changes nothing."""
     for content, (i, _) in self._controls.items():
       if i in self.control_ids and i in self.encode(content):
         raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 
 # Programs that are compiled at once: each holds the compiler's memory.
 _MOST_AT_ONCE = 8

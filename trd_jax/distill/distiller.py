@@ -13,15 +13,11 @@ from jax.sharding import Mesh
 from trd_jax.distill import optimizer, programs
 from trd_jax.distill.compilation import Program, compile_all
 from trd_jax.distill.loss.objective import Objective
+from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.models import Models
 from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.layout import Layout
-from trd_jax.distill.packing.packing import (
-  MicroBatch,
-  StudentPack,
-  TeacherPack,
-)
-from trd_jax.distill.pair import Pair
+from trd_jax.distill.packing.packing import MicroBatch, StudentPack, TeacherPack
 from trd_jax.distill.programs import PRNG, Kept, Programs
 from trd_jax.distill.step import Setup, Totals, TrainState, Tree
 from trd_jax.distill.teacher.source import TeacherSource

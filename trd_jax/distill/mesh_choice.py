@@ -25,9 +25,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.distill.packing.layout import Layout, PackShape
 from trd_jax.distill.teacher.source import Weights
-from trd_jax.experiment import sections, tables
+from trd_jax.experiment import schema, tables
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import PLANNED_SHARE
+from trd_jax.experiment.schema import PLANNED_SHARE
 from trd_jax.model import sharding
 from trd_jax.model.attention.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
@@ -118,7 +118,7 @@ class Estimate(NamedTuple):
 
 
 def make(
-  section: sections.Mesh, sizes: Sizes, attention: str = "xla"
+  section: schema.Mesh, sizes: Sizes, attention: str = "xla"
 ) -> tuple[Mesh, str]:
   """Returns the mesh that the config asks for, or the one that its sizes need.
 

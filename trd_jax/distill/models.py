@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from trd_jax.distill.pair import Pair
+from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.step import Tree
 from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment.experiment import Experiment

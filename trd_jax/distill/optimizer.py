@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from trd_jax.experiment.sections import Train
+from trd_jax.experiment.schema import Train
 from trd_jax.model import sharding
 
 

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 
 from trd_jax.experiment.errors import Terminated, UserError
 from trd_jax.experiment.processes import nvidia
-from trd_jax.experiment.sections import Distributed
+from trd_jax.experiment.schema import Distributed
 from trd_jax.model import backend
 
 # Where a key says nothing, its variable is asked.

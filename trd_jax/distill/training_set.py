@@ -25,7 +25,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Train
+from trd_jax.experiment.schema import Train
 
 
 @dataclasses.dataclass(frozen=True)

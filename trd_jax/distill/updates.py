@@ -17,7 +17,7 @@ import jax
 from trd_jax.distill import processes
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.distill.distiller import Distiller
-from trd_jax.distill.loss import objective
+from trd_jax.distill.loss import metrics as loss_metrics
 from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.flops import SampleFlops
 from trd_jax.distill.packing.layout import Sample
@@ -25,9 +25,10 @@ from trd_jax.distill.packing.packing import MicroBatch
 from trd_jax.distill.step import TrainState, Tree
 from trd_jax.distill.teacher.source import TeacherSource
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metrics import MetricWriter, Progress, Sink
+from trd_jax.experiment.metric_log import MetricWriter, Sink
 from trd_jax.experiment.processes import supervise
-from trd_jax.experiment.sections import Train
+from trd_jax.experiment.progress import Progress
+from trd_jax.experiment.schema import Train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Log:
     Raises:
       UserError: its loss or its gradient is no number.
     """
-    row = objective.finish(jax.device_get(metrics)) | facts
+    row = loss_metrics.finish(jax.device_get(metrics)) | facts
     _check_finite(step, row)
     row["elapsed_seconds"] = time.monotonic() - self.began
     if self._writer and (step % self._every == 0 or step == self._last):

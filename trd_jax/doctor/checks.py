@@ -11,8 +11,8 @@ from trd_jax.doctor import (
   engine_checks,
   engines,
   gpus,
-  graders,
-  room,
+  grader_checks,
+  resources,
   software,
   training_checks,
 )
@@ -94,18 +94,18 @@ CHECKS: tuple[Check, ...] = (
     gpus.without_driver,
     quick=True,
   ),
-  Check("disk", "what the stages write has room", room.disk, quick=True),
+  Check("disk", "what the stages write has room", resources.disk, quick=True),
   Check(
     "shared-memory",
     "/dev/shm is large enough for NCCL and vLLM",
-    room.shared_memory,
-    room.without_shared_memory,
+    resources.shared_memory,
+    resources.without_shared_memory,
     quick=True,
   ),
   Check(
     "open-files",
     "the limit on open files is high enough",
-    room.open_files,
+    resources.open_files,
     quick=True,
   ),
   Check(
@@ -163,10 +163,10 @@ CHECKS: tuple[Check, ...] = (
   Check(
     "sandbox",
     "a program runs in bubblewrap",
-    graders.bubblewrap,
-    needed=graders.by_programs,
+    grader_checks.bubblewrap,
+    needed=grader_checks.by_programs,
   ),
-  *graders.of_environments(),
+  *grader_checks.of_environments(),
   Check(
     "reduce",
     "sums over all devices are right, and how fast they are",

@@ -12,7 +12,7 @@ from trd_jax.experiment import experiment, findings
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
-from trd_jax.experiment.sections import PLANNED_SHARE, Mesh, Model
+from trd_jax.experiment.schema import PLANNED_SHARE, Mesh, Model
 from trd_jax.model.weights import hub_look
 
 _GIB = 1 << 30
@@ -185,19 +185,19 @@ def config(machine: Machine) -> Diagnosis:
     UserError: something is wrong or not there; all of it is told.
   """
   # Where a library is broken that it needs, the other checks run.
-  from trd_jax.pipeline import door
+  from trd_jax.pipeline import early_checks
 
   e = machine.experiment
-  found = door.look(e, machine.workdir)
-  return judge_config(found, list(door.summary(e, found)))
+  found = early_checks.look(e, machine.workdir)
+  return judge_config(found, list(early_checks.summary(e, found)))
 
 
 def judge_config(found: Sequence[Finding], summary: Sequence[str]) -> Diagnosis:
-  """Judges what was found at the door.
+  """Judges what was found before anything starts.
 
   Args:
-    found: by `door.look`.
-    summary: what is well, by `door.summary`.
+    found: by `early_checks.look`.
+    summary: what is well, by `early_checks.summary`.
 
   Raises:
     UserError: something is wrong or not there; all of it is told.

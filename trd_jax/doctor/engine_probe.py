@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.doctor.probe import Facts, Tell, answer
-from trd_jax.experiment import sections
+from trd_jax.experiment import schema
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
@@ -85,8 +85,8 @@ def examine(asked: Facts, tell: Tell) -> None:
 
   def make(adapter: Path | None) -> Any:
     files = ModelFiles("tiny", folder, "tiny", asked["dtype"], adapter)
-    spec = sections.Engine(
-      name=asked["engine"], vllm=sections.VllmEngine(**asked["spec"])
+    spec = schema.Engine(
+      name=asked["engine"], vllm=schema.VllmEngine(**asked["spec"])
     )
     return factory.make(spec, files, max_model_tokens=_LONGEST)
 

@@ -8,7 +8,7 @@ from trd_jax.doctor.machine import Machine
 from trd_jax.doctor.probe import Facts
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.processes import nvidia
-from trd_jax.experiment.sections import MEMORY_SHARE
+from trd_jax.experiment.schema import MEMORY_SHARE
 
 _GIB = 1 << 30
 _JAX_REMEDY = (

@@ -86,6 +86,7 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
   from flax import nnx
 
   from trd_jax.distill.distiller import Distiller
+  from trd_jax.distill.loss import metrics as loss_metrics
   from trd_jax.distill.loss import objective
   from trd_jax.distill.loss.objective import Objective
   from trd_jax.distill.packing import layout, packing
@@ -142,7 +143,7 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
   state, sums = distiller.update(
     distiller.init(lora, seed=0), packing.pack(samples, shapes)
   )
-  metrics = objective.finish(jax.device_get(sums))
+  metrics = loss_metrics.finish(jax.device_get(sums))
   state = jax.device_get(state)
   told = {
     name: float(metrics[name]) for name in ("loss", "grad_norm", "adapter_norm")

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-from trd_jax.experiment import schema, scopes
+from trd_jax.experiment import declarations, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import (
   atomic_files,
@@ -110,8 +110,8 @@ class Claim:
       return False
     # Compared key by key and not as text: the order and the spelling of a
     # number mean nothing.
-    was = schema.flatten(read_json(self._config))
-    now = schema.flatten(json_files.loads(experiment_json))
+    was = declarations.flatten(read_json(self._config))
+    now = declarations.flatten(json_files.loads(experiment_json))
     different = scopes.differences(was, now)
     if not different:
       return False
@@ -187,8 +187,8 @@ class Claim:
         return  # another process has been as quick
       former = self._config.read_text()
       if self._others_at_work():
-        was = schema.flatten(json_files.loads(former))
-        now = schema.flatten(json_files.loads(experiment_json))
+        was = declarations.flatten(json_files.loads(former))
+        now = declarations.flatten(json_files.loads(experiment_json))
         raise UserError(
           f"another process is at work in {self._root} by another config:"
           f" {_shown(scopes.differences(was, now))}; wait for it, or stop it"

@@ -25,12 +25,12 @@ from typing import Any
 from absl import flags as absl_flags
 
 from trd_jax.experiment import config_file, experiment, tables
+from trd_jax.experiment.declarations import Key
 from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
 from trd_jax.experiment.experiment import KEYS, Experiment
 from trd_jax.experiment.files import paths
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import Key
 
 _READS_AND_WRITES = {
   "rollout": (

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import schema
+from trd_jax.experiment import declarations
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import KEYS, unknown_key
 from trd_jax.experiment.files import json_files
@@ -50,7 +50,7 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
     raise UserError(
       f"{name}: it must give a ConfigDict, not a {type(config).__name__}"
     )
-  return schema.flatten(config), name
+  return declarations.flatten(config), name
 
 
 def expected(spec: str) -> str | None:

@@ -1,8 +1,8 @@
-"""One experiment: what a config file says, checked at the door.
+"""One experiment: what a config file says, checked before anything else.
 
 A config file fills in the `ConfigDict` that `default_config` makes;
 `from_config` checks it whole and unpacks it into the frozen dataclasses of
-`sections.py`, and no other module ever sees a `ConfigDict`.
+`schema.py`, and no other module ever sees a `ConfigDict`.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import schema
+from trd_jax.experiment import declarations
+from trd_jax.experiment.declarations import at_least, key, one_of, section
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_files, paths
 from trd_jax.experiment.methods import (
@@ -26,8 +27,7 @@ from trd_jax.experiment.methods import (
   Method,
   refining,
 )
-from trd_jax.experiment.schema import at_least, key, one_of, section
-from trd_jax.experiment.sections import (
+from trd_jax.experiment.schema import (
   LORA_RANKS,
   Data,
   Distributed,
@@ -161,7 +161,7 @@ class Experiment:
     return self.loss.clip
 
 
-KEYS: Mapping[str, schema.Key] = schema.keys_of(Experiment)
+KEYS: Mapping[str, declarations.Key] = declarations.keys_of(Experiment)
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -170,7 +170,7 @@ def default_config() -> config_dict.ConfigDict:
   The ConfigDict is locked (a key that does not exist cannot be set) and keeps
   each key's type; keys that may be None are typed placeholders.
   """
-  return schema.config_of(Experiment)
+  return declarations.config_of(Experiment)
 
 
 def from_config(
@@ -190,14 +190,14 @@ def from_config(
   if isinstance(config, config_dict.ConfigDict):
     config = config.to_dict()
   checked = {}
-  for name, value in schema.flatten(config).items():
+  for name, value in declarations.flatten(config).items():
     if name not in KEYS:
       raise unknown_key(name, source)
     try:
       checked[name] = KEYS[name].check(value)
     except ValueError as error:
       raise UserError(f"{source}: {error}") from None
-  experiment = schema.unflatten(Experiment, checked)
+  experiment = declarations.unflatten(Experiment, checked)
   for contradiction in _contradictions(experiment):
     raise UserError(f"{source}: {contradiction}")
   return experiment
@@ -213,7 +213,7 @@ def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
 
 def flat(experiment: Experiment) -> dict[str, Any]:
   """Returns every key's value by its dotted name."""
-  return schema.flatten(dataclasses.asdict(experiment))
+  return declarations.flatten(dataclasses.asdict(experiment))
 
 
 def to_json(experiment: Experiment) -> str:
@@ -262,8 +262,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> types.SimpleNamespace:
     kind = type(defaults[name])
     if not equals and kind is bool:
       text = "true"  # a bare name switches a boolean on
-    rule = schema.filled() if kind is str else None
-    declared = schema.Key(name, kind, False, defaults[name], "", rule)
+    rule = declarations.filled() if kind is str else None
+    declared = declarations.Key(name, kind, False, defaults[name], "", rule)
     try:
       variants[name] = declared.parse(text)
     except ValueError as error:

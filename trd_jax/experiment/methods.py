@@ -12,7 +12,7 @@ In formulas p is the teacher's distribution and q the student's.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from trd_jax.experiment.schema import Rule, at_least, key, within
+from trd_jax.experiment.declarations import Rule, at_least, key, within
 
 REGIMES = ("opd", "opsd")
 
@@ -75,7 +75,7 @@ def _weighs_nothing(tip_entropy: float, tip_divergence: float) -> str | None:
 
 
 # Why the mathematics is not here, beside its name: a config is checked at the
-# door of every stage, and most stages run where there need be no JAX. So this
+# start of every stage, and most stages run where there need be no JAX. So this
 # room holds what a config has to know, and `distill/loss/divergences.py` the
 # rest: a class that takes its name and its parameters from the entry here.
 DIVERGENCES: Mapping[str, Term] = {

@@ -1,327 +1,683 @@
-"""How a tree of frozen dataclasses declares, documents and checks its keys.
+"""The sections of an experiment: every key, its default, meaning and rule.
 
-`key` declares one: its default, one line of documentation, a rule that its
-value must obey, and the scopes that say what depends on it. From the same
-declaration come the `ConfigDict` that a config file fills in, the command
-line's flags, the help, the checks, and what may still change in a workdir.
+Lengths are in tokens. `experiment.py` puts the sections together and makes
+the checks that concern more than one key.
 """
 
 import dataclasses
-import functools
-import math
-import types
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
 
-from ml_collections import config_dict
-
-from trd_jax.experiment.files import paths
-
-SectionT = TypeVar("SectionT")
-
-Scope = Literal["problems", "rollout", "refine", "train", "evaluate", "runtime"]
-"""What depends on a key: the artifacts of a stage, or, for `runtime`, none.
-
-A runtime key says how a run is carried out, not what it computes. (Rounding
-follows the devices and the packs, and so do the masks of the adapters'
-dropout.)
-"""
-
-
-class Rule(NamedTuple):
-  """What a value must be.
-
-  Attributes:
-    says: completes the sentence "must be …".
-    holds: tells whether a value obeys.
-  """
-
-  says: str
-  holds: Callable[[Any], bool]
-
-
-def one_of(*choices: str) -> Rule:
-  """Requires one of a closed set of names."""
-  return Rule("one of " + ", ".join(choices), lambda value: value in choices)
-
-
-def at_least(low: float) -> Rule:
-  """Requires a number from `low` up."""
-  return Rule(f"at least {low}", lambda value: value >= low)
-
-
-def above(low: float) -> Rule:
-  """Requires a number greater than `low`."""
-  return Rule(f"greater than {low}", lambda value: value > low)
-
-
-def within(low: float, high: float) -> Rule:
-  """Requires a number in the closed interval [low, high]."""
-  return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
-
-
-def fraction_below_one() -> Rule:
-  """Requires a number in the half-open interval [0, 1)."""
-  return Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-
-
-def minus_one_or_positive() -> Rule:
-  """Requires -1, which has a meaning of its own, or an integer from 1 up."""
-  return Rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
-
-
-def filled() -> Rule:
-  """Requires a string or tuple with something in it."""
-  return Rule("non-empty", bool)
-
-
-def key(
-  default: Any,
-  doc: str,
-  rule: Rule | None = None,
-  *,
-  scope: Scope | tuple[Scope, ...] = (),
-  is_path: bool = False,
-) -> Any:
-  """Declares a config key, as the default of a dataclass field.
-
-  Args:
-    default: the value where a config says nothing.
-    doc: one line.
-    rule: what a value must be; a None that the type allows always passes.
-    scope: what depends on it; left out, what depends on its section.
-    is_path: whether it is a path, or may be one: its `~` is expanded.
-  """
-  metadata = {
-    "doc": doc,
-    "rule": rule,
-    "scopes": (scope,) if isinstance(scope, str) else scope,
-    "is_path": is_path,
-  }
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def path(
-  default: str | None, doc: str, scope: Scope | tuple[Scope, ...] = ()
-) -> Any:
-  """Declares a config key that is a path, or may be one, as `key`."""
-  return key(default, doc, scope=scope, is_path=True)
-
-
-def section(cls: Callable[[], SectionT], *scopes: Scope) -> SectionT:
-  """Declares a section of keys, as the default of a dataclass field.
-
-  Args:
-    cls: the section's dataclass.
-    *scopes: what depends on those of its keys that have no scope of their own;
-      left out, what depends on the section around it.
-  """
-  return dataclasses.field(default_factory=cls, metadata={"scopes": scopes})
-
-
-def with_keys(
-  declared: Mapping[str, Any],
-) -> Callable[[type[SectionT]], type[SectionT]]:
-  """Returns a decorator that gives a class more keys before it is a dataclass.
-
-  Args:
-    declared: keys made by `key`, by name; each has the type of its default.
-  """
-
-  def extend(cls: type[SectionT]) -> type[SectionT]:
-    types_ = {name: type(field.default) for name, field in declared.items()}
-    cls.__annotations__ = {**cls.__annotations__, **types_}
-    for name, field in declared.items():
-      setattr(cls, name, field)
-    return cls
-
-  return extend
-
-
-_TYPE_NAMES = {
-  int: "an integer",
-  float: "a number",
-  bool: "true or false",
-  str: "a string",
-  tuple: "a comma-separated list of names",
-}
-_TRUTHS = {"true": True, "1": True, "yes": True}
-_TRUTHS |= {"false": False, "0": False, "no": False}
+from trd_jax.experiment import declarations, methods
+from trd_jax.experiment.declarations import (
+  above,
+  at_least,
+  key,
+  one_of,
+  section,
+  within,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-  """One key of a tree.
+class Model:
+  """A language model and how it is spoken to."""
 
-  Attributes:
-    name: dotted from the tree's root.
-    type: int, float, bool, str, or tuple (of strings).
-    optional: whether None is a value.
-    default: the declared default.
-    doc: the declared documentation.
-    rule: the declared rule.
-    scopes: what depends on it; empty for what is no key of a config.
-    is_path: whether it is a path, or may be one.
+  path: str = declarations.path(
+    "lab:student",
+    "lab:student, lab:teacher, a Hugging Face folder, a hub id, or "
+    "random:<size>",
+  )
+  revision: str | None = key(None, "the hub id's commit, tag or branch")
+  tokenizer: str | None = declarations.path(
+    None, "folder or hub id of the tokenizer; None: the model itself"
+  )
+  chat_template: str | None = declarations.path(
+    None, "file of a Jinja chat template; None: the tokenizer's own"
+  )
+  thinking: bool | None = key(
+    None,
+    "the template's thinking switch in its rollouts; None: the template's"
+    " default, or it has none",
+  )
+  dtype: str = key(
+    "float32", "type of the frozen weights", one_of("float32", "bfloat16")
+  )
+
+  @property
+  def tokenizer_path(self) -> str:
+    """Returns where the tokenizer comes from."""
+    return self.tokenizer or self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class Student(Model):
+  """The student, as it is before training."""
+
+  adapter: str | None = declarations.path(
+    None,
+    "PEFT folder of an adapter that it has from the start and that training"
+    " goes on with; None: a new one",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Model):
+  """The teacher; of these OPSD reads `thinking` only (see `Experiment`)."""
+
+  path: str = declarations.path(
+    "lab:teacher", "as student.path; read in OPD only"
+  )
+  thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which it scores y_o; None: as y_o"
+    " was written. trd's is the refinement prompt as it stands",
+    scope="train",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+  """The laboratory's problems."""
+
+  num_problems: int = key(512, "how many to make", at_least(1))
+  split: str = key(
+    "train",
+    "train or train_hard; heldout and hard are benchmarks",
+    declarations.filled(),
+  )
+  min_steps: int | None = key(
+    None, "fewest steps of a chain; None: the split's own", at_least(1)
+  )
+  max_steps: int | None = key(
+    None, "most steps of a chain; None: the split's own", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The problems to train on."""
+
+  source: str = key(
+    "arithmetic",
+    "arithmetic, deepscaler, taco, jsonl, or a benchmark",
+    declarations.filled(),
+  )
+  root: str | None = declarations.path(
+    None, "local file or folder of the source; None: download it"
+  )
+  limit: int | None = key(None, "use only so many problems", at_least(1))
+  seed: int = key(0, "seed of the problems and their order", at_least(0))
+  subset: str = key(
+    "all",
+    "of the source: all, with_cot (with a worked solution) or answer_only",
+    declarations.filled(),
+  )
+  decontaminate: str = key(
+    "none",
+    "problems of the benchmarks of evaluate are taken out: none, exact (same"
+    " words), or ngram (also 13 words in a row)",
+    one_of("none", "exact", "ngram"),
+  )
+  arithmetic: Arithmetic = section(Arithmetic)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What every stage that samples has a say in."""
+
+  temperature: float = key(0.6, "0 is greedy", at_least(0))
+  top_p: float = key(
+    0.95,
+    "nucleus mass",
+    declarations.Rule("above 0 and at most 1", lambda mass: 0 < mass <= 1),
+  )
+  top_k: int = key(20, "-1: off", declarations.minus_one_or_positive())
+  max_prompt_tokens: int = key(
+    4096, "a longer prompt is set aside", at_least(1)
+  )
+  max_response_tokens: int = key(
+    16384, "a longer response is cut and marked as truncated", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout(Generation):
+  """Stage 1: the student's raw answers y_o."""
+
+  samples: int = key(1, "answers a problem", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Refine(Generation):
+  """Stage 2: the teacher's rewriting of y_o into y_r."""
+
+  max_prompt_tokens: int = key(
+    18432, "a longer prompt overflows: see refine.overflow", at_least(1)
+  )
+  thinking: bool | None = key(
+    False,
+    "the template's thinking switch while refining; None: its default, or it"
+    " has none",
+  )
+  overflow: str = key(
+    "trim_middle",
+    "an over-long draft loses its middle, or its sample is dropped",
+    one_of("trim_middle", "drop"),
+  )
+  draft_think: str = key(
+    "keep_text",
+    "the draft's thoughts: kept, marks and all, as plain text; kept without"
+    " the marks (strip); or left out (answer), unless nothing follows them",
+    one_of("keep_text", "strip", "answer"),
+  )
+  teacher_top_k: int = key(
+    0,
+    "keep the teacher's so many likeliest tokens at each position; 0: none",
+    within(0, 1024),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class JaxEngine:
+  """The embedded engine."""
+
+  slots: int | None = key(
+    None,
+    "sequences decoded at once; None: 64 to 128 a CPU device, up to 256 an"
+    " accelerator, as its memory allows",
+    at_least(1),
+  )
+  decode_steps: int = key(
+    16, "tokens decoded between two looks at what has ended", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class VllmEngine:
+  """vLLM in the stage's own process."""
+
+  tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
+  data_parallel: int = key(
+    1,
+    "copies of the model, each on devices of its own, which one process feeds;"
+    " with engine.ray.actors each engine has a process of its own",
+    at_least(1),
+  )
+  max_num_seqs: int | None = key(
+    None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)
+  )
+  max_batched_tokens: int | None = key(
+    None, "tokens of one step, a copy; None: vLLM's own", at_least(1)
+  )
+  max_model_tokens: int | None = key(
+    None, "longest prompt with its response; None: what is asked", at_least(2)
+  )
+  memory_share: float = key(
+    0.9,
+    "share of a GPU's memory that vLLM may take; more than 0.95 leaves no room"
+    " for the sampling of large batches",
+    within(0.01, 1),
+  )
+  kv_cache_gib: float | None = key(
+    None,
+    "KV cache of a copy, whatever memory_share says; None: what that leaves",
+    above(0),
+  )
+  prefix_caching: bool = key(True, "keep the KV cache of shared prefixes")
+  chunked_prefill: bool = key(
+    True, "mix prefill and decoding in one step (on GPUs)"
+  )
+  eager: bool | None = key(
+    None, "neither compile nor capture, to start sooner; None: on CPUs"
+  )
+  batch_invariant: bool = key(
+    False,
+    "kernels whose results don't follow the batch, for runs on GPUs that can be"
+    " repeated; slower",
+  )
+
+
+# Between these vLLM draws as it is told; below it takes 0.01 without a word
+# that we would hear, above it refuses. And 0 is greedy.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 0.01, 2.0
+# Ranks of adapters that vLLM 0.32 has room for.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+FLOAT32_ADAPTER = (
+  "engine.weights=adapter: vLLM applies adapters on GPUs in bfloat16 alone; set"
+  " student.dtype=bfloat16, or engine.weights=merged"
+)
+"""What is said of a float32 student where vLLM runs on GPUs."""
+
+
+def vllm_refuses(temperature: float) -> str | None:
+  """Returns why vLLM, and so a server, can't draw at a temperature, or None."""
+  if temperature == 0:
+    return None
+  if _LOWEST_TEMPERATURE <= temperature <= _HIGHEST_TEMPERATURE:
+    return None
+  return (
+    f"temperature={temperature:g} is none that vLLM draws at: give 0 (greedy),"
+    f" or {_LOWEST_TEMPERATURE:g} to {_HIGHEST_TEMPERATURE:g}, or use"
+    " engine.name=jax"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerEngine:
+  """OpenAI-compatible servers, such as `vllm serve`."""
+
+  urls: tuple[str, ...] = key(
+    (), "their base addresses, as http://127.0.0.1:8000, separated by commas"
+  )
+  model: str | None = key(
+    None,
+    "the name that a server knows the model by; None: found by its folder",
+  )
+  concurrency: int = key(256, "requests in flight at a server", at_least(1))
+  retries: int = key(
+    8,
+    "further tries of a request that failed, each after a longer pause; one"
+    " that a busy server refuses hasn't",
+    at_least(0),
+  )
+  start_seconds: float = key(
+    600.0,
+    "how long to wait until a server is ready, and, once none is left, until "
+    "one is back",
+    above(0),
+  )
+  request_seconds: float = key(
+    3600.0,
+    "how long a server may take over a request, and how long all of them may"
+    " be too busy for any",
+    above(0),
+  )
+  api_key_variable: str = key(
+    "VLLM_API_KEY",
+    "environment variable that holds the API key, if servers want one",
+    declarations.filled(),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+  """The same engine in many processes and machines, under Ray Data."""
+
+  actors: int = key(0, "engines at work at once; 0: no Ray", at_least(0))
+  address: str | None = key(
+    None, "of a running cluster, or auto; None: this machine alone"
+  )
+  cpus: float = key(1.0, "CPUs that an actor reserves", at_least(0))
+  gpus: float | None = key(
+    None,
+    "GPUs that an actor reserves; None: as many as its engine needs",
+    at_least(0),
+  )
+  batch: int = key(256, "requests that an actor is given at once", at_least(1))
+  batches: int = key(
+    2, "batches that an actor works on at once, where it can", at_least(1)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+  """What generates."""
+
+  name: str = key(
+    "jax",
+    "embedded, vLLM in process, or servers",
+    one_of("jax", "vllm", "server"),
+  )
+  weights: str = key(
+    "merged",
+    "the trained student's form: merged, or the base with its adapter",
+    one_of("merged", "adapter"),
+  )
+  jax: JaxEngine = section(JaxEngine)
+  vllm: VllmEngine = section(VllmEngine)
+  server: ServerEngine = section(ServerEngine)
+  ray: Ray = section(Ray)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Stage 3: distillation into the adapter."""
+
+  batch_size: int = key(128, "trajectories an update", at_least(1))
+  epochs: int = key(1, "passes over the trajectories", at_least(1))
+  learning_rate: float = key(5e-6, "peak", above(0))
+  warmup_ratio: float = key(0.1, "share of the updates", within(0, 1))
+  final_lr_ratio: float = key(
+    0.1, "the cosine ends at this share of the peak", within(0, 1)
+  )
+  weight_decay: float = key(0.005, "decoupled (AdamW)", at_least(0))
+  beta1: float = key(0.9, "AdamW", declarations.fraction_below_one())
+  beta2: float = key(0.999, "AdamW", declarations.fraction_below_one())
+  eps: float = key(1e-8, "AdamW", above(0))
+  grad_clip: float = key(1.0, "largest global norm", above(0))
+  max_student_tokens: int = key(
+    18432, "prompt and response; a longer sample is dropped", at_least(2)
+  )
+  max_teacher_tokens: int = key(
+    34816, "prompt and response; a longer sample is dropped", at_least(2)
+  )
+  pack_tokens: int | None = key(
+    None,
+    "row length of a student pack, doubled for samples that do not fit; "
+    "without packing the shortest row length; None: automatic. A run that goes"
+    " on with another one ends with other bits than one that wasn't stopped",
+    at_least(2),
+    scope="runtime",
+  )
+  teacher_pack_tokens: int | None = key(
+    None, "as pack_tokens, for the teacher", at_least(2), scope="runtime"
+  )
+  rows_per_device: int = key(
+    1,
+    "rows of a pack on a device; another one changes bits, as pack_tokens",
+    at_least(1),
+    scope="runtime",
+  )
+  packing: bool | None = key(
+    None,
+    "several samples a row; False: one, in about ten row lengths a side; None: "
+    "as the attention can",
+    scope="runtime",
+  )
+  attention: str = key(
+    "auto",
+    "what computes it; auto: cudnn on GPUs in bfloat16 unless train.packing is "
+    "True, else xla",
+    one_of("auto", "xla", "cudnn", "tokamax"),
+    scope="runtime",
+  )
+  deterministic: bool = key(
+    False,
+    "the same bits in every run on GPUs, too: XLA and cuDNN leave out what adds"
+    " in no fixed order",
+    scope="runtime",
+  )
+  teacher: str = key(
+    "recompute",
+    "its distributions: anew in each update (one epoch); from hidden states "
+    "computed once and kept on disk (epochs, sweeps); or what refine recorded "
+    "(approximate, no teacher at all)",
+    one_of("recompute", "hidden_cache", "topk_from_rollout"),
+  )
+  cache_dir: str | None = declarations.path(
+    None,
+    "of hidden_cache, to share between runs; None: in the workdir",
+    scope="runtime",
+  )
+  cache_dtype: str | None = key(
+    None,
+    "of hidden_cache; None: the teacher's own, which loses nothing",
+    one_of("float32", "bfloat16"),
+  )
+  teacher_tail_limit: float = key(
+    0.01,
+    "largest mean mass outside the recorded tokens (topk_from_rollout)",
+    within(0, 1),
+  )
+  truncated: str = key(
+    "drop", "trajectories that a budget ended", one_of("drop", "keep")
+  )
+  student_thinking: bool | None = key(
+    None,
+    "the thinking switch of the contexts in which the student learns; None: as"
+    " the trajectory was written",
+  )
+  subset: str = key(
+    "all",
+    "trajectories to train on, by verdict",
+    one_of("all", "fail", "succ", "fail_to_succ"),
+  )
+  remat: str = key(
+    "full",
+    "what a backward pass computes again",
+    one_of("full", "none", "dots", "attention"),
+    scope="runtime",
+  )
+  checkpoint_every: int = key(
+    50, "updates between checkpoints", at_least(1), scope="runtime"
+  )
+  keep_checkpoints: int = key(
+    2, "newest ones that stay", at_least(1), scope="runtime"
+  )
+  max_steps: int | None = key(
+    None, "end after so many updates; None: after the epochs", at_least(1)
+  )
+  log_every: int = key(
+    1, "updates between rows of metrics", at_least(1), scope="runtime"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+@declarations.with_keys(methods.PARAMETERS)
+class Loss:
+  """What `Experiment.method` leaves open of the loss.
+
+  Besides the keys here it has those that divergences and token weights declare
+  as their parameters in `methods.py`.
   """
 
-  name: str
-  type: type
-  optional: bool
-  default: Any
-  doc: str
-  rule: Rule | None
-  scopes: tuple[Scope, ...] = ()
-  is_path: bool = False
-
-  def parse(self, text: str) -> Any:
-    """Reads the value that a person typed on the command line.
-
-    Raises:
-      ValueError: it is not of the key's type, or breaks its rule.
-    """
-    if self.optional and text.lower() == "none":
-      return None
-    try:
-      value = self._convert(text)
-    except (KeyError, ValueError):
-      raise ValueError(f"{self.must_be()}, not {text!r}") from None
-    return self.check(value)
-
-  def check(self, value: Any) -> Any:
-    """Returns a value in the key's exact type (int → float, list → tuple).
-
-    A path's `~` is expanded.
-
-    Raises:
-      ValueError: it is not of the key's type, or breaks its rule.
-    """
-    if value is None and self.optional:
-      return None
-    # A config file writes 1 for 1.0 and a JSON file has lists alone; nothing
-    # else is converted, as what is typed wrong is likely meant otherwise.
-    if self.type is float and type(value) is int:
-      value = float(value)
-    if self.type is tuple and type(value) is list:
-      value = tuple(value)
-    if not self._types(value) or (self.rule and not self.rule.holds(value)):
-      raise ValueError(f"{self.must_be()}, not {value!r}")
-    if self.is_path and isinstance(value, str):
-      try:
-        return paths.expanded(value)
-      except ValueError as error:
-        raise ValueError(f"{self.name} {error}") from None
-    return value
-
-  def takes(self) -> str:
-    """Returns what the key's value must be: its type and its rule."""
-    says = [] if self.type is str and self.rule else [_TYPE_NAMES[self.type]]
-    if self.rule:
-      says.append(self.rule.says)
-    if self.optional:
-      says.append("or None")
-    return ", ".join(says)
-
-  def must_be(self) -> str:
-    """Returns what the key's value must be, as a sentence."""
-    return f"{self.name} must be {self.takes()}"
-
-  def _types(self, value: Any) -> bool:
-    """Tells whether a value is of the key's type; a bool is no int."""
-    if type(value) is float and not math.isfinite(value):
-      return False
-    if type(value) is tuple and not all(type(item) is str for item in value):
-      return False
-    if self.type is str:
-      return isinstance(value, str)
-    return type(value) is self.type
-
-  def _convert(self, text: str) -> Any:
-    if self.type is bool:
-      return _TRUTHS[text.lower()]
-    if self.type is tuple:
-      bare = text.strip().removeprefix("(").removesuffix(")")
-      names = (part.strip().strip("'\"") for part in bare.split(","))
-      return tuple(name for name in names if name)
-    return self.type(text)
+  temperature: float = key(
+    1.0, "of the softmax; not the sampling temperature", above(0)
+  )
+  chunk_tokens: int | None = key(
+    512,
+    "response tokens whose logits exist at once; None: automatic, by widths, "
+    "dtype and platform. Another one changes sums in their last digits",
+    at_least(1),
+    scope="runtime",
+  )
+  clip: float | None = key(
+    None,
+    "largest divergence of a token, in nats; None: the method's own",
+    above(0),
+  )
+  diagnostics: bool = key(True, "compute the Figure 3 diagnostics")
 
 
-def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, Any]]:
-  hints = typing.get_type_hints(cls)
-  for field in dataclasses.fields(cls):
-    yield field, hints[field.name]
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """The adapter on q, k, v, o, gate, up and down."""
+
+  rank: int = key(64, "r", at_least(1))
+  alpha: float = key(128.0, "the adapter is scaled by alpha / rank", above(0))
+  dropout: float = key(0.05, "on its input", declarations.fraction_below_one())
 
 
-@functools.cache
-def keys_of(
-  cls: type, prefix: str = "", scopes: tuple[Scope, ...] = ()
-) -> Mapping[str, Key]:
-  """Returns every key of a tree by its dotted name, as they are declared.
+# Share of a GPU's memory that a training takes at its start; JAX's own is 0.75.
+# What is left is for CUDA, NCCL and cuDNN, which allocate beside it.
+MEMORY_SHARE = 0.92
+# Share of a device's memory that is planned with: what follows is an estimate,
+# and allocators lose some to gaps.
+PLANNED_SHARE = 0.9
 
-  Args:
-    cls: the tree's dataclass.
-    prefix: what stands before the names.
-    scopes: what depends on keys that say nothing of it, nor their sections.
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices along each axis; with none given, what the sizes ask for.
+
+  One of them may be -1: all the rest, which `data` is where another is given.
   """
-  found: dict[str, Key] = {}
-  for field, hint in _fields(cls):
-    name = prefix + field.name
-    own = field.metadata["scopes"] or scopes
-    if dataclasses.is_dataclass(hint):
-      found |= keys_of(typing.cast(type, hint), name + ".", own)
-      continue
-    optional = isinstance(hint, types.UnionType)
-    if optional:
-      (hint,) = (arg for arg in hint.__args__ if arg is not types.NoneType)
-    found[name] = Key(
-      name=name,
-      type=typing.get_origin(hint) or hint,
-      optional=optional,
-      default=field.default,
-      doc=field.metadata["doc"],
-      rule=field.metadata["rule"],
-      scopes=own,
-      is_path=field.metadata["is_path"],
-    )
-  return types.MappingProxyType(found)
+
+  data: int | None = key(
+    None,
+    "copies of the weights; -1: the rest",
+    declarations.minus_one_or_positive(),
+  )
+  fsdp: int | None = key(
+    None,
+    "shards of each weight; -1: the rest",
+    declarations.minus_one_or_positive(),
+  )
+  tensor: int | None = key(
+    None,
+    "shards of each layer; -1: the rest",
+    declarations.minus_one_or_positive(),
+  )
+  memory_gib: float | None = key(
+    None, "a device's memory; None: what the platform says", above(0)
+  )
+
+  @property
+  def sizes(self) -> tuple[int, int, int] | None:
+    """Devices along data, fsdp and tensor; None where all is left open."""
+    given = self.data, self.fsdp, self.tensor
+    if given == (None, None, None):
+      return None
+    data = self.data or (1 if -1 in given else -1)
+    return data, self.fsdp or 1, self.tensor or 1
 
 
-def config_of(cls: type) -> config_dict.ConfigDict:
-  """Builds a locked ConfigDict of the defaults that keeps each key's type."""
-  config = config_dict.ConfigDict()
-  for field, hint in _fields(cls):
-    if dataclasses.is_dataclass(hint):
-      config[field.name] = config_of(typing.cast(type, hint))
-    elif isinstance(hint, types.UnionType):
-      declared = keys_of(cls)[field.name]
-      config[field.name] = config_dict.FieldReference(
-        declared.default, field_type=declared.type
-      )
-    else:
-      config[field.name] = field.default
-  return config.lock()
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+  """The processes of a training on several machines (see `processes`)."""
+
+  coordinator: str | None = key(
+    None, "HOST:PORT of process 0; None: TRD_COORDINATOR, or Slurm's"
+  )
+  processes: int | None = key(
+    None, "how many there are; None: TRD_PROCESSES, or Slurm's", at_least(1)
+  )
+  process: int | None = key(
+    None, "which of them this is; None: TRD_PROCESS, or Slurm's", at_least(0)
+  )
+  timeout_seconds: float = key(
+    300.0, "how long to wait for the others to come", above(0)
+  )
+  heartbeat_seconds: int = key(
+    60, "silence after which a process counts as dead and all end", at_least(5)
+  )
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns a nested mapping's leaves by dotted name."""
-  flat: dict[str, Any] = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping) and value:
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat
+@dataclasses.dataclass(frozen=True)
+class Evaluate(Generation):
+  """Stage 5: base and trained student on the benchmarks."""
+
+  benchmarks: tuple[str, ...] = key(
+    ("arithmetic",), "their names, separated by commas", declarations.filled()
+  )
+  root: str | None = declarations.path(
+    None, "folder with local copies of the benchmarks; None: download them"
+  )
+  thinking: bool | None = key(
+    None, "the template's thinking switch; None: student.thinking"
+  )
+  k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1))
+  max_response_tokens: int = key(
+    38912, "a longer response is cut and marked as truncated", at_least(1)
+  )
+  num_problems: int | None = key(
+    None, "problems a benchmark; None: all", at_least(1)
+  )
+  livecodebench: str = key(
+    "release_v6",
+    "which of its problems: release_v6 (all) or v6 (those that v6 added)",
+    one_of("release_v6", "v6"),
+  )
+  unchecked: bool = key(
+    False, "take benchmark files of another length or SHA-256 than declared"
+  )
+  evalplus_seconds: float = key(
+    1.0,
+    "EvalPlus's shortest time limit of an input; published results have 1",
+    above(0),
+  )
+  buckets_from: str | None = declarations.path(
+    None,
+    "workdir whose base samples sort the questions by difficulty; None: this"
+    " one",
+    scope="runtime",
+  )
+  bootstrap: int = key(10000, "resamples behind an interval", at_least(1))
+  seed: int = key(0, "seed of the samples and the resamples", at_least(0))
 
 
-def unflatten(
-  cls: type[SectionT], flat: Mapping[str, Any], prefix: str = ""
-) -> SectionT:
-  """Builds a tree from its values by dotted name; the rest are defaults."""
-  values: dict[str, Any] = {}
-  for field, hint in _fields(cls):
-    name = prefix + field.name
-    if dataclasses.is_dataclass(hint):
-      values[field.name] = unflatten(typing.cast(type, hint), flat, name + ".")
-    elif name in flat:
-      values[field.name] = flat[name]
-  return cls(**values)
+@dataclasses.dataclass(frozen=True)
+class Sandbox:
+  """Where programs that a model wrote run, and how far they may go."""
+
+  unsafe: bool = key(
+    False,
+    "run them without a sandbox, with limits and nothing else",
+    scope="runtime",
+  )
+  workers: int | None = key(
+    None, "programs at a time; None: one a core", at_least(1), scope="runtime"
+  )
+  python: str | None = declarations.path(
+    None, "the interpreter that they are run with; None: the stage's own"
+  )
+  test_seconds: int = key(
+    6, "processor time of a test; five times that by the clock", at_least(1)
+  )
+  total_seconds: float = key(
+    120.0, "time of all tests of a program, by the clock", above(0)
+  )
+  memory_gib: float = key(2.0, "of a program with all that it starts", above(0))
+  processes: int = key(
+    64, "processes and threads of a program at a time", at_least(4)
+  )
+  output_mib: int = key(16, "what it may write in one test", at_least(1))
+  file_mib: int = key(64, "what it may keep in files", at_least(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+  """Where metrics go besides the JSONL file that is always written."""
+
+  tensorboard: bool = key(False, "write TensorBoard event files")
+  wandb: bool = key(False, "log to Weights & Biases")
+  wandb_project: str = key("trd-jax", "its project", declarations.filled())
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """The whole pipeline, once or several times over."""
+
+  rounds: int = key(
+    1,
+    "times that the stages are run, each from the student that the one before"
+    " has trained",
+    at_least(1),
+  )
+  collapse_pass: float = key(
+    0.2,
+    "no further round once mean Pass@k is so far below the base's",
+    within(0, 1),
+  )
+  collapse_length: float = key(
+    0.2,
+    "nor once responses have shrunk to so much of the base's median length",
+    within(0, 1),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Python:
+  """The interpreter that `trd_jax.pipeline` starts each stage with."""
+
+  generation: str | None = declarations.path(
+    None, "for rollout, refine and evaluate; None: the pipeline's own"
+  )
+  rollout: str | None = declarations.path(None, "None: python.generation")
+  refine: str | None = declarations.path(None, "None: python.generation")
+  evaluate: str | None = declarations.path(None, "None: python.generation")
+  train: str | None = declarations.path(None, "None: the pipeline's own")
+  merge: str | None = declarations.path(None, "None: the pipeline's own")
+  convert: str | None = declarations.path(None, "None: the pipeline's own")
+  evalplus: str | None = declarations.path(
+    None, "EvalPlus's, for HumanEval+ and MBPP+; None: .venv-evalplus's"
+  )
+  lcb_runner: str | None = declarations.path(
+    None, "lcb_runner's, for LiveCodeBench; None: .venv-lcb's if it is there"
+  )
+
+  def of(self, stage: str) -> str | None:
+    """Returns the interpreter of a stage; None for the pipeline's own."""
+    own = getattr(self, stage)
+    if own is None and stage in ("rollout", "refine", "evaluate"):
+      return self.generation
+    return own

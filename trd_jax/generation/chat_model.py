@@ -9,7 +9,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.schema import Model
 from trd_jax.model.config import read_size
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_files import ModelFiles

@@ -20,7 +20,7 @@ from trd_jax.data.prompts import (
   refinement,
 )
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import Problem
 
 # Stands for a draft while the prompt around it is counted: what a tokenizer

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from trd_jax.data.chat import Chat
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.metrics import Progress
-from trd_jax.experiment.sections import Generation
+from trd_jax.experiment.progress import Progress
+from trd_jax.experiment.schema import Generation
 from trd_jax.generation import samples, top_tokens
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines import factory

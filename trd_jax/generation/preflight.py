@@ -20,10 +20,10 @@ from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment, flat
 from trd_jax.experiment.files.json_files import read_object, write_json
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.schema import Model
 from trd_jax.generation import forecasts
 from trd_jax.generation.forecasts import Forecast, Lengths
 from trd_jax.generation.samples import Prompt

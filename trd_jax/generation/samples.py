@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.generation.engines.engine import Completion
-from trd_jax.grading.grader import Grader
+from trd_jax.grading.grader_protocol import Grader
 
 # Answers that wait for a verdict, for each worker that judges: enough to
 # have all of them busy, and few to lose.

@@ -17,7 +17,7 @@ import numpy as np
 from trd_jax.data.problems import store
 from trd_jax.data.prompts import VERSION
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import (
   GradedSample,
   Problem,
@@ -28,7 +28,7 @@ from trd_jax.experiment.records import (
   content_key,
 )
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Generation
+from trd_jax.experiment.schema import Generation
 from trd_jax.generation import generate, summaries, top_tokens
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.generation.engines.factory import check_installed

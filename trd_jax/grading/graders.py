@@ -7,7 +7,7 @@ from trd_jax.data.problems import benchmarks
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem
 from trd_jax.grading.code import evalplus, lcb_runner, programs
-from trd_jax.grading.grader import Grader
+from trd_jax.grading.grader_protocol import Grader
 from trd_jax.grading.math import formulas, verifier
 
 GRADERS: Mapping[str, type[Grader]] = {

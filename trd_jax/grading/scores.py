@@ -18,7 +18,7 @@ from trd_jax.experiment.records import (
   unparsed_because,
 )
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Evaluate
+from trd_jax.experiment.schema import Evaluate
 from trd_jax.grading import estimators
 
 SHARES = {

@@ -143,7 +143,7 @@ def run(experiment, run_dir, flags) -> None:
   from optax.contrib import MuonDimensionNumbers, muon
 
   from trd_jax.data.chat import Chat
-  from trd_jax.experiment.metrics import Progress
+  from trd_jax.experiment.progress import Progress
   from trd_jax.lab import corpus, tokenizer
   from trd_jax.model import backend
   from trd_jax.model.qwen3 import Qwen3, logits

@@ -17,7 +17,7 @@ import jax
 
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.processes import nvidia
-from trd_jax.experiment.sections import MEMORY_SHARE
+from trd_jax.experiment.schema import MEMORY_SHARE
 
 _SHARE_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 

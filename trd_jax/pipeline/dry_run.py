@@ -15,7 +15,7 @@ from pathlib import Path
 from trd_jax.data.problems import questions
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Generation, Model
+from trd_jax.experiment.schema import Generation, Model
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub

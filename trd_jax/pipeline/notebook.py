@@ -26,7 +26,7 @@ from trd_jax.experiment import config_file, experiment
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
-from trd_jax.experiment.metrics import read_metrics
+from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.records import (
   GradedSample,

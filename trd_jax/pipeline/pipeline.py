@@ -36,23 +36,23 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: a model, the problems, a benchmark, an interpreter or the run
-      that `evaluate.buckets_from` names can't be used (see `door`), or the
-      problems' file has changed since they were read.
+      that `evaluate.buckets_from` names can't be used (see `early_checks`),
+      or the problems' file has changed since they were read.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
   from trd_jax.data.problems import store
   from trd_jax.data.problems.questions import load_all
-  from trd_jax.experiment.metrics import timed
+  from trd_jax.experiment.metric_log import timed
   from trd_jax.grading import scores
-  from trd_jax.pipeline import door
+  from trd_jax.pipeline import early_checks
 
   steps = list(commands(experiment))
   if flags.dry_run:
     from trd_jax.experiment import config_file, findings
     from trd_jax.pipeline import dry_run
 
-    found = door.look(experiment, run_dir)
+    found = early_checks.look(experiment, run_dir)
     print(f"looked at:\n{findings.table(found)}\n" if found else "", end="")
     findings.refuse(found, "wrong")
     planned = [
@@ -77,7 +77,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # What a run can be refused for is seen before a stage spends anything.
-  door.enter(experiment, run_dir)
+  early_checks.enter(experiment, run_dir)
   sides = ("evaluate/base", "evaluate/trained")
   questions = None
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
@@ -134,7 +134,7 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a round failed; with its exit code.
   """
   from trd_jax.experiment.files.json_files import write_json
-  from trd_jax.experiment.metrics import timed
+  from trd_jax.experiment.metric_log import timed
   from trd_jax.pipeline import rounds
 
   section = experiment.pipeline
@@ -263,7 +263,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     those that were stopped apart.
   """
   from trd_jax import __version__
-  from trd_jax.experiment.metrics import seconds_by_stage
+  from trd_jax.experiment.metric_log import seconds_by_stage
   from trd_jax.grading import estimators, scores
 
   base = run_dir.done("evaluate/base") or {}

@@ -16,7 +16,7 @@ from typing import Any
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Pipeline
+from trd_jax.experiment.schema import Pipeline
 
 
 def overrides(experiment: Experiment, before: RunDir) -> list[str]:

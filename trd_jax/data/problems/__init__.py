@@ -1,4 +1,4 @@
-"""Problems from every source, through one door."""
+"""Reads problems from every source, in one way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trd_jax.data.problems import (
 from trd_jax.data.problems.sources import Source
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.records import Problem, Rejected, content_key
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 SUBSETS = ("all", "with_cot", "answer_only")
 

@@ -30,7 +30,7 @@ import random
 from trd_jax.data.problems import sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 MODULUS = 20
 _WORDS = {"+": "add", "-": "minus", "*": "times"}

@@ -16,7 +16,7 @@ from typing import Any
 from trd_jax.data.problems import amo, evalplus, livecodebench, rows, sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 Build = Callable[[Mapping[str, Any], str], Problem | None]
 

@@ -10,7 +10,7 @@ from trd_jax.data import final_answer
 from trd_jax.data.problems import rows, sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 HUB = sources.Hub("agentica-org/DeepScaleR-Preview-Dataset", "deepscaler.json")
 _STEMS = ("deepscaler", "deepscaler_merged", "train")

@@ -10,7 +10,7 @@ from typing import Any
 from trd_jax.data.problems import arithmetic, rows, sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:

@@ -13,7 +13,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import paths
 from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 # The key that names a local copy of what a run trains on.

@@ -11,7 +11,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 STAGE = "problems"
 _SHOWN = 10  # reasons for rows set aside, where no file keeps them

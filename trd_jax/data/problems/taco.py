@@ -24,7 +24,7 @@ from trd_jax.data.problems import rows, sources
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Rejected
-from trd_jax.experiment.sections import Data
+from trd_jax.experiment.schema import Data
 
 HUB = sources.Hub("BAAI/TACO", "train/*.arrow")
 _FLAGS = "_special_judge_flags"

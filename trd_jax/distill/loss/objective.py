@@ -1,31 +1,26 @@
-"""From per-slot statistics to a loss and the sums that metrics are made of.
+"""Makes a loss of per-slot statistics.
 
 Shape suffixes: R response slots, D model width, V vocabulary, E onset ids.
 
 A slot is one response token (`trajectories`). Each brings its weight,
 1 / (|y| · trajectories of the batch), so losses and gradients of parts of a
-batch add up to those of the whole (SPEC §2), and every metric is a numerator
-with its denominator, summed over packs and devices and divided once (§3).
+batch add up to those of the whole. `metrics` says what is recorded of them.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from trd_jax.distill.loss import metrics
 from trd_jax.distill.loss.divergences import DIVERGENCES
 from trd_jax.distill.loss.token_stats import Scoring, TokenStats, token_stats
 from trd_jax.distill.loss.token_weights import TOKEN_WEIGHTS, TokenWeights
 from trd_jax.distill.loss.trajectories import LossSlots
 from trd_jax.experiment.experiment import Experiment
-
-_FIRST_TOKENS = 5
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Objective:
 
 def slot_loss(
   objective: Objective, onset_ids: tuple[int, ...]
-) -> Callable[..., tuple[jax.Array, Sums]]:
+) -> Callable[..., tuple[jax.Array, metrics.Sums]]:
   """Returns the loss as one function of hidden states, heads and slots.
 
   Args:
@@ -116,7 +111,7 @@ def slot_loss(
 
 def token_loss(
   stats: TokenStats, slots: LossSlots, objective: Objective
-) -> tuple[jax.Array, Sums]:
+) -> tuple[jax.Array, metrics.Sums]:
   """Returns Σ weight_t · loss_t, and the sums of every metric.
 
   loss_t is D_t (or what the divergence makes of it, `token_losses`), or
@@ -131,7 +126,7 @@ def token_loss(
   Returns:
     The loss, a float32 scalar, and `name -> (numerator, denominator)`. The
     metrics are unweighted sums over response tokens, of the divergence before
-    any clip; `finish` names them.
+    any clip; `metrics.finish` names them.
   """
   token_R = slots.weight > 0
   loss_R = objective.scoring.divergence.token_losses(stats.divergence, slots)
@@ -142,66 +137,4 @@ def token_loss(
     loss_R *= objective.token_weights.of_tokens(stats, slots)
   loss = jnp.sum(jnp.where(token_R, slots.weight * loss_R, 0))
   stats = jax.tree.map(lax.stop_gradient, stats)
-  return loss, _sums(stats, slots, objective.clip)
-
-
-def _sums(stats, slots, clip) -> Sums:
-  token_R = slots.weight > 0
-
-  def over(mask_R, x_R):
-    return jnp.sum(jnp.where(mask_R, x_R, 0)), jnp.sum(
-      mask_R, dtype=jnp.float32
-    )
-
-  divergence_R = stats.divergence
-  sums = {
-    "D": over(token_R, divergence_R),
-    "D_correct": over(token_R & (slots.correct == 1), divergence_R),
-    "D_incorrect": over(token_R & (slots.correct == 0), divergence_R),
-    "D_first_5": over(token_R & (slots.offset < _FIRST_TOKENS), divergence_R),
-    "response_length": (
-      jnp.sum(token_R, dtype=jnp.float32),
-      jnp.sum(token_R & (slots.offset == 0), dtype=jnp.float32),
-    ),
-  }
-  if clip is not None:
-    sums["clipped_share"] = over(token_R, divergence_R > clip)
-  per_token = {
-    "nll_student": stats.student_nll,
-    "nll_teacher": stats.teacher_nll,
-    "entropy_student": stats.student_entropy,
-    "epistemic_mass_student": stats.student_onset_mass,
-    "epistemic_mass_teacher": stats.teacher_onset_mass,
-    "top16_mass_student": stats.student_top16_mass,
-    "top16_mass_teacher": stats.teacher_top16_mass,
-  }
-  for name, x_R in per_token.items():
-    if x_R is not None:
-      sums[name] = over(token_R, x_R)
-  return sums
-
-
-def finish(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Returns metrics from sums over a whole step, on the host.
-
-  Args:
-    sums: `name -> [numerator, denominator]`, added up over packs and devices;
-      names that `token_loss` doesn't make are divided like the others.
-
-  Returns:
-    `name -> ratio` for each whose denominator isn't 0 (a batch without an
-    incorrect trajectory has no D_incorrect), the count `tokens`, and of the
-    NLLs the perplexities (C.5): `ppl_student`, `ppl_teacher` and `ppl_gap`,
-    student - teacher. Nats, probabilities, tokens.
-  """
-  pairs = {name: np.asarray(pair, np.float64) for name, pair in sums.items()}
-  metrics = {name: float(a / b) for name, (a, b) in pairs.items() if b}
-  if "D" in pairs:
-    metrics["tokens"] = float(pairs["D"][1])
-  for side in ("student", "teacher"):
-    if f"nll_{side}" in metrics:
-      # Past e^700 a double is infinite, which is no JSON.
-      metrics[f"ppl_{side}"] = math.exp(min(metrics[f"nll_{side}"], 700))
-  if {"ppl_student", "ppl_teacher"} <= metrics.keys():
-    metrics["ppl_gap"] = metrics["ppl_student"] - metrics["ppl_teacher"]
-  return metrics
+  return loss, metrics.sums_of(stats, slots, objective.clip)

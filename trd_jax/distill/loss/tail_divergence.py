@@ -36,7 +36,8 @@ import numpy as np
 from jax import lax
 
 from trd_jax.distill.loss.divergences import ForwardKl
-from trd_jax.distill.loss.objective import Objective, Sums, token_loss
+from trd_jax.distill.loss.metrics import Sums
+from trd_jax.distill.loss.objective import Objective, token_loss
 from trd_jax.distill.loss.row_statistics import (
   in_chunks,
   logits,

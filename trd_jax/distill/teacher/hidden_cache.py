@@ -28,7 +28,7 @@ from trd_jax.distill.teacher.source import (
   places,
 )
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.model import sharding
 from trd_jax.model.weights import hf
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from trd_jax.distill.loss.objective import Objective
+from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.packing.layout import Layout, Sample
 from trd_jax.distill.packing.packing import MicroBatch
-from trd_jax.distill.pair import Pair
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.model.weights.model_files import ModelFiles

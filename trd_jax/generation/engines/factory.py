@@ -5,7 +5,7 @@ Nothing here imports jax: an engine that needs it does so when it is made.
 
 import importlib.util
 
-from trd_jax.experiment.sections import Engine as EngineSection
+from trd_jax.experiment.schema import Engine as EngineSection
 from trd_jax.generation.engines.engine import Engine, missing
 from trd_jax.model.weights.model_files import ModelFiles
 

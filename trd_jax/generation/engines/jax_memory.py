@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.sections import PLANNED_SHARE
+from trd_jax.experiment.schema import PLANNED_SHARE
 from trd_jax.model.attention.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
 

@@ -24,8 +24,8 @@ import pyarrow as pa
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes import supervise
-from trd_jax.experiment.sections import Engine as Spec
-from trd_jax.experiment.sections import Ray
+from trd_jax.experiment.schema import Engine as Spec
+from trd_jax.experiment.schema import Ray
 from trd_jax.generation.engines.engine import (
   Completion,
   Engine,

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import read_object
-from trd_jax.experiment.sections import ServerEngine as Spec
+from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
   Request,

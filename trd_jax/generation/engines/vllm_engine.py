@@ -33,12 +33,8 @@ import numpy as np
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes.guard import Guard
-from trd_jax.experiment.sections import (
-  FLOAT32_ADAPTER,
-  LORA_RANKS,
-  vllm_refuses,
-)
-from trd_jax.experiment.sections import VllmEngine as Spec
+from trd_jax.experiment.schema import FLOAT32_ADAPTER, LORA_RANKS, vllm_refuses
+from trd_jax.experiment.schema import VllmEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
   Request,

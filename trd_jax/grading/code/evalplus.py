@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Self
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Verdict
-from trd_jax.grading import grader
+from trd_jax.grading import grader_protocol
 from trd_jax.grading.code import extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
@@ -50,7 +50,7 @@ _Programs = Sequence[tuple[str, str]]
 _Found = dict[tuple[str, str], tuple[str, str] | None]
 
 
-_ENVIRONMENT = grader.Environment(
+_ENVIRONMENT = grader_protocol.Environment(
   title="EvalPlus",
   field="evalplus",
   python=PYTHON,
@@ -87,7 +87,7 @@ def _python(python: str | None) -> str:
   return path
 
 
-class Grader(grader.Grader):
+class Grader(grader_protocol.Grader):
   """Judges responses with EvalPlus, all together once it is waited for.
 
   Verdicts: `match`, `mismatch`, `timeout` (it did not end in time and isn't

@@ -22,7 +22,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Verdict
-from trd_jax.grading import grader
+from trd_jax.grading import grader_protocol
 from trd_jax.grading.code import code_tests, extract_code
 from trd_jax.grading.sandbox import sandbox
 
@@ -38,7 +38,7 @@ _GIB = 1 << 30
 _REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
 
 
-_ENVIRONMENT = grader.Environment(
+_ENVIRONMENT = grader_protocol.Environment(
   title="lcb_runner",
   field="lcb_runner",
   python=PYTHON,
@@ -78,7 +78,7 @@ def check(python: str | None, unsafe: bool = False) -> None:
     )
 
 
-class Grader(grader.Grader):
+class Grader(grader_protocol.Grader):
   """Judges responses with lcb_runner's `codegen_metrics`.
 
   It does so once it is waited for, in runs of many programs, as its start is

@@ -37,13 +37,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from trd_jax.experiment import schema
+from trd_jax.experiment import declarations
 from trd_jax.experiment.errors import ArgumentParser, UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import paths
 from trd_jax.experiment.records import Problem, Reason, Verdict
-from trd_jax.experiment.sections import Sandbox
-from trd_jax.grading import grader
+from trd_jax.experiment.schema import Sandbox
+from trd_jax.grading import grader_protocol
 from trd_jax.grading.code import code_tests, compare, extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
@@ -128,7 +128,7 @@ def _short(text: str | bytes, last: bool = False) -> str:
   return f"…{text[-_EXCERPT:]}" if last else f"{text[:_EXCERPT]}…"
 
 
-class Grader(grader.Grader):
+class Grader(grader_protocol.Grader):
   """Runs programs against tests, several at a time.
 
   Args:
@@ -363,7 +363,7 @@ def _obeying(value: Any, name: str, flag: str) -> Any:
   Raises:
     UserError: it breaks that.
   """
-  key = schema.keys_of(Sandbox)[name]
+  key = declarations.keys_of(Sandbox)[name]
   try:
     return dataclasses.replace(key, name=flag).check(value)
   except ValueError as error:

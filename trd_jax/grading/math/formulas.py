@@ -17,7 +17,7 @@ from trd_jax.data import final_answer
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Verdict
-from trd_jax.grading import grader
+from trd_jax.grading import grader_protocol
 from trd_jax.grading.math import judge, verifier
 
 VERSION = f"formulas-1, {verifier.VERSION}"
@@ -56,7 +56,7 @@ def right_side(formula: str) -> str:
   return formula[start:].strip() if start else formula.strip()
 
 
-class Grader(grader.Grader):
+class Grader(grader_protocol.Grader):
   """Grades answers whose gold is a formula, at each of the values.
 
   `Problem.meta` has the values of the variables (`values`); what has none is

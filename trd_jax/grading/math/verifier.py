@@ -35,9 +35,9 @@ from typing import IO, Any, Self
 from trd_jax.experiment.errors import ArgumentParser, UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import atomic_files, paths
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import Problem, Verdict
-from trd_jax.grading import grader
+from trd_jax.grading import grader_protocol
 from trd_jax.grading.math import judge, pool
 
 VERSION = "math-4"
@@ -93,7 +93,7 @@ def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
   return Verdict(correct, reason, prepared.extracted)  # type: ignore[arg-type]
 
 
-class Grader(grader.Grader):
+class Grader(grader_protocol.Grader):
   """Grades answers as they come: easy ones at once, algebra in processes.
 
   The processes are shared by all graders with the same settings; they start

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import write_json
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Head, Qwen3

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import read_object
-from trd_jax.experiment.sections import Lora
+from trd_jax.experiment.schema import Lora
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights.tensor_files import TensorFiles

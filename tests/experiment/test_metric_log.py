@@ -9,14 +9,10 @@ import types
 import numpy as np
 import pytest
 
-from trd_jax.experiment import metrics
+from trd_jax.experiment import metric_log, progress
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metrics import (
-  MetricWriter,
-  Progress,
-  open_sinks,
-  read_metrics,
-)
+from trd_jax.experiment.metric_log import MetricWriter, open_sinks, read_metrics
+from trd_jax.experiment.progress import Progress
 
 
 def _write(path, steps, start_step=0, mark=""):
@@ -265,15 +261,15 @@ def test_progress_over_nothing_or_over_nobody_knows_how_much(total):
   ],
 )
 def test_durations_are_for_a_person(seconds, text):
-  assert metrics.duration(seconds) == text
+  assert progress.duration(seconds) == text
 
 
 def test_seconds_add_up_over_processes_and_stopped_ones_apart(tmp_path):
   path = tmp_path / "timings.jsonl"
-  with pytest.raises(ZeroDivisionError), metrics.timed(path, "rollout"):
+  with pytest.raises(ZeroDivisionError), metric_log.timed(path, "rollout"):
     raise ZeroDivisionError
   for stage in ("rollout", "train"):
-    with metrics.timed(path, stage):
+    with metric_log.timed(path, stage):
       pass
   rows = read_metrics(path)
   assert [row["stage"] for row in rows] == ["rollout", "rollout", "train"]
@@ -283,7 +279,7 @@ def test_seconds_add_up_over_processes_and_stopped_ones_apart(tmp_path):
     file.write('{"stage": "train", "seconds": 2000.5}\n' * 2)
     stopped = {"stage": "rollout", "seconds": 70.5, "finished": False}
     file.write(json.dumps(stopped) + "\n")
-  sums = metrics.seconds_by_stage(path)
+  sums = metric_log.seconds_by_stage(path)
   assert list(sums) == ["rollout, stopped", "rollout", "train"]
   assert 4001 <= sums["train"] < 4002
   assert 70.5 <= sums["rollout, stopped"] < 71

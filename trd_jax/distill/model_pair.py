@@ -10,7 +10,7 @@ from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
 from trd_jax.distill import processes
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.sections import Model
+from trd_jax.experiment.schema import Model
 from trd_jax.model import backend
 from trd_jax.model.attention import choice
 from trd_jax.model.attention.choice import Choice

@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 from trd_jax.distill import mesh_choice
 from trd_jax.distill.mesh_choice import ModelSize
+from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.models import own_teacher
 from trd_jax.distill.packing.flops import sample_flops
 from trd_jax.distill.packing.layout import Layout, Sample, choose_layout
-from trd_jax.distill.pair import Pair
 from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.model import sharding

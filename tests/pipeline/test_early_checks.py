@@ -1,4 +1,4 @@
-"""What is wrong shows at the door, before anything is generated."""
+"""What is wrong shows before anything is generated."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.records import Problem, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.model.weights import hub
-from trd_jax.pipeline import door, door_models
+from trd_jax.pipeline import early_checks, model_checks
 
 LAB = {name: hub.model_folder(f"lab:{name}") for name in ("student", "teacher")}
 SMALL = (
@@ -71,7 +71,7 @@ def chosen(**keys):
 
 
 def look(tmp_path, **keys):
-  return door.look(chosen(**keys), RunDir(tmp_path / "run"))
+  return early_checks.look(chosen(**keys), RunDir(tmp_path / "run"))
 
 
 def messages(found, state):
@@ -206,9 +206,9 @@ def test_a_teacher_is_needed_as_long_as_something_asks_it(tmp_path):
   keys = {"teacher.path": "lab:techer"}
   run_dir = RunDir(tmp_path)
   for stage in ("refine", "train"):
-    assert messages(door.look(chosen(**keys), run_dir), "wrong")
+    assert messages(early_checks.look(chosen(**keys), run_dir), "wrong")
     run_dir.mark_done(stage, {})
-  assert not messages(door.look(chosen(**keys), run_dir), "wrong")
+  assert not messages(early_checks.look(chosen(**keys), run_dir), "wrong")
   assert not messages(look(tmp_path / "opsd", regime="opsd", **keys), "wrong")
 
 
@@ -241,7 +241,7 @@ def test_without_a_hub_that_is_said(tmp_path, monkeypatch):
   )
   assert one.startswith("teacher.path=own/student is not on this machine")
   with pytest.raises(UserError, match="the hub can't be asked"):
-    door.enter(
+    early_checks.enter(
       chosen(**{"teacher.path": "own/student"}), RunDir(tmp_path / "run")
     )
   # What only looks like a hub id, beside a folder that is spelt nearly so.
@@ -301,7 +301,7 @@ def test_an_adapter_that_does_not_fit_is_told(tmp_path):
 def test_every_mistake_is_told_at_once(tmp_path):
   keys = {"teacher.path": "lab:techer", "data.source": "tako"}
   with pytest.raises(UserError, match=r"lab:techer.*; also: .*tako") as error:
-    door.enter(chosen(**keys), RunDir(tmp_path))
+    early_checks.enter(chosen(**keys), RunDir(tmp_path))
   assert "\n" not in str(error.value)
 
 
@@ -348,7 +348,7 @@ def test_what_is_done_needs_nothing(tmp_path):
   done = chosen(**keys)
   for stage in ("evaluate/base", *done.stages, "evaluate/trained"):
     run_dir.mark_done(stage, {})
-  assert door.look(done, run_dir) == []
+  assert early_checks.look(done, run_dir) == []
 
 
 # --- as a user has it
@@ -463,9 +463,9 @@ def test_an_adapter_that_vllm_would_refuse_on_gpus_is_noted(tmp_path):
     (on_vllm | {"name": "jax"}, "float32", 0),
   ):
     e = experiment.from_config({"engine": engine, "student": {"dtype": dtype}})
-    found = door_models.unmerged(e, tmp_path)
+    found = model_checks.unmerged(e, tmp_path)
     assert [one.state for one in found] == ["note"] * notes
-    assert not door_models.unmerged(e, tmp_path / "none")
+    assert not model_checks.unmerged(e, tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["merge/model", "merge/adapter"])
@@ -475,6 +475,8 @@ def test_what_the_merge_would_replace_is_refused_before_all(tmp_path, name):
   mine.parent.mkdir(parents=True)
   mine.write_text("mine")
   e = experiment.from_config({})
-  wrong = [x.message for x in door.look(e, run_dir) if x.state == "wrong"]
+  wrong = [
+    x.message for x in early_checks.look(e, run_dir) if x.state == "wrong"
+  ]
   assert [told for told in wrong if "thesis.tex, which would be lost" in told]
   assert mine.read_text() == "mine"

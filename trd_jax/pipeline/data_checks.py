@@ -15,7 +15,7 @@ from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading import graders as judges
-from trd_jax.grading.grader import Environment
+from trd_jax.grading.grader_protocol import Environment
 from trd_jax.grading.sandbox import sandbox
 from trd_jax.model.weights import hub_look, peft
 from trd_jax.model.weights.model_folder import check_replaceable

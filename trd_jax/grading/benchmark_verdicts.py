@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from trd_jax.data.problems.questions import Questions
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.metrics import Progress
+from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import GradedSample, Problem
 from trd_jax.grading import graders
 from trd_jax.grading.graders import GRADERS

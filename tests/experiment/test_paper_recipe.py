@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.support.places import ROOT
-from trd_jax.experiment import config_file, experiment, recipe
+from trd_jax.experiment import config_file, experiment, paper_recipe
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.model.lora_config import LoraConfig
@@ -24,9 +24,11 @@ CONFIGS = ROOT / "configs"
 # Tables 1 to 4 and 6 to 8: (regime, model, domain, method, subset).
 ROWS = [
   *itertools.product(
-    ["opd"], ["1.7b", "4b"], ["math", "code"], recipe.METHODS, ["all"]
+    ["opd"], ["1.7b", "4b"], ["math", "code"], paper_recipe.METHODS, ["all"]
   ),
-  *itertools.product(["opsd"], ["8b", "4b"], ["math"], recipe.METHODS, ["all"]),
+  *itertools.product(
+    ["opsd"], ["8b", "4b"], ["math"], paper_recipe.METHODS, ["all"]
+  ),
   *itertools.product(
     ["opsd"],
     ["8b"],
@@ -134,7 +136,7 @@ def test_what_no_row_has_is_refused(regime, arg, told):
 def test_among_many_choices_of_which_none_is_near_there_is_no_hint():
   many = tuple(f"method_{number}" for number in range(13))
   with pytest.raises(UserError, match=r"x=zzz: choose from .*, method_12$"):
-    recipe._choose("x", "zzz", many)
+    paper_recipe._choose("x", "zzz", many)
 
 
 def test_the_rest_of_the_methods_and_problems_are_reached_by_variants():

@@ -17,7 +17,7 @@ from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import FLOAT32_ADAPTER, Model
+from trd_jax.experiment.schema import FLOAT32_ADAPTER, Model
 from trd_jax.model.config import ARCHITECTURES, ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub, hub_look, peft

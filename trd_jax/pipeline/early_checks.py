@@ -17,9 +17,9 @@ from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sections import Model
-from trd_jax.pipeline import door_data, door_models
-from trd_jax.pipeline.door_models import Opened
+from trd_jax.experiment.schema import Model
+from trd_jax.pipeline import data_checks, model_checks
+from trd_jax.pipeline.model_checks import Opened
 
 _THREADS = 16
 _INSTALL = "pip install trd-jax there"
@@ -88,18 +88,18 @@ def look(
   # out of it.
   cleans = reads and experiment.data.decontaminate != "none"
   for name in experiment.evaluate.benchmarks if evaluates or cleans else ():
-    jobs.append(lambda name=name: door_data.benchmark(experiment, name))
-  jobs.append(lambda: door_data.data(experiment, run_dir))
+    jobs.append(lambda name=name: data_checks.benchmark(experiment, name))
+  jobs.append(lambda: data_checks.data(experiment, run_dir))
   for key, python, packages in _interpreters(experiment, left):
     jobs.append(lambda k=key, p=python, n=packages: _interpreter(k, p, n))
   python = experiment.python.of("evaluate" if evaluates else "rollout")
-  jobs.append(lambda: door_data.graders(experiment, evaluates, python))
+  jobs.append(lambda: data_checks.graders(experiment, evaluates, python))
   if "train" in left:
-    jobs.append(lambda: door_data.cache_dir(experiment))
+    jobs.append(lambda: data_checks.cache_dir(experiment))
   if "merge" in left:
-    jobs.append(lambda: door_data.outputs(experiment, run_dir))
+    jobs.append(lambda: data_checks.outputs(experiment, run_dir))
   for url in experiment.engine.server.urls:
-    jobs.append(lambda url=url: door_data.server(url))
+    jobs.append(lambda url=url: data_checks.server(url))
   # Each job mostly waits, for the hub or for an interpreter's imports: all at
   # once they take as long as the slowest. Results come in the order of the
   # jobs, whichever ends first.
@@ -128,7 +128,7 @@ def _models(
     sides["teacher"] = e.teacher
   with ThreadPoolExecutor(len(sides)) as pool:
     futures: dict[str, Future[Opened]] = {
-      side: pool.submit(door_models.open_model, side, model, run_dir, fetch)
+      side: pool.submit(model_checks.open_model, side, model, run_dir, fetch)
       for side, model in sides.items()
     }
   opened: dict[str, Opened] = {}
@@ -148,14 +148,14 @@ def _models(
   student = opened.get("student")
   if student is None:
     return
-  yield from _found_by(lambda: door_models.adapter(e, student))
-  yield from door_models.unmerged(e)
+  yield from _found_by(lambda: model_checks.adapter(e, student))
+  yield from model_checks.unmerged(e)
   # What compares two models says nothing where one can't be opened.
   if opened.keys() != sides.keys():
     return
   teacher = opened.get("teacher", student)
-  yield from _found_by(lambda: door_models.compare(e, student, teacher))
-  yield from door_models.budgets(e, student, teacher)
+  yield from _found_by(lambda: model_checks.compare(e, student, teacher))
+  yield from model_checks.budgets(e, student, teacher)
 
 
 def _interpreters(
