@@ -69,20 +69,8 @@ class Lengths:
 
 
 def linear_weights(config: ModelConfig) -> int:
-  """P."""
-  attention = 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
-  inner = attention + 3 * config.intermediate_size
-  return config.num_layers * config.hidden_size * inner
-
-
-def adapter_weights(config: ModelConfig, rank: int) -> int:
-  """Weights of A and B beside each of a block's seven linear layers."""
-  D, F = config.hidden_size, config.intermediate_size
-  N, K = (
-    heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads)
-  )
-  sizes = (D + N) + 2 * (D + K) + (N + D) + 3 * (D + F)
-  return config.num_layers * rank * sizes
+  """Returns P."""
+  return config.num_layers * config.linear_parameters()
 
 
 def attention_flops(config: ModelConfig, tokens: int) -> float:
@@ -112,7 +100,7 @@ def student_flops(config: ModelConfig, lengths: Lengths, rank: int) -> float:
   of attention, 1, 1 and 2.5 forward passes.
   """
   S = lengths.student
-  linear = 6 * linear_weights(config) + 8 * adapter_weights(config, rank)
+  linear = 6 * linear_weights(config) + 8 * config.adapter_parameters(rank)
   return linear * S + 4.5 * attention_flops(config, S)
 
 

@@ -141,7 +141,7 @@ def test_the_counted_weights_are_the_models(name):
   ]
   assert shapes.linear_weights(config) == sum(kernels)
   adapter = sum(x.size for x in jax.tree.leaves(lora))
-  assert shapes.adapter_weights(config, 64) == adapter
+  assert config.adapter_parameters(64) == adapter
 
 
 def test_the_flops_of_a_trajectory_by_hand():

@@ -382,13 +382,10 @@ def _layer(model: ModelSize) -> int:
 
 def _widths(model: ModelSize, tensor: int) -> tuple[int, int, int, int]:
   """Returns D, and N x H, K x H and F of one device."""
-  c = model.config
-  return (
-    c.hidden_size,
-    c.num_heads * c.head_dim // tensor,
-    c.num_kv_heads * c.head_dim // tensor,
-    c.intermediate_size // tensor,
-  )
+  size = model.config.linear_layers()
+  D, queries = size["q"]
+  keys, inner = size["k"][1], size["gate"][1]
+  return D, queries // tensor, keys // tensor, inner // tensor
 
 
 def _scores(model: ModelSize, pack: PackShape, tensor: int) -> int:

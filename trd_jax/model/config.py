@@ -206,27 +206,39 @@ class ModelConfig:
       "torch_dtype": dtype,
     }
 
-  def linear_layers(self) -> list[tuple[int, int]]:
-    """Returns channels in and out of a block's seven products with a weight."""
+  def linear_layers(self) -> dict[str, tuple[int, int]]:
+    """Returns channels in and out of a block's seven linear layers, by name.
+
+    The model is built from these widths, and files, FLOPs and memory are
+    reckoned with them.
+    """
     D, F = self.hidden_size, self.intermediate_size
     queries = self.num_heads * self.head_dim
     keys = self.num_kv_heads * self.head_dim
-    attention = [(D, queries), (D, keys), (D, keys), (queries, D)]
-    return [*attention, (D, F), (D, F), (F, D)]
+    return {
+      "q": (D, queries),
+      "k": (D, keys),
+      "v": (D, keys),
+      "o": (queries, D),
+      "gate": (D, F),
+      "up": (D, F),
+      "down": (F, D),
+    }
 
   def linear_parameters(self) -> int:
     """Counts the weights of a block's linear layers."""
-    return sum(n * m for n, m in self.linear_layers())
+    return sum(ins * outs for ins, outs in self.linear_layers().values())
 
   def adapter_parameters(self, rank: int) -> int:
     """Counts the parameters of an adapter on every block's linear layers."""
-    return self.num_layers * rank * sum(map(sum, self.linear_layers()))
+    channels = sum(ins + outs for ins, outs in self.linear_layers().values())
+    return self.num_layers * rank * channels
 
   def num_parameters(self) -> int:
     """Counts the parameters of the base model, a tied head once."""
     bias = 0
     if self.family.qkv_bias:
-      bias = self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+      bias = sum(self.linear_layers()[name][1] for name in "qkv")
     norms = 2 * self.hidden_size
     if self.family.qk_norm:
       norms += 2 * self.head_dim

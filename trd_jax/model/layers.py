@@ -73,14 +73,13 @@ class Attention(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.config = config
-    D, H = config.hidden_size, config.head_dim
-    queries, keys = config.num_heads * H, config.num_kv_heads * H
+    H, size = config.head_dim, config.linear_layers()
     make = {"lora": lora, "dtype": dtype, "rngs": rngs}
     bias = config.family.qkv_bias
-    self.q = Linear(D, queries, ("embed", "heads"), bias=bias, **make)
-    self.k = Linear(D, keys, ("embed", "kv_heads"), bias=bias, **make)
-    self.v = Linear(D, keys, ("embed", "kv_heads"), bias=bias, **make)
-    self.o = Linear(queries, D, ("heads", "embed"), **make)
+    self.q = Linear(*size["q"], ("embed", "heads"), bias=bias, **make)
+    self.k = Linear(*size["k"], ("embed", "kv_heads"), bias=bias, **make)
+    self.v = Linear(*size["v"], ("embed", "kv_heads"), bias=bias, **make)
+    self.o = Linear(*size["o"], ("heads", "embed"), **make)
     if config.family.qk_norm:
       self.q_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
       self.k_norm = RMSNorm(H, "head_dim", config.norm_eps, dtype)
@@ -121,11 +120,11 @@ class Mlp(nnx.Module):
     dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
   ):
-    D, F = config.hidden_size, config.intermediate_size
+    size = config.linear_layers()
     make = {"lora": lora, "dtype": dtype, "rngs": rngs}
-    self.gate = Linear(D, F, ("embed", "mlp"), **make)
-    self.up = Linear(D, F, ("embed", "mlp"), **make)
-    self.down = Linear(F, D, ("mlp", "embed"), **make)
+    self.gate = Linear(*size["gate"], ("embed", "mlp"), **make)
+    self.up = Linear(*size["up"], ("embed", "mlp"), **make)
+    self.down = Linear(*size["down"], ("mlp", "embed"), **make)
 
   def __call__(self, x_BTD, keys=(None, None, None)):
     """Applies the layer; `keys` are dropout keys of gate, up and down."""

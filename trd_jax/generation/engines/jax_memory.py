@@ -137,8 +137,9 @@ def _prefill(config: ModelConfig, dtype: Any, call: Call) -> int:
   held.
   """
   c, itemsize = config, jnp.dtype(dtype).itemsize
-  heads = c.num_heads + 2 * c.num_kv_heads
-  width = 3 * c.hidden_size + heads * c.head_dim + 2 * c.intermediate_size
+  size = c.linear_layers()
+  made = sum(size[name][1] for name in ("q", "k", "v", "gate", "up"))
+  width = 3 * c.hidden_size + made
   # Of each row one block of scores in float32, with its softmax.
   rows = -(-call.staged // BLOCK)
   scores = 3 * 4 * rows * c.num_heads * BLOCK**2

@@ -55,7 +55,7 @@ def open_adapter(
   folder = Path(folder)
   lora, _ = read_peft_config(folder)
   files = TensorFiles(folder, WEIGHTS)
-  sizes = _sizes(config)
+  sizes = config.linear_layers()
   known = set()
   for name, path in LINEAR:
     ins, outs = sizes[path[-1]]
@@ -139,19 +139,3 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
 def tensor_name(layer: int, name: str, part: str) -> str:
   """Returns a tensor's name in the file; `part` is lora_A or lora_B."""
   return f"base_model.model.model.layers.{layer}.{name}.{part}.weight"
-
-
-def _sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-  """Returns the channels in and out of each adapted layer."""
-  width, inner = config.hidden_size, config.intermediate_size
-  queries = config.num_heads * config.head_dim
-  keys = config.num_kv_heads * config.head_dim
-  return {
-    "q": (width, queries),
-    "k": (width, keys),
-    "v": (width, keys),
-    "o": (queries, width),
-    "gate": (width, inner),
-    "up": (width, inner),
-    "down": (inner, width),
-  }
