@@ -6,7 +6,7 @@
 Takes the trainer's own programs for Qwen3's true shapes, made of abstract
 arrays, compiles them for eight devices, and prints what one device holds, in
 GB of 1e9 bytes. Exit code 1 where that exceeds `--limit-gb`: by default what a
-training takes of an H100 at its start (`sections.MEMORY_SHARE`).
+training takes of an H100 at its start (`schema.MEMORY_SHARE`).
 
 What stays on a device between programs is arithmetic: the bytes of each
 array's shard. What a program needs while it runs is read from what XLA

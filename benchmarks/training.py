@@ -17,7 +17,7 @@ INSTRUCTIONS = 150
 LONGEST = 16_384
 SIGMA = 0.6
 RANK, ALPHA = 16, 32.0
-# As SPEC has it, but for a rate that shows in a few updates.
+# As in the paper, but for a rate that shows in a few updates.
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "decay": 0.005}
 CLIP = 1.0
 ONSETS = tuple(range(40))

@@ -27,7 +27,9 @@ def main(workdir: str) -> None:
 
   metrics = run.metrics_frame().set_index("step")
   print("the divergence, on trajectories whose draft was right and wrong")
-  print(metrics[["D_correct", "D_incorrect", "ppl_gap"]].iloc[[0, -1]])
+  # A row leaves out what no token of its update counts for.
+  wanted = ["D_correct", "D_incorrect", "ppl_gap"]
+  print(metrics.reindex(columns=wanted).iloc[[0, -1]])
 
   # One row a sample: the share of right samples of each question, by side.
   shares = {

@@ -103,6 +103,19 @@ def test_a_wrong_config_is_refused(name, overrides, message):
     trd_jax.load_config(name, **overrides)
 
 
+def test_a_metric_that_the_first_row_lacks_is_in_the_frame(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "train").mkdir()
+  rows = [{"step": 0}, {"step": 1, "D_incorrect": 0.5}]
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "train/metrics.jsonl").write_text(lines)
+  monkeypatch.setattr(notebook, "_frame", lambda table: table)
+  table = trd_jax.open_run(tmp_path).metrics_frame()
+  assert table.to_pydict() == {"step": [0, 1], "D_incorrect": [None, 0.5]}
+
+
 @needs_a_run
 def test_a_stage_runs_alone_and_its_rows_are_tables(rolled_out, capfd):
   assert rolled_out.stages == ("problems", "rollout")

@@ -1,11 +1,11 @@
 """Stage 4: adds the trained adapter to the student's weights.
 
-The sum is computed in float32 and cast once to the student's dtype (SPEC §5.6).
-Then it is measured. Its logits should differ little from those of base and
-adapter side by side; that they differ from those of base proves that the
-adapter is in it. The summary holds both differences. Both forms are written: an
-adapter for tools that load PEFT, and merged weights where
-`engine.weights=merged` asks for them.
+The sum is computed in float32 and cast once to the student's dtype. Then it is
+measured. Its logits should differ little from those of base and adapter side by
+side; that they differ from those of base proves that the adapter is in it. The
+summary holds both differences. The adapter is always written, for tools that
+load PEFT, and the merged weights where `engine.weights=merged` asks for them
+(docs/training.md, "Afterwards").
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Stage 2: the teacher rewrites every rollout; y_r with its verdict.
+"""Stage 2: has the teacher rewrite every rollout, and grades what it writes.
 
 In OPD the separate teacher sees the problem and y_o; in OPSD the student's own
-base also sees the reference y* (Equation 5).
+base also sees the reference y* (Equation 5 of the paper and what follows it).
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ STAGE = "refine"
 def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Samples one refinement a rollout and grades it.
 
-  A truncated rollout is refined too (SPEC §5.4); a draft that doesn't fit
-  loses its middle or its sample, as `refine.overflow` says.
+  A truncated rollout is refined too, as in the paper, whose counts leave none
+  out (Appendix B.3). A draft that doesn't fit loses its middle or its sample,
+  as `refine.overflow` says.
 
   Raises:
     UserError: the rollouts are missing, the model or tokenizer is bad, no

@@ -1,10 +1,13 @@
-"""Stage 3: the student's adapter learns the teacher's distributions.
+"""Stage 3: trains the student's adapter on the teacher's distributions.
 
-Reads trajectories (y_r for method=trd, else y_o), scores their tokens under
-the student's and the teacher's own prompts, and takes AdamW steps on the
-divergence that the method names (SPEC §2). Killed and started again on as many
-devices, with the same packing, it ends with the bits of a run that was not: on
-CPUs always, on GPUs as far as `train.deterministic` goes (docs/gpu.md).
+Reads trajectories (y_r for method=trd, else y_o). Scores their tokens twice:
+under the student after its own prompt, and under the teacher after its own.
+Takes AdamW steps on the method's divergence between the two (Equation 6 and
+Table 13 of the paper; docs/training.md).
+
+A training that was killed and started again, on as many devices and with the
+same packing, ends with the same bits as one that wasn't killed: on CPUs always,
+on GPUs with `train.deterministic` (docs/gpu.md says how far).
 """
 
 import contextlib

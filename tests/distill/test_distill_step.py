@@ -1,4 +1,4 @@
-"""An update computes SPEC's loss and gradient, however it is laid out."""
+"""An update computes the loss and its gradient, however it is laid out."""
 
 import dataclasses
 import functools

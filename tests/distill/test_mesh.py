@@ -155,7 +155,7 @@ def test_the_weights_are_counted_exactly_as_they_are_placed():
     assert parts["student"] == pytest.approx(whole / split, rel=1e-4)
   alone = mesh_choice.estimate(made, (8, 1, 1)).parts
   assert alone["student"] == 2 * MODELS["32b"].num_parameters()
-  # SPEC's size of the 8B adapter.
+  # The paper's size of the 8B adapter (Appendix C.6).
   adapter = mesh_choice.estimate(sizes("8b"), (8, 1, 1)).parts["adapter"]
   assert adapter / 5 / 4 == pytest.approx(174.6e6, rel=1e-3)
 

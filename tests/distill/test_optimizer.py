@@ -1,4 +1,4 @@
-"""The optimizer is SPEC's AdamW, and its state is placed like the adapter."""
+"""The optimizer is the paper's AdamW; its state is placed like the adapter."""
 
 import jax
 import jax.numpy as jnp

@@ -4,10 +4,11 @@ Student and teacher each have their own prompt, their own chat template and
 their own lengths; the response's token ids are the same. So position
 `len(context) - 1 + t` predicts response token t on both sides.
 
-Both contexts are in the thinking mode in which the response was written (SPEC
-§5.1). A model that thinks opens its response with a thinking block; in a
-context of the other mode the first token's divergence is huge, says nothing
-about the problem, and teaches the student to open its block or not to.
+Both contexts are in the thinking mode in which the response was written
+(docs/training.md, "Thinking"; the paper doesn't name one). A model that thinks
+opens its response with a thinking block; in a context of the other mode the
+first token's divergence is huge, says nothing about the problem, and teaches
+the student to open its block or not to.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def shown_draft(draft_text: str, draft_think: str) -> str:
 
   A draft whose thoughts nothing follows, as where a budget ended it, has no
   answer to show: under 'answer' it is shown whole, like under 'keep_text', for
-  truncated drafts are refined, too (SPEC §5.4).
+  truncated drafts are refined, too.
 
   Raises:
     UserError: a choice that does not exist.

@@ -1,4 +1,7 @@
-"""SPEC's optimizer over the adapter: schedule, clipping, AdamW, placement."""
+"""Makes the adapter's optimizer: schedule, clipping, AdamW, placement.
+
+The defaults of its keys are those of the paper's Table 14.
+"""
 
 import math
 from typing import Any

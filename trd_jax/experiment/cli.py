@@ -47,7 +47,8 @@ _READS_AND_WRITES = {
   ),
   "merge": (
     "WORKDIR/train; the student",
-    "WORKDIR/merge/model (safetensors); WORKDIR/merge/adapter (PEFT)",
+    "WORKDIR/merge/adapter (PEFT); WORKDIR/merge/model (safetensors), unless"
+    " engine.weights=adapter",
   ),
   "evaluate": (
     "the benchmarks; the student; WORKDIR/merge/model or merge/adapter",

@@ -23,7 +23,7 @@ class Term(NamedTuple):
   Attributes:
     formula: for readers.
     parameters: keys of the section `loss` that it alone or others read, by
-      name, each declared by `schema.key`.
+      name, each declared by `declarations.key`.
     contradiction: takes the parameters by name; what is wrong with their
       values where a method uses them, or None.
     signed: a token's value may be negative, so that nothing clips or weighs
@@ -123,7 +123,7 @@ TOKEN_WEIGHTS: Mapping[str, Term] = {
   )
 }
 
-# The keys that `sections.Loss` gets; terms may share one.
+# The keys that `schema.Loss` gets; terms may share one.
 PARAMETERS: Mapping[str, Any] = {
   name: declared
   for term in (*DIVERGENCES.values(), *TOKEN_WEIGHTS.values())

@@ -80,7 +80,7 @@ def build(
   config.data.subset = variant.cot
   config.data.decontaminate = "ngram"
   config.train.subset = variant.subset
-  # The paper's counts leave no trajectory out (SPEC §5.4).
+  # The paper's counts leave no trajectory out (Appendix B.3).
   config.train.truncated = "keep"
 
   prompt = _PROMPT_TOKENS[variant.domain]

@@ -1,10 +1,11 @@
-"""What a stage will ask of its model, counted before an engine is made.
+"""Counts and checks a stage's prompts before an engine is made.
 
-The prompts are counted with the model's own tokenizer and held against every
-budget (SPEC §5.3); what doesn't fit, what is trimmed, which thinking mode
-applies, and what in the texts is suspicious stands in one report, which is
-printed and kept as `preflight.json` beside the stage's rows. Nothing here
-imports jax or loads weights: a budget that is wrong costs no GPU time.
+The prompts are counted with the model's own tokenizer and compared with every
+budget. One report says what doesn't fit, what is trimmed, which thinking mode
+applies, and what in the texts is suspicious; it is printed and kept as
+`preflight.json` beside the stage's rows (docs/generation.md, "Preflight").
+Nothing here imports jax or loads weights: a budget that is wrong costs no GPU
+time.
 """
 
 import collections

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Size of the adapters, as in SPEC's training table.
+  """Size of the adapters; the defaults are the paper's (Appendix C.6).
 
   Attributes:
     rank: inner width r.

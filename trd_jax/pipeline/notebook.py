@@ -219,19 +219,28 @@ class OpenRun:
     return to_table(self._run_dir.read_rejected(stage), Rejected)
 
   def metrics(self, stage: str = "train") -> list[Mapping[str, Any]]:
-    """Returns the rows of a stage's metrics.jsonl, an update each.
+    """Returns the rows of a stage's metrics.jsonl, a logged update each.
 
-    They are empty before the first update. docs/workdir.md explains the names.
+    There are none before the first update. A row leaves out a metric that no
+    token of its update counts for. docs/workdir.md explains the names.
     """
     return list(read_metrics(self._run_dir.metrics_file(stage)))
 
   def metrics_frame(self, stage: str = "train") -> Any:
     """Returns the rows of `metrics` as a pandas.DataFrame.
 
+    What a row leaves out is NaN there.
+
     Raises:
       UserError: pandas isn't installed.
     """
-    return _frame(pa.Table.from_pylist([dict(r) for r in self.metrics(stage)]))
+    rows = self.metrics(stage)
+    # Every row's names: pyarrow by itself takes those of the first row only,
+    # which may lack a metric that later ones have.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _frame(
+      pa.table({name: [row.get(name) for row in rows] for name in names})
+    )
 
 
 def _spec(given: str) -> str:

@@ -7,7 +7,7 @@ from trd_jax.distill.teacher.recompute import Recompute
 from trd_jax.distill.teacher.source import TeacherSource
 from trd_jax.distill.teacher.topk_from_rollout import TopkFromRollout
 
-# The config names the same ones, without JAX: `sections.Train.teacher`.
+# The config names the same ones, without JAX: `schema.Train.teacher`.
 SOURCES: Mapping[str, type[TeacherSource]] = {
   "recompute": Recompute,
   "hidden_cache": HiddenCache,
