@@ -49,10 +49,11 @@ OVERRIDES := --config.engine.name=$(ENGINE) \
 # A file's tests stay in one process, as they share what is slow to make.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
   --dist loadfile --no-loadscope-reorder
+PYRIGHT := $(BIN)/pyright --pythonpath $(BIN)/python
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
 .PHONY: demo doctor check test test-all newest newest-check \
-  lint docs vllm evalplus bench clean help
+  lint style docs vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -66,8 +67,14 @@ doctor: $(VENV)/.runtime
 	@$(BIN)/python -m trd_jax.doctor $(if $(filter-out file,$(origin CONFIG)), \
 	  --config=$(CONFIG))
 
-check: lint
-	@$(PYTEST) -m "$(FAST)"
+# pyright keeps one core busy, so it runs beside the tests; what it says comes
+# after what they say.
+check: style $(VENV)/.dev
+	@told=$$(mktemp); $(PYRIGHT) > $$told 2>&1 & types=$$!; \
+	trap 'kill $$types 2>/dev/null; rm -f $$told' EXIT; \
+	trap 'exit 130' INT TERM; \
+	code=0; $(PYTEST) -m "$(FAST)" || code=$$?; \
+	wait $$types || code=$$?; cat $$told; exit $$code
 
 test: $(VENV)/.test
 	@$(PYTEST)
@@ -76,10 +83,12 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test $(VLLM_VENV)/.triton $(EVALPLUS_VENV)/.evalplus
 	@TRD_REQUIRE_VLLM=1 TRD_REQUIRE_SANDBOX=1 TRD_REQUIRE_EVALPLUS=1 $(PYTEST)
 
-lint: $(VENV)/.dev
+lint: style $(VENV)/.dev
+	@$(PYRIGHT)
+
+style: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/shellcheck .ci/run launch/*.sh third_party/*/*.sh
 
 # A dead link, or a name without a docstring to show, ends it.
