@@ -464,6 +464,54 @@ def test_of_three_conversions_at_once_all_that_end_well_are_whole(tmp_path):
     assert is_whole(target)
 
 
+def _written(folder: Path, **files: bytes) -> None:
+  with atomic_folder(folder) as out:
+    for name, text in files.items():
+      (out / name).write_bytes(text)
+
+
+def test_a_target_replaced_in_the_midst_of_a_look_is_looked_at_again(
+  tmp_path, monkeypatch
+):
+  target, new = tmp_path / "out", tmp_path / "new"
+  _written(target, one=b"1")
+  _written(new, two=b"2")
+  leaves = ownership._leaves
+
+  def replaced(folder):
+    if new.exists():  # after the mark was read, and before the files are
+      target.rename(tmp_path / "former")
+      new.rename(target)
+    return leaves(folder)
+
+  monkeypatch.setattr(ownership, "_leaves", replaced)
+  assert check_replaceable(target) == target
+  assert not new.exists()
+  _files(target, "mine")
+  with pytest.raises(UserError, match="holds mine"):
+    check_replaceable(target)
+
+
+@pytest.mark.parametrize("step", ["_leaves", "_content", "remove"])
+def test_two_processes_may_remove_what_was_there(step, tmp_path, monkeypatch):
+  """Who replaces a folder lets go of its lock before the former one is gone."""
+  target, former = tmp_path / "out", tmp_path / ".out.trd-jax.old"
+  for folder in (target, former):
+    _written(folder, one=b"1", two=b"2")
+  function = getattr(ownership, step)
+
+  def other_is_faster(path, *args):
+    if path == former:  # as a whole
+      shutil.rmtree(former)
+    elif path.parent == former:  # the file that is looked at
+      path.unlink()
+    return function(path, *args)
+
+  monkeypatch.setattr(ownership, step, other_is_faster)
+  _written(target, three=b"3")
+  assert set(everything(tmp_path)) == {"out/three", f"out/{ownership.MARKER}"}
+
+
 _HOLDER = """
 import os, sys
 from trd_jax.model.weights.model_folder import atomic_folder

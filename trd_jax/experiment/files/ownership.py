@@ -8,6 +8,7 @@ it is written first, and only where nothing foreign lies under our names
 (`foreign`).
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import itertools
@@ -82,6 +83,9 @@ def ours_in(
 ) -> set[str]:
   """Lists everything in a folder, and checks that it is ours.
 
+  Another process may be removing the folder meanwhile: what is gone when its
+  turn comes can't be lost, and passes.
+
   Args:
     folder: a folder that is to be replaced.
     new: the folder that will take its place; a file that is the same in both
@@ -99,8 +103,10 @@ def ours_in(
   """
   marker = folder / MARKER
   # A link could name another folder's list as this one's.
-  is_file = marker.is_file() and not marker.is_symlink()
-  files = listed(marker.read_bytes()) if is_file else None
+  files = None
+  if marker.is_file() and not marker.is_symlink():
+    with contextlib.suppress(FileNotFoundError):
+      files = listed(marker.read_bytes())
   found = set(_leaves(folder))
   if files is None:
     files, why = {}, f"no {MARKER} there says that trd-jax wrote it"
@@ -116,6 +122,8 @@ def ours_in(
     # too.
     same = new is not None and _same_bytes(folder / name, new / name)
     if files.get(name) != content and not emptied and not same:
+      if not os.path.lexists(folder / name):
+        continue
       raise UserError(
         f"{called or folder} holds {name}, which would be lost ({why}); name"
         " another folder, or move it away"
@@ -127,20 +135,27 @@ def remove(folder: Path, names: Set[str]) -> None:
   """Removes what `ours_in` has listed, and the folders that this empties.
 
   Never removes a tree: a file that came after the list was made makes `rmdir`
-  fail, and stays.
+  fail, and stays. Two processes may remove one folder at once.
   """
   for name in names:
     path = folder / name
     if path.is_dir() and not path.is_symlink():
-      path.rmdir()
+      _remove_empty(path)
     else:
-      path.unlink()
+      path.unlink(missing_ok=True)
   # In reverse order, as a folder's path sorts before those of what is in it.
   above = {p for name in names for p in (folder / name).parents}
   for path in sorted(p for p in above if folder in p.parents)[::-1]:
-    path.rmdir()
+    _remove_empty(path)
+  # The mark goes last: what is left of a removal that was killed is still ours.
   (folder / MARKER).unlink(missing_ok=True)
-  folder.rmdir()
+  _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+  """Removes an empty folder, if another process has not done so."""
+  with contextlib.suppress(FileNotFoundError):
+    folder.rmdir()
 
 
 def _leaves(folder: Path) -> Iterator[str]:
@@ -165,15 +180,18 @@ def _content(path: Path) -> str:
   Of a file it covers the size and the first MiB: weights are too large to be
   hashed at every look, and a changed file of the same size is rare.
   """
-  if path.is_symlink():
-    return f"link to {os.readlink(path)}"
-  if path.is_dir():
-    return _EMPTY
-  if not path.is_file():
+  try:
+    if path.is_symlink():
+      return f"link to {os.readlink(path)}"
+    if path.is_dir():
+      return _EMPTY
+    if not path.is_file():
+      return "no file"
+    with path.open("rb") as file:
+      digest = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()[:32]
+      return f"{os.fstat(file.fileno()).st_size}-{digest}"
+  except FileNotFoundError:  # another process has removed it between two lines
     return "no file"
-  with path.open("rb") as file:
-    digest = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()[:32]
-  return f"{path.stat().st_size}-{digest}"
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

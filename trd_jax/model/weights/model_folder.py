@@ -121,6 +121,34 @@ def check_replaceable(
   """
   called = called or str(folder)
   folder = paths.behind_links(folder)
+  while True:
+    identity = _identity(folder)
+    try:
+      _check_once(folder, called, compared_later)
+      return folder
+    # Another process may have replaced the folder in the midst of the look,
+    # which then saw half of the former one and half of the new: look again.
+    except (UserError, OSError):
+      if _identity(folder) == identity:
+        raise
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+  """Returns what tells a folder from the one that replaces it; None of none.
+
+  The inode alone would not: file systems use the number of a removed one again.
+  """
+  try:
+    status = folder.stat()
+  except OSError:
+    return None
+  return status.st_ino, status.st_ctime_ns
+
+
+def _check_once(
+  folder: Path, called: str, compared_later: Collection[str]
+) -> None:
+  """Checks a folder as `check_replaceable` does, while nobody replaces it."""
   there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
   if not os.path.isdir(there):
     raise UserError(f"{called}: {there} is no folder; name another")
@@ -139,7 +167,6 @@ def check_replaceable(
     )
   if folder.is_dir():
     ownership.ours_in(folder, compared_later=compared_later, called=called)
-  return folder
 
 
 def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
@@ -163,9 +190,13 @@ def _begun(folder: Path, unfinished: Path) -> IO[bytes]:
           raise _in_the_way(folder, unfinished, there[0])
         continue
       marker = file_locks.acquire(unfinished / ownership.MARKER)
-    except FileNotFoundError:
-      continue  # another process has removed it between two lines
     except OSError as error:
+      # Another process has removed it between two lines, or while `mkdir` saw
+      # that it was there.
+      if isinstance(error, FileNotFoundError | FileExistsError) and (
+        unfinished.is_dir() or not os.path.lexists(unfinished)
+      ):
+        continue
       raise UserError(
         f"{folder} cannot be written ({error.strerror}); name another folder"
       ) from error
@@ -196,8 +227,10 @@ def _in_the_way(folder: Path, unfinished: Path, name: str) -> UserError:
 def _settle(folder: Path, former: Path) -> None:
   """Finishes or undoes the renames of a process that was killed.
 
-  With a new folder in place the former one is only to be removed; without one
-  the process was killed between the renames, and the former one comes back.
+  With a new folder in place the former one is only to be removed, which the
+  process that has put it there may still be doing: its lock went with the new
+  folder. Without one the process was killed between the renames, and the former
+  one comes back.
   """
   if not former.exists():
     return
