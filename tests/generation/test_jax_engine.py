@@ -14,9 +14,9 @@ from tests.support.small_models import LORA, SMALL, forward, model, tree
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import arithmetic
 from trd_jax.data.prompts import fit_initial
+from trd_jax.experiment.engines import JaxEngine as JaxSection
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import Engine
-from trd_jax.experiment.schema import JaxEngine as JaxSection
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Completion, Request, Sampling
 from trd_jax.generation.engines.jax_engine import JaxEngine

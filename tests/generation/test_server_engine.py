@@ -11,9 +11,9 @@ import pytest
 
 from tests.support import serving
 from tests.support.serving import FakeServer, by_key, card
+from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import Engine
-from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines import factory, server_client, server_run
 from trd_jax.generation.engines.engine import Request
 from trd_jax.generation.engines.server_engine import ServerEngine

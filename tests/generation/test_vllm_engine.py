@@ -22,8 +22,8 @@ from tests.support.engine_env import ROOT
 from tests.support.processes import below, still_there, title
 from tests.support.serving import by_key, check_likeliest, scores
 from tests.support.vllm_jobs import SPEC, Driver, job
+from trd_jax.experiment.engines import VllmEngine as Spec
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.schema import VllmEngine as Spec
 from trd_jax.generation.engines import vllm_engine
 from trd_jax.generation.engines.engine import Completion, Request
 from trd_jax.generation.engines.vllm_engine import VllmEngine

@@ -17,10 +17,10 @@ import pytest
 from tests.support import serving
 from tests.support.engine_env import ROOT, vllm_python
 from tests.support.serving import by_key
+from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines.engine import Request
 from trd_jax.generation.engines.server_engine import ServerEngine
 from trd_jax.model.weights import hub

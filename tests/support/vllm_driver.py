@@ -24,8 +24,8 @@ import sys
 import threading
 from pathlib import Path
 
+from trd_jax.experiment.engines import VllmEngine as Spec
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.schema import VllmEngine as Spec
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.engines.vllm_engine import VllmEngine
 from trd_jax.model.weights.model_files import ModelFiles

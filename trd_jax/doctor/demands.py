@@ -34,18 +34,19 @@ def engine_devices(machine: Machine) -> Diagnosis:
 
 def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
   """Compares the devices that the engine wants with the GPUs here."""
-  if e.engine.name != "vllm":
-    return diagnosis.ok(f"engine.name={e.engine.name} takes what there is")
-  vllm, actors = e.engine.vllm, e.engine.ray.actors
-  wanted = vllm.tensor_parallel * vllm.data_parallel * max(actors, 1)
+  name, own = e.engine.name, e.engine.chosen.gpus
+  if own is None:
+    return diagnosis.ok(f"engine.name={name} takes what there is")
+  actors = e.engine.ray.actors
+  wanted = own.count * max(actors, 1)
   told = (
-    f"vLLM wants {wanted} (engine.vllm.tensor_parallel={vllm.tensor_parallel},"
-    f" data_parallel={vllm.data_parallel}, engine.ray.actors={actors})"
+    f"{own.who} wants {wanted} (engine.{name}.{own.split_key}={own.split},"
+    f" {own.copies_key}={own.copies}, engine.ray.actors={actors})"
   )
   if actors and e.engine.ray.address is not None:
     return diagnosis.ok(f"{told}, of the Ray cluster's")
   here = "and one GPU is here" if gpus == 1 else f"and {gpus} GPUs are here"
-  # Without GPUs vLLM's CPU build runs, for which this computer is one device.
+  # Without GPUs a build for CPUs runs, for which this computer is one device.
   if wanted > max(gpus, 1):
     return diagnosis.failed(
       f"{told}, {here}",
@@ -54,7 +55,7 @@ def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
   if wanted < gpus:
     return diagnosis.warning(
       f"{told}, {here}: the others stay idle",
-      f"raise engine.vllm.data_parallel to {gpus // vllm.tensor_parallel}",
+      f"raise engine.{name}.{own.copies_key} to {gpus // own.split}",
     )
   return diagnosis.ok(f"{told}, {here}" if gpus else f"{told}: this computer")
 
@@ -154,13 +155,13 @@ def judge_memory(
   told = ", ".join(f"{side} {size / _GIB:.2f}" for side, size in known.items())
   told = f"weights in GiB: {told or 'not known here'}; {where} has"
   told = f"{told} {each / _GIB:.1f}"
-  vllm = e.engine.vllm
-  if e.engine.name == "vllm":
+  if (gpus := e.engine.chosen.gpus) is not None:
     for side, size in known.items():
-      if size > vllm.tensor_parallel * vllm.memory_share * each:
+      if size > gpus.split * gpus.share * each:
         return diagnosis.failed(
-          f"{told}, of which vLLM takes {vllm.memory_share:.0%} for the {side}",
-          f"raise engine.vllm.tensor_parallel, or set {side}.dtype=bfloat16",
+          f"{told}, of which {gpus.who} takes {gpus.share:.0%} for the {side}",
+          f"raise engine.{e.engine.name}.{gpus.split_key}, or set"
+          f" {side}.dtype=bfloat16",
         )
   # However split, all devices hold all of it. A teacher whose states are kept
   # or recorded isn't there beside the student.

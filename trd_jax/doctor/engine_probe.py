@@ -1,8 +1,8 @@
 """A child that has an engine generate from the tiny model.
 
 Asked for are `engine` (vllm or jax), the `model` folder, the `adapter` folder
-or null, `dtype`, and `spec` (keys of `engine.vllm`). Its phases, by the facts
-that they leave:
+or null, `dtype`, and `spec` (keys of the engine's section). Its phases, by the
+facts that they leave:
 
     start     seconds until the engine was ready
     runs      tokens of the same requests, in the same order, once and again
@@ -21,6 +21,7 @@ from typing import Any
 
 from trd_jax.doctor.probe import Facts, Tell, answer
 from trd_jax.experiment import schema
+from trd_jax.experiment.engines import ENGINES
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.generation.engines import factory
 from trd_jax.generation.engines.engine import Request, Sampling
@@ -85,9 +86,9 @@ def examine(asked: Facts, tell: Tell) -> None:
 
   def make(adapter: Path | None) -> Any:
     files = ModelFiles("tiny", folder, "tiny", asked["dtype"], adapter)
-    spec = schema.Engine(
-      name=asked["engine"], vllm=schema.VllmEngine(**asked["spec"])
-    )
+    name = asked["engine"]
+    section: Any = ENGINES[name](**asked["spec"])
+    spec = schema.Engine(name=name, **{name: section})
     return factory.make(spec, files, max_model_tokens=_LONGEST)
 
   # Half of the rows stand in for a head's surplus rows: if the limit did not

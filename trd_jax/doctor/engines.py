@@ -6,6 +6,7 @@ They begin before anything else that takes long. What they say is judged by
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from trd_jax.doctor import diagnosis, tiny
@@ -20,7 +21,7 @@ from trd_jax.experiment.processes import nvidia
 _CHILD = "trd_jax.doctor.engine_probe"
 _TINY = "tiny"
 _LAYOUT = "vllm-layout"
-# On a GPU that others try as well.
+# Keys of vLLM on a GPU that others try as well.
 _SPEC = {"kv_cache_gib": 0.25, "eager": True}
 
 
@@ -50,7 +51,7 @@ def _start(
   engine: str,
   *,
   gpu: bool,
-  spec: dict[str, Any] = _SPEC,
+  spec: Mapping[str, Any],
   adapter: bool = True,
   environment: dict[str, str] | None = None,
 ) -> None:
@@ -104,6 +105,7 @@ def begin_vllm(machine: Machine) -> None:
       machine.vllm,
       "vllm",
       gpu=gpu is not None,
+      spec=_SPEC,
       environment=environment,
     )
 
@@ -122,7 +124,9 @@ def of_vllm(machine: Machine, judge: Judge) -> Diagnosis:
 
 def begin_jax(machine: Machine) -> None:
   """Starts the embedded engine's child, on all devices together."""
-  _start(machine, "engine", machine.trainer, "jax", gpu=machine.on_gpus)
+  _start(
+    machine, "engine", machine.trainer, "jax", gpu=machine.on_gpus, spec={}
+  )
 
 
 def of_jax(machine: Machine, judge: Judge) -> Diagnosis:

@@ -58,14 +58,15 @@ def memory(machine: Machine) -> Diagnosis:
 def judge_memory(report: nvidia.Report, experiment: Experiment) -> Diagnosis:
   """Judges how much memory is free on each GPU.
 
-  vLLM refuses to start where less than its share is free; training takes
-  `MEMORY_SHARE` of each GPU at once.
+  An engine such as vLLM refuses to start where less than its share is free;
+  training takes `MEMORY_SHARE` of each GPU at once.
   """
   share = MEMORY_SHARE
   who = "training"
-  vllm = experiment.engine.vllm
-  if experiment.engine.name == "vllm" and vllm.memory_share > share:
-    share, who = vllm.memory_share, "engine.vllm.memory_share"
+  engine = experiment.engine
+  gpus = engine.chosen.gpus
+  if gpus is not None and gpus.share > share:
+    share, who = gpus.share, f"engine.{engine.name}.{gpus.share_key}"
   known = [
     (gpu, gpu.free, gpu.total)
     for gpu in report.visible

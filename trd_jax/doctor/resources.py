@@ -93,17 +93,17 @@ def without_shared_memory(machine: Machine) -> str:
 def shared_memory_needed(e: Experiment, several: bool) -> int:
   """Returns how many bytes of shared memory are needed.
 
-  An engine of vLLM has workers, and a queue to them, where the config's engine
-  takes more than one device.
+  An engine with GPUs of its own has workers, and a queue to those of each copy,
+  where it takes more than one GPU.
 
   Args:
     e: the experiment.
     several: whether there is more than one GPU.
   """
-  vllm = e.engine.vllm
+  gpus = e.engine.chosen.gpus
   needed = _CONTAINER_DEFAULT + 1 if several else 0
-  if e.engine.name == "vllm" and vllm.tensor_parallel * vllm.data_parallel > 1:
-    needed = max(needed, _QUEUE * vllm.data_parallel)
+  if gpus is not None and gpus.count > 1:
+    needed = max(needed, _QUEUE * gpus.copies)
   return needed
 
 
@@ -130,11 +130,9 @@ def judge_open_files(
   limit: int, most: int, experiment: Experiment
 ) -> Diagnosis:
   """Judges the soft limit on open files; `most` is the hard one."""
-  engine = experiment.engine
   programs = experiment.sandbox.workers or os.cpu_count() or 1
   needed = _FILES_AT_REST + _FILES_A_PROGRAM * programs
-  if engine.name == "server":
-    needed += engine.server.concurrency * len(engine.server.urls)
+  needed += experiment.engine.chosen.connections
   if limit in (resource.RLIM_INFINITY, -1) or limit >= needed:
     return diagnosis.ok(f"{limit} at once, {needed} are enough here")
   advice = f"ulimit -n {max(needed, 4096)}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import declarations
+from trd_jax.experiment import declarations, engines
 from trd_jax.experiment.declarations import at_least, key, one_of, section
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_files, paths
@@ -28,7 +28,6 @@ from trd_jax.experiment.methods import (
   refining,
 )
 from trd_jax.experiment.schema import (
-  LORA_RANKS,
   Data,
   Distributed,
   Engine,
@@ -46,7 +45,6 @@ from trd_jax.experiment.schema import (
   Student,
   Teacher,
   Train,
-  vllm_refuses,
 )
 
 # Held-out splits of the laboratory that serve as benchmarks, by their names.
@@ -291,29 +289,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       " data.source=arithmetic makes its problems: set data.source=jsonl, or"
       " leave the root out"
     )
-  served, urls = e.engine.name == "server", e.engine.server.urls
-  if served and not urls and not e.preflight_only:
-    yield "engine.name=server needs engine.server.urls: name the servers"
-  if urls and not served:
-    yield (
-      f"engine.server.urls is for engine.name=server, not {e.engine.name}: set "
-      "engine.name=server, or leave the urls out"
-    )
-  if e.engine.name in ("vllm", "server"):
-    for stage in ("rollout", "refine", "evaluate"):
-      if problem := vllm_refuses(getattr(e, stage).temperature):
-        yield f"{stage}.{problem}"
-  unmerged = e.engine.name == "vllm" and e.engine.weights == "adapter"
-  if unmerged and e.lora.rank > LORA_RANKS[-1]:
-    yield (
-      f"lora.rank={e.lora.rank}: vLLM applies adapters of a rank up to"
-      f" {LORA_RANKS[-1]}: lower it, or set engine.weights=merged"
-    )
-  if e.engine.name == "server" and e.engine.ray.actors:
-    yield (
-      "engine.ray.actors puts engines on machines, and servers have theirs: "
-      "set engine.ray.actors=0"
-    )
+  yield from engines.contradictions(e)
   if e.train.attention in ("cudnn", "tokamax"):
     asked = f"train.attention={e.train.attention}"
     if e.train.packing:

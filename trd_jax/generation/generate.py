@@ -79,7 +79,7 @@ def generate(
     # Before the model is loaded: a machine without a sandbox says so now.
     domains = (prompt.problem.domain for prompt in prompts)
     judges = stack.enter_context(graders.opened(domains, experiment))
-    if experiment.engine.name != "jax":  # which looks as it loads
+    if not experiment.engine.chosen.checks_weights:
       for folder in (model.folder, model.adapter):
         if folder is not None:
           finite_weights.check_folder(folder)

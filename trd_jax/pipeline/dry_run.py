@@ -15,7 +15,7 @@ from pathlib import Path
 from trd_jax.data.problems import questions
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import Generation, Model
+from trd_jax.experiment.schema import Engine, Generation, Model
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub
@@ -248,20 +248,8 @@ def _ahead(
 
 def _devices(experiment: Experiment) -> Iterator[str]:
   """Says what generates and what trains, and on how many devices."""
-  engine, mesh = experiment.engine, experiment.mesh
-  actors = engine.ray.actors
-  if engine.name == "server":
-    count = len(engine.server.urls)
-    shown = f"none here: {count} server{'s' if count > 1 else ''}"
-  elif engine.name == "vllm":
-    copies, each = engine.vllm.data_parallel, engine.vllm.tensor_parallel
-    shown = f"{max(actors, 1) * copies * each}: vllm, "
-    shown += f"{copies} {'copy' if copies == 1 else 'copies'} on {each} each"
-  else:
-    shown = "all that JAX finds"
-  if actors:
-    shown += f", in each of {actors} Ray actors"
-  yield f"  generate    {shown}"
+  yield f"  generate    {_generating_devices(experiment.engine)}"
+  mesh = experiment.mesh
   sizes = mesh.sizes
   if sizes is None:
     shown = "all that JAX finds; data, fsdp and tensor are chosen from sizes"
@@ -273,6 +261,24 @@ def _devices(experiment: Experiment) -> Iterator[str]:
   if processes := experiment.distributed.processes:
     shown += f", in {processes} processes"
   yield f"  train       {shown}"
+
+
+def _generating_devices(engine: Engine) -> str:
+  """Says on how many devices an engine generates, in its actors or without."""
+  section, actors = engine.chosen, engine.ray.actors
+  shown = "none"
+  if section.devices == "remote":
+    count = len(section.addresses)
+    shown = f"none here: {count} server{'s' if count > 1 else ''}"
+  elif section.devices == "jax":
+    shown = "all that JAX finds"
+  elif section.gpus is not None:
+    copies, split = section.gpus.copies, section.gpus.split
+    shown = f"{max(actors, 1) * section.gpus.count}: {engine.name}, "
+    shown += f"{copies} {'copy' if copies == 1 else 'copies'} on {split} each"
+  if actors:
+    shown += f", in each of {actors} Ray actors"
+  return shown
 
 
 def _shown(size: int) -> str:

@@ -22,19 +22,12 @@ from trd_jax.pipeline import data_checks, model_checks
 from trd_jax.pipeline.model_checks import Opened
 
 _THREADS = 16
-_INSTALL = "pip install trd-jax there"
-# What each stage imports, and how to get it.
-_SHARED = {
-  name: _INSTALL
-  for name in ("trd_jax", "absl", "ml_collections", "numpy", "pyarrow")
-}
-_TEXT = dict.fromkeys(("tokenizers", "jinja2", "huggingface_hub"), _INSTALL)
-_DEVICE = dict.fromkeys(("jax", "flax"), _INSTALL)
-_LEARNING = dict.fromkeys(("optax", "orbax", "grain"), _INSTALL)
-_VLLM = (
-  "make an environment with third_party/vllm/install.sh and use its Python:"
-  f" --config.python.generation={interpreters.VLLM}"
+# What stages import; engines say it of themselves.
+_SHARED: tuple[str, ...] = (
+  *("trd_jax", "absl", "ml_collections", "numpy", "pyarrow"),
+  *("tokenizers", "jinja2", "huggingface_hub"),
 )
+_LEARNING: tuple[str, ...] = ("jax", "flax", "optax", "orbax", "grain")
 _GENERATING = ("rollout", "refine", "evaluate")
 
 
@@ -98,7 +91,7 @@ def look(
     jobs.append(lambda: data_checks.cache_dir(experiment))
   if "merge" in left:
     jobs.append(lambda: data_checks.outputs(experiment, run_dir))
-  for url in experiment.engine.server.urls:
+  for url in experiment.engine.chosen.addresses:
     jobs.append(lambda url=url: data_checks.server(url))
   # Each job mostly waits, for the hub or for an interpreter's imports: all at
   # once they take as long as the slowest. Results come in the order of the
@@ -180,15 +173,12 @@ def _interpreters(
 def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
   """Returns the modules that a stage imports, each with how to get it."""
   e = experiment
-  needs = _SHARED | _TEXT
-  if module not in _GENERATING:
-    needs = needs | _DEVICE | _LEARNING
-  elif e.engine.name == "vllm":
-    needs = needs | {"vllm": _VLLM}
-  elif e.engine.name == "jax":
-    needs = needs | _DEVICE
-  if module in _GENERATING and e.engine.ray.actors:
-    needs = needs | {"ray": "pip install 'trd-jax[ray]' there"}
+  needs = dict.fromkeys(_SHARED, interpreters.INSTALL)
+  if module in _GENERATING:
+    for packages in e.engine.packages.values():
+      needs.update(packages)
+  else:
+    needs.update(dict.fromkeys(_LEARNING, interpreters.INSTALL))
   if module == "train":
     for name, asked in (
       ("tensorboard", e.metrics.tensorboard),
@@ -198,7 +188,7 @@ def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
         # The key is not the name of the module that is imported.
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         advice = f"pip install 'trd-jax[{name}]' there, or set"
-        needs = needs | {package: f"{advice} metrics.{name}=False"}
+        needs[package] = f"{advice} metrics.{name}=False"
   return needs
 
 

@@ -17,7 +17,7 @@ from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import FLOAT32_ADAPTER, Model
+from trd_jax.experiment.schema import Model
 from trd_jax.model.config import ARCHITECTURES, ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub, hub_look, peft
@@ -209,7 +209,7 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
 
 
 def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
-  """Notes that vLLM would refuse the trained adapter, hours later.
+  """Notes what the engine would refuse on GPUs, hours later: vLLM an adapter.
 
   A note and no mistake: vLLM's CPU build, which may run on a machine with GPUs,
   takes such an adapter.
@@ -218,11 +218,10 @@ def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
     experiment: how the trained student is evaluated.
     dev: where the system's device files are.
   """
-  e = experiment
-  applies = e.engine.name == "vllm" and e.engine.weights == "adapter"
-  if not applies or e.student.dtype != "float32" or not nvidia.names(dev):
+  refused = list(experiment.engine.chosen.contradictions_on_gpus(experiment))
+  if not refused or not nvidia.names(dev):
     return []
-  return [Finding("adapter", "note", FLOAT32_ADAPTER)]
+  return [Finding("adapter", "note", one) for one in refused]
 
 
 def _whole(folder: Path) -> ModelConfig:

@@ -12,6 +12,8 @@ from trd_jax.experiment.processes import commands
 
 LEAST = (3, 11)
 VLLM = ".venv-vllm/bin/python"
+INSTALL = "pip install trd-jax there"
+"""How to get what the package needs into an interpreter."""
 # Interpreters that a script of ours makes; an absent one may still be made.
 MADE_BY = {
   VLLM: "third_party/vllm/install.sh",

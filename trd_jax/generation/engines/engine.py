@@ -195,24 +195,15 @@ class Engine(Protocol):
     ...
 
 
-# By package: the key that asks for it, and how to install it.
-_NEEDS = {
-  "ray": (
-    "engine.ray.actors",
-    "pip install 'trd-jax[ray]', or use the environment of"
-    " third_party/vllm/install.sh",
-  ),
-  "vllm": (
-    "engine.name=vllm",
-    "make an environment with third_party/vllm/install.sh and use its Python:"
-    " for the pipeline, --config.python.generation=.venv-vllm/bin/python",
-  ),
-}
+def missing(key: str, package: str, advice: str, why: object) -> UserError:
+  """Returns the error that a package can't be imported.
 
-
-def missing(package: str, why: object) -> UserError:
-  """Returns the error that `ray` or `vllm` can't be imported."""
-  key, advice = _NEEDS[package]
+  Args:
+    key: the key of the config that asks for it.
+    package: its name in an import.
+    advice: how to get it.
+    why: what is wrong with it.
+  """
   return UserError(
     f"{key}: {sys.executable} can't import {package} ({why}); {advice}"
   )

@@ -1,9 +1,14 @@
 """Makes the engine that an experiment names.
 
-Nothing here imports jax: an engine that needs it does so when it is made.
+An engine's name is an entry of `experiment.engines.Engines`, and its code is in
+the file `<name>_engine.py` beside this one. Its function `make` is called with
+the engine's section of keys, the model, and `max_model_tokens`. It is imported
+when the engine is made, so that nothing here needs JAX or vLLM.
 """
 
+import importlib
 import importlib.util
+from collections.abc import Callable
 
 from trd_jax.experiment.schema import Engine as EngineSection
 from trd_jax.generation.engines.engine import Engine, missing
@@ -14,12 +19,17 @@ def check_installed(spec: EngineSection) -> None:
   """Checks that an engine's packages are installed, without importing them.
 
   Raises:
-    UserError: Ray or vLLM is asked for and not installed here.
+    UserError: one that the engine, or Ray, needs is not installed here.
   """
-  needed = {"ray": spec.ray.actors, "vllm": spec.name == "vllm"}
-  for package, asked in needed.items():
-    if asked and importlib.util.find_spec(package) is None:
-      raise missing(package, "it is not installed")
+  for key, packages in spec.packages.items():
+    for package, advice in packages.items():
+      if importlib.util.find_spec(package) is None:
+        raise missing(key, package, advice, "it is not installed")
+
+
+def constructor(name: str) -> Callable[..., Engine]:
+  """Returns the function that makes an engine: `make` of its file."""
+  return importlib.import_module(f"{__package__}.{name}_engine").make
 
 
 def make(
@@ -43,20 +53,6 @@ def make(
     from trd_jax.generation.engines.ray_engine import RayEngine
 
     return RayEngine(spec, model, max_model_tokens=max_model_tokens, make=make)
-  if spec.name == "jax":
-    from trd_jax.generation.engines.jax_engine import JaxEngine
-
-    return JaxEngine.load(
-      model.folder,
-      dtype=model.dtype,
-      adapter=model.adapter,
-      slots=spec.jax.slots,
-      decode_steps=spec.jax.decode_steps,
-    )
-  if spec.name == "vllm":
-    from trd_jax.generation.engines.vllm_engine import VllmEngine
-
-    return VllmEngine(spec.vllm, model, max_model_tokens=max_model_tokens)
-  from trd_jax.generation.engines.server_engine import ServerEngine
-
-  return ServerEngine(spec.server, model, max_model_tokens=max_model_tokens)
+  return constructor(spec.name)(
+    spec.chosen, model, max_model_tokens=max_model_tokens
+  )

@@ -39,11 +39,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from trd_jax.experiment.engines import JaxEngine as Spec
 from trd_jax.experiment.errors import UserError
 from trd_jax.generation.engines import jax_memory
 from trd_jax.generation.engines import jax_programs as programs
 from trd_jax.generation.engines.engine import (
   Completion,
+  Engine,
   Request,
   Sampling,
   check_request,
@@ -57,6 +59,7 @@ from trd_jax.model.decoding import Decoder
 from trd_jax.model.qwen3 import Qwen3
 from trd_jax.model.sharding import make_mesh, replicate
 from trd_jax.model.weights import adapters, hf
+from trd_jax.model.weights.model_files import ModelFiles
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,6 +82,24 @@ _SIZES = [n for n in range(1, 257) if n in (m := n & -n, 3 * m)]
 # Batches of a small model on CPUs. While one is read and refilled, the other
 # runs; and requests that start together end together, so caches are short.
 _BATCHES = 2
+
+
+def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:
+  """Makes the engine of `factory.make`; its cache grows with what it is given.
+
+  Args:
+    spec: the experiment's `engine.jax` section.
+    model: the model that it loads.
+    max_model_tokens: not used.
+  """
+  del max_model_tokens
+  return JaxEngine.load(
+    model.folder,
+    dtype=model.dtype,
+    adapter=model.adapter,
+    slots=spec.slots,
+    decode_steps=spec.decode_steps,
+  )
 
 
 class JaxEngine:

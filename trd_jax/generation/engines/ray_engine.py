@@ -130,7 +130,7 @@ class RayEngine:
     ]
     # vLLM and servers batch the requests of several calls themselves; two calls
     # of the embedded engine would only compete for its devices.
-    at_once = 1 if self._spec.name == "jax" else ray.batches
+    at_once = ray.batches if self._spec.chosen.batches_calls else 1
     completed = self._data.from_arrow(blocks).map_batches(
       _Worker,
       fn_constructor_args=(
@@ -180,15 +180,16 @@ class RayEngine:
     Raises:
       UserError: all actors together need more than there is.
     """
-    ray, vllm = self._spec.ray, self._spec.vllm
+    ray, engine = self._spec.ray, self._spec.chosen
     has = self._ray.cluster_resources()
     gpus = ray.gpus
     # An actor holds all GPUs of its engine: vLLM starts its own processes for
     # them, of which Ray knows nothing.
     if gpus is None:
-      each = 1
-      if self._spec.name == "vllm":
-        each = vllm.tensor_parallel * vllm.data_parallel
+      # JAX takes all that its process is shown, which is one.
+      each = 1 if engine.devices == "jax" else 0
+      if engine.gpus is not None:
+        each = engine.gpus.count
       gpus = each if has.get("GPU") else 0
     wanted = {"num_cpus": ray.cpus, "num_gpus": gpus}
     for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
@@ -236,7 +237,8 @@ def _import() -> tuple[Any, Any]:
     ray = importlib.import_module("ray")
     data = importlib.import_module("ray.data")
   except ImportError as error:
-    raise missing("ray", error) from error
+    advice = Ray.packages["ray"]
+    raise missing("engine.ray.actors", "ray", advice, error) from error
   context = data.DataContext.get_current()
   context.enable_progress_bars = False  # the stage has its own
   context.print_on_execution_start = False

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx2 as httpx
 
+from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines.engine import Completion, Request, Sampling
 from trd_jax.generation.engines.server_protocol import Failed, body, completion
 from trd_jax.model.config import read_positions, read_size

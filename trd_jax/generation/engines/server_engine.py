@@ -24,11 +24,12 @@ import queue
 import time
 from collections.abc import Iterator, Sequence
 
+from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import read_object
-from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
+  Engine,
   Request,
   Sampling,
   check_request,
@@ -41,6 +42,11 @@ from trd_jax.model.weights.model_files import ModelFiles
 from trd_jax.model.weights.model_folder import CONFIG
 
 _LOG = logging.getLogger(__name__)
+
+
+def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:
+  """Makes the engine of `factory.make`."""
+  return ServerEngine(spec, model, max_model_tokens=max_model_tokens)
 
 
 class ServerEngine:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from trd_jax.experiment.engines import vllm_refuses
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.schema import vllm_refuses
 from trd_jax.generation.engines.engine import (
   Completion,
   Request,

@@ -19,8 +19,8 @@ import queue
 import random
 import time
 
+from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.schema import ServerEngine as Spec
 from trd_jax.generation.engines.engine import Request, Sampling, longest_first
 from trd_jax.generation.engines.server_client import Server, Wanted
 from trd_jax.generation.engines.server_protocol import Failed

@@ -30,13 +30,14 @@ from typing import Any
 
 import numpy as np
 
+from trd_jax.experiment.engines import FLOAT32_ADAPTER, LORA_RANKS, vllm_refuses
+from trd_jax.experiment.engines import VllmEngine as Spec
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes.guard import Guard
-from trd_jax.experiment.schema import FLOAT32_ADAPTER, LORA_RANKS, vllm_refuses
-from trd_jax.experiment.schema import VllmEngine as Spec
 from trd_jax.generation.engines.engine import (
   Completion,
+  Engine,
   Request,
   Sampling,
   TopTokens,
@@ -56,6 +57,11 @@ _CPU_CACHE_BYTES = 4 << 30
 _WORKER = "trd_jax.generation.engines.vllm_worker"
 _LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
 _NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
+
+
+def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:
+  """Makes the engine of `factory.make`."""
+  return VllmEngine(spec, model, max_model_tokens=max_model_tokens)
 
 
 class VllmEngine:
@@ -342,7 +348,8 @@ def _import(spec: Spec) -> Any:
   try:
     return importlib.import_module("vllm")
   except ImportError as error:
-    raise missing("vllm", error) from error
+    advice = spec.packages["vllm"]
+    raise missing("engine.name=vllm", "vllm", advice, error) from error
 
 
 def _longest(spec: Spec, positions: int, asked: int) -> int:
