@@ -11,6 +11,7 @@ import pytest
 
 from tests.distill.test_divergence import make_inputs
 from tests.support.divergence_reference import error, reference, scoring
+from tests.support.places import ROOT
 from trd_jax.distill.loss.divergences import SampledReverseKl
 from trd_jax.distill.loss.metrics import finish
 from trd_jax.distill.loss.objective import Objective, slot_loss, token_loss
@@ -266,6 +267,14 @@ def test_metrics_are_token_means_by_outcome_and_perplexities():
     "top16_mass_teacher": stats.teacher_top16_mass.mean(),
   }
   assert metrics == pytest.approx(wanted, rel=1e-5)
+
+
+def test_every_metric_is_explained():
+  """The table of docs/workdir.md has all that a token's statistics give."""
+  page = (ROOT / "docs/workdir.md").read_text().partition("\n## Metrics\n")[2]
+  _, sums, _ = score(make_stats(), SLOTS, Objective(clip=1.5))
+  assert {"D", "clipped_share"} <= finish(sums).keys()
+  assert [name for name in finish(sums) if f"`{name}`" not in page] == []
 
 
 def test_finish_leaves_out_what_nothing_was_counted_for():
