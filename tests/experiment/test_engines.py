@@ -54,9 +54,12 @@ def test_what_an_engine_declares_fits_together(name):
   keys = {field.name for field in dataclasses.fields(ENGINES[name])}
   assert (section.gpus is not None) == (section.devices == "gpus")
   if (gpus := section.gpus) is not None:
-    for what in ("copies", "split", "share"):
-      key = getattr(gpus, f"{what}_key")
-      assert getattr(gpus, what) == getattr(section, key)
+    by_key = {gpus.copies_key: 3, gpus.split_key: 2, gpus.share_key: 0.5}
+    named = {f"engine.{name}.{key}": value for key, value in by_key.items()}
+    other = of(name, **named).engine.chosen.gpus
+    assert other is not None
+    assert (other.copies, other.split, other.share) == (3, 2, 0.5)
+    assert other.count == 6
   assert section.devices == "remote" or not section.addresses
   assert set(section.asks_for_it) <= keys
   # A key of the name of what is declared would take its place.
