@@ -1,8 +1,8 @@
 """The sections of an experiment: every key, its default, meaning and rule.
 
 Lengths are in tokens. The keys of each engine are in `engines.py`, those of
-divergences and token weights in `methods.py`. `experiment.py` puts the sections together and makes
-the checks that concern more than one key.
+divergences and token weights in `methods.py`. `experiment.py` puts the sections
+together and makes the checks that concern more than one key.
 """
 
 import dataclasses
