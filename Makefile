@@ -39,6 +39,10 @@ NEWEST ?= $(shell for each in python3.12 python3.13 \
 CONFIG ?= configs/demo.py
 WORKDIR ?= runs/demo$(if $(METHOD),-$(METHOD))$(if $(filter-out jax,$(ENGINE)),-$(ENGINE))
 
+# Images of containers often set it. Then each of the hundreds of processes that
+# the tests start would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OVERRIDES := --config.engine.name=$(ENGINE) \

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,40 +66,31 @@ def test_packed_documents_equal_the_same_documents_alone():
 REMAT = ("none", "full", "dots", "attention")
 
 
-def _gradients(config=SMALL):
-  """A program of loss and adapter gradient with dropout, and what it takes."""
+@functools.cache
+def trained(remat, config=SMALL):
+  """Loss, adapter gradient and bytes of memory by a policy, with dropout."""
   made = model(config, lora=LORA)
   batch = _row((9, 6), 16)
   graph, adapter, base = nnx.split(made, nnx.LoRAParam, ...)
 
-  def loss(adapter, base, remat):
+  def loss(adapter, base):
     whole = nnx.merge(graph, adapter, base)
     # What is computed again must drop the same channels again.
     key = jax.random.key(3)
     hidden = whole(*batch, remat=remat, dropout_key=key)
     return jnp.sum(logits(hidden, whole.head_VD) ** 2) / 1e3
 
-  program = jax.jit(jax.value_and_grad(loss), static_argnums=2)
-  return program, adapter, base
-
-
-@pytest.fixture(scope="module")
-def trained():
-  """Loss, adapter gradient and bytes of memory, by remat policy."""
-  program, adapter, base = _gradients()
-  results = {}
-  for remat in REMAT:
-    compiled = program.lower(adapter, base, remat).compile()
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    results[remat] = (*compiled(adapter, base), memory)
-  return results
+  program = jax.jit(jax.value_and_grad(loss))
+  compiled = program.lower(adapter, base).compile()
+  memory = compiled.memory_analysis().temp_size_in_bytes
+  return *compiled(adapter, base), memory
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT[1:])
-def test_remat_policies_equal_none_in_value_and_gradient(trained, remat):
-  value, gradient, _ = trained["none"]
-  value_remat, gradient_remat, _ = trained[remat]
+def test_remat_policies_equal_none_in_value_and_gradient(remat):
+  value, gradient, _ = trained("none")
+  value_remat, gradient_remat, _ = trained(remat)
   np.testing.assert_allclose(value_remat, value, rtol=1e-6)
   for one, other in zip(
     jax.tree.leaves(gradient_remat), jax.tree.leaves(gradient), strict=True
@@ -109,17 +101,15 @@ def test_remat_policies_equal_none_in_value_and_gradient(trained, remat):
 
 
 @pytest.mark.slow
-def test_remat_policies_keep_less_than_none_and_full_keeps_least(trained):
+def test_remat_policies_keep_less_than_none_and_full_keeps_least():
   # What is kept grows with the layers. The memory that one block's passes work
   # in doesn't, and is the compiler's choice: of two layers' whole memory it can
   # be the larger part.
   deeper = dataclasses.replace(SMALL, num_layers=SMALL.num_layers + 2)
-  program, *arguments = _gradients(deeper)
-  kept = {}
-  for remat in REMAT:
-    compiled = program.lower(*arguments, remat).compile()
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    kept[remat] = (memory - trained[remat][2]) / 2
+  kept = {
+    remat: (trained(remat, deeper)[2] - trained(remat)[2]) / 2
+    for remat in REMAT
+  }
   assert kept["full"] == 16 * SMALL.hidden_size * 4  # the block's input
   assert kept["full"] < kept["attention"] < kept["none"]
   assert kept["full"] < kept["dots"] < kept["none"]
@@ -234,10 +224,10 @@ def test_a_new_adapter_changes_no_bit_of_the_base(dtype):
   np.testing.assert_array_equal(forward(adapted, *batch, key), expected)
 
 
-def test_the_adapter_is_all_that_has_a_gradient(trained):
+def test_the_adapter_is_all_that_has_a_gradient():
   made = model(lora=LORA)
   assert {path[:-1] for path in _paths(made, nnx.LoRAParam)} == set(KINDS)
-  flat = nnx.to_flat_state(trained["none"][1])
+  flat = nnx.to_flat_state(trained("none")[1])
   assert {path for path, _ in flat} == _paths(made, nnx.LoRAParam)
   for path, leaf in flat:
     # Every layer's adapter of every kind takes part.
