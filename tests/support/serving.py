@@ -325,9 +325,16 @@ class _Handler(BaseHTTPRequestHandler):
       stop_ids=tuple(body["stop_token_ids"]),
       vocab_size=HEAD_ROWS - len(masked),
     )
-    request = Request("", body["prompt"], body["seed"], body["max_tokens"])
-    (done,) = embedded(adapter).generate([request], how)
-    return done
+    prompt = tuple(body["prompt"])
+    return _completion(prompt, body["seed"], body["max_tokens"], how, adapter)
+
+
+@functools.cache
+def _completion(prompt, seed, limit, how: Sampling, adapter: Path | None):
+  """Generates a request alone, once however many servers are asked for it."""
+  request = Request("", list(prompt), seed, limit)
+  (done,) = embedded(adapter).generate([request], how)
+  return done
 
 
 def scores(ids) -> np.ndarray:
