@@ -1,9 +1,10 @@
-"""The engines there are: their keys, and what each of them says of itself.
+"""The engines there are: their keys, and what each of them needs.
 
-An engine is a field of `Engines`: its name, and its section of keys, which also
-declares what the engine needs, which devices it takes, and what of a config it
-can't do. Choices, help, checks, the dry run and the doctor follow from that.
-What generates is `generation/engines/<name>_engine.py`.
+An engine is a field of `Engines`: its name, and its section of keys. The class
+of the section also declares which packages the engine imports, which devices it
+runs on, and which configs it refuses. Choices, help, checks, the dry run and
+the doctor read it there. The code that generates is in
+`generation/engines/<name>_engine.py`.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ from trd_jax.experiment.processes import interpreters
 Devices = Literal["none", "jax", "gpus", "remote"]
 """What an engine runs on.
 
-Nothing but this process, the devices that JAX finds, GPUs of its own, whose
-number its keys give (`EngineSection.gpus`), or machines that are not ours to
-start anything on (`EngineSection.addresses`).
+none: no device. jax: those that JAX finds in the stage's process. gpus: GPUs
+of its own, as many as its keys say (`EngineSection.gpus`). remote: those of the
+servers that it asks (`EngineSection.addresses`).
 """
 
 
@@ -56,15 +57,16 @@ class EngineSection:
   Attributes:
     summary: what it is, in a few words, for the help.
     devices: what it runs on.
-    packages: what it imports, each with how to get it.
+    packages: what it imports, by the names in an import, each with how to get
+      it.
     applies_adapters: whether it can generate with an adapter beside the base
       (`engine.weights=adapter`, `student.adapter`).
     checks_weights: whether it refuses weights that are NaN or infinite as it
-      loads them; else the stage reads them once more and does so.
-    batches_calls: whether it puts requests of several calls into one batch;
-      where it doesn't, calls at the same time only compete.
-    asks_for_it: keys of the section that nobody sets who doesn't mean this
-      engine.
+      loads them; where it doesn't, the stage reads them before and refuses.
+    batches_calls: whether it batches requests of several calls together; where
+      it doesn't, calls at the same time would only compete.
+    asks_for_it: keys of the section that only a user of this engine sets: they
+      are refused where another one is chosen.
   """
 
   summary: ClassVar[str]
@@ -90,6 +92,8 @@ class EngineSection:
     """Returns how many connections it may have open at once."""
     return 0
 
+  # `Any`: the class `Experiment` is made of these sections, and naming it here
+  # would be a ring of imports.
   def contradictions(self, experiment: Any) -> Iterator[str]:
     """Yields what of a config the engine can't do, each with what to set.
 
@@ -332,7 +336,7 @@ def summaries() -> str:
 def contradictions(experiment: Any) -> Iterator[str]:
   """Yields what of an `Experiment` its engine can't do, each with what to set.
 
-  So are keys that only make sense with another engine.
+  Keys that only make sense with another engine come first.
   """
   engine = experiment.engine
   for name, section in ENGINES.items():

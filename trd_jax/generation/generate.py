@@ -79,6 +79,7 @@ def generate(
     # Before the model is loaded: a machine without a sandbox says so now.
     domains = (prompt.problem.domain for prompt in prompts)
     judges = stack.enter_context(graders.opened(domains, experiment))
+    # Weights that are no numbers would give tokens all the same.
     if not experiment.engine.chosen.checks_weights:
       for folder in (model.folder, model.adapter):
         if folder is not None:

@@ -209,7 +209,7 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
 
 
 def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
-  """Notes what the engine would refuse on GPUs, hours later: vLLM an adapter.
+  """Notes what the engine refuses on GPUs, hours later, as vLLM an adapter.
 
   A note and no mistake: vLLM's CPU build, which may run on a machine with GPUs,
   takes such an adapter.

@@ -10,12 +10,12 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 
-from trd_jax.experiment.schema import Engine as EngineSection
+from trd_jax.experiment.schema import Engine as Spec
 from trd_jax.generation.engines.engine import Engine, missing
 from trd_jax.model.weights.model_files import ModelFiles
 
 
-def check_installed(spec: EngineSection) -> None:
+def check_installed(spec: Spec) -> None:
   """Checks that an engine's packages are installed, without importing them.
 
   Raises:
@@ -32,9 +32,7 @@ def constructor(name: str) -> Callable[..., Engine]:
   return importlib.import_module(f"{__package__}.{name}_engine").make
 
 
-def make(
-  spec: EngineSection, model: ModelFiles, *, max_model_tokens: int
-) -> Engine:
+def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:
   """Makes the engine that an experiment names, with a model loaded.
 
   Args:

@@ -129,7 +129,7 @@ class RayEngine:
       for start in range(0, len(ordered), ray.batch)
     ]
     # vLLM and servers batch the requests of several calls themselves; two calls
-    # of the embedded engine would only compete for its devices.
+    # of an engine that doesn't would only compete for its devices.
     at_once = ray.batches if self._spec.chosen.batches_calls else 1
     completed = self._data.from_arrow(blocks).map_batches(
       _Worker,
