@@ -513,7 +513,7 @@ def test_the_table_of_benchmarks_is_the_registry():
     for name, entry in benchmarks.BENCHMARKS.items()
     if entry.part_of is None
   }
-  assert named == known | set(experiment.LABORATORY)
+  assert named == known | set(experiment.LAB_BENCHMARKS)
 
 
 @pytest.mark.parametrize(

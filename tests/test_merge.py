@@ -232,7 +232,7 @@ def test_an_adapter_of_zeros_is_merged_only_if_training_said_so(
   assert "no update of the training had" in merge.describe(summary)
 
 
-def test_an_adapter_that_the_cast_swallows_is_told(trained, tmp_path):
+def test_an_adapter_that_the_cast_swallows_is_reported(trained, tmp_path):
   chosen, _, adapted = trained
 
   def small(x):
@@ -537,7 +537,7 @@ def _asked(chosen):
   return dataclasses.replace(chosen, evaluate=asked)
 
 
-def test_a_trained_model_that_samples_as_base_does_is_told(
+def test_a_trained_model_that_samples_as_base_does_is_reported(
   merged, tmp_path, capsys
 ):
   chosen, run_dir, _ = merged
@@ -569,7 +569,7 @@ def test_a_trained_model_that_samples_as_base_does_is_told(
   assert "warning" not in out
 
 
-def test_an_engine_wears_the_adapter_unmerged(merged, tmp_path):
+def test_an_engine_applies_the_adapter_unmerged(merged, tmp_path):
   chosen, run_dir, _ = merged
   chosen = _asked(chosen)
   unmerged = dataclasses.replace(

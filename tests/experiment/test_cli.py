@@ -201,7 +201,7 @@ def test_a_mistake_in_a_config_file_is_told_with_its_line(
     ("deep.json", "can't be read as JSON (nested too deeply)"),
   ],
 )
-def test_a_config_that_is_none_is_told(
+def test_a_config_that_is_none_is_reported(
   spec, told, config, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)

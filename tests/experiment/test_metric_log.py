@@ -80,7 +80,7 @@ def test_scalars_of_any_make_are_strict_json(tmp_path):
   ("asked", "module"),
   [("tensorboard", "tensorboardX"), ("wandb", "wandb")],
 )
-def test_a_writer_that_is_not_installed_is_told(asked, module, tmp_path):
+def test_a_writer_that_is_not_installed_is_reported(asked, module, tmp_path):
   if importlib.util.find_spec(module):
     pytest.skip(f"{module} is installed here")
   path = tmp_path / "metrics.jsonl"
@@ -138,7 +138,9 @@ def test_weights_and_biases_gets_rows_under_an_id_that_stays(
   assert made[0][0]["id"] == made[1][0]["id"]
 
 
-def test_a_run_that_weights_and_biases_refuses_is_told(tmp_path, monkeypatch):
+def test_a_run_that_weights_and_biases_refuses_is_reported(
+  tmp_path, monkeypatch
+):
   def init(**asked):
     raise RuntimeError("api_key not configured (no-tty)\ncall wandb.login")
 

@@ -426,7 +426,7 @@ check_replaceable(sys.argv[1], "--target")
 """
 
 
-def test_a_target_that_may_not_be_written_is_told(tmp_path):
+def test_a_target_that_may_not_be_written_is_reported(tmp_path):
   locked = tmp_path / "locked"
   (locked / "below").mkdir(parents=True)
   for folder in (locked / "below", locked):

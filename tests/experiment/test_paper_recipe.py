@@ -225,7 +225,7 @@ def test_rounds_are_planned_to_the_last(tmp_path):
     ),
   ],
 )
-def test_the_devices_that_a_config_asks_for_are_told(
+def test_the_devices_that_a_config_asks_for_are_reported(
   tmp_path, changes, generate, train
 ):
   _, e = planned(tmp_path, **changes)
@@ -237,7 +237,7 @@ def test_the_devices_that_a_config_asks_for_are_told(
   assert lines[at + 2].endswith(train)
 
 
-def test_the_hours_of_the_card_are_told(tmp_path):
+def test_the_hours_of_the_card_are_reported(tmp_path):
   spec = f"{CONFIGS}/opsd.py:model=8b"
   card = config_file.expected(spec)
   assert "Expected on 8xH100, hours:minutes" in card

@@ -459,7 +459,7 @@ def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
     run_dir.claim(_config(evaluate={"root": "elsewhere"}))
 
 
-def test_a_workdir_that_cannot_be_one_is_told(tmp_path):
+def test_a_workdir_that_cannot_be_one_is_reported(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="is a file, not a folder; name another"):
     RunDir(tmp_path / "file", _config())

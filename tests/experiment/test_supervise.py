@@ -102,7 +102,7 @@ def interrupted(stage, *, group=False, times=1, tidy_seconds=30.0):
 
 
 @pytest.mark.parametrize("group", [True, False])
-def test_an_interrupted_stage_tidies_up_whoever_was_told(group):
+def test_an_interrupted_stage_tidies_up_whoever_was_signalled(group):
   # As from a terminal, to both; and to the pipeline alone.
   out, err = interrupted(TIDY, group=group)
   assert out == "tidied up\ninterrupted too\n"
@@ -182,7 +182,7 @@ from trd_jax.experiment.processes import supervise as parent
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with parent.terminable(), parent.deferred() as state:
   os.kill(os.getpid(), signal.SIGTERM)
-  print(state.asked)
+  print(state.requested)
 """
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -194,7 +194,7 @@ def test_a_second_signal_while_something_is_finished_ends_it_at_once():
   with supervise.deferred() as state:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # at once: the same
-    assert state.asked
+    assert state.requested
     time.sleep(supervise._SAME_SECONDS + 0.1)
     with pytest.raises(Terminated):
       os.kill(os.getpid(), signal.SIGTERM)

@@ -179,7 +179,9 @@ def too_few_rows(folder):
     (too_few_rows, "has a head of 100 rows"),
   ],
 )
-def test_a_teacher_that_is_no_teacher_is_told(tmp_path, teacher, spoil, says):
+def test_a_teacher_that_is_no_teacher_is_reported(
+  tmp_path, teacher, spoil, says
+):
   spoil(teacher)
   one = wrong(tmp_path, **{"teacher.path": str(teacher)})
   assert one.startswith(("teacher: ", "teacher.path=", str(teacher)))
@@ -197,7 +199,7 @@ def test_a_teacher_that_is_no_teacher_is_told(tmp_path, teacher, spoil, says):
     ("random:nano", "has no tokenizer of its own"),
   ],
 )
-def test_a_teacher_that_is_not_there_is_told(tmp_path, teacher, path, says):
+def test_a_teacher_that_is_not_there_is_reported(tmp_path, teacher, path, says):
   one = wrong(tmp_path, **{"teacher.path": path.format(tmp_path)})
   assert says.format(tmp_path) in one
 
@@ -283,11 +285,11 @@ def test_without_a_hub_that_is_said(tmp_path, monkeypatch):
     ),
   ],
 )
-def test_what_would_end_a_run_hours_later_is_told(tmp_path, keys, says):
+def test_what_would_end_a_run_hours_later_is_reported(tmp_path, keys, says):
   assert says in wrong(tmp_path, **keys)
 
 
-def test_an_adapter_that_does_not_fit_is_told(tmp_path):
+def test_an_adapter_that_does_not_fit_is_reported(tmp_path):
   adapter = tmp_path / "adapter"
   adapter.mkdir()
   fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}

@@ -164,7 +164,7 @@ def run(
     _log(outputs, start, len(batches), section.log_every) as log,
   ):
     for step in range(start, len(batches)):
-      if processes.stop_before(step, ending.asked):
+      if processes.stop_before(step, ending.requested):
         break
       packs = packing.pack(batch := batches[step], source.layout)
       state, metrics = distiller.update(state, source.fill(batch, packs))

@@ -39,25 +39,27 @@ def judge_engine_devices(e: Experiment, gpus: int) -> Diagnosis:
     return diagnosis.ok(f"engine.name={name} takes what there is")
   actors = e.engine.ray.actors
   wanted = own.count * max(actors, 1)
-  told = (
+  message = (
     f"{own.who} wants {wanted} (engine.{name}.{own.split_key}={own.split},"
     f" {own.copies_key}={own.copies}, engine.ray.actors={actors})"
   )
   if actors and e.engine.ray.address is not None:
-    return diagnosis.ok(f"{told}, of the Ray cluster's")
+    return diagnosis.ok(f"{message}, of the Ray cluster's")
   here = "and one GPU is here" if gpus == 1 else f"and {gpus} GPUs are here"
   # Without GPUs a build for CPUs runs, for which this computer is one device.
   if wanted > max(gpus, 1):
     return diagnosis.failed(
-      f"{told}, {here}",
+      f"{message}, {here}",
       "lower them (configs/opd.py and opsd.py: :gpus=N), or show it more GPUs",
     )
   if wanted < gpus:
     return diagnosis.warning(
-      f"{told}, {here}: the others stay idle",
+      f"{message}, {here}: the others stay idle",
       f"raise engine.{name}.{own.copies_key} to {gpus // own.split}",
     )
-  return diagnosis.ok(f"{told}, {here}" if gpus else f"{told}: this computer")
+  return diagnosis.ok(
+    f"{message}, {here}" if gpus else f"{message}: this computer"
+  )
 
 
 def mesh(machine: Machine) -> Diagnosis:
@@ -90,18 +92,20 @@ def judge_mesh(section: Mesh, devices: int, processes: int) -> Diagnosis:
   if sizes is None:
     return diagnosis.ok(f"{total} devices; the sizes of the models choose")
   axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
-  told = ", ".join(f"mesh.{name}={size}" for name, size in axes)
+  message = ", ".join(f"mesh.{name}={size}" for name, size in axes)
   fixed = math.prod(size for size in sizes if size != -1)
   fits = total % fixed == 0 if -1 in sizes else fixed <= total
-  told = f"{told}: {'a multiple of ' if -1 in sizes else ''}{fixed} devices"
-  told += f" of {total} here"
+  message = (
+    f"{message}: {'a multiple of ' if -1 in sizes else ''}{fixed} devices"
+  )
+  message += f" of {total} here"
   if not fits:
-    return diagnosis.failed(told, "choose smaller sizes, or -1 for the rest")
+    return diagnosis.failed(message, "choose smaller sizes, or -1 for the rest")
   if -1 not in sizes and fixed < total:
     return diagnosis.warning(
-      f"{told}; the others stay idle", "set one of them to -1, the rest"
+      f"{message}; the others stay idle", "set one of them to -1, the rest"
     )
-  return diagnosis.ok(told)
+  return diagnosis.ok(message)
 
 
 def memory(machine: Machine) -> Diagnosis:
@@ -152,14 +156,17 @@ def judge_memory(
     where: what one device is.
   """
   known = {side: size for side, size in sizes.items() if size is not None}
-  told = ", ".join(f"{side} {size / _GIB:.2f}" for side, size in known.items())
-  told = f"weights in GiB: {told or 'not known here'}; {where} has"
-  told = f"{told} {each / _GIB:.1f}"
+  message = ", ".join(
+    f"{side} {size / _GIB:.2f}" for side, size in known.items()
+  )
+  message = f"weights in GiB: {message or 'not known here'}; {where} has"
+  message = f"{message} {each / _GIB:.1f}"
   if (gpus := e.engine.chosen.gpus) is not None:
     for side, size in known.items():
       if size > gpus.split * gpus.share * each:
         return diagnosis.failed(
-          f"{told}, of which {gpus.who} takes {gpus.share:.0%} for the {side}",
+          f"{message}, of which {gpus.who} takes {gpus.share:.0%} for the"
+          f" {side}",
           f"raise engine.{e.engine.name}.{gpus.split_key}, or set"
           f" {side}.dtype=bfloat16",
         )
@@ -170,45 +177,51 @@ def judge_memory(
     together = max(known.values(), default=0)
   if together > PLANNED_SHARE * each * devices:
     return diagnosis.failed(
-      f"{told}; {devices} of it hold less than {together / _GIB:.1f}",
+      f"{message}; {devices} of it hold less than {together / _GIB:.1f}",
       "use bfloat16, smaller models, train.teacher=hidden_cache, or more"
       " devices",
     )
   if len(known) < len(sizes):
-    return diagnosis.ok(f"{told}; the rest is not known before it is fetched")
-  return diagnosis.ok(told)
+    return diagnosis.ok(
+      f"{message}; the rest is not known before it is fetched"
+    )
+  return diagnosis.ok(message)
 
 
 def config(machine: Machine) -> Diagnosis:
   """Looks at all that the pipeline looks at before it begins.
 
   Raises:
-    UserError: something is wrong or not there; all of it is told.
+    UserError: something is wrong or not there; all of it is reported.
   """
   # Where a library is broken that it needs, the other checks run.
   from trd_jax.pipeline import early_checks
 
   e = machine.experiment
-  found = early_checks.look(e, machine.workdir)
-  return judge_config(found, list(early_checks.summary(e, found)))
+  results = early_checks.look(e, machine.workdir)
+  return judge_config(results, list(early_checks.summary(e, results)))
 
 
-def judge_config(found: Sequence[Finding], summary: Sequence[str]) -> Diagnosis:
+def judge_config(
+  results: Sequence[Finding], summary: Sequence[str]
+) -> Diagnosis:
   """Judges what was found before anything starts.
 
   Args:
-    found: by `early_checks.look`.
+    results: by `early_checks.look`.
     summary: what is well, by `early_checks.summary`.
 
   Raises:
-    UserError: something is wrong or not there; all of it is told.
+    UserError: something is wrong or not there; all of it is reported.
   """
-  findings.refuse(found, "wrong", "missing")
-  told = [one.message for one in found if one.state == "note"]
-  status = "warning" if told else "ok"
-  told = told or [", ".join(summary) or "all its stages are done"]
-  told += [f"not checked: {x.message}" for x in found if x.state == "unchecked"]
-  return Diagnosis(status, "; also: ".join(dict.fromkeys(told)))
+  findings.refuse(results, "wrong", "missing")
+  messages = [one.message for one in results if one.state == "note"]
+  status = "warning" if messages else "ok"
+  messages = messages or [", ".join(summary) or "all its stages are done"]
+  messages += [
+    f"not checked: {x.message}" for x in results if x.state == "unchecked"
+  ]
+  return Diagnosis(status, "; also: ".join(dict.fromkeys(messages)))
 
 
 def hub(machine: Machine) -> Diagnosis:

@@ -21,34 +21,34 @@ class Diagnosis:
   Attributes:
     status: 'failed' is what would stop or spoil a run, 'warning' what may,
       'skipped' a check that doesn't apply here.
-    told: one line: what was seen.
+    message: one line: what was seen.
     remedy: what to do about it; '' where there is nothing to do.
   """
 
   status: Status
-  told: str
+  message: str
   remedy: str = ""
 
   @property
   def text(self) -> str:
     """Returns what was seen and the remedy as one line."""
-    both = f"{self.told}; {self.remedy}" if self.remedy else self.told
+    both = f"{self.message}; {self.remedy}" if self.remedy else self.message
     return " ".join(both.split())
 
 
-def ok(told: str) -> Diagnosis:
+def ok(message: str) -> Diagnosis:
   """Returns that all is well."""
-  return Diagnosis("ok", told)
+  return Diagnosis("ok", message)
 
 
-def warning(told: str, remedy: str) -> Diagnosis:
+def warning(message: str, remedy: str) -> Diagnosis:
   """Returns that something may be wrong."""
-  return Diagnosis("warning", told, remedy)
+  return Diagnosis("warning", message, remedy)
 
 
-def failed(told: str, remedy: str) -> Diagnosis:
+def failed(message: str, remedy: str) -> Diagnosis:
   """Returns that something is wrong."""
-  return Diagnosis("failed", told, remedy)
+  return Diagnosis("failed", message, remedy)
 
 
 def skipped(why: str) -> Diagnosis:
@@ -59,8 +59,8 @@ def skipped(why: str) -> Diagnosis:
 def refused(error: UserError) -> Diagnosis:
   """Returns a user's error, which ends in what to do, as a failure."""
   # Every user's error ends in what to do, after its last semicolon.
-  told, _, remedy = str(error).rpartition("; ")
-  return failed(told or remedy, remedy if told else "")
+  message, _, remedy = str(error).rpartition("; ")
+  return failed(message or remedy, remedy if message else "")
 
 
 def gravest(diagnoses: Sequence[Diagnosis]) -> Diagnosis:

@@ -70,14 +70,14 @@ def repeats(facts: Facts) -> Diagnosis:
       ("in another batch", facts["other"]),
     )
   ]
-  told = f"same batch and seeds, same tokens; {', '.join(said)}"
+  message = f"same batch and seeds, same tokens; {', '.join(said)}"
   if len(runs) > 2:
     return diagnosis.warning(
-      f"{told}; the first {len(runs) - 2} of {len(runs)} runs differed",
+      f"{message}; the first {len(runs) - 2} of {len(runs)} runs differed",
       "requests come one by one, so that batches are cut otherwise now and"
       " then: expect tokens to differ between runs here",
     )
-  return diagnosis.ok(told)
+  return diagnosis.ok(message)
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -193,12 +193,12 @@ def of_all(judge: Judge, facts: Sequence[tuple[str, Facts]]) -> Diagnosis:
     The gravest diagnosis. Where it is a failure it names the places that have
     one; else it says how many there are.
   """
-  found = {where: judge(one) for where, one in facts}
-  worst = diagnosis.gravest(list(found.values()))
-  if len(found) == 1:
+  results = {where: judge(one) for where, one in facts}
+  worst = diagnosis.gravest(list(results.values()))
+  if len(results) == 1:
     return worst
-  same = [where for where, one in found.items() if one.status == worst.status]
-  where = f"all {len(found)} GPUs" if len(same) == len(found) else same[0]
-  if 1 < len(same) < len(found):
+  same = [where for where, one in results.items() if one.status == worst.status]
+  where = f"all {len(results)} GPUs" if len(same) == len(results) else same[0]
+  if 1 < len(same) < len(results):
     where = ", ".join(same)
-  return Diagnosis(worst.status, f"{where}: {worst.told}", worst.remedy)
+  return Diagnosis(worst.status, f"{where}: {worst.message}", worst.remedy)

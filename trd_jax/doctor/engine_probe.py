@@ -54,40 +54,40 @@ def requests(count: int, tokens: int) -> list[Request]:
   ]
 
 
-def _tokens(engine: Any, asked: Sequence[Request], how: Sampling) -> Tokens:
-  made = {one.key: one.ids for one in engine.generate(asked, how)}
-  return {one.key: list(made[one.key]) for one in asked}
+def _tokens(engine: Any, requests: Sequence[Request], how: Sampling) -> Tokens:
+  made = {one.key: one.ids for one in engine.generate(requests, how)}
+  return {one.key: list(made[one.key]) for one in requests}
 
 
 def _top(engine: Any, rows: int) -> list[dict[str, Any]]:
   """Returns the likeliest tokens of greedy completions of two prompts."""
   greedy = Sampling(temperature=0.0, top_logprobs=rows)
   made = engine.generate(requests(2, _TOP_TOKENS), greedy)
-  found = []
+  results = []
   for one in sorted(made, key=lambda one: one.key):
     assert one.top is not None
-    found.append(
+    results.append(
       {
         "drawn": list(one.ids),
         "ids": one.top.ids.tolist(),
         "logprobs": one.top.logprobs.tolist(),
       }
     )
-  return found
+  return results
 
 
-def examine(asked: Facts, tell: Tell) -> None:
+def examine(requested: Facts, tell: Tell) -> None:
   """Goes through the phases and tells what each of them leaves."""
   import time
 
-  folder = Path(asked["model"])
-  adapter = asked["adapter"] and Path(asked["adapter"])
+  folder = Path(requested["model"])
+  adapter = requested["adapter"] and Path(requested["adapter"])
   rows = read_size(read_object(folder / CONFIG), "vocab_size")
 
   def make(adapter: Path | None) -> Any:
-    files = ModelFiles("tiny", folder, "tiny", asked["dtype"], adapter)
-    name = asked["engine"]
-    section: Any = ENGINES[name](**asked["spec"])
+    files = ModelFiles("tiny", folder, "tiny", requested["dtype"], adapter)
+    name = requested["engine"]
+    section: Any = ENGINES[name](**requested["spec"])
     spec = schema.Engine(name=name, **{name: section})
     return factory.make(spec, files, max_model_tokens=_LONGEST)
 

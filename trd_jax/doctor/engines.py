@@ -56,7 +56,7 @@ def _start(
   environment: dict[str, str] | None = None,
 ) -> None:
   model, adapter_folder = _model(machine)
-  asked = {
+  requested = {
     "engine": engine,
     "model": model,
     "adapter": adapter_folder if adapter else None,
@@ -68,7 +68,7 @@ def _start(
     name,
     python,
     _CHILD,
-    asked,
+    requested,
     environment=environment,
     seconds=PROBE_SECONDS,
   )
@@ -194,11 +194,11 @@ def layout(machine: Machine) -> Diagnosis:
 
 def judge_layout(facts: Facts, tensor: int, data: int) -> Diagnosis:
   """Judges an engine over several GPUs: it starts and generates."""
-  told = f"tensor_parallel={tensor}, data_parallel={data}"
+  message = f"tensor_parallel={tensor}, data_parallel={data}"
   if "failure" in facts:
     return diagnosis.failed(
-      f"{told}: {facts['failure']}",
+      f"{message}: {facts['failure']}",
       "see that /dev/shm is large enough, and try NCCL_P2P_DISABLE=1 and"
       " NCCL_DEBUG=INFO",
     )
-  return diagnosis.ok(f"{told}: {starts(facts).told}")
+  return diagnosis.ok(f"{message}: {starts(facts).message}")

@@ -20,17 +20,17 @@ def canonical(name):
   return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def packages(asked):
+def packages(requested):
   """Returns versions, and what is missing or other than required."""
   from packaging.requirements import Requirement
 
-  texts = list(asked["requirements"])
+  texts = list(requested["requirements"])
   try:
-    texts += metadata.requires(asked["own"]) or []
-    own = metadata.version(asked["own"])
+    texts += metadata.requires(requested["own"]) or []
+    own = metadata.version(requested["own"])
   except metadata.PackageNotFoundError:
     own = None
-  without = set(map(canonical, asked["without"]))
+  without = set(map(canonical, requested["without"]))
   missing, other, versions = [], [], {}
   for text in texts:
     one = Requirement(text)
@@ -47,7 +47,7 @@ def packages(asked):
     versions[one.name] = version
     if not one.specifier.contains(version, prereleases=True):
       other.append(f"{one.name} {version}, not {one.specifier}")
-  for name in asked["show"]:
+  for name in requested["show"]:
     try:
       versions[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -87,14 +87,14 @@ def torch_devices():
 
 
 def main():
-  """Writes what was asked for as JSON: packages or devices."""
+  """Writes what is requested as JSON: packages or devices."""
   with open(sys.argv[1]) as file:
-    asked = json.load(file)
+    requested = json.load(file)
   kinds = {"jax": jax_devices, "torch": torch_devices}
-  if asked["kind"] == "packages":
-    facts = packages(asked)
+  if requested["kind"] == "packages":
+    facts = packages(requested)
   else:
-    facts = kinds[asked["kind"]]()
+    facts = kinds[requested["kind"]]()
   with open(sys.argv[2], "w") as file:
     json.dump(facts, file)
 

@@ -59,7 +59,7 @@ def examine(
   folder = Path(tempfile.mkdtemp(prefix="trd-doctor-"))
   machine = Machine(experiment, has_config, run_dir, folder)
   began = time.monotonic()
-  found: dict[str, tuple[Diagnosis, float]] = {}
+  results: dict[str, tuple[Diagnosis, float]] = {}
   begun = wrong = False
   # Not even a killed doctor leaves a child behind, with a GPU's memory.
   guard = Guard()
@@ -74,25 +74,25 @@ def examine(
       start = time.monotonic()
       one = run_one(check, machine)
       if (logs := machine.logs()) and one.status == "failed":
-        told = ", ".join(map(str, logs))
-        remedy = f"{one.remedy} (log: {told})".strip()
+        paths = ", ".join(map(str, logs))
+        remedy = f"{one.remedy} (log: {paths})".strip()
         one = dataclasses.replace(one, remedy=remedy)
-      found[check.name] = one, time.monotonic() - start
+      results[check.name] = one, time.monotonic() - start
       print(
-        _line(check, *found[check.name], experiment, has_config), flush=True
+        _line(check, *results[check.name], experiment, has_config), flush=True
       )
-    wrong = any(one.status == "failed" for one, _ in found.values())
+    wrong = any(one.status == "failed" for one, _ in results.values())
   finally:
     machine.close(keep_logs=wrong)
     guard.close()
-  counts = Counter(one.status for one, _ in found.values())
-  told = ", ".join(f"{counts[name]} {word}" for name, word in _WORDS.items())
+  counts = Counter(one.status for one, _ in results.values())
+  message = ", ".join(f"{counts[name]} {word}" for name, word in _WORDS.items())
   seconds = time.monotonic() - began
-  print(f"{len(found)} checks in {seconds:.0f} s: {told}", flush=True)
+  print(f"{len(results)} checks in {seconds:.0f} s: {message}", flush=True)
   if out is not None:
-    rows = to_json(chosen, found, experiment)
+    rows = to_json(chosen, results, experiment)
     out.write_text(json.dumps(rows, indent=2) + "\n")
-  _conclude(chosen, found, experiment, has_config)
+  _conclude(chosen, results, experiment, has_config)
 
 
 def choose(every: Sequence[Check], only: Iterable[str]) -> list[Check]:
@@ -122,7 +122,7 @@ def _fits(check: Check, name: str) -> bool:
 def _begin(chosen: Iterable[Check], machine: Machine) -> None:
   """Starts what takes long.
 
-  What can't be started is told by its own check, later.
+  What can't be started is reported by its own check, later.
   """
   for check in chosen:
     with contextlib.suppress(Exception):
@@ -131,7 +131,7 @@ def _begin(chosen: Iterable[Check], machine: Machine) -> None:
 
 
 def run_one(check: Check, machine: Machine) -> Diagnosis:
-  """Runs a check; whatever is raised in it is told as a failure."""
+  """Runs a check; whatever is raised in it counts as a failure."""
   try:
     if why := check.left_out(machine):
       return diagnosis.skipped(why)
@@ -152,38 +152,43 @@ def matters(check: Check, experiment: Experiment, has_config: bool) -> bool:
 
 def _line(
   check: Check,
-  found: Diagnosis,
+  result: Diagnosis,
   seconds: float,
   experiment: Experiment,
   has_config: bool,
 ) -> str:
-  text = found.text
-  if found.status == "failed" and not matters(check, experiment, has_config):
+  text = result.text
+  if result.status == "failed" and not matters(check, experiment, has_config):
     text = f"(this config does without) {text}"
-  word = _WORDS[found.status].ljust(_STATUS_WIDTH)
+  word = _WORDS[result.status].ljust(_STATUS_WIDTH)
   return f"{word}{check.name.ljust(_NAME_WIDTH)}{seconds:6.1f} s  {text}"
 
 
 def to_json(
   chosen: Iterable[Check],
-  found: dict[str, tuple[Diagnosis, float]],
+  results: dict[str, tuple[Diagnosis, float]],
   experiment: Experiment,
 ) -> list[dict[str, Any]]:
   """Returns the diagnoses as plain values."""
-  return [
-    {
-      "name": check.name,
-      **dataclasses.asdict(found[check.name][0]),
-      "needed": check.needed(experiment),
-      "seconds": round(found[check.name][1], 3),
-    }
-    for check in chosen
-  ]
+  rows = []
+  for check in chosen:
+    result, seconds = results[check.name]
+    rows.append(
+      {
+        "name": check.name,
+        "status": result.status,
+        "told": result.message,
+        "remedy": result.remedy,
+        "needed": check.needed(experiment),
+        "seconds": round(seconds, 3),
+      }
+    )
+  return rows
 
 
 def _conclude(
   chosen: Iterable[Check],
-  found: dict[str, tuple[Diagnosis, float]],
+  results: dict[str, tuple[Diagnosis, float]],
   experiment: Experiment,
   has_config: bool,
 ) -> None:
@@ -191,15 +196,15 @@ def _conclude(
   wrong = [
     check.name
     for check in chosen
-    if found[check.name][0].status == "failed"
+    if results[check.name][0].status == "failed"
     and matters(check, experiment, has_config)
   ]
   if wrong:
-    failed = sum(found[check.name][0].status == "failed" for check in chosen)
+    failed = sum(results[check.name][0].status == "failed" for check in chosen)
     others = failed - len(wrong)
-    told = f", and {others} that this config does without" if others else ""
+    rest = f", and {others} that this config does without" if others else ""
     raise UserError(
-      f"{', '.join(wrong)} failed{told}; mend what the lines above say and give"
+      f"{', '.join(wrong)} failed{rest}; mend what the lines above say and give"
       " the same command again"
     )
 

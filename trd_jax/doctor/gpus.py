@@ -36,18 +36,18 @@ def judge_driver(report: nvidia.Report) -> Diagnosis:
     )
   kinds = ", ".join(sorted({gpu.kind for gpu in report.gpus}))
   version = f"driver {report.driver or '?'}, CUDA {report.cuda or '?'}"
-  told = f"{version}: {len(report.gpus)} GPUs ({kinds})"
+  message = f"{version}: {len(report.gpus)} GPUs ({kinds})"
   if len(report.visible) < len(report.gpus):
-    told += f", of which CUDA_VISIBLE_DEVICES shows {len(report.visible)}"
-  return diagnosis.ok(told)
+    message += f", of which CUDA_VISIBLE_DEVICES shows {len(report.visible)}"
+  return diagnosis.ok(message)
 
 
 def without_driver(machine: Machine) -> str:
   """Says why no GPU is looked at, or ''."""
   if machine.gpus.there:
     return ""
-  found = len(machine.gpus.gpus)
-  return f"no nvidia-smi, and {found or 'no'} GPUs in /dev"
+  count = len(machine.gpus.gpus)
+  return f"no nvidia-smi, and {count or 'no'} GPUs in /dev"
 
 
 def memory(machine: Machine) -> Diagnosis:
@@ -120,22 +120,22 @@ def judge_agreement(
   # Without a GPU that it can use JAX takes the CPU and says nothing.
   by_jax = len(jax["kinds"]) if on_gpu else 0
   by_torch = None if torch is None else len(torch["kinds"])
-  told = f"nvidia-smi {there}" if report.there else f"/dev {there}"
-  told += f", JAX {by_jax}"
+  message = f"nvidia-smi {there}" if report.there else f"/dev {there}"
+  message += f", JAX {by_jax}"
   if not on_gpu:
-    told += f" ({len(jax['kinds'])} {jax['platform']} devices)"
+    message += f" ({len(jax['kinds'])} {jax['platform']} devices)"
   if by_torch is not None:
-    told += f", vLLM's environment {by_torch}"
-  told = f"GPUs seen: {told}"
+    message += f", vLLM's environment {by_torch}"
+  message = f"GPUs seen: {message}"
   # Without nvidia-smi nobody is sure to be right, but one that sees fewer than
   # another has a fault.
   expected = there if report.there else max(there, by_jax, by_torch or 0)
   if by_jax != expected:
-    return diagnosis.failed(told, _JAX_REMEDY)
+    return diagnosis.failed(message, _JAX_REMEDY)
   if by_torch is not None and by_torch != expected:
     assert torch is not None
     build = torch.get("cuda") or "a build for CPUs"
-    return diagnosis.failed(f"{told} (torch's CUDA: {build})", _VLLM_REMEDY)
+    return diagnosis.failed(f"{message} (torch's CUDA: {build})", _VLLM_REMEDY)
   if on_gpu:
-    told += f": {', '.join(sorted(set(jax['kinds'])))}"
-  return diagnosis.ok(told)
+    message += f": {', '.join(sorted(set(jax['kinds'])))}"
+  return diagnosis.ok(message)

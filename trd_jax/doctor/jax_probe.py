@@ -14,7 +14,7 @@ _REDUCE_TIMES = 5
 _SAMPLES = 8
 
 
-def attention(asked: Facts, tell: Tell) -> None:
+def attention(requested: Facts, tell: Tell) -> None:
   """Compares fused attention with the XLA path, gradients included.
 
   Asked are `implementation`, and `heads`: (queries, keys, width) of each model.
@@ -25,9 +25,9 @@ def attention(asked: Facts, tell: Tell) -> None:
   from trd_jax.doctor import tiny
   from trd_jax.model.attention import choice
 
-  name = asked["implementation"]
+  name = requested["implementation"]
   errors = []
-  for queries, keys, width in asked["heads"]:
+  for queries, keys, width in requested["heads"]:
     config = dataclasses.replace(
       tiny.CONFIG, num_heads=queries, num_kv_heads=keys, head_dim=width
     )
@@ -39,7 +39,7 @@ def attention(asked: Facts, tell: Tell) -> None:
   tell(errors=errors)
 
 
-def update(asked: Facts, tell: Tell) -> None:
+def update(requested: Facts, tell: Tell) -> None:
   """Makes one update on all devices and the same on one.
 
   Asked is `mesh`, its sizes along data, fsdp and tensor. Told are, by `one`
@@ -53,13 +53,13 @@ def update(asked: Facts, tell: Tell) -> None:
 
   # Else sums of another order differ.
   backend.exact_products(jax.default_backend(), ["float32"])
-  found = {
+  results = {
     "one": _updated((1, 1, 1), jax.devices()[:1]),
-    "all": _updated(tuple(asked["mesh"]), jax.devices()),
+    "all": _updated(tuple(requested["mesh"]), jax.devices()),
   }
   tell(
     devices=jax.device_count(),
-    **{name: metrics for name, (metrics, *_) in found.items()},
+    **{name: metrics for name, (metrics, *_) in results.items()},
   )
 
   def distance(one, other) -> float:
@@ -67,7 +67,7 @@ def update(asked: Facts, tell: Tell) -> None:
     gap = sum(float(np.sum((x - y) ** 2)) for x, y in pairs)
     return (gap / sum(float(np.sum(x**2)) for x, _ in pairs)) ** 0.5
 
-  (_, grads, lora), (_, other_grads, other_lora) = found.values()
+  (_, grads, lora), (_, other_grads, other_lora) = results.values()
   tell(
     gradient_distance=distance(grads, other_grads),
     adapter_distance=distance(lora, other_lora),
@@ -145,13 +145,13 @@ def _updated(shape: tuple[int, ...], devices: list) -> tuple[dict, Any, Any]:
   )
   metrics = loss_metrics.finish(jax.device_get(sums))
   state = jax.device_get(state)
-  told = {
+  metrics = {
     name: float(metrics[name]) for name in ("loss", "grad_norm", "adapter_norm")
   }
-  return told, state.opt_state[0].trace, state.lora
+  return metrics, state.opt_state[0].trace, state.lora
 
 
-def reduce(asked: Facts, tell: Tell) -> None:
+def reduce(requested: Facts, tell: Tell) -> None:
   """Sums an array over all devices, and measures how fast that is.
 
   Told are `devices`, `bytes` of the array, `seconds` of the quickest sum, and
@@ -163,7 +163,7 @@ def reduce(asked: Facts, tell: Tell) -> None:
 
   from trd_jax.model import sharding
 
-  del asked
+  del requested
   mesh = sharding.make_mesh()
   size = _REDUCE_MIB.get(jax.default_backend(), 64) << 18  # of float32
 
@@ -207,4 +207,4 @@ def reduce(asked: Facts, tell: Tell) -> None:
 
 if __name__ == "__main__":
   kinds = {"attention": attention, "update": update, "reduce": reduce}
-  answer(lambda asked, tell: kinds[asked["kind"]](asked, tell))
+  answer(lambda requested, tell: kinds[requested["kind"]](requested, tell))

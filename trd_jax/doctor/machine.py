@@ -116,7 +116,7 @@ class Machine:
     name: str,
     python: str,
     what: str | Path,
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     *,
     environment: Mapping[str, str] | None = None,
     seconds: float = PROBE_SECONDS,
@@ -131,7 +131,7 @@ class Machine:
         self.folder,
         python,
         what,
-        asked,
+        requested,
         environment=default | dict(environment or {}),
         seconds=seconds,
       )
@@ -156,10 +156,10 @@ class Machine:
     return [log for log in logs if log.stat().st_size]
 
   def environment(
-    self, name: str, python: str, asked: Mapping[str, Any]
+    self, name: str, python: str, requested: Mapping[str, Any]
   ) -> Facts:
     """Returns what `environment_probe` finds in an interpreter."""
-    self.start(name, python, _HERE / "environment_probe.py", asked)
+    self.start(name, python, _HERE / "environment_probe.py", requested)
     return self.result(name)
 
   def close(self, keep_logs: bool) -> None:

@@ -38,7 +38,7 @@ class Probe:
     python: the interpreter that runs it.
     what: a module of this package, or the path of a script for interpreters
       that may not have the package.
-    asked: its arguments, plain values.
+    requested: its arguments, plain values.
     environment: variables to set.
     seconds: its time limit.
   """
@@ -49,7 +49,7 @@ class Probe:
     folder: Path,
     python: str,
     what: str | Path,
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     *,
     environment: Mapping[str, str] | None = None,
     seconds: float,
@@ -60,8 +60,8 @@ class Probe:
     # From its start and not from `result`: children work side by side, while
     # others are waited for.
     self._deadline = time.monotonic() + seconds
-    questions = folder / f"{name}.asked.json"
-    questions.write_text(json.dumps(dict(asked)))
+    questions = folder / f"{name}.requested.json"
+    questions.write_text(json.dumps(dict(requested)))
     # -P: the folder of a script holds modules that would hide others.
     how = ["-P", str(what)] if isinstance(what, Path) else ["-m", what]
     self._process: subprocess.Popen | None = None
@@ -130,12 +130,12 @@ class Probe:
 
 
 def answer(examine: Callable[[Facts, Tell], None]) -> None:
-  """Runs a child: `examine` gets what is asked and a way to tell facts.
+  """Runs a child: `examine` gets what is requested and a way to tell facts.
 
   Raises:
     SystemExit: 2 after a `UserError`, which becomes the fact `failure`.
   """
-  asked = json.loads(Path(sys.argv[1]).read_text())
+  requested = json.loads(Path(sys.argv[1]).read_text())
   out = Path(sys.argv[2])
   facts: Facts = {}
 
@@ -148,7 +148,7 @@ def answer(examine: Callable[[Facts, Tell], None]) -> None:
     unfinished.replace(out)
 
   try:
-    examine(asked, tell)
+    examine(requested, tell)
   except UserError as error:
     tell(failure=" ".join(str(error).split()))
     sys.exit(2)

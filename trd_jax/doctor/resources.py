@@ -48,25 +48,25 @@ def judge_disk(
     needed: by stage, the most that it writes; None where nobody knows. Empty
       without a config: then only a full disk is wrong.
   """
-  told = f"{free / _GIB:.1f} GiB are free where {where.absolute()} is"
+  message = f"{free / _GIB:.1f} GiB are free where {where.absolute()} is"
   known = {stage: size for stage, size in needed.items() if size is not None}
   total = sum(known.values())
   # Without a config nothing is known of what is needed: only a disk with less
   # than a MiB is surely too full.
   if not needed and not free >> 20:
-    return diagnosis.failed(told, "make room, or name a --workdir elsewhere")
+    return diagnosis.failed(message, "make room, or name a --workdir elsewhere")
   if total > free:
     most = max(known, key=lambda stage: known[stage])
     return diagnosis.failed(
-      f"{told}, and all stages write up to {total / _GIB:.2f} GiB, most of it"
-      f" {most} ({known[most] / _GIB:.2f})",
+      f"{message}, and all stages write up to {total / _GIB:.2f} GiB, most of"
+      f" it {most} ({known[most] / _GIB:.2f})",
       "make room, or name a --workdir elsewhere",
     )
   if needed:
-    told += f"; all stages write at most {total / _GIB:.2f} GiB"
+    message += f"; all stages write at most {total / _GIB:.2f} GiB"
     if rest := [stage for stage, size in needed.items() if size is None]:
-      told += f", but for {', '.join(rest)}, of which nothing is known here"
-  return diagnosis.ok(told)
+      message += f", but for {', '.join(rest)}, of which nothing is known here"
+  return diagnosis.ok(message)
 
 
 def shared_memory(machine: Machine) -> Diagnosis:
@@ -109,15 +109,16 @@ def shared_memory_needed(e: Experiment, several: bool) -> int:
 
 def judge_shared_memory(total: int, free: int, needed: int) -> Diagnosis:
   """Judges the bytes of /dev/shm."""
-  told = f"{_SHARED} has {total / _GIB:.2f} GiB, {free / _GIB:.2f} free"
+  message = f"{_SHARED} has {total / _GIB:.2f} GiB, {free / _GIB:.2f} free"
   remedy = "give the container more: docker run --ipc=host, or --shm-size=16g"
   if free < needed or not free:
     return diagnosis.failed(
-      f"{told}, and NCCL and vLLM's processes need {needed / _GIB:.2f}", remedy
+      f"{message}, and NCCL and vLLM's processes need {needed / _GIB:.2f}",
+      remedy,
     )
   if free <= _CONTAINER_DEFAULT:
-    return diagnosis.warning(f"{told}: too little for several GPUs", remedy)
-  return diagnosis.ok(told)
+    return diagnosis.warning(f"{message}: too little for several GPUs", remedy)
+  return diagnosis.ok(message)
 
 
 def open_files(machine: Machine) -> Diagnosis:

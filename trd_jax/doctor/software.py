@@ -84,20 +84,20 @@ def judge(
   if "failure" in facts:
     return diagnosis.failed(f"{python}: {facts['failure']}", remedy)
   versions = facts["versions"]
-  told = ", ".join(
+  message = ", ".join(
     f"{name} {versions[name]}" for name in shown if versions.get(name)
   )
-  told = f"{python}: Python {facts['python']}, {told}"
+  message = f"{python}: Python {facts['python']}, {message}"
   missing = list(facts["missing"])
   if facts["own"] is None:
     missing.insert(0, _OWN)
   if missing:
-    return diagnosis.failed(f"{told}; missing: {', '.join(missing)}", remedy)
+    return diagnosis.failed(f"{message}; missing: {', '.join(missing)}", remedy)
   if facts["other"]:
     return diagnosis.warning(
-      f"{told}; not as pinned: {', '.join(facts['other'])}", remedy
+      f"{message}; not as pinned: {', '.join(facts['other'])}", remedy
     )
-  return diagnosis.ok(told)
+  return diagnosis.ok(message)
 
 
 def without_vllm(machine: Machine) -> str:

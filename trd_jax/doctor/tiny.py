@@ -59,11 +59,11 @@ def random_trees(seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
   return fill(nnx.to_pure_dict(base)), fill(nnx.to_pure_dict(lora))
 
 
-def write(asked: Facts, tell: Tell) -> None:
+def write(requested: Facts, tell: Tell) -> None:
   """Writes the tiny model and its adapter."""
   from trd_jax.model.weights import adapters, hf
 
-  folder = Path(asked["folder"])
+  folder = Path(requested["folder"])
   base, lora = random_trees()
   hf.save_hf(CONFIG, base, folder / MODEL)
   adapters.save_peft(lora, LORA, folder / ADAPTER, base=str(folder / MODEL))

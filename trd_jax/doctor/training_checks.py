@@ -23,7 +23,7 @@ _QWEN3_8B_HEADS = (32, 8, 128)
 _LOG = "look into the log; all that trains goes this way"
 
 
-def _start(machine: Machine, kind: str, asked: Mapping[str, Any]) -> Facts:
+def _start(machine: Machine, kind: str, requested: Mapping[str, Any]) -> Facts:
   environment = {}
   if not machine.on_gpus:
     environment["XLA_FLAGS"] = f"{_ON_HOST} {_QUICKLY}"
@@ -31,7 +31,7 @@ def _start(machine: Machine, kind: str, asked: Mapping[str, Any]) -> Facts:
     kind,
     machine.trainer,
     _CHILD,
-    {"kind": kind, **asked},
+    {"kind": kind, **requested},
     environment=environment,
   )
   return machine.result(kind)
@@ -129,18 +129,20 @@ def judge_update(facts: Facts, shape: tuple[int, int, int]) -> Diagnosis:
   axes = zip(("data", "fsdp", "tensor"), shape, strict=True)
   where = ", ".join(f"{name}={size}" for name, size in axes if size > 1)
   where = f"{facts['devices']} devices ({where or 'alone'}) against one"
-  told = ", ".join(f"{name} {value:.0e}" for name, value in distances.items())
+  message = ", ".join(
+    f"{name} {value:.0e}" for name, value in distances.items()
+  )
   # Not a number is no number below the tolerance.
   if not all(value <= _TOLERANCE for value in distances.values()):
     return diagnosis.failed(
-      f"an update on {where}: relative distances {told}, more than"
+      f"an update on {where}: relative distances {message}, more than"
       f" {_TOLERANCE:.0e}",
       "devices don't compute or don't exchange the same: try each alone"
       " (CUDA_VISIBLE_DEVICES), and NCCL_P2P_DISABLE=1 for all",
     )
   if not one["grad_norm"] > 0:
     return diagnosis.failed(f"an update on {where}: the gradient is 0", _LOG)
-  return diagnosis.ok(f"{where}: relative distances {told}")
+  return diagnosis.ok(f"{where}: relative distances {message}")
 
 
 def without_several(machine: Machine) -> str:
@@ -166,14 +168,14 @@ def judge_reduce(facts: Facts) -> Diagnosis:
   devices, size, seconds = (
     facts[name] for name in ("devices", "bytes", "seconds")
   )
-  told = f"{size >> 20} MiB over {devices} devices"
+  message = f"{size >> 20} MiB over {devices} devices"
   if facts["error"] != 0:  # which holds for not a number, too
     return diagnosis.failed(
-      f"{told}: the sum is wrong by {facts['error']:g}", advice
+      f"{message}: the sum is wrong by {facts['error']:g}", advice
     )
   # What each device sends and receives in a ring.
   moved = 2 * (devices - 1) / devices * size
   return diagnosis.ok(
-    f"{told} in {1000 * seconds:.1f} ms: {moved / seconds / 1e9:.1f} GB/s in"
+    f"{message} in {1000 * seconds:.1f} ms: {moved / seconds / 1e9:.1f} GB/s in"
     " and out of each"
   )

@@ -117,7 +117,9 @@ class Claim:
       return False
     in_the_way = scopes.obstacles(was, now, self._made())
     if in_the_way:
-      stages = {stage for found in in_the_way.values() for stage in found}
+      stages = {
+        stage for dependent in in_the_way.values() for stage in dependent
+      }
       held = [stage for stage in scopes.STAGES if stage in stages]
       raise UserError(
         f"--workdir={self._root} was made by another config:"

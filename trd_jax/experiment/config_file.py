@@ -30,8 +30,8 @@ def load(spec: str) -> tuple[dict[str, Any], str]:
 
   Raises:
     UserError: there is no such file, it holds no config, or it fails. An
-      assignment to an unknown key, or of an ill-typed value, is told with its
-      line, the key and the nearest right name.
+      assignment to an unknown key, or of an ill-typed value, is reported with
+      its line, the key and the nearest right name.
   """
   name, _, arg = spec.partition(":")
   path = Path(name)

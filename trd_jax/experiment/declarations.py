@@ -263,17 +263,17 @@ def keys_of(
     prefix: what stands before the names.
     scopes: what depends on keys that say nothing of it, nor their sections.
   """
-  found: dict[str, Key] = {}
+  keys: dict[str, Key] = {}
   for field, hint in _fields(cls):
     name = prefix + field.name
     own = field.metadata["scopes"] or scopes
     if dataclasses.is_dataclass(hint):
-      found |= keys_of(typing.cast(type, hint), name + ".", own)
+      keys |= keys_of(typing.cast(type, hint), name + ".", own)
       continue
     optional = isinstance(hint, types.UnionType)
     if optional:
       (hint,) = (arg for arg in hint.__args__ if arg is not types.NoneType)
-    found[name] = Key(
+    keys[name] = Key(
       name=name,
       type=typing.get_origin(hint) or hint,
       optional=optional,
@@ -283,7 +283,7 @@ def keys_of(
       scopes=own,
       is_path=field.metadata["is_path"],
     )
-  return types.MappingProxyType(found)
+  return types.MappingProxyType(keys)
 
 
 def config_of(cls: type) -> config_dict.ConfigDict:

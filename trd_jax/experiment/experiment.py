@@ -48,7 +48,7 @@ from trd_jax.experiment.schema import (
 )
 
 # Held-out splits of the laboratory that serve as benchmarks, by their names.
-LABORATORY = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
+LAB_BENCHMARKS = {"arithmetic": "heldout", "arithmetic_hard": "hard"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +273,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   """Yields what is wrong and no single key is to blame for."""
   e = experiment
   yield from _loss_contradictions(e)
-  for benchmark, split in LABORATORY.items():
+  for benchmark, split in LAB_BENCHMARKS.items():
     if e.data.source != "arithmetic" or split != e.data.arithmetic.split:
       continue
     if benchmark not in e.evaluate.benchmarks:
@@ -291,10 +291,10 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   yield from engines.contradictions(e)
   if e.train.attention in ("cudnn", "tokamax"):
-    asked = f"train.attention={e.train.attention}"
+    setting = f"train.attention={e.train.attention}"
     if e.train.packing:
       yield (
-        f"{asked} knows no segments, and with train.packing=True a row holds "
+        f"{setting} knows no segments, and with train.packing=True a row holds "
         "several samples: set train.packing=False, or train.attention=xla"
       )
     sides: dict[str, Model] = {"student": e.student}
@@ -303,7 +303,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     for side, model in sides.items():
       if model.dtype != "bfloat16":
         yield (
-          f"{asked} runs in bfloat16: set {side}.dtype=bfloat16, or "
+          f"{setting} runs in bfloat16: set {side}.dtype=bfloat16, or "
           "train.attention=xla"
         )
   axes = ("data", "fsdp", "tensor")

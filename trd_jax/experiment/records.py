@@ -41,7 +41,7 @@ Reason = Literal[
 NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
 """Reasons that say that a completion holds nothing to be judged."""
 
-_MOST_REASONS = 3  # that are told in a line
+_MOST_REASONS = 3  # that a line names
 
 # Token ids as int32 and probabilities as float32: half the size, and nothing is
 # lost, for vocabularies are far below 2^31.
@@ -395,7 +395,7 @@ def from_table(
   return [cls(**row) for row in table.to_pylist()]
 
 
-def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
+def check_schema(cls: type[_Record], actual: pa.Schema, where: str) -> None:
   """Refuses a schema that is not this program's schema of `cls`.
 
   Raises:
@@ -407,7 +407,7 @@ def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
       (s.metadata or {}).get(name, b"").decode()
       for name in (b"trd_jax.record", b"trd_jax.version")
     )
-    for s in (expected, found)
+    for s in (expected, actual)
   )
   if theirs != ours:
     what = f"{theirs[0]} version {theirs[1]}" if all(theirs) else "foreign rows"
@@ -417,7 +417,7 @@ def check_schema(cls: type[_Record], found: pa.Schema, where: str) -> None:
     )
   # The version promises these columns: with others somebody has edited the
   # file, or a change was made without a new version.
-  if not found.equals(expected):
+  if not actual.equals(expected):
     raise UserError(
       f"{where} calls itself {ours[0]} version {ours[1]} but its columns "
       "differ: it is damaged or was edited; remove it and run the stage again"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from trd_jax.experiment.experiment import KEYS, LABORATORY
+from trd_jax.experiment.experiment import KEYS, LAB_BENCHMARKS
 from trd_jax.experiment.files import paths
 
 
@@ -103,7 +103,7 @@ def _reads_besides(values: Mapping[str, Any], stage: str) -> Iterator[str]:
   if stage == "problems" and values["data.decontaminate"] != "none":
     # The problems that a benchmark asks are left out: which ones is said here.
     yield from (f"evaluate.{name}" for name in _OF_A_BENCHMARK)
-    if not LABORATORY.keys().isdisjoint(values["evaluate.benchmarks"]):
+    if not LAB_BENCHMARKS.keys().isdisjoint(values["evaluate.benchmarks"]):
       yield "evaluate.seed"  # it makes their questions
   if STAGES[stage] is _RANDOM:
     yield "seed"
@@ -130,7 +130,7 @@ def differences(
   because a version of this program in between introduced or dropped it, counts
   as being at its default. A path is the same with its `~` or without.
   """
-  found = {}
+  different = {}
   for name in sorted(there.keys() | here.keys()):
     default = KEYS[name].default if name in KEYS else None
     values = [flat.get(name, default) for flat in (there, here)]
@@ -140,8 +140,8 @@ def differences(
     if was == now or values[0] == values[1]:
       continue
     if not is_runtime(name):
-      found[name] = was, now
-  return found
+      different[name] = was, now
+  return different
 
 
 def _expanded(value: Any) -> Any:
@@ -164,11 +164,11 @@ def obstacles(
   """
   defaults = {name: key.default for name, key in KEYS.items()}
   sides = [defaults | dict(values) for values in (there, here)]
-  found: dict[str, list[str]] = {}
+  in_the_way: dict[str, list[str]] = {}
   for stage in [stage for stage in STAGES if stage in made]:
     was, now = (identity(values, stage) for values in sides)
     for name in differences(there, here):
       # Read by one of them alone it tells them apart, too.
       if was.get(name) != now.get(name):
-        found.setdefault(name, []).append(stage)
-  return found
+        in_the_way.setdefault(name, []).append(stage)
+  return in_the_way

@@ -233,14 +233,14 @@ def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
 
 def read_keys(folder: Path) -> set[str]:
   """Reads the keys of all rows of a folder's shards, of any record kind."""
-  found: set[str] = set()
+  keys: set[str] = set()
   for path in folder.glob(_SHARDS):
     with _parquet(path) as file:
       # The name of the key's column stands in the file: problems are known by
       # another than samples.
       name = (file.schema_arrow.metadata or {}).get(b"trd_jax.key", b"key")
-      found.update(file.read(columns=[name.decode()])[0].to_pylist())
-  return found
+      keys.update(file.read(columns=[name.decode()])[0].to_pylist())
+  return keys
 
 
 @contextlib.contextmanager

@@ -86,15 +86,15 @@ def load(path: Path | str) -> list[Point]:
     )
   try:
     get_sweep = runpy.run_path(str(path)).get("get_sweep")
-    found = None if get_sweep is None else list(get_sweep())
+    points = None if get_sweep is None else list(get_sweep())
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
   except Exception as error:
     what = " ".join(str(error).split())
     raise UserError(f"{path}: {type(error).__name__}: {what}") from error
-  if found is None:
+  if points is None:
     raise UserError(f"{path}: it defines no get_sweep")
-  return checked(found, str(path))
+  return checked(points, str(path))
 
 
 def checked(points: Iterable[Any], source: str) -> list[Point]:
@@ -111,28 +111,28 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
     UserError: there are no points, something is no point, or two points have
       the same name.
   """
-  found = list(points)
-  if not found:
+  result = list(points)
+  if not result:
     raise UserError(f"{source}: the sweep has no points")
-  for one in found:
+  for one in result:
     if not isinstance(one, Point):
       raise UserError(
         f"{source}: a {type(one).__name__} is no point; make points with"
         " point, product and zipped of trd_jax.experiment.sweep_points"
       )
-  keys = {key for one in found for key in one.values}
-  alone = [one.name for one in found]
-  found = [
-    one if one.is_own else _named(dict(one.values), keys) for one in found
+  keys = {key for one in result for key in one.values}
+  alone = [one.name for one in result]
+  result = [
+    one if one.is_own else _named(dict(one.values), keys) for one in result
   ]
-  names = [one.name for one in found]
-  found = [
+  names = [one.name for one in result]
+  result = [
     # Where no other point has or had that name, or one point could take the
     # folder of another for its own.
     dataclasses.replace(one, alone=name)
     if [*alone, *names].count(name) == 1
     else one
-    for one, name in zip(found, alone, strict=True)
+    for one, name in zip(result, alone, strict=True)
   ]
   for name in names:
     if names.count(name) > 1:
@@ -140,7 +140,7 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
         f"{source}: two points are called {name}; leave one out, or name it"
         " with point(…)"
       )
-  return found
+  return result
 
 
 def _named(values: dict[str, Any], keys: Iterable[str] = ()) -> Point:

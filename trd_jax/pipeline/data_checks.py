@@ -10,7 +10,7 @@ from trd_jax.data import problems
 from trd_jax.data.problems import benchmarks, questions, sources, store
 from trd_jax.data.problems.sources import Source
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.experiment import LABORATORY, Experiment
+from trd_jax.experiment.experiment import LAB_BENCHMARKS, Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.run_dir import RunDir
@@ -29,7 +29,7 @@ def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
   Raises:
     UserError: an unknown name, or a file that isn't there.
   """
-  if name in LABORATORY:
+  if name in LAB_BENCHMARKS:
     yield Finding("benchmarks", "ok", f"{name}, made here")
     return
   section = experiment.evaluate
@@ -38,8 +38,8 @@ def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
     benchmarks.find(canonical, section.root, questions.ROOT)
     yield Finding("benchmarks", "ok", f"{name}, in {section.root}")
     return
-  found = list(_absent_files(benchmarks.source(canonical), name))
-  yield from found or [Finding("benchmarks", "ok", name)]
+  absent = list(_absent_files(benchmarks.source(canonical), name))
+  yield from absent or [Finding("benchmarks", "ok", name)]
 
 
 def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
@@ -55,13 +55,13 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
     return
   section = experiment.data
   source = problems.check(section)
-  found: list[Finding] = []
+  absent: list[Finding] = []
   if section.root is None:
-    found += _absent_files(
+    absent += _absent_files(
       source, f"data.source={benchmarks.canonical(section.source)}"
     )
   where = f", {section.root}" if section.root else ""
-  yield from found or [Finding("problems", "ok", section.source + where)]
+  yield from absent or [Finding("problems", "ok", section.source + where)]
 
 
 def graders(

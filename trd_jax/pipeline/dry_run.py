@@ -175,7 +175,7 @@ def describe(
   problems = num_problems(e)
   updates = ""
   if problems is not None:
-    # Rounded up: an upper bound, as all that is told here.
+    # Rounded up: an upper bound, as everything in this table.
     most = -(-problems * e.rollout.samples // e.train.batch_size)
     most *= e.train.epochs
     updates = f", at most {min(most, e.train.max_steps or most):,} updates"

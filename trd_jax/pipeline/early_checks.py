@@ -40,15 +40,15 @@ def enter(experiment: Experiment, run_dir: RunDir) -> None:
     UserError: something is wrong or not there; one line, with all of it.
   """
   began = time.monotonic()
-  found = look(experiment, run_dir, fetch=True)
-  findings.refuse(found, "wrong", "missing")
-  for one in found:
+  results = look(experiment, run_dir, fetch=True)
+  findings.refuse(results, "wrong", "missing")
+  for one in results:
     if one.state in ("note", "unchecked"):
       prefix = "" if one.state == "note" else "not checked: "
       print(f"note: {prefix}{one.message}", flush=True)
-  if found:
+  if results:
     seconds = time.monotonic() - began
-    checked = ", ".join(summary(experiment, found))
+    checked = ", ".join(summary(experiment, results))
     print(f"checked: {checked} ({seconds:.1f} s)", flush=True)
 
 
@@ -98,12 +98,12 @@ def look(
   # jobs, whichever ends first.
   with ThreadPoolExecutor(_THREADS) as pool:
     futures = [
-      pool.submit(lambda job=job: list(_found_by(job))) for job in jobs
+      pool.submit(lambda job=job: list(_findings_of(job))) for job in jobs
     ]
     return [one for future in futures for one in future.result()]
 
 
-def _found_by(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def _findings_of(job: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
   """Yields what a job finds; a mistake ends it and is a finding, too."""
   try:
     yield from job()
@@ -141,13 +141,13 @@ def _models(
   student = opened.get("student")
   if student is None:
     return
-  yield from _found_by(lambda: model_checks.adapter(e, student))
+  yield from _findings_of(lambda: model_checks.adapter(e, student))
   yield from model_checks.unmerged(e)
   # What compares two models says nothing where one can't be opened.
   if opened.keys() != sides.keys():
     return
   teacher = opened.get("teacher", student)
-  yield from _found_by(lambda: model_checks.compare(e, student, teacher))
+  yield from _findings_of(lambda: model_checks.compare(e, student, teacher))
   yield from model_checks.budgets(e, student, teacher)
 
 
@@ -180,11 +180,11 @@ def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
   else:
     needs.update(dict.fromkeys(_LEARNING, interpreters.INSTALL))
   if module == "train":
-    for name, asked in (
+    for name, requested in (
       ("tensorboard", e.metrics.tensorboard),
       ("wandb", e.metrics.wandb),
     ):
-      if asked:
+      if requested:
         # The key is not the name of the module that is imported.
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         advice = f"pip install 'trd-jax[{name}]' there, or set"
@@ -205,9 +205,11 @@ def _interpreter(
   yield Finding("interpreters", "ok", f"{named}, {version}")
 
 
-def summary(experiment: Experiment, found: Sequence[Finding]) -> Iterator[str]:
+def summary(
+  experiment: Experiment, results: Sequence[Finding]
+) -> Iterator[str]:
   """Yields what was found to be well, in a few words each."""
-  fine = [one.what for one in found if one.state == "ok"]
+  fine = [one.what for one in results if one.state == "ok"]
   for what in dict.fromkeys(fine):
     count = fine.count(what)
     if what in ("student", "teacher"):

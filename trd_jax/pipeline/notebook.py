@@ -110,8 +110,8 @@ def run(
         account: (module, own)
         for account, module, own in pipeline.commands(chosen)
       }
-      # All names before the first stage: a typo in the last one would be told
-      # hours later.
+      # All names before the first stage: a typo in the last one would be
+      # seen only hours later.
       for stage in stages:
         if stage not in known:
           raise UserError(
@@ -246,7 +246,7 @@ class OpenRun:
 def _spec(given: str) -> str:
   """Returns what --config takes; a bare name of `configs/` may stand for it."""
   name, colon, arg = given.partition(":")
-  # What looks like a path is one: mistyped, it is told as a file that is
+  # What looks like a path is one: mistyped, it is reported as a file that is
   # missing and not as a name of `configs/`.
   if Path(name).suffix or "/" in name or os.sep in name:
     return given

@@ -52,9 +52,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     from trd_jax.experiment import config_file, findings
     from trd_jax.pipeline import dry_run
 
-    found = early_checks.look(experiment, run_dir)
-    print(f"looked at:\n{findings.table(found)}\n" if found else "", end="")
-    findings.refuse(found, "wrong")
+    results = early_checks.look(experiment, run_dir)
+    print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
+    findings.refuse(results, "wrong")
     planned = [
       (
         account,

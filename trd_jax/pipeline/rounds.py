@@ -49,22 +49,28 @@ def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
     here = run_dir.round(number)
     if not here.summary.exists():
       return
-    found = read_json(here.summary)["benchmarks"]
-    trained = [pair["trained"] for pair in found.values()]
+    benchmarks = read_json(here.summary)["benchmarks"]
+    trained = [pair["trained"] for pair in benchmarks.values()]
     yield {
       "round": number,
       "weights": str(here.merged if here.merged.exists() else here.adapter),
       "avg_at_k": _mean(trained, "avg_at_k"),
       "pass_at_k": _mean(trained, "pass_at_k"),
-      "base_avg_at_k": _mean([p["base"] for p in found.values()], "avg_at_k"),
-      "base_pass_at_k": _mean([p["base"] for p in found.values()], "pass_at_k"),
+      "base_avg_at_k": _mean(
+        [p["base"] for p in benchmarks.values()], "avg_at_k"
+      ),
+      "base_pass_at_k": _mean(
+        [p["base"] for p in benchmarks.values()], "pass_at_k"
+      ),
       # The worst benchmark: a mean would hide one whose answers are down to a
       # line.
       "length_share": min(
         pair["trained"]["median_tokens"] / max(pair["base"]["median_tokens"], 1)
-        for pair in found.values()
+        for pair in benchmarks.values()
       ),
-      "benchmarks": {name: pair["trained"] for name, pair in found.items()},
+      "benchmarks": {
+        name: pair["trained"] for name, pair in benchmarks.items()
+      },
     }
 
 

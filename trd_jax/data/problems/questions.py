@@ -12,13 +12,13 @@ from typing import Any
 from trd_jax.data import problems
 from trd_jax.data.problems import arithmetic, benchmarks
 from trd_jax.experiment.errors import UserError, did_you_mean
-from trd_jax.experiment.experiment import LABORATORY, Experiment
+from trd_jax.experiment.experiment import LAB_BENCHMARKS, Experiment
 from trd_jax.experiment.records import Problem
 
 ROOT = "evaluate.root"
 """The key that names the benchmarks' local copies."""
 
-_LABORATORY_PROBLEMS = 64
+_LAB_PROBLEMS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +63,11 @@ def load(experiment: Experiment, name: str) -> Questions:
       what the benchmark's are.
   """
   section = experiment.evaluate
-  if name in LABORATORY:
-    size = section.num_problems or _LABORATORY_PROBLEMS
+  if name in LAB_BENCHMARKS:
+    size = section.num_problems or _LAB_PROBLEMS
     # The first are the same, however many are made.
     whole = arithmetic.generate(
-      LABORATORY[name], max(size, _LABORATORY_PROBLEMS), section.seed
+      LAB_BENCHMARKS[name], max(size, _LAB_PROBLEMS), section.seed
     )
     return Questions(whole[:size], {"rows": size, "files": []}, whole=whole)
   canonical = canonical_name(experiment, name)
@@ -94,8 +94,8 @@ def number(experiment: Experiment, name: str) -> int:
     UserError: an unknown name.
   """
   limit = experiment.evaluate.num_problems
-  if name in LABORATORY:
-    return limit or _LABORATORY_PROBLEMS
+  if name in LAB_BENCHMARKS:
+    return limit or _LAB_PROBLEMS
   rows = benchmarks.BENCHMARKS[canonical_name(experiment, name)].rows
   return min(rows, limit or rows)
 
@@ -108,7 +108,7 @@ def canonical_name(experiment: Experiment, name: str) -> str:
   """
   canonical = benchmarks.canonical(name)
   if canonical not in benchmarks.BENCHMARKS:
-    known = (*LABORATORY, *benchmarks.BENCHMARKS)
+    known = (*LAB_BENCHMARKS, *benchmarks.BENCHMARKS)
     raise UserError(
       f"evaluate.benchmarks: there is no benchmark {name};"
       f" {did_you_mean(name, known)}"

@@ -107,14 +107,14 @@ def ours_in(
   if marker.is_file() and not marker.is_symlink():
     with contextlib.suppress(FileNotFoundError):
       files = listed(marker.read_bytes())
-  found = set(_leaves(folder))
+  ours = set(_leaves(folder))
   if files is None:
     files, why = {}, f"no {MARKER} there says that trd-jax wrote it"
     if os.path.lexists(marker):
-      found.add(MARKER)
+      ours.add(MARKER)
   else:
     why = "trd-jax did not write it, or not as it is now"
-  for name in sorted(found - set(compared_later)):
+  for name in sorted(ours - set(compared_later)):
     content = _content(folder / name)
     # A folder whose files somebody has taken out is still ours.
     emptied = content == _EMPTY and any(f.startswith(f"{name}/") for f in files)
@@ -128,7 +128,7 @@ def ours_in(
         f"{called or folder} holds {name}, which would be lost ({why}); name"
         " another folder, or move it away"
       )
-  return found
+  return ours
 
 
 def remove(folder: Path, names: Set[str]) -> None:

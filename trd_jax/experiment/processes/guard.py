@@ -96,14 +96,14 @@ def _guard(owner: int) -> None:
 
 def _families() -> dict[int, tuple[int, int]]:
   """Returns every process's parent and time of birth, as far as Linux tells."""
-  found = {}
+  processes = {}
   for stat in Path("/proc").glob("[0-9]*/stat"):
     with contextlib.suppress(OSError):
       # The name, in brackets, may hold anything, brackets too: so the last
       # bracket counts. Behind it stand the state and numbers.
       fields = stat.read_bytes().rpartition(b")")[2].split()
-      found[int(stat.parent.name)] = int(fields[1]), int(fields[19])
-  return found
+      processes[int(stat.parent.name)] = int(fields[1]), int(fields[19])
+  return processes
 
 
 def _by_descriptor(pid: int) -> None:

@@ -116,10 +116,10 @@ def keys_of(
     modules: the stages.
     python: the experiment's section.
   """
-  found = {}
+  needed = {}
   for module in modules:
     own = getattr(python, module) is not None
     shared = module in ("rollout", "refine", "evaluate")
     name = "generation" if shared and not own else module
-    found[module] = f"python.{name}", python.of(module)
-  return found
+    needed[module] = f"python.{name}", python.of(module)
+  return needed

@@ -63,8 +63,8 @@ class Report:
 def ask() -> Report:
   """Asks nvidia-smi for the GPUs, their memory and who holds it."""
   if shutil.which(_SMI) is None:
-    found = tuple(Gpu(i, name, "") for i, name in enumerate(names()))
-    return Report(False, gpus=found, visible=found)
+    listed = tuple(Gpu(i, name, "") for i, name in enumerate(names()))
+    return Report(False, gpus=listed, visible=listed)
   said, failure = _run(
     f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"
   )
@@ -76,14 +76,14 @@ def ask() -> Report:
   if not gpus:
     return Report(True, failure or "it lists no GPU")
   head, _ = _run()
-  found = re.search(r"CUDA Version: *([\d.]+)", head)
+  version = re.search(r"CUDA Version: *([\d.]+)", head)
   apps, _ = _run(f"--query-compute-apps={_APPS}", "--format=csv,noheader")
   return Report(
     True,
     gpus=gpus,
     visible=visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES")),
     driver=driver,
-    cuda=found[1] if found else "",
+    cuda=version[1] if version else "",
     holders=read_apps(apps),
   )
 
@@ -130,13 +130,13 @@ def shown(variable: str | None) -> list[str] | None:
   """
   if variable is None:
     return None
-  found = []
+  words = []
   # Read as CUDA reads it, or a GPU would be counted that no program sees.
   for word in map(str.strip, variable.split(",")):
     if not re.fullmatch(r"\d+|(GPU|MIG)-\S+", word):
       break
-    found.append(word)
-  return found
+    words.append(word)
+  return words
 
 
 def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
@@ -151,15 +151,15 @@ def visible(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
     return tuple(gpus)
   seen: list[Gpu] = []
   for word in words:
-    found = [
+    matches = [
       gpu
       for gpu in gpus
       if (word == str(gpu.index) if word.isdecimal() else _named(gpu, word))
     ]
     # As CUDA does: the first name that fits no GPU ends the list.
-    if not found:
+    if not matches:
       break
-    seen.append(found[0])
+    seen.append(matches[0])
   return tuple(seen)
 
 

@@ -44,10 +44,10 @@ class Deferred:
   """The state that `deferred` yields.
 
   Attributes:
-    asked: whether SIGTERM has come.
+    requested: whether SIGTERM has come.
   """
 
-  asked = False
+  requested = False
 
 
 @contextlib.contextmanager
@@ -81,9 +81,9 @@ def deferred() -> Iterator[Deferred]:
   state = Deferred()
 
   def note(number: int, frame: FrameType | None) -> None:
-    if state.asked:
+    if state.requested:
       raise Terminated
-    state.asked = True
+    state.requested = True
 
   with _handling(signal.SIGTERM, note):
     yield state
