@@ -21,7 +21,7 @@ from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.model.weights import hf
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 LORA = {"rank": 4, "alpha": 8.0}
 
