@@ -26,12 +26,12 @@ from typing import Any
 import pyarrow as pa
 
 from trd_jax.experiment import records, scopes, shards
-from trd_jax.experiment.claim import Claim
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import atomic_files, file_locks, ownership
 from trd_jax.experiment.files.json_files import read_json, write_json
 from trd_jax.experiment.records import RecordT, Rejected
 from trd_jax.experiment.shards import ShardWriter
+from trd_jax.experiment.workdir_config import WorkdirConfig
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
@@ -54,7 +54,7 @@ class RunDir:
 
   def __init__(self, root: Path | str, config_json: str | None = None):
     self.root = Path(root)
-    self._claim = Claim(
+    self._own_config = WorkdirConfig(
       self.root,
       self.config,
       self.root / "locks" / "config",
@@ -87,7 +87,7 @@ class RunDir:
     # this claim has made. Inner ones come first: they have to be empty first.
     mine = (self.problems_dir, self.root / "locks", root, *root.parents)
     new = [path for path in mine if not os.path.lexists(path)]
-    is_new = self._claim.make(experiment_json)
+    is_new = self._own_config.make(experiment_json)
     self._new_folders = new
     return is_new
 
@@ -100,7 +100,7 @@ class RunDir:
     Raises:
       UserError: see `claim`.
     """
-    return self._claim.check(experiment_json)
+    return self._own_config.check(experiment_json)
 
   def abandon(self) -> None:
     """Gives up a claim under which no sample has been made.
@@ -112,14 +112,14 @@ class RunDir:
     is at work here.
     """
     with self._alone() as locks:
-      if locks is None or self._claim.give_back():
+      if locks is None or self._own_config.give_back():
         return
       if ownership.has_results(self.root):
         return
       problems = ownership.problems_in(self.problems_dir)
       for path in (*problems, self.config, self.timings, *locks):
         path.unlink(missing_ok=True)
-      self._claim.remove_lock()
+      self._own_config.remove_lock()
     for folder in self._new_folders:
       with contextlib.suppress(OSError):  # not empty, or not there
         folder.rmdir()
@@ -150,8 +150,8 @@ class RunDir:
       )
     with file:
       file_locks.sign(file)
-      # After the lock: see `Claim.hold` for why this order.
-      self._claim.hold()
+      # After the lock: see `WorkdirConfig.hold` for why this order.
+      self._own_config.hold()
       _held.add(token)
       try:
         yield

@@ -1,4 +1,4 @@
-"""Claims a run directory for a config, and lets what is free in it change."""
+"""Keeps a run directory to one config, and lets what is free in it change."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ _MOST_DIFFERENCES = 6
 _WAIT_SECONDS = 0.05  # between two tries of a lock that is held for a moment
 
 
-class Claim:
+class WorkdirConfig:
   """The config that a run directory belongs to.
 
   The directory keeps one config. Two kinds of keys may differ from it. Those
