@@ -111,6 +111,7 @@ def test_an_adapter_comes_back_from_peft_format(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_check:FutureWarning")
+@pytest.mark.slow
 def test_peft_itself_loads_the_adapter_to_the_same_logits(tmp_path):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
