@@ -60,6 +60,9 @@ class Checkpoints:
         plain[name] = leaf
       else:
         raise ValueError(f"{name} is a {type(leaf).__name__}, not an array")
+    # Left by a process that was killed in a save. Orbax passes them over, and
+    # would keep them for ever. Before the first save only: later ones of that
+    # form may be this process's own, which is still writing.
     if not self._cleared and jax.process_index() == 0:
       for left_over in self.directory.glob(_UNFINISHED):
         if left_over.is_dir() and not left_over.is_symlink():
@@ -74,7 +77,7 @@ class Checkpoints:
       manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def latest(self) -> int | None:
-    """The newest checkpoint's step, None where there is no whole one."""
+    """Returns the newest checkpoint's step; None where none is whole."""
     if not self.directory.exists():
       return None
     return self._manager().latest_step()
@@ -82,7 +85,7 @@ class Checkpoints:
   def restore(
     self, abstract_tree: Any, *, partial: bool = False
   ) -> tuple[int, Any]:
-    """The newest checkpoint, in the structure of `abstract_tree`.
+    """Reads the newest checkpoint into the structure of `abstract_tree`.
 
     Args:
       abstract_tree: like the tree that was saved: `jax.ShapeDtypeStruct`s
@@ -106,6 +109,8 @@ class Checkpoints:
     arrays = {n: x for n, x in wanted.items() if hasattr(x, "shape")}
     saved = self._saved(step)
     self._compare(step, wanted, saved, partial)
+    # Each array is read straight onto the devices that hold it: made first and
+    # placed then, a state that is split may not fit into one device's memory.
     nested = unflatten_dict(arrays, sep="/")
     how = ocp.args.PyTreeRestore(
       jax.tree.map(_abstract, nested),
@@ -120,12 +125,13 @@ class Checkpoints:
     flat = flatten_dict(found, sep="/") | saved[1]
     for name in arrays:
       self._check_finite(step, name, flat[name])
+    # `wanted` has the names in the order of the abstract tree's leaves.
     leaves = [flat[name] for name in wanted]
     _, structure = jax.tree.flatten(abstract_tree, is_leaf=_is_none)
     return step, jax.tree.unflatten(structure, leaves)
 
   def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of the newest checkpoint by name.
+    """Returns shapes and dtypes of the newest checkpoint's arrays, by name.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged.
@@ -161,7 +167,7 @@ class Checkpoints:
     return self._open
 
   def _saved(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Names with shape and dtype of a checkpoint's arrays; its plain part."""
+    """Reads shapes and dtypes of a checkpoint's arrays, and its plain part."""
     try:
       about = self._manager().item_metadata(step)["arrays"].tree
       items = ocp.args.Composite(plain=ocp.args.JsonRestore())
@@ -221,7 +227,7 @@ class Checkpoints:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-  """The leaves by name: dict keys, fields and indices joined by '/'."""
+  """Returns the leaves by name: keys, fields and indices joined by '/'."""
   named = {}
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)
   for path, leaf in leaves:
@@ -233,10 +239,12 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _is_none(leaf: Any) -> bool:
+  # To JAX None is an empty tree. Here it is a value that is saved as such.
   return leaf is None
 
 
 def _abstract(leaf: Any) -> Any:
+  """Returns what stands for a leaf in a read: numpy's stay numpy's."""
   if isinstance(leaf, np.ndarray | np.generic):
     return np.empty(leaf.shape, leaf.dtype)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

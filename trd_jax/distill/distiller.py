@@ -35,7 +35,7 @@ class Distiller:
     base: the student's base arrays, placed on the mesh.
     teacher_base: the teacher's, or of a teacher that only scores its head;
       the same object in OPSD.
-    buffer_slots: slots of a group's teacher buffer (C).
+    buffer_slots: slots of a group's teacher buffer (U).
     slot: a tree of the shapes and dtypes of what one of them holds; see
       `source.hidden_slot` for a teacher that is run.
   """

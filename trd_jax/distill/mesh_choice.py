@@ -5,10 +5,6 @@ gradients alone cross the mesh, once an update. So the base is replicated
 where that fits, split over as few devices as it takes (fsdp) where it
 doesn't, and split within layers (tensor) where that isn't enough. Only sizes
 are looked at; no array is made.
-
-Shape key as in `packing` and `layers`: C buffer slots, R response slots, S
-tokens, D residual width, F inner width, N query heads, K key heads, H head
-width, L layers, V vocabulary.
 """
 
 import dataclasses
@@ -381,7 +377,7 @@ def _layer(model: ModelSize) -> int:
 
 
 def _widths(model: ModelSize, tensor: int) -> tuple[int, int, int, int]:
-  """Returns D, and N x H, K x H and F of one device."""
+  """Returns the residual's channels, and a device's of q, of k and of gate."""
   size = model.config.linear_layers()
   D, queries = size["q"]
   keys, inner = size["k"][1], size["gate"][1]

@@ -24,12 +24,12 @@ class ChatModel(Protocol):
 
   @property
   def files(self) -> ModelFiles:
-    """The weights on disk."""
+    """Returns the weights on disk."""
     ...
 
   @property
   def chat(self) -> Chat:
-    """Tokenizer and template."""
+    """Returns tokenizer and template."""
     ...
 
 

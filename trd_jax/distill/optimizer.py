@@ -16,11 +16,11 @@ from trd_jax.model import sharding
 
 
 def schedule(train: Train, num_steps: int) -> optax.Schedule:
-  """Linear warm-up, then a cosine to `final_lr_ratio` of the peak.
+  """Makes a schedule: linear warm-up, then a cosine to `final_lr_ratio`.
 
   Of `num_steps` updates the first `W = ceil(warmup_ratio * num_steps)` use
   `peak * (n + 1) / W`, so that no update has rate 0 and update W - 1 has the
-  peak; the last one has `final_lr_ratio * peak`.
+  peak; the last one has `final_lr_ratio * peak`, where the cosine ends.
 
   Args:
     train: learning_rate (the peak), warmup_ratio, final_lr_ratio.
@@ -46,7 +46,7 @@ def schedule(train: Train, num_steps: int) -> optax.Schedule:
 def make_optimizer(
   train: Train, num_steps: int
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm.
+  """Makes AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm.
 
   The gradient over the whole adapter is scaled to norm `grad_clip` where it is
   longer; weight decay is decoupled and acts on every adapter matrix.
@@ -69,7 +69,7 @@ def state_shardings(
   param_shardings: Any,
   mesh: Mesh,
 ) -> Any:
-  """Shardings of the optimizer's state, derived from its parameters'.
+  """Derives shardings of the optimizer's state from its parameters'.
 
   What has a parameter's shape (both moments) is placed as the parameter is;
   counters are replicated. `jax.jit(optimizer.init)` left alone would

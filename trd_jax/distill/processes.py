@@ -99,7 +99,7 @@ def joined(
 
 
 def first() -> bool:
-  """Whether this process is the one that speaks and writes."""
+  """Returns whether this process is the one that speaks and writes."""
   return jax.process_index() == 0
 
 
@@ -162,7 +162,7 @@ def idle_gpus(
 
 
 def all_agree(holds: bool) -> bool:
-  """Whether something holds in all processes of the run."""
+  """Returns whether something holds in all processes of the run."""
   if jax.process_count() == 1:
     return holds
   return bool(multihost_utils.process_allgather(np.int32(holds)).all())
@@ -185,7 +185,7 @@ def check_same(number: int, what: str) -> None:
 
 
 def stop_before(step: int, asked: bool) -> bool:
-  """Whether the processes stop here, all before the same update.
+  """Returns whether the processes stop here, all before the same update.
 
   Slurm's SIGTERM comes to them at different moments, or to one alone; if one
   went on, it would wait for the others in its next update. Whoever is asked
@@ -212,7 +212,7 @@ def stop_before(step: int, asked: bool) -> bool:
 
 
 def coordinates(section: Distributed) -> tuple[str, int, int] | None:
-  """The coordinator's address, how many there are, and which this is.
+  """Returns the coordinator's address, how many there are, and which this is.
 
   Raises:
     UserError: some of the three are missing, or they contradict each other.

@@ -3,7 +3,7 @@
 `step` says what an update computes; here it is jitted, with the places of all
 that goes in and comes out.
 
-Shape key as in `packing`: G groups, C buffer slots; D residual width, V
+Shape key as in `packing`: G groups, U buffer slots; D residual channels, V
 vocabulary.
 """
 
@@ -33,7 +33,7 @@ class Kept(NamedTuple):
   Attributes:
     state: the adapter, the optimizer's state, counters.
     totals: the sums over the packs of an update.
-    buffer: a tree of what the teacher's slots hold, `[G, C, ...]`.
+    buffer: a tree of what the teacher's slots hold, `[G, U, ...]`.
   """
 
   state: TrainState
@@ -57,7 +57,7 @@ class Kept(NamedTuple):
       lora: the adapter, arrays or abstract, with its places.
       base: the student's base, likewise.
       teacher_base: the teacher's weights, likewise.
-      buffer_slots: slots of a group's teacher buffer (C).
+      buffer_slots: slots of a group's teacher buffer (U).
       slot: shapes and dtypes of what one of them holds.
     """
     state = abstract_state(setup, lora)
@@ -211,7 +211,7 @@ def _heads(setup, lora, base, teacher_base) -> tuple[jax.Array, jax.Array]:
 
 
 def _abstract_buffer(slot, groups, slots, place=None) -> Any:
-  """Returns the shapes of the teacher's buffer `[G, C, ...]`, placed."""
+  """Returns the shapes of the teacher's buffer `[G, U, ...]`, placed."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
       (groups, slots, *x.shape), x.dtype, sharding=place

@@ -6,9 +6,9 @@ gradients and metrics are sums that nothing divides by the way. Where weights
 are replicated each device keeps its own sums and they cross the mesh once, in
 `update`; where they are split (fsdp, tensor) the compiler places the traffic.
 
-Shape key: G groups, C buffer slots, B rows, S and T tokens, R slots of a row
-as in `packing`; N = B x R slots of a pack on one device, D residual width, V
-vocabulary.
+Shape key: G groups, U buffer slots, B rows, T tokens and R response slots of a
+row as in `packing` (of all B rows, where B is not an axis), D residual
+channels, V vocabulary.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ class TeacherSetup:
 
   @property
   def compiler_options(self) -> dict[str, bool]:
-    """What XLA is told, as `jax.jit` takes it.
+    """Returns what XLA is told, as `jax.jit` takes it.
 
     In the programs' own options, because XLA reads its flags once a process.
     """
@@ -95,16 +95,16 @@ class TeacherSetup:
 
   @property
   def replicated(self) -> bool:
-    """Whether every device holds the whole of the weights."""
+    """Returns whether every device holds the whole of the weights."""
     return self.mesh.shape["fsdp"] * self.mesh.shape["tensor"] == 1
 
   @property
   def copies(self) -> int:
-    """How many sums `Totals` has: one a device where each keeps its own."""
+    """Counts the sums of `Totals`: one a device where each keeps its own."""
     return self.mesh.shape["data"] if self.replicated else 1
 
   def on_each_device(self, f: Callable, split: Sequence[bool]) -> Callable:
-    """`f` on each device by itself, where weights are replicated.
+    """Runs `f` on each device by itself, where weights are replicated.
 
     The arguments that `split` marks, and all results, have one row a device
     in front; where weights aren't replicated `f` gets everything at once.
@@ -118,7 +118,11 @@ class TeacherSetup:
     )
 
   def on_each_group(self, f: Callable, split: Sequence[bool]) -> Callable:
-    """`f` on each group by itself, inside `on_each_device`."""
+    """Runs `f` on each group by itself, inside `on_each_device`.
+
+    Where weights are split the compiler sees all groups at once. That slots
+    never point out of their group is not known to it.
+    """
     if self.replicated:
       return f
     specs = tuple(_GROUPS if s else P() for s in split)
@@ -151,29 +155,29 @@ class Setup(TeacherSetup):
 
 
 def teach(
-  setup: TeacherSetup, buffer_GCD: jax.Array, base: Tree, pack: TeacherPack
+  setup: TeacherSetup, buffer_GUD: jax.Array, base: Tree, pack: TeacherPack
 ) -> jax.Array:
-  """The buffer with the teacher's hidden states of one pack in their slots."""
+  """Puts the teacher's hidden states of one pack into their buffer slots."""
 
-  def run(buffer_GCD, base, pack):
+  def run(buffer_GUD, base, pack):
     model = nnx.merge(setup.teacher, base)
     hidden = model(*map(_flat, pack.rows), attention=setup.attention)
     scatter = setup.on_each_group(_scatter, (True, True, True))
-    return scatter(buffer_GCD, _groups(hidden, pack), pack.slot)
+    return scatter(buffer_GUD, _groups(hidden, pack), pack.slot)
 
   run = setup.on_each_device(run, (True, False, True))
-  return run(buffer_GCD, base, pack)
+  return run(buffer_GUD, base, pack)
 
 
-def _scatter(buffer_GCD, hidden_GBTD, slot_GBT):
-  hidden_ND = hidden_GBTD.reshape(-1, hidden_GBTD.shape[-1])
+def _scatter(buffer_GUD, hidden_GBTD, slot_GBT):
+  hidden_TD = hidden_GBTD.reshape(-1, hidden_GBTD.shape[-1])
   # One slot past the end stands for none.
-  buffer_CD = buffer_GCD[0].at[slot_GBT.reshape(-1)].set(hidden_ND, mode="drop")
-  return buffer_CD[None]
+  buffer_UD = buffer_GUD[0].at[slot_GBT.reshape(-1)].set(hidden_TD, mode="drop")
+  return buffer_UD[None]
 
 
-def _flat(x_GBS: jax.Array) -> jax.Array:
-  return x_GBS.reshape(-1, x_GBS.shape[-1])
+def _flat(x_GBT: jax.Array) -> jax.Array:
+  return x_GBT.reshape(-1, x_GBT.shape[-1])
 
 
 def _groups(hidden: jax.Array, pack: TeacherPack | StudentPack) -> jax.Array:
@@ -189,14 +193,14 @@ def learn(
   pack: StudentPack,
   key: jax.Array,
 ) -> Totals:
-  """One pack's gradient and metrics.
+  """Computes one pack's gradient and metrics.
 
   Args:
     setup: see `Setup`.
     lora: the adapter; the gradient is with respect to it alone.
     base: the student's frozen base.
     teacher_base: the teacher's weights, for its head.
-    buffer: `[G, C, ...]`, the teacher's hidden states that `teach` has filled,
+    buffer: `[G, U, ...]`, the teacher's hidden states that `teach` has filled,
       or whatever else of the teacher the loss reads.
     pack: the student's rows and slots.
     key: of the dropout of this pack.
@@ -205,8 +209,10 @@ def learn(
   def run(lora, base, teacher_base, buffer, pack, key):
     if setup.replicated:
       key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+    # Merged for the head only: what of the teacher isn't read costs nothing.
     teacher_head_VD = nnx.merge(setup.teacher, teacher_base).head_VD
 
+    # A function of the adapter: so no gradient of a frozen weight is made.
     def loss(lora):
       model = nnx.merge(setup.student, lora, base)
       hidden = model(
@@ -237,14 +243,14 @@ def _one_copy(tree: Tree) -> Tree:
 
 
 def score_groups(
-  setup, hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
+  setup, hidden_GBTD, buffer, slots_GBR, student_head_VD, teacher_head_VD
 ):
-  """`score` of each group: loss `[G]` and metrics `[G, 2]`.
+  """Scores each group: loss `[G]` and metrics `[G, 2]`.
 
   A vocabulary that is split over devices stays so: each scores its slots with
   its own part of the heads. One that doesn't divide is scored whole by all.
   """
-  args = hidden_GBSD, buffer, slots_GBR, student_head_VD, teacher_head_VD
+  args = hidden_GBTD, buffer, slots_GBR, student_head_VD, teacher_head_VD
   if setup.replicated:
     return score(setup.loss, *args)
   size = student_head_VD.shape[0]
@@ -266,26 +272,28 @@ def score_groups(
 
 def score(
   loss,
-  hidden_GBSD,
+  hidden_GBTD,
   buffer,
   slots_GBR,
   student_head_VD,
   teacher_head_VD,
   vocab_axis=None,
 ):
-  """Loss `[1]` and metrics `[1, 2]` of the one group that is here."""
+  """Computes loss `[1]` and metrics `[1, 2]` of the one group that is here."""
+  # Of each row only what predicts a response token goes to the head, which is
+  # the dearest product of a short row.
   index_BR = slots_GBR.index[0]
-  student_BRD = jnp.take_along_axis(hidden_GBSD[0], index_BR[..., None], axis=1)
-  slots_N = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
+  student_BRD = jnp.take_along_axis(hidden_GBTD[0], index_BR[..., None], axis=1)
+  slots_R = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
   value, metrics = loss(
     student_BRD.reshape(-1, student_BRD.shape[-1]),
-    jax.tree.map(lambda x_GC: x_GC[0][slots_N.teacher_slot], buffer),
+    jax.tree.map(lambda x_GU: x_GU[0][slots_R.teacher_slot], buffer),
     student_head_VD,
     teacher_head_VD,
-    slots_N,
+    slots_R,
     vocab_axis=vocab_axis,
   )
-  metrics["loss"] = value, slots_N.weight.sum()
+  metrics["loss"] = value, slots_R.weight.sum()
   pairs = {
     name: jnp.stack([jnp.float32(part) for part in pair])
     for name, pair in metrics.items()
@@ -296,7 +304,7 @@ def score(
 def update(
   setup: Setup, state: TrainState, totals: Totals
 ) -> tuple[TrainState, Totals, dict[str, jax.Array]]:
-  """One step of the optimizer; also the totals of the next, all zero.
+  """Takes one step of the optimizer; also makes the next totals, all zero.
 
   Returns:
     The new state, the totals, and the metrics as `name -> float32 [2]`: those

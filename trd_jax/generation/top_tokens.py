@@ -5,7 +5,7 @@ and the teacher has just computed it. Its K likeliest tokens with the mass that
 they cover are kept as columns beside the sampled ids; what they leave out is
 known from the mass.
 
-Shape key: T response tokens, K tokens kept at each.
+Shape key: R response tokens, K tokens kept at each.
 """
 
 import dataclasses
@@ -56,12 +56,12 @@ def columns(top: TopTokens | None) -> dict[str, Any]:
   if top is None:
     names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_mass")
     return dict.fromkeys(names)
-  mass_T = np.exp(top.logprobs.astype(np.float64)).sum(axis=1)
+  mass_R = np.exp(top.logprobs.astype(np.float64)).sum(axis=1)
   return {
     "teacher_top_ids": top.ids.ravel().tolist(),
     "teacher_top_logprobs": top.logprobs.ravel().tolist(),
     # Rounding must not make it more than there is.
-    "teacher_top_mass": np.minimum(mass_T, 1.0).tolist(),
+    "teacher_top_mass": np.minimum(mass_R, 1.0).tolist(),
   }
 
 

@@ -8,9 +8,9 @@ Kernels that read the same input stand one under the other, as one product.
 Layers are separate arrays rather than stacked, or each chunk of decoding would
 begin by copying them out of the stack.
 
-Shape key: B rows, S cache length, D residual width, N query heads, K key heads,
-H head width, F inner width of the SwiGLU, I channels in, O channels out, R rank
-of the adapters.
+Shape key: B rows, S positions of a cache, D residual channels, N query heads, K
+key heads, H channels of a head, F inner channels of the SwiGLU, V vocabulary, I
+channels in, O channels out, A rank of the adapters.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ class Kernel(NamedTuple):
   Attributes:
     weight_OI: their kernels.
     bias_O: their biases, None for none.
-    a_RI: their adapters' first factors A, one under the other; None for none.
-    b_OR: their second factors B, scaled and block-diagonal, so that each
-      layer's outputs take only its own R rows of `A x`.
+    a_AI: their adapters' first factors, one under the other; None for none.
+    b_OA: their second factors, scaled and block-diagonal, so that each
+      layer's outputs take only its own rows of `a x`.
   """
 
   weight_OI: jax.Array
   bias_O: jax.Array | None
-  a_RI: jax.Array | None
-  b_OR: jax.Array | None
+  a_AI: jax.Array | None
+  b_OA: jax.Array | None
 
   @classmethod
   def of(cls, linears: Sequence[Linear], layer: int) -> "Kernel":
@@ -70,20 +70,27 @@ class Kernel(NamedTuple):
     y_OB = self.weight_OI @ x_IB
     if self.bias_O is not None:
       y_OB += self.bias_O[:, None]
-    if self.a_RI is None or self.b_OR is None:
+    if self.a_AI is None or self.b_OA is None:
       return y_OB
     # Not merged into the weight: a small adapter would be lost in bfloat16, and
     # an engine that applies it unmerged has to give what training saw.
-    return y_OB + self.b_OR @ (self.a_RI @ x_IB)
+    return y_OB + self.b_OA @ (self.a_AI @ x_IB)
 
 
+# A block's mathematics stands here a second time. `layers`' own modules, run on
+# rows a layer at a time, were measured against these columns in turns: at the
+# laboratory's size they took about as long; with adapters on, or with wider
+# kernels, clearly longer, for there the order of the product and the kernels
+# that are joined into one tell. `layers` can't be laid out so: training shards,
+# adapts and saves its kernels one by one. Tests hold each step of this against
+# the whole forward pass.
 class Layer(NamedTuple):
   """A block's weights: the norms' scales and the kernels, by what they read.
 
   Attributes:
     input_norm_D: before the attention.
-    heads_norm_XH: of the query heads and then of the key heads; None where
-      heads aren't normed.
+    heads_norm: `[N + K, H]`, of the query heads and then of the key heads;
+      None where heads aren't normed.
     post_norm_D: before the SwiGLU.
     qkv: queries, keys and values.
     o: the attention's output.
@@ -92,7 +99,7 @@ class Layer(NamedTuple):
   """
 
   input_norm_D: jax.Array
-  heads_norm_XH: jax.Array | None
+  heads_norm: jax.Array | None
   post_norm_D: jax.Array
   qkv: Kernel
   o: Kernel
@@ -185,20 +192,19 @@ class Decoder(NamedTuple):
     keys, values = [], []
     for layer, key_BKHS, value_BKSH in zip(self.layers, *cache, strict=True):
       qkv_OB = layer.qkv(_norm(x_DB, layer.input_norm_D, eps))
-      qkv_XHB = qkv_OB.reshape(-1, c.head_dim, B)
-      qk_XHB = qkv_XHB[:heads]
-      if layer.heads_norm_XH is not None:
-        qk_XHB = _norm(qk_XHB, layer.heads_norm_XH, eps)
-      qk_BXH = _rotate(qk_XHB, cos_HB, sin_HB).transpose(2, 0, 1)
-      v_BKH = qkv_XHB[heads:].transpose(2, 0, 1)
+      # Heads of all three kinds, one under the other: N, K and K of them.
+      qkv = qkv_OB.reshape(-1, c.head_dim, B)
+      qk = qkv[:heads]
+      if layer.heads_norm is not None:
+        qk = _norm(qk, layer.heads_norm, eps)
+      qk = _rotate(qk, cos_HB, sin_HB).transpose(2, 0, 1)
+      v_BKH = qkv[heads:].transpose(2, 0, 1)
       key_BKHS = key_BKHS.at[row, :, :, position_B].set(
-        qk_BXH[:, queries:], mode="drop"
+        qk[:, queries:], mode="drop"
       )
       value_BKSH = value_BKSH.at[row, :, position_B].set(v_BKH, mode="drop")
       # After the write: a token attends to itself, too.
-      mixed_BNH = attend_one(
-        qk_BXH[:, :queries], key_BKHS, value_BKSH, position_B
-      )
+      mixed_BNH = attend_one(qk[:, :queries], key_BKHS, value_BKSH, position_B)
       x_DB = x_DB + layer.o(mixed_BNH.reshape(B, -1).T)
       inner = layer.gate_up(_norm(x_DB, layer.post_norm_D, eps))
       gate_FB, up_FB = jnp.split(inner, 2)
@@ -226,10 +232,10 @@ def _norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
   return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * scale[..., None]
 
 
-def _rotate(x_XHB: jax.Array, cos_HB: jax.Array, sin_HB: jax.Array):
-  """Applies `layers.rotate` to columns."""
-  left, right = jnp.split(x_XHB.astype(jnp.float32), 2, axis=1)
+def _rotate(x: jax.Array, cos_HB: jax.Array, sin_HB: jax.Array) -> jax.Array:
+  """Applies `layers.rotate` to columns of heads, `[heads, H, B]`."""
+  left, right = jnp.split(x.astype(jnp.float32), 2, axis=1)
   out = jnp.concatenate(
     [left * cos_HB - right * sin_HB, right * cos_HB + left * sin_HB], axis=1
   )
-  return out.astype(x_XHB.dtype)
+  return out.astype(x.dtype)

@@ -1,7 +1,7 @@
 """The parts of a block.
 
-Shape key: B rows, T tokens, D residual width, N query heads, K key heads,
-H head width, F inner width of the SwiGLU, L layers.
+Shape key: B rows, T tokens, S keys, D residual channels, N query heads, K key
+heads, H channels of a head.
 """
 
 import jax

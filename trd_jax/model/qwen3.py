@@ -3,8 +3,8 @@
 Its relatives, Qwen2 and Llama (`config.ARCHITECTURES`), are the same module
 with a bias more or a norm less.
 
-Shape key: B rows, T tokens, S cache length, D residual width, V vocabulary,
-L layers, K key heads, H head width.
+Shape key: B rows, T tokens, S positions of a cache, D residual channels, V
+vocabulary, L layers, K key heads, H channels of a head.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,7 @@
 """Exact statistics of very wide rows: normalisers, masses, top entries.
 
-Shape suffixes: R all rows, C those of a chunk, V the ids of the vocabulary that
-are here, K top entries, P parts of a split vocabulary, D model width.
+Shape key: R all rows, C those of a chunk, V the ids of the vocabulary that are
+here, K top entries, D residual channels.
 
 Everything here reads rows of logits that are float32 and as wide as the
 vocabulary, so each function is written to read them once, and to be right at
@@ -205,14 +205,14 @@ class Part:
     if not self.axis:
       return values, ids
     number, parts = lax.axis_index(self.axis), lax.axis_size(self.axis)
-    mine_P1 = (jnp.arange(parts) == number)[:, None]
+    mine = (jnp.arange(parts) == number)[:, None]
 
     def of_all(x_CK):
       # Each writes its own lines and zeros elsewhere: the sum gathers them by
       # an all-reduce. The parts stand in the order of their ids, so ties still
       # go to the lower one.
-      lines_CPK = jnp.where(mine_P1, x_CK[:, None], 0)
-      return self.total(lines_CPK).reshape(len(x_CK), -1)
+      lines = jnp.where(mine, x_CK[:, None], 0)  # [C, parts, K]
+      return self.total(lines).reshape(len(x_CK), -1)
 
     values, ids = of_all(values), of_all(ids + number * self.width)
     values, where = lax.top_k(values, min(k, values.shape[1]))

@@ -1,7 +1,7 @@
 """Forward KL against a teacher of which K tokens a position are recorded.
 
-Shape suffixes: R response slots, C rows of one chunk, V vocabulary, D the
-student's width, E onset ids, K recorded tokens.
+Shape key: R response slots, C those of a chunk, V vocabulary, D the student's
+residual channels, E onset ids, K recorded tokens.
 
 While it wrote y_r, the teacher's K likeliest tokens and their log-probabilities
 were kept. The rest of its vocabulary is one bucket, with the mass p_t that they

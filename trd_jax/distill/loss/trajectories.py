@@ -2,7 +2,7 @@
 
 A slot is one response token. The slots of a trajectory lie next to each other
 in their order, all in one call; padding slots have weight 0 and trajectory
--1, and may stand anywhere between trajectories. Shape suffix: R slots.
+-1, and may stand anywhere between trajectories. Shape key: R slots.
 """
 
 from typing import Protocol
@@ -17,27 +17,27 @@ class LossSlots(Protocol):
 
   @property
   def label(self) -> jax.Array:
-    """int32 [R], the response token; any id in padding."""
+    """Returns the response token, int32 [R]; any id in padding."""
     ...
 
   @property
   def weight(self) -> jax.Array:
-    """float32 [R], 1 / (|y| · trajectories of the batch); 0 in padding."""
+    """Returns 1 / (|y| · trajectories), float32 [R]; 0 in padding."""
     ...
 
   @property
   def trajectory(self) -> jax.Array:
-    """int32 [R], differs between neighbouring trajectories."""
+    """Returns numbers that differ between neighbours, int32 [R]."""
     ...
 
   @property
   def offset(self) -> jax.Array:
-    """int32 [R], number t of the token in its response, from 0."""
+    """Returns the token's number t in its response, from 0, int32 [R]."""
     ...
 
   @property
   def correct(self) -> jax.Array:
-    """int32 [R], stage-1 verdict: 1, 0, or anything else for unjudged."""
+    """Returns stage 1's verdict, int32 [R]: 1, 0, or else unjudged."""
     ...
 
 

@@ -44,12 +44,12 @@ class Sample:
 
   @property
   def student_length(self) -> int:
-    """Input tokens of the student: the last response token predicts none."""
+    """Counts the student's input: the last response token predicts none."""
     return len(self.student_prompt) + len(self.response) - 1
 
   @property
   def teacher_length(self) -> int:
-    """Input tokens of the teacher."""
+    """Counts the teacher's input tokens."""
     return len(self.teacher_prompt) + len(self.response) - 1
 
 
@@ -77,7 +77,7 @@ class Layout:
     student: the student's shapes, shortest first; the last holds the longest
       sample.
     teacher: the teacher's shapes; none where its side is known beforehand.
-    buffer_slots: slots of a group's teacher buffer (C).
+    buffer_slots: slots of a group's teacher buffer (U).
     packing: whether a row holds several samples; else one.
     flops: of a sample, to share samples out by.
   """
@@ -154,6 +154,7 @@ def _round_up(length: int, to: int = _ROUND) -> int:
 def _shared_rows(
   lengths: np.ndarray, row_tokens: int | None, rows: int
 ) -> tuple[PackShape, ...]:
+  """Returns shapes of several samples a row, each at most twice the last."""
   longest = int(lengths.max())
   base = row_tokens
   if base is None:
@@ -173,7 +174,7 @@ def _shared_rows(
 def _own_rows(
   lengths: np.ndarray, row_tokens: int | None, rows: int, *, batch: float
 ) -> tuple[PackShape, ...]:
-  """Shapes of one sample a row, `batch` samples of a group at a time."""
+  """Returns shapes of one sample a row, `batch` of a group at a time."""
   longest = int(lengths.max())
   base = row_tokens
   if base is None:

@@ -4,9 +4,33 @@ A micro-batch is a list of teacher packs, which fill a buffer of hidden
 states, and a list of student packs, which read it: the two sides are packed
 on their own, because their prompts, and so their lengths, differ.
 
+The buffer is where both meet. Here trajectory a has the response a0 a1 after 6
+tokens of the teacher's context and 2 of the student's, and b has b0 b1 b2 after
+1 and 2; `.` is a token of a context, and G = 1:
+
+    teacher's pack, B = 1, T = 10
+      tokens_GBT           .  .  .  .  .  .  a0 .  b0 b1
+      predicts                            a0 a1 b0 b1 b2
+      slot_GBT             6  6  6  6  6  0  1  2  3  4    6 = U: dropped
+                                          |  |  |  |  |
+                    buffer_GUD[0].at[slot_GBT.reshape(-1)].set(hidden_TD)
+                                          v  v  v  v  v
+    buffer, U = 6    predicts             a0 a1 b0 b1 b2 (free)
+                     slot                 0  1  2  3  4  5
+
+    student's pack, B = 2 rows of T = 4 and R = 3, so 6 slots in all
+      tokens_GBT           .  .  b0 b1    .  .  a0 pad
+      index_GBR            1  2  3        1  2  0          in its own row
+      label                b0 b1 b2       a0 a1 pad
+      teacher_slot         2  3  4        0  1  0          x_GU[0][teacher_slot]
+      weight               w  w  w        w' w' 0          pad reads slot 0
+
+Both sides of a slot then predict the same token: the student's hidden state is
+`row[index]`, the teacher's `buffer[teacher_slot]`.
+
 Shape key: G groups (shards of the batch, one a data-parallel device), B rows
-of a pack on one device, S tokens of a student row, T tokens of a teacher row,
-R response slots of a student row, C slots of a group's teacher buffer.
+of a pack on one device, T tokens of a row, R response slots of a student row, U
+slots of a group's teacher buffer.
 """
 
 from collections.abc import Sequence
@@ -23,7 +47,7 @@ UNJUDGED = -1
 
 
 class Rows(NamedTuple):
-  """Inputs of a model, several trajectories to a row; all int32 `[G, B, S]`.
+  """Inputs of a model, several trajectories to a row; all int32 `[G, B, T]`.
 
   Attributes:
     tokens: ids, 0 in padding.
@@ -42,7 +66,7 @@ class TeacherPack(NamedTuple):
   Attributes:
     rows: `[G, B, T]`.
     slot: int32 `[G, B, T]` slot of the group's buffer that the position's
-      hidden state belongs to; C, one past the end, where it predicts no
+      hidden state belongs to; U, one past the end, where it predicts no
       response token.
   """
 
@@ -77,7 +101,7 @@ class Slots(NamedTuple):
 
 
 class StudentPack(NamedTuple):
-  """Rows of the student `[G, B, S]` and their response slots `[G, B, R]`."""
+  """Rows of the student `[G, B, T]` and their response slots `[G, B, R]`."""
 
   rows: Rows
   slots: Slots
@@ -91,7 +115,7 @@ class MicroBatch(NamedTuple):
       shapes for them.
     student: the packs.
     buffer: its contents where they are known, a tree of host arrays
-      `[G, C, ...]`; None where the teacher's packs make them.
+      `[G, U, ...]`; None where the teacher's packs make them.
   """
 
   teacher: list[TeacherPack]
@@ -139,7 +163,7 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
 
 
 def blank(layout: Layout) -> MicroBatch:
-  """A pack of each shape that the layout has, all padding."""
+  """Returns a pack of each shape that the layout has, all padding."""
   rows = [[] for _ in range(layout.groups)]
   return MicroBatch(
     [
@@ -151,7 +175,7 @@ def blank(layout: Layout) -> MicroBatch:
 
 
 def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
-  """Positions that the student and the teacher compute, padding included."""
+  """Counts the positions that both models compute, padding included."""
   return (
     sum(p.rows.tokens.size for m in batches for p in m.student),
     sum(p.rows.tokens.size for m in batches for p in m.teacher),
@@ -161,7 +185,9 @@ def padded_tokens(batches: Sequence[MicroBatch]) -> tuple[int, int]:
 def imbalance(
   samples: Sequence[Sample], batches: Sequence[MicroBatch], flops: SampleFlops
 ) -> float:
-  """FLOPs of the group that has most over the groups' mean; 1 is even.
+  """Returns the FLOPs of the group that has most over the groups' mean.
+
+  1 is even; at more, the other groups wait for that one.
 
   Args:
     samples: the optimizer batch that was packed.
@@ -184,7 +210,7 @@ def _flops(sample: Sample, flops: SampleFlops) -> float:
 
 
 def _deal(numbered, parts, layout):
-  """Numbered samples, dearest first, to the group with the fewest FLOPs.
+  """Deals numbered samples, dearest first, to the group with the fewest FLOPs.
 
   Returns the groups' hands of every part; a group's load goes on from part
   to part, since nothing waits in between.
@@ -193,6 +219,8 @@ def _deal(numbered, parts, layout):
   dealt = []
   for part in range(parts):
     hands = [[] for _ in range(layout.groups)]
+    # Every `parts`-th rather than a stretch: so each part has dear samples, and
+    # cheap ones to even them out with.
     for number, sample in numbered[part::parts]:
       g = load.index(min(load))
       hands[g].append((number, sample))
@@ -225,11 +253,14 @@ def _first_fit(group, shapes, length_of, packing):
   Returns the rows of each shape.
   """
   rows = []
+  # Longest first, by this side's lengths: a group was dealt out by FLOPs of
+  # both sides. The number settles ties, so that a batch always packs alike.
   order = sorted(group, key=lambda item: (-length_of(item[1]), item[0]))
   for item in order:
     need = length_of(item[1]), len(item[1].response)
     if packing and any(row.take(item, *need) for row in rows):
       continue
+    # A new row is of the shortest shape that takes it.
     for i, shape in enumerate(shapes):
       row = _Row(i, shape)
       if row.take(item, *need):
@@ -246,6 +277,8 @@ def _first_fit(group, shapes, length_of, packing):
 
 
 def _micro_batch(dealt, layout, batch_size):
+  # Buffer slots are given out before either side is packed: they are all that
+  # the two sides have to agree on.
   groups = []
   for hand in dealt:
     offset, placed = 0, []
@@ -277,6 +310,8 @@ def _micro_batch(dealt, layout, batch_size):
 def _cut(by_group, shapes):
   """Cuts every group's rows into packs, the longest shape's first."""
   for i, shape in reversed(list(enumerate(shapes))):
+    # As many packs as the fullest group needs; the others' are padded, for a
+    # program runs on all groups at once.
     most = max(len(rows[i]) for rows in by_group)
     for start in range(0, most, shape.rows):
       stop = start + shape.rows
@@ -299,6 +334,7 @@ def _lay(rows, arrays, prompt_of):
     for r, items in enumerate(group_rows):
       start = 0
       for segment, item in enumerate(items, 1):
+        # Without the last token: what it would predict is nobody's.
         ids = np.concatenate([prompt_of(item[1]), item[1].response[:-1]])
         at = (g, r, slice(start, start + len(ids)))
         tokens[at] = ids

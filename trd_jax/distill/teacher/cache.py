@@ -7,14 +7,14 @@ predict the response's tokens.
 
     <cache_dir>/<revision>-<computed>-<stored>/
       index.json                 what is there, and the shards' checksums
-      hidden-<number>.safetensors   a tensor [T, D] a trajectory
+      hidden-<number>.safetensors   a tensor [R, D] a trajectory
 
 The folder's name is the teacher's identity, a tensor's that of the ids that it
 was computed from; so a run finds what another one with the same teacher has
 computed, and never what another teacher has. A shard is listed in the index
 once it is whole: a process that is killed loses the shard that it was filling.
 
-Shape key: T tokens of a response, D the teacher's residual width.
+Shape key: R response tokens, D the teacher's residual channels.
 """
 
 import contextlib
@@ -65,17 +65,20 @@ class Identity:
 
   @property
   def folder(self) -> str:
-    """The name of its folder."""
+    """Returns the name of its folder."""
     return f"{self.revision}-{self.computed}-{self.stored}"
 
   @property
   def token_bytes(self) -> int:
-    """Bytes of one token on disk."""
+    """Returns the bytes of one token on disk."""
     return self.width * np.dtype(self.stored).itemsize
 
 
 def entry_key(sample: Sample) -> str:
-  """A name for what the teacher's hidden states are computed from."""
+  """Returns a name for what the teacher's hidden states are computed from."""
+  # With lengths: where the context ends and the response begins decides which
+  # positions are kept. In one byte order, for a cache may move to another
+  # machine.
   digest = hashlib.sha256()
   for ids in (sample.teacher_prompt, sample.response):
     digest.update(len(ids).to_bytes(8, "little"))
@@ -120,6 +123,8 @@ class TeacherCache:
       shards = {}
       for name, shard in index["shards"].items():
         file = self.folder / name
+        # Removed, as the message of a damaged one says to do: what it held is
+        # computed anew.
         if not file.exists():
           continue
         if (size := file.stat().st_size) != shard["bytes"]:
@@ -136,13 +141,14 @@ class TeacherCache:
       ) from error
 
   def check_room(self, tokens: int) -> int:
-    """Sees that so many more tokens fit on the disk; the bytes that are free.
+    """Checks that so many more tokens fit on the disk; returns its free bytes.
 
     Raises:
       UserError: they don't.
     """
     need = tokens * self.identity.token_bytes
     there = self.folder
+    # The folder isn't made yet: its disk is that of the nearest one above.
     while not there.exists():
       there = there.parent
     free = shutil.disk_usage(there).free
@@ -156,7 +162,7 @@ class TeacherCache:
 
   @contextlib.contextmanager
   def filling(self) -> Iterator["Filler"]:
-    """A writer, for one process at a time; others wait until it is done.
+    """Opens a writer, for one process at a time; others wait until it is done.
 
     What was added lands when the block ends, unless by an error; an interrupt
     is none.
@@ -186,6 +192,7 @@ class TeacherCache:
         )
         fcntl.lockf(lock, fcntl.LOCK_EX)
       file_locks.sign(lock)
+      # Whoever held the lock may have computed what this process wants.
       self.reload()
       # What a killed process had not listed yet; all else is somebody's.
       for left in self.folder.glob("*.*"):
@@ -201,7 +208,7 @@ class TeacherCache:
       filler.flush()
 
   def read(self, key: str, tokens: int) -> np.ndarray:
-    """Hidden states `[tokens, D]` in the stored dtype.
+    """Reads hidden states `[tokens, D]` in the stored dtype.
 
     The first read from a shard compares its checksum.
 
@@ -219,12 +226,12 @@ class TeacherCache:
           raise _damaged(path, "has another checksum than when it was written")
         self._checked.add(name)
       with safe_open(path, framework="np") as file:
-        hidden_TD = file.get_tensor(key)
+        hidden_RD = file.get_tensor(key)
     except (OSError, SafetensorError) as error:
       raise _damaged(path, f"can't be read ({error})") from error
-    if hidden_TD.shape != (tokens, self.identity.width):
-      raise _damaged(path, f"holds {hidden_TD.shape} for {tokens} tokens")
-    return hidden_TD
+    if hidden_RD.shape != (tokens, self.identity.width):
+      raise _damaged(path, f"holds {hidden_RD.shape} for {tokens} tokens")
+    return hidden_RD
 
   def land(self, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes a shard and lists it; for `Filler`."""
@@ -234,6 +241,8 @@ class TeacherCache:
     name = _SHARD.format(number)
     data = save(dict(tensors))
     try:
+      # The shard first, then the index that lists it: a process that is killed
+      # in between leaves a shard that nobody reads.
       with atomic_file(self.folder / name) as file:
         file.write(data)
       self._shards[name] = {
@@ -265,11 +274,11 @@ class Filler:
   def __contains__(self, key: str) -> bool:
     return key in self._cache or key in self._tensors
 
-  def add(self, key: str, hidden_TD: np.ndarray) -> None:
+  def add(self, key: str, hidden_RD: np.ndarray) -> None:
     """Takes hidden states over, cast to the stored dtype."""
     stored = np.dtype(self._cache.identity.stored)
-    self._tensors[key] = hidden_TD = np.array(hidden_TD, stored, order="C")
-    self._bytes += hidden_TD.nbytes
+    self._tensors[key] = hidden_RD = np.array(hidden_RD, stored, order="C")
+    self._bytes += hidden_RD.nbytes
     if self._bytes >= SHARD_BYTES:
       self.flush()
 

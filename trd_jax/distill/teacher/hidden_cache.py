@@ -1,7 +1,7 @@
 """The teacher's hidden states are computed once and read from disk.
 
-Shape key: G groups, C buffer slots, D the teacher's residual width, T tokens of
-a response.
+Shape key: G groups, U buffer slots, R response tokens, D the teacher's residual
+channels, V vocabulary.
 """
 
 import dataclasses
@@ -109,18 +109,19 @@ class HiddenCache:
   def fill(
     self, batch: Sequence[Sample], packs: Iterable[MicroBatch]
   ) -> Iterator[MicroBatch]:
-    """See `TeacherSource`: adds buffers of hidden states."""
+    """Adds buffers of hidden states, see `TeacherSource`."""
     size = self.layout.groups, self.layout.buffer_slots, *self.slot.shape
     for micro in packs:
-      buffer_GCD = np.zeros(size, self.slot.dtype)
+      # A new one each time: the last may still be on its way to the devices.
+      buffer_GUD = np.zeros(size, self.slot.dtype)
       for number, at in places(batch, micro):
         sample = batch[number]
-        hidden_TD = self.cache.read(entry_key(sample), len(sample.response))
-        buffer_GCD[at] = hidden_TD
-      yield micro._replace(buffer=buffer_GCD)
+        hidden_RD = self.cache.read(entry_key(sample), len(sample.response))
+        buffer_GUD[at] = hidden_RD
+      yield micro._replace(buffer=buffer_GUD)
 
   def summary(self, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """See `TeacherSource`."""
+    """Returns what was computed and where it is, see `TeacherSource`."""
     del logged
     return self.facts
 
@@ -149,6 +150,8 @@ def _compute(
   )
   head_VD = model.head_VD
   size = layout.groups, layout.buffer_slots, head_VD.shape[1]
+  # Made on the devices, each its own part. `teach` takes a buffer over, so the
+  # two below are all that there ever are.
   blank = jax.jit(
     lambda: jax.numpy.zeros(size, head_VD.dtype), out_shardings=groups
   )
@@ -166,12 +169,12 @@ def _compute(
 
     def keep(batch, micro, buffer):
       """Fetches what a micro-batch has made and hands it on."""
-      host_GCD = jax.device_get(buffer)
+      host_GUD = jax.device_get(buffer)
       before = len(left)
       for number, at in places(batch, micro):
         key = entry_key(batch[number])
         if key in left:
-          filler.add(key, host_GCD[at])
+          filler.add(key, host_GUD[at])
           left.discard(key)
       progress.update(before - len(left))
 

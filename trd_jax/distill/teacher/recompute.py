@@ -24,18 +24,18 @@ class Recompute:
 
   @classmethod
   def prepare(cls, run: TeacherRun) -> "Recompute":
-    """See `TeacherSource`: nothing has to be done before."""
+    """Makes the source; nothing has to be done before, see `TeacherSource`."""
     width = run.pair.configs[1].hidden_size
     return cls(run.layout, hidden_slot(width, run.teacher.dtype))
 
   def fill(
     self, batch: Sequence[Sample], packs: Iterable[MicroBatch]
   ) -> Iterable[MicroBatch]:
-    """See `TeacherSource`: the host adds nothing."""
+    """Returns the packs as they are, see `TeacherSource`."""
     del batch
     return packs
 
   def summary(self, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """See `TeacherSource`."""
+    """Returns the source's name, see `TeacherSource`."""
     del logged
     return {"source": "recompute"}

@@ -6,7 +6,7 @@ so once and keeps the hidden states on disk; `topk_from_rollout` reads what
 Stage 2 recorded. The latter two fill from the host the buffer that `teach`
 fills on the devices.
 
-Shape key: G groups, C buffer slots.
+Shape key: G groups, U buffer slots.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class TeacherRun:
 
   @property
   def teacher(self) -> ModelFiles:
-    """The teacher on disk."""
+    """Returns the teacher on disk."""
     return self.pair.teacher
 
 
@@ -68,12 +68,12 @@ class TeacherSource(Protocol):
 
   @property
   def layout(self) -> Layout:
-    """The shapes of updates, with a teacher's side if it is run in them."""
+    """Returns the shapes of updates, with a teacher's side if they run it."""
     ...
 
   @property
   def slot(self) -> Any:
-    """A tree of shapes and dtypes: what a response token has in the buffer."""
+    """Returns shapes and dtypes, a tree, of a response token in the buffer."""
     ...
 
   @staticmethod
@@ -125,7 +125,7 @@ def places(
 ) -> Iterator[tuple[int, tuple[int, slice]]]:
   """Yields where in the buffer each trajectory of a micro-batch stands.
 
-  Its number in the batch, and its group and slots `[G, C]`: read off the
+  Its number in the batch, and its group and slots `[G, U]`: read off the
   student's slots, which say where in the buffer they look.
   """
   for pack in micro.student:

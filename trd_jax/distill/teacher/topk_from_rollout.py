@@ -1,6 +1,6 @@
 """The teacher's likeliest tokens, as Stage 2 recorded them, stand for it.
 
-Shape key: G groups, C buffer slots, T tokens of a response, K recorded tokens.
+Shape key: G groups, U buffer slots, R response tokens, K recorded tokens.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class TopkFromRollout:
   def fill(
     self, batch: Sequence[Sample], packs: Iterable[MicroBatch]
   ) -> Iterator[MicroBatch]:
-    """See `TeacherSource`: adds buffers of recorded tokens."""
+    """Adds buffers of recorded tokens, see `TeacherSource`."""
     size = self.layout.groups, self.layout.buffer_slots
     for micro in packs:
       buffer = jax.tree.map(
@@ -95,12 +95,12 @@ class TopkFromRollout:
       )
       for number, at in places(batch, micro):
         rows = self.by_key[batch[number].key]
-        for all_GC, one_T in zip(buffer, rows, strict=True):
-          all_GC[at] = one_T
+        for all_GU, one_R in zip(buffer, rows, strict=True):
+          all_GU[at] = one_R
       yield micro._replace(buffer=buffer)
 
   def summary(self, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """See `TeacherSource`: how far off the divergence may be, too."""
+    """Returns also how far off the divergence may be, see `TeacherSource`."""
     gaps = [row["D_gap_bound"] for row in logged if "D_gap_bound" in row]
     return self.facts | ({"largest_gap_bound": max(gaps)} if gaps else {})
 
@@ -153,8 +153,8 @@ def _read(run: TeacherRun, again: str) -> dict[str, Recorded]:
         f" {log_probs.size} log-probabilities for {length} tokens and a head of"
         f" {head_rows} rows: they don't belong together; {again}"
       )
-    log_probs_TK = log_probs.reshape(length, -1)
-    mass_T = np.exp(log_probs_TK.astype(np.float64)).sum(1)
-    tail_T = np.maximum(1 - mass_T, 0).astype(np.float32)
-    by_key[key] = Recorded(ids.reshape(length, -1), log_probs_TK, tail_T)
+    log_probs_RK = log_probs.reshape(length, -1)
+    mass_R = np.exp(log_probs_RK.astype(np.float64)).sum(1)
+    tail_R = np.maximum(1 - mass_R, 0).astype(np.float32)
+    by_key[key] = Recorded(ids.reshape(length, -1), log_probs_RK, tail_R)
   return by_key

@@ -78,14 +78,14 @@ class Sampling:
 
 
 class TopTokens(NamedTuple):
-  """The model's likeliest tokens at each of T generated positions.
+  """The model's likeliest tokens at each of R generated positions.
 
   Log-probabilities are the model's own, of the softmax over the whole head
   before temperature, top-k, top-p and any mask.
 
   Attributes:
-    ids: [T, K] int32, likeliest first.
-    logprobs: [T, K] float32.
+    ids: [R, K] int32, likeliest first.
+    logprobs: [R, K] float32.
   """
 
   ids: np.ndarray

@@ -346,7 +346,7 @@ def joined(parts: Sequence[TopTokens], count: int) -> TopTokens | None:
   """Joins a completion's `count` likeliest tokens from those of its chunks."""
   if not count:
     return None
-  none_TK = np.zeros((0, count))
-  ids = [none_TK.astype(np.int32), *(part.ids for part in parts)]
-  logprobs = [none_TK.astype(np.float32), *(part.logprobs for part in parts)]
+  none_RK = np.zeros((0, count))
+  ids = [none_RK.astype(np.int32), *(part.ids for part in parts)]
+  logprobs = [none_RK.astype(np.float32), *(part.logprobs for part in parts)]
   return TopTokens(np.concatenate(ids), np.concatenate(logprobs))

@@ -4,8 +4,8 @@ Each works on a device's own share of the slots (`shard_map` over the mesh's
 `data` axis) and is compiled once for a shape.
 
 Shape key: B slots, P prompts of a group, T prompt bucket, S context bucket,
-C steps of a decoding chunk, V vocabulary, D residual width, K likeliest tokens
-that are asked for; in a cache K key heads, H head width.
+C steps of a decoding chunk, V vocabulary, D residual channels, K likeliest
+tokens that are asked for.
 """
 
 import functools
@@ -272,7 +272,7 @@ def resize(cache: KVCache, *, length: int, mesh: Mesh) -> KVCache:
 
 @functools.partial(jax.jit, static_argnames=("length", "mesh"))
 def _resize_layer(
-  key_BKHS: jax.Array, value_BKSH: jax.Array, *, length: int, mesh: Mesh
+  keys: jax.Array, values: jax.Array, *, length: int, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
   def fit(axis, x):
     if length <= x.shape[axis]:
@@ -281,10 +281,10 @@ def _resize_layer(
     widths[axis] = (0, length - x.shape[axis])
     return jnp.pad(x, widths)
 
-  def run(key_BKHS, value_BKSH):
-    return fit(3, key_BKHS), fit(2, value_BKSH)
+  def run(keys, values):
+    return fit(3, keys), fit(2, values)
 
-  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(key_BKHS, value_BKSH)
+  return _on_each(run, mesh, (SLOTS, SLOTS), SLOTS)(keys, values)
 
 
 @functools.partial(

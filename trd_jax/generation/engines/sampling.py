@@ -6,7 +6,7 @@ the generated token, token id) and of nothing else. So a request's tokens depend
 neither on what it is batched with nor on its slot, and cutting the vocabulary
 down to k candidates draws the same token as masking all of it would.
 
-Shape key: B rows, V vocabulary, C candidates of a row.
+Shape key: B rows, V vocabulary, K candidates of a row, the likeliest.
 """
 
 import dataclasses
@@ -101,15 +101,15 @@ def sample(
       noisy_BV = jnp.where(nucleus(scaled_BV, top_p), noisy_BV, -jnp.inf)
     return jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
   # Likeliest first, and of equal ones the lower id first.
-  scaled_BC, id_BC = jax.lax.top_k(scaled_BV, plan.top_k)
-  noisy_BC = scaled_BC + gumbel(seed_B2, index_B, id_BC)
+  scaled_BK, id_BK = jax.lax.top_k(scaled_BV, plan.top_k)
+  noisy_BK = scaled_BK + gumbel(seed_B2, index_B, id_BK)
   if plan.nucleus:
-    p_BC = jax.nn.softmax(scaled_BC, axis=-1)
+    p_BK = jax.nn.softmax(scaled_BK, axis=-1)
     # The mass before a token, so that the one that reaches `top_p` is kept.
-    kept_BC = jnp.cumsum(p_BC, axis=-1) - p_BC < top_p
-    noisy_BC = jnp.where(kept_BC, noisy_BC, -jnp.inf)
-  best_B1 = jnp.argmax(noisy_BC, axis=-1, keepdims=True)
-  return jnp.take_along_axis(id_BC, best_B1, axis=-1)[:, 0].astype(jnp.int32)
+    kept_BK = jnp.cumsum(p_BK, axis=-1) - p_BK < top_p
+    noisy_BK = jnp.where(kept_BK, noisy_BK, -jnp.inf)
+  best_B1 = jnp.argmax(noisy_BK, axis=-1, keepdims=True)
+  return jnp.take_along_axis(id_BK, best_B1, axis=-1)[:, 0].astype(jnp.int32)
 
 
 def likeliest(logits_BV: jax.Array, count: int) -> Likeliest:
@@ -122,9 +122,9 @@ def likeliest(logits_BV: jax.Array, count: int) -> Likeliest:
     logits_BV: float32.
     count: at most V.
   """
-  top_BC, id_BC = jax.lax.top_k(logits_BV, count)
+  top_BK, id_BK = jax.lax.top_k(logits_BV, count)
   total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
-  return Likeliest(id_BC.astype(jnp.int32), top_BC - total_B1)
+  return Likeliest(id_BK.astype(jnp.int32), top_BK - total_B1)
 
 
 def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
@@ -166,19 +166,19 @@ def nucleus(scaled_BV: jax.Array, top_p: jax.Array | float) -> jax.Array:
 
 
 def gumbel(
-  seed_B2: jax.Array, index_B: jax.Array, id_BC: jax.Array
+  seed_B2: jax.Array, index_B: jax.Array, id_BK: jax.Array
 ) -> jax.Array:
-  """Computes standard Gumbel noise `[B, C]`, float32, of token ids `id_BC`."""
-  index_BC = jnp.broadcast_to(index_B[:, None], id_BC.shape)
-  bits_BC, _ = threefry(
+  """Computes standard Gumbel noise `[B, K]`, float32, of token ids `id_BK`."""
+  index_BK = jnp.broadcast_to(index_B[:, None], id_BK.shape)
+  bits_BK, _ = threefry(
     (seed_B2[:, :1], seed_B2[:, 1:]),
-    (index_BC.astype(jnp.uint32), id_BC.astype(jnp.uint32)),
+    (index_BK.astype(jnp.uint32), id_BK.astype(jnp.uint32)),
   )
   # In (0, 1), and finest near 0: small exponentials are the large noises,
   # which decide.
-  uniform_BC = (bits_BC.astype(jnp.float32) + 0.5) * 2**-32
-  uniform_BC = jnp.minimum(uniform_BC, 1 - 2**-24)
-  return -jnp.log(-jnp.log1p(-uniform_BC))
+  uniform_BK = (bits_BK.astype(jnp.float32) + 0.5) * 2**-32
+  uniform_BK = jnp.minimum(uniform_BK, 1 - 2**-24)
+  return -jnp.log(-jnp.log1p(-uniform_BK))
 
 
 def threefry(

@@ -446,12 +446,12 @@ def _top(flat: Any, tokens: int, k: int) -> TopTokens:
   likeliest first.
   """
   starts = np.asarray(flat.start_indices)
-  inside_TK = starts[:, None] + 1 + np.arange(k)
+  inside_RK = starts[:, None] + 1 + np.arange(k)
   ids = np.asarray(flat.token_ids, np.int32)
   logprobs = np.asarray(flat.logprobs, np.float32)
   if len(starts) != tokens or np.any(np.diff(starts) != k + 1):
     raise RuntimeError(f"{len(starts)} log-probabilities of {tokens} tokens")
-  return TopTokens(ids[inside_TK], logprobs[inside_TK])
+  return TopTokens(ids[inside_RK], logprobs[inside_RK])
 
 
 def _say(text: str) -> None:

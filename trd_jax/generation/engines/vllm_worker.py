@@ -9,7 +9,7 @@ vLLM has two model runners, V1 (its CPU build) and V2 (wherever Triton is, so on
 every CUDA machine), and each has an interface of its own for such a class. This
 one has both, and takes the one that vLLM's configuration names.
 
-Shape key: L rows of logits, V head rows. A row is a request's; in V2 with
+Shape key: B rows of logits, V head rows. A row is a request's; in V2 with
 speculative decoding a request has one for each drafted token.
 """
 
@@ -99,7 +99,7 @@ class SurplusRows(_V1, _V2):
     """Covers surplus rows in place, without waiting for the device.
 
     Args:
-      logits: [L, V] float32.
+      logits: [B, V] float32.
       context: V2's layout of the batch. It holds the slots of the requests on
         the host, and those of the rows of logits on the device alone.
     """
@@ -120,11 +120,11 @@ class SurplusRows(_V1, _V2):
     torch = importlib.import_module("torch")
     if context is not None:
       of_slot = torch.from_numpy(self._by_slot).to(logits.device)
-      limit_L = of_slot[context.expanded_idx_mapping]
+      limit_B = of_slot[context.expanded_idx_mapping]
     else:
-      limit_L = torch.from_numpy(limits).to(logits.device)
+      limit_B = torch.from_numpy(limits).to(logits.device)
     tail = torch.arange(lowest, V, device=logits.device)
-    logits[:, lowest:].masked_fill_(tail >= limit_L[:, None], float("-inf"))
+    logits[:, lowest:].masked_fill_(tail >= limit_B[:, None], float("-inf"))
     return logits
 
 

@@ -1,7 +1,7 @@
 """Softmax attention behind one function, and that of one new token.
 
-Shape key: B rows, T queries, S keys, N query heads, K key heads, M = N / K
-query heads that share a key head, H width of a head.
+Shape key: B rows, T queries, S keys, N query heads, K key heads, M = N / K, H
+channels of a head.
 """
 
 from typing import Literal, get_args

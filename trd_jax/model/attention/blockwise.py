@@ -7,9 +7,9 @@ pass computes the scores again from the queries' log-sum-exp. So memory grows
 with T and S, never with their product, and on a causal row the half of the
 blocks that lie above the diagonal costs nothing.
 
-Shape key: B rows, T queries, S keys, N query heads, K key heads, M = N / K
-query heads that share a key head, H width of a head; P blocks of X queries, J
-blocks of Y keys, R = M x X rows of a block's scores.
+Shape key: B rows, T queries, S keys, N query heads, K key heads, M = N / K, H
+channels of a head; Q blocks of X queries, J blocks of Y keys, Z = M x X rows of
+a block's scores.
 """
 
 import functools
@@ -73,23 +73,23 @@ class _Cut(NamedTuple):
   """The arguments in blocks.
 
   Attributes:
-    query_PBKRH: head-major within a block's rows.
+    query_QBKZH: head-major within a block's rows.
     key_JBKYH: keys.
     value_JBKYH: values.
-    query_at: position and segment, int32 `[P, B, X]`.
+    query_at: position and segment, int32 `[Q, B, X]`.
     key_at: position and segment, int32 `[J, B, Y]`; padding has segment -1,
       which no query has.
-    first_P: first block of keys that a block of queries may see.
-    stop_P: one past the last one.
+    first_Q: first block of keys that a block of queries may see.
+    stop_Q: one past the last one.
   """
 
-  query_PBKRH: jax.Array
+  query_QBKZH: jax.Array
   key_JBKYH: jax.Array
   value_JBKYH: jax.Array
   query_at: tuple[jax.Array, jax.Array]
   key_at: tuple[jax.Array, jax.Array]
-  first_P: jax.Array
-  stop_P: jax.Array
+  first_Q: jax.Array
+  stop_Q: jax.Array
 
 
 def _blocks(length: int) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def _blocks(length: int) -> tuple[int, int]:
 
 
 def _split(x: jax.Array) -> jax.Array:
-  """Splits `[B, T, ...]` into blocks `[P, B, X, ...]`, zeros behind."""
+  """Splits `[B, T, ...]` into blocks `[Q, B, X, ...]`, zeros behind."""
   count, size = _blocks(x.shape[1])
   pad = count * size - x.shape[1]
   x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
@@ -113,21 +113,21 @@ def _split(x: jax.Array) -> jax.Array:
 
 
 def _split_queries(x_BTNH: jax.Array, K: int) -> jax.Array:
-  """Splits queries `[B, T, N, H]` into blocks `[P, B, K, R, H]`."""
-  x_PBXNH = _split(x_BTNH)
-  P, B, X, N, H = x_PBXNH.shape
+  """Splits queries `[B, T, N, H]` into blocks `[Q, B, K, Z, H]`."""
+  x_QBXNH = _split(x_BTNH)
+  Q, B, X, N, H = x_QBXNH.shape
   # All query heads of a key head are rows of one product with its keys, so
   # grouped-query attention repeats neither keys nor values.
-  x_PBXKMH = x_PBXNH.reshape(P, B, X, K, N // K, H)
-  return jnp.einsum("PBXKMH->PBKMXH", x_PBXKMH).reshape(P, B, K, -1, H)
+  x_QBXKMH = x_QBXNH.reshape(Q, B, X, K, N // K, H)
+  return jnp.einsum("QBXKMH->QBKMXH", x_QBXKMH).reshape(Q, B, K, -1, H)
 
 
-def _join_queries(x_PBKRH: jax.Array, like_BTNH: jax.Array) -> jax.Array:
+def _join_queries(x_QBKZH: jax.Array, like_BTNH: jax.Array) -> jax.Array:
   """Joins blocks of queries, in the shape and dtype of `like_BTNH`."""
   B, T, N, H = like_BTNH.shape
-  P, _, K, _, _ = x_PBKRH.shape
-  x_PBKMXH = x_PBKRH.reshape(P, B, K, N // K, -1, H)
-  x_BTNH = jnp.einsum("PBKMXH->BPXKMH", x_PBKMXH).reshape(B, -1, N, H)
+  Q, _, K, _, _ = x_QBKZH.shape
+  x_QBKMXH = x_QBKZH.reshape(Q, B, K, N // K, -1, H)
+  x_BTNH = jnp.einsum("QBKMXH->BQXKMH", x_QBKMXH).reshape(B, -1, N, H)
   return x_BTNH[:, :T].astype(like_BTNH.dtype)
 
 
@@ -150,7 +150,7 @@ def _cut(query_BTNH, key_BSKH, value_BSKH, places) -> _Cut:
     _split(places.key_position_BS),
     _split(places.key_segment_BS),
   )
-  first_P, stop_P = _walk(query_at, (position_JBY, segment_JBY))
+  first_Q, stop_Q = _walk(query_at, (position_JBY, segment_JBY))
   return _Cut(
     _split_queries(query_BTNH, key_BSKH.shape[2]),
     _split_keys(key_BSKH),
@@ -159,8 +159,8 @@ def _cut(query_BTNH, key_BSKH, value_BSKH, places) -> _Cut:
     # Padding has segment 0 on both sides. Left so, padding would attend to
     # padding; with -1 here a padded query sees nothing and returns 0.
     (position_JBY, jnp.where(segment_JBY == 0, -1, segment_JBY)),
-    first_P,
-    stop_P,
+    first_Q,
+    stop_Q,
   )
 
 
@@ -186,31 +186,31 @@ def _walk(query_at, key_at) -> tuple[jax.Array, jax.Array]:
                  . . # # # #
 
   Returns:
-    First block and one past the last, integers `[P]`, for all rows together.
+    First block and one past the last, integers `[Q]`, for all rows together.
   """
   query_low, _ = _lowest(*query_at)
   query_high = _highest(*query_at)
   key_low = _lowest(*key_at)
   key_high, _ = _highest(*key_at)
 
-  def pairs(x_PB, y_JB):
-    return x_PB[:, None], y_JB[None]
+  def pairs(x_QB, y_JB):
+    return x_QB[:, None], y_JB[None]
 
   last_segment, first_segment = pairs(query_high[0], key_low[0])
   last_position, first_position = pairs(query_high[1], key_low[1])
-  later_PJB = (first_segment > last_segment) | (
+  later_QJB = (first_segment > last_segment) | (
     (first_segment == last_segment) & (first_position > last_position)
   )
   low, high = pairs(query_low, key_high)
   # One range for all rows of the batch: the loop over blocks is theirs
   # together, so a block is visited where any row needs it.
-  needed_PJ = jnp.any(~later_PJB & (high >= low), axis=-1)
-  J = needed_PJ.shape[1]
+  needed_QJ = jnp.any(~later_QJB & (high >= low), axis=-1)
+  J = needed_QJ.shape[1]
   # `argmax` of booleans finds the first True. Where there is none it says 0,
   # and the range is made empty below.
-  first_P = jnp.argmax(needed_PJ, axis=1)
-  stop_P = J - jnp.argmax(needed_PJ[:, ::-1], axis=1)
-  return first_P, jnp.where(needed_PJ.any(1), stop_P, first_P)
+  first_Q = jnp.argmax(needed_QJ, axis=1)
+  stop_Q = J - jnp.argmax(needed_QJ[:, ::-1], axis=1)
+  return first_Q, jnp.where(needed_QJ.any(1), stop_Q, first_Q)
 
 
 def _lowest(position, segment) -> tuple[jax.Array, jax.Array]:
@@ -234,12 +234,12 @@ def _highest(position, segment) -> tuple[jax.Array, jax.Array]:
   return last, jnp.where(same, position, -1).max(-1)
 
 
-def _scores(query_BKRH, key_BKYH, query_at, key_at) -> jax.Array:
-  """Returns scaled float32 scores `[B, K, R, Y]`, -inf for unseen keys."""
-  B, K, R, H = query_BKRH.shape
-  scores_BKRY = jnp.einsum(
-    "BKRH,BKYH->BKRY",
-    query_BKRH,
+def _scores(query_BKZH, key_BKYH, query_at, key_at) -> jax.Array:
+  """Returns scaled float32 scores `[B, K, Z, Y]`, -inf for unseen keys."""
+  B, K, Z, H = query_BKZH.shape
+  scores_BKZY = jnp.einsum(
+    "BKZH,BKYH->BKZY",
+    query_BKZH,
     key_BKYH,
     preferred_element_type=jnp.float32,
   )
@@ -252,9 +252,9 @@ def _scores(query_BKRH, key_BKYH, query_at, key_at) -> jax.Array:
   X, Y = seen_BXY.shape[1:]
   # The scale multiplies float32 scores: on bfloat16 queries it would round once
   # more. The mask is the same for all heads and is broadcast over them.
-  scores = scores_BKRY.reshape(B, K, -1, X, Y) * H**-0.5
+  scores = scores_BKZY.reshape(B, K, -1, X, Y) * H**-0.5
   seen = seen_BXY[:, None, None]
-  return jnp.where(seen, scores, -jnp.inf).reshape(B, K, R, Y)
+  return jnp.where(seen, scores, -jnp.inf).reshape(B, K, Z, Y)
 
 
 def _each(cut: _Cut, first, stop, step, carry):
@@ -265,59 +265,59 @@ def _each(cut: _Cut, first, stop, step, carry):
 
 
 def _forward(query_BTNH, key_BSKH, value_BSKH, places):
-  """Returns the output and its log-sum-exp, float32 `[P, B, K, R]`."""
+  """Returns the output and its log-sum-exp, float32 `[Q, B, K, Z]`."""
   cut = _cut(query_BTNH, key_BSKH, value_BSKH, places)
 
   def of_queries(block):
-    query_BKRH, query_at, first, stop = block
+    query_BKZH, query_at, first, stop = block
 
     def step(j, carry):
-      top_BKR, sum_BKR, mixed_BKRH = carry
+      top_BKZ, sum_BKZ, mixed_BKZH = carry
       key_BKYH, value_BKYH, key_at = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, j, keepdims=False),
         (cut.key_JBKYH, cut.value_JBKYH, cut.key_at),
       )
-      scores_BKRY = _scores(query_BKRH, key_BKYH, query_at, key_at)
+      scores_BKZY = _scores(query_BKZH, key_BKYH, query_at, key_at)
       # Exponentials are taken from the largest score so far. When a block
       # brings a larger one, what was summed before is shrunk to the new
       # reference.
-      new_BKR = jnp.maximum(top_BKR, scores_BKRY.max(-1))
-      weights_BKRY = jnp.exp(scores_BKRY - new_BKR[..., None])
-      shrink_BKR = jnp.exp(top_BKR - new_BKR)
+      new_BKZ = jnp.maximum(top_BKZ, scores_BKZY.max(-1))
+      weights_BKZY = jnp.exp(scores_BKZY - new_BKZ[..., None])
+      shrink_BKZ = jnp.exp(top_BKZ - new_BKZ)
       # Weights are cast down so that the product has operands of one dtype, as
       # matrix units want them; what is summed over blocks stays float32.
-      mixed_BKRH = shrink_BKR[..., None] * mixed_BKRH + jnp.einsum(
-        "BKRY,BKYH->BKRH",
-        weights_BKRY.astype(value_BKYH.dtype),
+      mixed_BKZH = shrink_BKZ[..., None] * mixed_BKZH + jnp.einsum(
+        "BKZY,BKYH->BKZH",
+        weights_BKZY.astype(value_BKYH.dtype),
         value_BKYH,
         preferred_element_type=jnp.float32,
       )
-      return new_BKR, shrink_BKR * sum_BKR + weights_BKRY.sum(-1), mixed_BKRH
+      return new_BKZ, shrink_BKZ * sum_BKZ + weights_BKZY.sum(-1), mixed_BKZH
 
-    zeros_BKR = jnp.zeros(query_BKRH.shape[:-1])
-    nothing = zeros_BKR + _LOWEST, zeros_BKR, jnp.zeros(query_BKRH.shape)
-    top_BKR, sum_BKR, mixed_BKRH = _each(cut, first, stop, step, nothing)
+    zeros_BKZ = jnp.zeros(query_BKZH.shape[:-1])
+    nothing = zeros_BKZ + _LOWEST, zeros_BKZ, jnp.zeros(query_BKZH.shape)
+    top_BKZ, sum_BKZ, mixed_BKZH = _each(cut, first, stop, step, nothing)
     # Padding has seen no key: 0 / 1 rather than 0 / 0. Its log-sum-exp is
     # finite, so the backward pass gets exp(-inf) = 0 for its weights.
-    sum_BKR = jnp.where(sum_BKR == 0, 1, sum_BKR)
-    mixed_BKRH = (mixed_BKRH / sum_BKR[..., None]).astype(query_BTNH.dtype)
-    return mixed_BKRH, top_BKR + jnp.log(sum_BKR)
+    sum_BKZ = jnp.where(sum_BKZ == 0, 1, sum_BKZ)
+    mixed_BKZH = (mixed_BKZH / sum_BKZ[..., None]).astype(query_BTNH.dtype)
+    return mixed_BKZH, top_BKZ + jnp.log(sum_BKZ)
 
   # One block of queries after the other. Under `vmap` the scores of all of them
   # would be in memory together, which is T x S again.
-  mixed_PBKRH, lse_PBKR = jax.lax.map(
-    of_queries, (cut.query_PBKRH, cut.query_at, cut.first_P, cut.stop_P)
+  mixed_QBKZH, lse_QBKZ = jax.lax.map(
+    of_queries, (cut.query_QBKZH, cut.query_at, cut.first_Q, cut.stop_Q)
   )
-  return _join_queries(mixed_PBKRH, query_BTNH), lse_PBKR
+  return _join_queries(mixed_QBKZH, query_BTNH), lse_QBKZ
 
 
 def _attend_fwd(query_BTNH, key_BSKH, value_BSKH, places):
-  mixed_BTNH, lse_PBKR = _forward(query_BTNH, key_BSKH, value_BSKH, places)
+  mixed_BTNH, lse_QBKZ = _forward(query_BTNH, key_BSKH, value_BSKH, places)
   # Both are named among the residuals, so that a remat policy can keep them:
   # without the log-sum-exp it would have to run the whole forward pass again.
   mixed_BTNH = checkpoint_name(mixed_BTNH, SAVED)
-  lse_PBKR = checkpoint_name(lse_PBKR, SAVED)
-  kept = query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_PBKR
+  lse_QBKZ = checkpoint_name(lse_QBKZ, SAVED)
+  kept = query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_QBKZ
   return mixed_BTNH, kept
 
 
@@ -328,68 +328,68 @@ def _attend_bwd(kept, ct_BTNH):
   d_s = w (ct v^T - level) H^-0.5, d_q = d_s k and d_k = d_s^T q, each summed
   over blocks in float32.
   """
-  query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_PBKR = kept
+  query_BTNH, key_BSKH, value_BSKH, places, mixed_BTNH, lse_QBKZ = kept
   K, H = key_BSKH.shape[2:]
   dtype = query_BTNH.dtype
   cut = _cut(query_BTNH, key_BSKH, value_BSKH, places)
-  ct_PBKRH = _split_queries(ct_BTNH.astype(dtype), K)
+  ct_QBKZH = _split_queries(ct_BTNH.astype(dtype), K)
   # What the softmax's own gradient takes off every score of a query: the sum
   # of w (ct v^T) over its keys. That equals ct . output, which is known, so no
   # second walk over the keys is needed.
-  level_PBKR = jnp.einsum(
-    "PBKRH,PBKRH->PBKR",
-    ct_PBKRH,
+  level_QBKZ = jnp.einsum(
+    "QBKZH,QBKZH->QBKZ",
+    ct_QBKZH,
     _split_queries(mixed_BTNH, K),
     preferred_element_type=jnp.float32,
   )
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
   def of_queries(sums, block):
-    query_BKRH, ct_BKRH, lse_BKR, level_BKR, query_at, first, stop = block
+    query_BKZH, ct_BKZH, lse_BKZ, level_BKZ, query_at, first, stop = block
 
     def step(j, carry):
-      d_query_BKRH, d_key_JBKYH, d_value_JBKYH = carry
+      d_query_BKZH, d_key_JBKYH, d_value_JBKYH = carry
       key_BKYH, value_BKYH, key_at = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, j, keepdims=False),
         (cut.key_JBKYH, cut.value_JBKYH, cut.key_at),
       )
-      scores_BKRY = _scores(query_BKRH, key_BKYH, query_at, key_at)
+      scores_BKZY = _scores(query_BKZH, key_BKYH, query_at, key_at)
       # Computed again rather than kept. The log-sum-exp holds the maximum and
       # the sum, so these are final weights and there is nothing to shrink.
-      weights_BKRY = jnp.exp(scores_BKRY - lse_BKR[..., None])
-      d_weights_BKRY = product("BKRH,BKYH->BKRY", ct_BKRH, value_BKYH)
-      d_scores_BKRY = weights_BKRY * (d_weights_BKRY - level_BKR[..., None])
-      d_scores_BKRY = (d_scores_BKRY * H**-0.5).astype(dtype)
-      weights_BKRY = weights_BKRY.astype(dtype)
-      add = product("BKRY,BKRH->BKYH", d_scores_BKRY, query_BKRH)
+      weights_BKZY = jnp.exp(scores_BKZY - lse_BKZ[..., None])
+      d_weights_BKZY = product("BKZH,BKYH->BKZY", ct_BKZH, value_BKYH)
+      d_scores_BKZY = weights_BKZY * (d_weights_BKZY - level_BKZ[..., None])
+      d_scores_BKZY = (d_scores_BKZY * H**-0.5).astype(dtype)
+      weights_BKZY = weights_BKZY.astype(dtype)
+      add = product("BKZY,BKZH->BKYH", d_scores_BKZY, query_BKZH)
       d_key_JBKYH = d_key_JBKYH.at[j].add(add)
-      add = product("BKRY,BKRH->BKYH", weights_BKRY, ct_BKRH)
+      add = product("BKZY,BKZH->BKYH", weights_BKZY, ct_BKZH)
       d_value_JBKYH = d_value_JBKYH.at[j].add(add)
-      d_query_BKRH += product("BKRY,BKYH->BKRH", d_scores_BKRY, key_BKYH)
-      return d_query_BKRH, d_key_JBKYH, d_value_JBKYH
+      d_query_BKZH += product("BKZY,BKYH->BKZH", d_scores_BKZY, key_BKYH)
+      return d_query_BKZH, d_key_JBKYH, d_value_JBKYH
 
     # A query's gradient is complete after its own walk. A key's comes from many
     # blocks of queries, so the sums for all keys travel along in the carry.
-    nothing = jnp.zeros(query_BKRH.shape)
-    d_query_BKRH, *sums = _each(cut, first, stop, step, (nothing, *sums))
-    return tuple(sums), d_query_BKRH.astype(dtype)
+    nothing = jnp.zeros(query_BKZH.shape)
+    d_query_BKZH, *sums = _each(cut, first, stop, step, (nothing, *sums))
+    return tuple(sums), d_query_BKZH.astype(dtype)
 
   zeros = jnp.zeros(cut.key_JBKYH.shape), jnp.zeros(cut.value_JBKYH.shape)
-  (d_key_JBKYH, d_value_JBKYH), d_query_PBKRH = jax.lax.scan(
+  (d_key_JBKYH, d_value_JBKYH), d_query_QBKZH = jax.lax.scan(
     of_queries,
     zeros,
     (
-      cut.query_PBKRH,
-      ct_PBKRH,
-      lse_PBKR,
-      level_PBKR,
+      cut.query_QBKZH,
+      ct_QBKZH,
+      lse_QBKZ,
+      level_QBKZ,
       cut.query_at,
-      cut.first_P,
-      cut.stop_P,
+      cut.first_Q,
+      cut.stop_Q,
     ),
   )
   return (
-    _join_queries(d_query_PBKRH, query_BTNH),
+    _join_queries(d_query_QBKZH, query_BTNH),
     _join_keys(d_key_JBKYH, key_BSKH),
     _join_keys(d_value_JBKYH, value_BSKH),
     None,  # places are integers

@@ -1,6 +1,7 @@
 """Which attention a run uses: its choice, printed with why, and its check.
 
-Shape key: B rows, T tokens, N query heads, K key heads, H width of a head.
+Shape key: B rows, T tokens, N query heads, K key heads, H channels
+of a head.
 """
 
 import functools

@@ -3,7 +3,8 @@
 A kernel reads how long a row is and knows no segments, so `choice` never gives
 it packed rows.
 
-Shape key: B rows, T tokens, N query heads, K key heads, H width of a head.
+Shape key: B rows, T tokens, N query heads, K key heads, H channels
+of a head.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """Adapters: written and read in PEFT's format, merged into the base, measured.
 
 Trees are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers, I
-channels in, O channels out, R rank, B rows, T tokens, D residual width, V
+channels in, O channels out, A rank, B rows, T tokens, D residual channels, V
 vocabulary.
 """
 
@@ -46,7 +46,7 @@ def save_peft(
   """Writes an adapter in PEFT's format, which vLLM reads; whole or not at all.
 
   Args:
-    adapter: the adapter's tree, float32 arrays `[L, I, R]` and `[L, R, O]`.
+    adapter: the adapter's tree, float32 arrays `[L, I, A]` and `[L, A, O]`.
     lora: the adapter's size; `alpha` and `dropout` are in no array.
     folder: the folder to write; one that is there is replaced.
     base: hub id or folder of the model that the adapter belongs to.
@@ -98,8 +98,8 @@ def load_peft(
     config: the shape of the model that the adapter belongs to.
 
   Returns:
-    The adapter's size, and its tree of float32 numpy arrays `[L, I, R]` and
-    `[L, R, O]`.
+    The adapter's size, and its tree of float32 numpy arrays `[L, I, A]` and
+    `[L, A, O]`.
 
   Raises:
     UserError: a file is missing or damaged, a tensor is unknown, missing or
@@ -168,18 +168,18 @@ def merge(base: Tree, adapter: Tree, lora: LoraConfig) -> dict[str, Any]:
 
 
 @jax.jit
-def _merge_kernel(kernel_LIO, a_LIR, b_LRO, scale):
+def _merge_kernel(kernel_LIO, a_LIA, b_LAO, scale):
   def layer(parts):
-    kernel_IO, a_IR, b_RO = parts
+    kernel_IO, a_IA, b_AO = parts
     # Asked for here, whatever the process has set: on GPUs the product would
     # otherwise be in TF32, with 10 bits of each factor.
-    change_IO = jnp.matmul(a_IR, b_RO, precision=jax.lax.Precision.HIGHEST)
+    change_IO = jnp.matmul(a_IA, b_AO, precision=jax.lax.Precision.HIGHEST)
     sum_IO = kernel_IO.astype(jnp.float32) + scale * change_IO
     return sum_IO.astype(kernel_IO.dtype)
 
   # One layer at a time: the float32 sum of all of them would need twice the
   # memory of a bfloat16 kernel, besides the kernel.
-  return jax.lax.map(layer, (kernel_LIO, a_LIR, b_LRO))
+  return jax.lax.map(layer, (kernel_LIO, a_LIA, b_LAO))
 
 
 def plain_model(config: ModelConfig, base: Tree) -> Qwen3:
@@ -225,9 +225,9 @@ def _worst_difference(one, other, tokens_BT, position_BT, counted_BT):
   pad = -counted_BT.size % _POSITIONS
   for model in (one, other):
     hidden_BTD = model(tokens_BT, position_BT, segment_BT)
-    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-    hidden_ND = jnp.pad(hidden_ND, [(0, pad), (0, 0)])
-    chunks.append(hidden_ND.reshape(-1, _POSITIONS, hidden_ND.shape[-1]))
+    hidden_TD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    hidden_TD = jnp.pad(hidden_TD, [(0, pad), (0, 0)])
+    chunks.append(hidden_TD.reshape(-1, _POSITIONS, hidden_TD.shape[-1]))
   counted = jnp.pad(counted_BT.reshape(-1), (0, pad)).reshape(-1, _POSITIONS)
 
   def chunk(parts):

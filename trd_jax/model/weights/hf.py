@@ -5,7 +5,7 @@ in the tree. Both directions go through it. It is complete: a tensor that it
 doesn't name is an error, and so is one that it names and that is missing.
 
 Trees here are the nested dicts of `nnx.to_pure_dict`. Shape key: L layers,
-V vocabulary, D residual width.
+V vocabulary, D residual channels.
 """
 
 import contextlib
