@@ -116,6 +116,7 @@ class Distiller:
       ),
       packing.blank(layout),
     )
+    # Shapes are all that compiling needs; no pack of zeros is ever placed.
     buffer, totals = self.abstract_sums()
     wanted: dict[str, tuple[Program, tuple]] = {}
     for pack in packs.teacher:
@@ -191,6 +192,8 @@ class Distiller:
     with jax.set_mesh(mesh):
       self._make_sums()
       for batch in batches:
+        # A new array: launched packs that read the one before keep it, and
+        # nothing has to be waited for.
         if batch.buffer is not None:
           self._buffer = sharding.shard_batch(batch.buffer, mesh)
         for pack in batch.teacher:
@@ -203,6 +206,8 @@ class Distiller:
               (self._buffer, self._totals), state, pack, number
             )
           )
+          # Over all micro-batches of the update: it keys the dropout, and two
+          # packs of one number would drop the same channels.
           number += 1
       state, self._totals, metrics = self._programs.update(state, self._totals)
     return state, metrics

@@ -96,6 +96,9 @@ class Programs(NamedTuple):
     state_at, totals_at, base_at, teacher_at = jax.tree.map(
       lambda x: x.sharding, (kept.state, kept.totals, base, teacher_base)
     )
+    # Places are said on both sides. What is donated can only be written over
+    # where it comes back in the same place, and what came back in another one
+    # wouldn't fit the executable of the next call.
     teach = Program(
       functools.partial(distill_step.teach, setup),
       varies=2,
@@ -228,6 +231,7 @@ def _abstract_totals(setup, lora, heads, slot) -> Totals:
     where = NamedSharding(setup.mesh, P(axis, *spec))
     return jax.ShapeDtypeStruct((copies, *shape), jnp.float32, sharding=where)
 
+  # One group, one row, one slot: names of metrics depend on no size.
   ints: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
   floats: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
   width, dtype = heads[0].shape[1], heads[0].dtype

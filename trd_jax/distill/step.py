@@ -30,8 +30,8 @@ from trd_jax.model.qwen3 import Remat
 
 # A tree of arrays: nested dicts, named tuples.
 Tree = Any
-# (student_hidden_ND, the buffer's rows_N, student_head_VD, teacher_head_VD,
-# slots_N, vocab_axis) -> loss and name -> (numerator, denominator).
+# (student_hidden_RD, the buffer's rows_R, student_head_VD, teacher_head_VD,
+# slots_R, vocab_axis) -> loss and name -> (numerator, denominator).
 SlotLoss = Callable[..., tuple[jax.Array, dict[str, tuple[Any, Any]]]]
 
 _GROUPS = P(sharding.RULES["batch"])
