@@ -67,6 +67,45 @@ def saved(run_dir):
   }
 
 
+@pytest.mark.parametrize("along", ["y_o", "y_star"])
+def test_fine_tuning_needs_no_teacher_on_the_disk(tmp_path, student, along):
+  chat = Chat.load(student)
+  run_dir = training_runs.workdir(tmp_path, chat)
+  chosen = experiment(
+    student,
+    method="sft",
+    trajectory=along,
+    regime="opd",
+    teacher={"path": str(tmp_path / "nowhere")},
+    train={"epochs": 2},
+  )
+  train.run(chosen, run_dir, None)
+  logged = read_metrics(run_dir.metrics_file("train"))
+  assert logged[-1]["D"] < logged[0]["D"]
+  for row in logged:
+    # At T = 1 without any weights the loss's tokens are the NLL's.
+    assert row["D"] == pytest.approx(row["nll_student"], rel=1e-5)
+    assert row["tokens_teacher"] == 0
+    assert "nll_teacher" not in row
+  summary = run_dir.done("train")
+  assert summary["teacher"] == {"source": "none"}
+  assert summary["coordinates"]["teacher_context"] is None
+
+
+def test_a_mean_over_tokens_counts_long_trajectories_more(tmp_path, student):
+  chat = Chat.load(student)
+  run_dir = training_runs.workdir(tmp_path, chat)
+  chosen = experiment(
+    student,
+    method="forward_kl",
+    loss={"mean": "token"},
+    train={"batch_size": 6, "max_steps": 1},
+  )
+  train.run(chosen, run_dir, None)
+  (row,) = read_metrics(run_dir.metrics_file("train"))
+  assert row["loss"] == pytest.approx(row["D"], rel=1e-6)
+
+
 def test_killed_and_started_again_is_uninterrupted_bit_for_bit(
   tmp_path, student
 ):

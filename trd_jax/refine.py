@@ -1,12 +1,14 @@
-"""Stage 2: has the teacher rewrite every rollout, and grades what it writes.
+"""Stage 2: has the teacher write y_r, or its own answer, and grades that.
 
-In OPD the separate teacher sees the problem and y_o; in OPSD the student's own
-base also sees the reference y* (Equation 5 of the paper and what follows it).
+Along y_r it rewrites every rollout: in OPD the separate teacher sees the
+problem and y_o; in OPSD the student's own base also sees the reference y*
+(Equation 5 of the paper and what follows it). With `trajectory=teacher` it
+answers the problem itself, after the prompt of x.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from trd_jax.experiment import cli, methods
+from trd_jax.experiment import cli
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 
@@ -14,7 +16,7 @@ STAGE = "refine"
 
 
 def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
-  """Samples one refinement a rollout and grades it.
+  """Samples one response a rollout, or one a problem, and grades it.
 
   A truncated rollout is refined too, as in the paper, whose counts leave none
   out (Appendix B.3). A draft that doesn't fit loses its middle or its sample,
@@ -22,71 +24,52 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   Raises:
     UserError: the rollouts are missing, the model or tokenizer is bad, no
-      prompt is within its budget, or a method that doesn't refine; no sample
-      is drawn then.
+      prompt is within its budget, or trajectories that the teacher doesn't
+      write; no sample is drawn then.
   """
   del flags
   from trd_jax.data.problems import store
-  from trd_jax.data.prompts import fit_refinements
   from trd_jax.experiment.errors import UserError
-  from trd_jax.experiment.records import Rejected, Trajectory
+  from trd_jax.experiment.records import Trajectory
   from trd_jax.generation import (
     chat_model,
     preflight,
     sampling_stage,
     summaries,
   )
-  from trd_jax.generation.samples import Prompt
 
-  if not experiment.refines:
+  if experiment.trajectory_stage != STAGE:
     raise UserError(
-      f"method={experiment.method} trains on raw rollouts and has no refine"
-      f" stage; use method={methods.refining()}, or go on with trd_jax.train"
+      f"method={experiment.method} trains along {experiment.trains_on}, which"
+      " no refine stage writes; set trajectory=y_r, or go on with trd_jax.train"
     )
   if not sampling_stage.begins(experiment, run_dir, STAGE):
     return
-  if run_dir.done("rollout") is None:
+  if experiment.refines and run_dir.done("rollout") is None:
     raise UserError(
       f"{run_dir.root}: the rollout stage has not finished here; run"
       " trd_jax.rollout with the same --config and --workdir first"
     )
   section = experiment.refine
 
-  # 1. Drafts, problems and the model that rewrites.
-  problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
-  drafts = run_dir.read("rollout", Trajectory)
+  # 1. Drafts, problems and the model that writes.
+  problems = store.load(experiment, run_dir)
+  drafts = run_dir.read("rollout", Trajectory) if experiment.refines else []
   model = chat_model.open_model(experiment.teacher_model, run_dir)
   stage = sampling_stage.SamplingStage(
     experiment, run_dir, STAGE, model, section, section.thinking
   )
 
-  # 2. Refinement prompts, within their budget, and what they amount to.
-  def candidates() -> Iterator[Prompt | Rejected]:
-    fitted = fit_refinements(
-      model.chat,
-      ((problems[draft.problem_id], draft.text) for draft in drafts),
-      experiment.regime,
-      section.thinking,
-      section.max_prompt_tokens,
-      section.overflow,
-      section.draft_think,
+  # 2. Prompts, within their budget, and what they amount to.
+  if experiment.refines:
+    by_id = {p.problem_id: p for p in problems}
+    prompts, rejected = sampling_stage.sort_out(
+      _refinements(stage, by_id, drafts)
     )
-    fitted = sampling_stage.counted(fitted, len(drafts), "refinement prompts")
-    for draft, one in zip(drafts, fitted, strict=True):
-      if isinstance(one, Rejected):
-        yield one
-        continue
-      yield stage.prompt(
-        problems[draft.problem_id],
-        one.ids,
-        draft.key,
-        experiment.seed,
-        draft_key=draft.key,
-        elided_tokens=one.elided_tokens,
-      )
-
-  prompts, rejected = sampling_stage.sort_out(candidates())
-  report = preflight.of_refine(stage, problems, drafts, prompts, rejected)
+    report = preflight.of_refine(stage, by_id, drafts, prompts, rejected)
+  else:
+    prompts, rejected = sampling_stage.sort_out(_own_answers(stage, problems))
+    report = preflight.of_teacher_samples(stage, problems, prompts, rejected)
   preflight.publish(report, run_dir)
   if preflight.stops(experiment):
     return
@@ -98,11 +81,71 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 4. What came out, and how it compares with the drafts.
   summary = stage.summarize(prompts, rejected)
-  summary["trimmed"] = report.trimmed
-  summary["shown_whole"] = report.all_thoughts
-  refined = run_dir.read(STAGE, Trajectory)
-  summary |= summaries.compare_with_drafts(drafts, refined)
+  if experiment.refines:
+    summary["trimmed"] = report.trimmed
+    summary["shown_whole"] = report.all_thoughts
+    refined = run_dir.read(STAGE, Trajectory)
+    summary |= summaries.compare_with_drafts(drafts, refined)
   stage.finish(summary)
+
+
+def _refinements(stage, by_id, drafts: Sequence) -> Iterator:
+  """Yields the refinement prompt of each draft, or the row of a rejected one.
+
+  Args:
+    stage: of `sampling_stage`.
+    by_id: the problems.
+    drafts: the rollouts.
+  """
+  from trd_jax.data.prompts import fit_refinements
+  from trd_jax.experiment.records import Rejected
+  from trd_jax.generation.sampling_stage import counted
+
+  section, seed = stage.section, stage.experiment.seed
+  fitted = fit_refinements(
+    stage.model.chat,
+    ((by_id[draft.problem_id], draft.text) for draft in drafts),
+    stage.experiment.regime,
+    section.thinking,
+    section.max_prompt_tokens,
+    section.overflow,
+    section.draft_think,
+  )
+  fitted = counted(fitted, len(drafts), "refinement prompts")
+  for draft, one in zip(drafts, fitted, strict=True):
+    if isinstance(one, Rejected):
+      yield one
+      continue
+    yield stage.prompt(
+      by_id[draft.problem_id],
+      one.ids,
+      draft.key,
+      seed,
+      draft_key=draft.key,
+      elided_tokens=one.elided_tokens,
+    )
+
+
+def _own_answers(stage, problems: Sequence) -> Iterator:
+  """Yields the prompt of x for each problem, or the row of a rejected one."""
+  from trd_jax.data.prompts import fit_initials
+  from trd_jax.experiment.records import Rejected
+  from trd_jax.generation.sampling_stage import counted
+
+  section, seed = stage.section, stage.experiment.seed
+  fitted = fit_initials(
+    stage.model.chat,
+    problems,
+    section.thinking,
+    section.max_prompt_tokens,
+    STAGE,
+  )
+  fitted = counted(fitted, len(problems), "prompts")
+  for problem, ids in zip(problems, fitted, strict=True):
+    if isinstance(ids, Rejected):
+      yield ids
+    else:
+      yield stage.prompt(problem, ids, "teacher", problem.problem_id, seed)
 
 
 if __name__ == "__main__":

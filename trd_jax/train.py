@@ -1,6 +1,6 @@
 """Stage 3: trains the student's adapter on the teacher's distributions.
 
-Reads trajectories (y_r for method=trd, else y_o). Scores their tokens twice:
+Reads the trajectories that the method names. Scores their tokens twice:
 under the student after its own prompt, and under the teacher after its own.
 Takes AdamW steps on the method's divergence between the two (Equation 6 and
 Table 13 of the paper; docs/training.md).
@@ -69,7 +69,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   )
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.distill.distiller import Distiller
-  from trd_jax.distill.teacher.registry import SOURCES
+  from trd_jax.distill.teacher.registry import source_of
   from trd_jax.distill.teacher.source import TeacherRun
   from trd_jax.experiment.metric_log import open_sinks, read_metrics
   from trd_jax.generation import chat_model, summaries
@@ -88,11 +88,12 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   data = training_set.read(experiment, run_dir, *both.chats)
 
   # 3. The order of updates: the trajectories of each.
+  print(f"train: {experiment.coordinates.describe()}", flush=True)
   batches = data.batches(train, experiment.seed)
 
   # 4. Mesh and shapes: how the models are split, and the few lengths of rows
   #    that programs are compiled for.
-  teaching = SOURCES[train.teacher]
+  teaching = source_of(experiment)
   mesh, layout, told = mesh_and_packs.choose(
     experiment, both, data.samples, teaching.weights
   )
@@ -129,7 +130,16 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   distiller.compile(source.layout, state)
 
   # 9. Updates, each compiled beforehand.
-  done = updates.run(distiller, start, state, batches, source, outputs, train)
+  done = updates.run(
+    distiller,
+    start,
+    state,
+    batches,
+    source,
+    outputs,
+    train,
+    experiment.loss.mean,
+  )
   if done.updates < len(batches):
     after = f"after update {done.updates}, which is saved"
     raise Terminated(after if done.updates else "", agreed=True)
@@ -139,6 +149,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     return
   logged = read_metrics(metrics_file)
   summary = {
+    "coordinates": experiment.coordinates._asdict(),
     "updates": len(batches),
     "trajectories": len(data.samples),
     "dropped": dict(data.dropped),

@@ -16,7 +16,7 @@ from tests.support.chat_folders import (
 )
 from trd_jax.data import contexts, prompts
 from trd_jax.data.chat import Chat
-from trd_jax.experiment import experiment
+from trd_jax.experiment import experiment, methods
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem
 
@@ -64,7 +64,8 @@ def test_contexts_hand_over_to_the_same_response(
     chat, p, draft, regime, thinking, 100_000
   ).ids
   student = contexts.student_context(chat, p, thinking)
-  teacher = contexts.teacher_context(chat, p, method, regime, thinking, refined)
+  context = methods.default_context(methods.METHODS[method].trajectory, regime)
+  teacher = contexts.teacher_context(chat, p, context, thinking, refined)
   end = chat.stop_ids[0]
   handover = student[len(student) - student[::-1].index(end) :]
   assert handover
@@ -108,17 +109,17 @@ def test_contexts_on_the_real_templates_are_known_to_the_id(
       "forward_kl": real_ids(teacher, message(p), theirs),
     }
     for method, ids in expected.items():
-      context = contexts.teacher_context(
-        teacher, p, method, regime, theirs[1], refined
-      )
+      along = methods.METHODS[method].trajectory
+      read = methods.default_context(along, regime)
+      context = contexts.teacher_context(teacher, p, read, theirs[1], refined)
       assert context == ids
 
 
 def test_trd_without_its_refinement_prompt(chat):
-  with pytest.raises(UserError, match="p1: method=trd needs the prompt"):
-    contexts.teacher_context(chat, problem(), "trd", "opd", None, None)
+  with pytest.raises(UserError, match="p1: teacher_context=refine needs"):
+    contexts.teacher_context(chat, problem(), "refine", None, None)
   ids = [1, 2, 3]
-  found = contexts.teacher_context(chat, problem(), "trd", "opd", None, ids)
+  found = contexts.teacher_context(chat, problem(), "refine", None, ids)
   assert found == ids
   assert found is not ids
 

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from tests.support.divergence_reference import (
+  FORMS,
   KINDS,
   error,
   made,
@@ -426,7 +427,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_what_a_config_can_name_is_what_there_is():
-  assert DIVERGENCES.keys() == set(KINDS)
+  assert DIVERGENCES.keys() | FORMS.keys() == set(KINDS)
   for kind, divergence in DIVERGENCES.items():
     fields = {field.name for field in dataclasses.fields(divergence)}
     assert fields == methods.DIVERGENCES[kind].parameters.keys()

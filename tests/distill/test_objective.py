@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.distill.test_divergence import make_inputs
+from tests.distill.test_divergence import equations, make_inputs
 from tests.support.divergence_reference import error, reference, scoring
 from tests.support.places import ROOT
-from trd_jax.distill.loss.divergences import SampledReverseKl
+from trd_jax.distill.loss import metrics
+from trd_jax.distill.loss.divergences import CrossEntropy, SampledReverseKl
 from trd_jax.distill.loss.metrics import finish
 from trd_jax.distill.loss.objective import Objective, slot_loss, token_loss
 from trd_jax.distill.loss.token_stats import Scoring, TokenStats
-from trd_jax.distill.loss.token_weights import Tip
+from trd_jax.distill.loss.token_weights import EntropyGate, Tip
 from trd_jax.experiment import experiment, methods
 
 LENGTHS = (5, 1, 9, 3, 7)
@@ -100,7 +101,17 @@ OBJECTIVES = {
     scoring("reverse_kl"), token_weights=Tip(1.0, 1.0), clip=0.4
   ),
   "sampled": Objective(Scoring(SampledReverseKl(0.8))),
+  "gate": Objective(token_weights=EntropyGate(0.3), clip=0.4),
+  "cross-entropy beside": Objective(Scoring(cross_entropy=0.5)),
 }
+
+
+def close(sums, wanted):
+  """Whether they are the same, in whichever form."""
+  assert sums.keys() == wanted.keys()
+  for name, x in sums.items():
+    for one, other in zip(x, wanted[name], strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -115,8 +126,7 @@ def test_order_padding_and_cuts_change_nothing(name):
   padded = TokenStats(*(np.where(slots.weight > 0, x, 99) for x in padded))
   moved, moved_sums, moved_gradient = score(padded, slots, spec)
   np.testing.assert_allclose(moved, loss, rtol=1e-6)
-  for key in sums:
-    np.testing.assert_allclose(moved_sums[key], sums[key], rtol=1e-6)
+  close(moved_sums, sums)
   back = np.zeros(sum(LENGTHS))
   np.add.at(back, rows, moved_gradient)
   np.testing.assert_allclose(back, gradient, rtol=1e-5, atol=1e-8)
@@ -128,9 +138,7 @@ def test_order_padding_and_cuts_change_nothing(name):
     for part in (slice(None, cut), slice(cut, None))
   ]
   np.testing.assert_allclose(halves[0][0] + halves[1][0], loss, rtol=1e-6)
-  for key in sums:
-    added = np.add(halves[0][1][key], halves[1][1][key])
-    np.testing.assert_allclose(added, sums[key], rtol=1e-6)
+  close(metrics.add(*(metrics.as_arrays(half[1]) for half in halves)), sums)
 
 
 def test_plain_loss_is_the_mean_over_trajectories_of_token_means():
@@ -183,6 +191,22 @@ def test_token_weights_are_the_soft_or_of_a_trajectory(parts):
   np.testing.assert_allclose(gradient, SLOTS.weight * weights, rtol=1e-5)
 
 
+def test_an_entropy_gate_trains_on_the_hesitant_tokens_alone():
+  stats = make_stats()
+  stats.student_entropy[: LENGTHS[0]] = 0  # the first trajectory has none
+  spec = Objective(token_weights=EntropyGate(0.3))
+  loss, _, gradient = score(stats, SLOTS, spec)
+  means, wanted = [], np.zeros(sum(LENGTHS))
+  for part in each_trajectory():
+    counts = stats.student_entropy[part] >= 0.3
+    means.append(stats.divergence[part][counts].mean() if counts.any() else 0)
+    wanted[part] = counts / max(counts.sum(), 1) / len(LENGTHS)
+  assert means[0] == 0
+  assert 0 < (wanted > 0).mean() < 1
+  np.testing.assert_allclose(loss, np.mean(means), rtol=1e-5)
+  np.testing.assert_allclose(gradient, wanted, rtol=1e-5)
+
+
 def returns(delta, discount):
   out = np.array(delta, np.float64)
   for part in each_trajectory():
@@ -203,6 +227,44 @@ def test_sampled_gradient_is_the_return_to_go(discount):
     rtol=1e-5,
     atol=1e-7,
   )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_cross_entropy_beside_a_divergence_equals_float64(temperature):
+  inputs = make_inputs(sum(LENGTHS), 300)
+  kind = scoring("reverse_kl", chunk_tokens=8, temperature=temperature)
+  spec = Objective(dataclasses.replace(kind, cross_entropy=0.25))
+  slots = SLOTS._replace(label=inputs[4])
+  loss = slot_loss(spec, tuple(inputs[5].tolist()))
+  (value, sums), gradient = jax.jit(
+    jax.value_and_grad(lambda h: loss(h, *inputs[1:4], slots), has_aux=True)
+  )(inputs[0])
+  own = reference(inputs, kind.divergence, temperature)
+  nll = reference(inputs, CrossEntropy())  # at T = 1 whatever the other has
+  both = own["divergence"] + 0.25 * nll["divergence"]
+  np.testing.assert_allclose(value, slots.weight @ both, rtol=1e-5)
+  wanted = own["gradient"] + 0.25 * nll["gradient"]
+  assert error(gradient, slots.weight[:, None] * wanted) < 1e-5
+  # What is recorded is the divergence by itself.
+  found = finish(sums)
+  assert found["D"] == pytest.approx(own["divergence"].mean(), rel=1e-5)
+  assert found["nll_student"] == pytest.approx(nll["divergence"].mean())
+
+
+def test_supervised_fine_tuning_computes_nothing_of_a_teacher():
+  inputs = make_inputs(sum(LENGTHS), 300)
+  slots = SLOTS._replace(label=inputs[4])
+  loss = slot_loss(Objective(Scoring(CrossEntropy())), (1,))
+
+  def of(hidden):
+    return loss(hidden, (), inputs[2], inputs[2], slots)[0]
+
+  products = [
+    e
+    for e in equations(jax.make_jaxpr(jax.grad(of))(inputs[0]).jaxpr)
+    if e.primitive.name == "dot_general"
+  ]
+  assert len(products) == 2  # the student's logits, and the gradient
 
 
 @pytest.mark.slow
@@ -236,15 +298,17 @@ def test_each_method_end_to_end_equals_float64(method):
   np.testing.assert_allclose(value, slots.weight @ per_token, rtol=1e-5)
   wanted_gradient = (slots.weight * factor)[:, None] * wanted["gradient"]
   assert error(gradient, wanted_gradient) < 1e-5
-  for name, (numerator, denominator) in sums.items():
-    assert np.isfinite(numerator), name
-    assert denominator > 0, name
+  assert ("nll_teacher" in sums) == (method != "sft")
+  for name, pair in sums.items():
+    if name != "D_spread":
+      assert np.isfinite(pair[0]), name
+      assert pair[1] > 0, name
 
 
 def test_metrics_are_token_means_by_outcome_and_perplexities():
   stats = make_stats()
   _, sums, _ = score(stats, SLOTS, Objective())
-  metrics = finish(sums)
+  found = finish(sums)
   correct = np.repeat(CORRECT, LENGTHS)
   first = np.concatenate([np.arange(n) < 5 for n in LENGTHS])
   wanted = {
@@ -266,7 +330,15 @@ def test_metrics_are_token_means_by_outcome_and_perplexities():
     "top16_mass_student": stats.student_top16_mass.mean(),
     "top16_mass_teacher": stats.teacher_top16_mass.mean(),
   }
-  assert metrics == pytest.approx(wanted, rel=1e-5)
+  spread = {
+    name: found.pop(name) for name in ("D_p50", "D_p95", "D_p99", "D_max")
+  }
+  assert found == pytest.approx(wanted, rel=1e-5)
+  assert spread["D_max"] == stats.divergence.max()
+  for share in (50, 95, 99):
+    # A quantile of 25 tokens lies at one of them or beside it.
+    exact = np.quantile(stats.divergence, share / 100, method="inverted_cdf")
+    assert spread[f"D_p{share}"] == pytest.approx(exact, rel=0.022)
 
 
 def test_every_metric_is_explained():
@@ -277,14 +349,42 @@ def test_every_metric_is_explained():
   assert [name for name in finish(sums) if f"`{name}`" not in page] == []
 
 
+def test_a_spread_is_of_all_tokens_and_of_none_beside_them():
+  rng = np.random.default_rng(3)
+  values = np.exp(rng.normal(-4, 3, 4000)).astype(np.float32)
+  values[:800] = 0
+  weight = np.ones(4000, np.float32)
+  weight[100:140] = 0  # padding
+  values[100:140] = 1e6
+  slots = FlatSlots(*(np.zeros(4000, np.int32),) * 5)._replace(weight=weight)
+  one = metrics.Spread.of(jnp.asarray(values), slots)
+  found = one.quantiles()
+  kept = values[weight > 0]
+  assert found["D_max"] == kept.max()
+  for share in (50, 95, 99):
+    wanted = np.quantile(kept, share / 100, method="inverted_cdf")
+    assert found[f"D_p{share}"] == pytest.approx(wanted, rel=0.022)
+  # A negative value counts by its size; nothing at all has no quantile.
+  same = metrics.Spread.of(jnp.asarray(-values), slots)
+  np.testing.assert_array_equal(same.counts, one.counts)
+  none = slots._replace(weight=np.zeros(4000, np.float32))
+  assert metrics.Spread.of(jnp.asarray(values), none).quantiles() == {}
+  assert metrics.Spread.of(jnp.zeros(4000), slots).quantiles() == {
+    "D_p50": 0,
+    "D_p95": 0,
+    "D_p99": 0,
+    "D_max": 0,
+  }
+
+
 def test_finish_leaves_out_what_nothing_was_counted_for():
   stats = make_stats()
   slots = SLOTS._replace(correct=np.ones_like(SLOTS.correct))
   absent = stats._replace(student_nll=None, student_top16_mass=None)
-  metrics = finish(token_loss(absent, slots, Objective())[1])
-  assert "D_correct" in metrics
-  assert "D_incorrect" not in metrics
-  assert not {"ppl_student", "ppl_gap", "top16_mass_student"} & metrics.keys()
+  found = finish(token_loss(absent, slots, Objective())[1])
+  assert "D_correct" in found
+  assert "D_incorrect" not in found
+  assert not {"ppl_student", "ppl_gap", "top16_mass_student"} & found.keys()
   assert finish({"nll_student": np.array([5e3, 1.0])})["ppl_student"] < math.inf
   assert finish({"grad_norm": np.array([3.0, 2.0])}) == {"grad_norm": 1.5}
 

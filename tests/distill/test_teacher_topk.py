@@ -319,7 +319,7 @@ def test_what_was_not_recorded_well_is_refused(tmp_path, student):
 @pytest.mark.parametrize(
   ("changes", "match"),
   [
-    ({"method": "jsd"}, "method=jsd trains on y_o: use method=trd"),
+    ({"method": "jsd"}, "not along y_o .* set trajectory=y_r"),
     ({"refine": {"teacher_top_k": 0}}, "needs refine.teacher_top_k above 0"),
     ({"loss": {"temperature": 2.0}}, "not at loss.temperature=2"),
   ],

@@ -1,5 +1,8 @@
 """Which trajectories are trained on, and in which contexts."""
 
+import dataclasses
+import shutil
+
 import pytest
 
 from tests.support import chat_folders, training_runs
@@ -7,6 +10,7 @@ from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.distill import training_set
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.records import Problem
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,78 @@ def test_the_verdict_is_stage_ones(tmp_path, chat):
     True,
     False,
   ]
+
+
+@pytest.mark.parametrize("regime", ["opsd", "opd"])
+@pytest.mark.parametrize("context", ["x", "x_reference"])
+def test_y_r_may_be_scored_without_the_prompt_that_made_it(
+  tmp_path, chat, context, regime
+):
+  data = build(tmp_path, chat, teacher_context=context, regime=regime)
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  shown = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
+  for n, s in enumerate(data.samples):
+    message = shown(training_runs.problem(n))
+    assert s.teacher_prompt.tolist() == chat.render(message, None)
+
+
+def test_a_reference_is_a_trajectory_that_nobody_sampled(tmp_path, chat):
+  run_dir = training_runs.workdir(tmp_path, chat)
+  for stage in ("rollout", "refine"):
+    shutil.rmtree(run_dir.stage(stage))
+  without = dataclasses.replace(
+    training_runs.problem(6), solution=None, answer=""
+  )
+  with run_dir.shard_writer("problems", Problem) as writer:
+    writer.add(without)
+  chosen = training_runs.experiment("unused", trajectory="y_star")
+  data = training_set.build(chosen, run_dir, chat, chat)
+  assert len(set(keys(data))) == len(data.samples) == 6
+  assert data.dropped == {"empty": 1}
+  by_response = {chat.decode(s.response.tolist()): s for s in data.samples}
+  for n in range(6):
+    problem = training_runs.problem(n)
+    s = by_response[problem.solution]
+    assert s.response[-1] == chat.stop_ids[0]
+    assert (s.correct, s.truncated) == (None, False)
+    # It has no thoughts, so it is read in the mode without.
+    initial = chat.render(prompts.initial(problem), False)
+    assert s.student_prompt.tolist() == initial
+    privileged = chat.render(prompts.privileged(problem), False)
+    assert s.teacher_prompt.tolist() == privileged
+  # A subset goes by the student's own verdict, which nobody has here.
+  chosen = training_runs.experiment(
+    "unused", trajectory="y_star", train={"subset": "fail"}
+  )
+  with pytest.raises(UserError, match="with the same --config"):
+    training_set.build(chosen, run_dir, chat, chat)
+
+
+def test_the_teachers_own_answers_need_no_draft(tmp_path, chat):
+  alone = {n: {"draft_key": None} for n in range(6)}
+  data = build(tmp_path, chat, refine=alone, trajectory="teacher")
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  assert {s.correct for s in data.samples} == {None}
+  # The rollouts are read for the subset alone.
+  some = build(
+    tmp_path / "fail",
+    chat,
+    refine=alone,
+    trajectory="teacher",
+    train={"subset": "fail"},
+  )
+  assert keys(some) == [f"refine-{n}" for n in (1, 3, 5)]
+  assert {s.correct for s in some.samples} == {False}
+
+
+def test_fine_tuning_has_no_teacher_whose_context_could_be_too_long(
+  tmp_path, chat
+):
+  bounds = {"train": {"max_teacher_tokens": 2}}
+  data = build(tmp_path, chat, method="sft", **bounds)
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  with pytest.raises(UserError, match="max_teacher_tokens=2"):
+    build(tmp_path / "trd", chat, **bounds)
 
 
 @pytest.mark.parametrize("method", ["trd", "forward_kl"])

@@ -68,7 +68,7 @@ def test_json_brings_every_value_back(tmp_path):
     ({"evaluate": {"benchmarks": (1,)}}, "list of names"),
     # No single key is to blame for these.
     ({"method": "reverse_kl_topk", "loss": {"top_k": 0}}, "above 0"),
-    ({"method": "sampled_reverse_kl", "loss": {"clip": 0.1}}, "loss.clip=None"),
+    ({"method": "sampled_reverse_kl", "loss": {"clip": 0.1}}, "loss.clip=0"),
     (
       {"method": "tip", "loss": {"tip_entropy": 0, "tip_divergence": 0}},
       "weighs no token",
@@ -158,13 +158,13 @@ def test_keys_refuse_what_is_no_value(name, text):
 )
 def test_the_clip_is_the_methods_own_unless_asked(method, regime, asked, clip):
   config = {"method": method, "regime": regime, "loss": {"clip": asked}}
-  assert from_config(config).clip == clip
+  assert from_config(config).coordinates.clip == clip
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_only_trd_refines_and_trains_on_what_it_refined(method):
+def test_a_method_has_the_stages_that_its_trajectory_needs(method):
   chosen = from_config({"method": method})
-  refines = method == "trd"
+  refines = method in ("trd", "sft")
   assert chosen.refines == refines
   assert chosen.trains_on == ("y_r" if refines else "y_o")
   assert chosen.trajectory_stage == ("refine" if refines else "rollout")

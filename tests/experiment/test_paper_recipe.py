@@ -73,7 +73,9 @@ def test_a_row_has_the_papers_values(row):
     else ("rollout", "train", "merge")
   )
   clips = {"opd": 0.1, "opsd": 0.06}
-  assert e.clip == (clips[regime] if method == "forward_kl_clip" else None)
+  assert e.coordinates.clip == (
+    clips[regime] if method == "forward_kl_clip" else None
+  )
   assert e.loss.top_k == 32
   on_draft, on_refined = (18_432, 34_816) if opd else (22_528, 38_912)
   assert e.train.max_teacher_tokens == (on_refined if refines else on_draft)

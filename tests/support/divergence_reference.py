@@ -9,14 +9,22 @@ from trd_jax.distill.loss.divergences import DIVERGENCES, Divergence
 from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.experiment import methods
 
-# Of all that there are: what is added is tested with the others.
-KINDS = tuple(methods.DIVERGENCES)
+# Forms of a divergence that a parameter makes: name -> divergence, parameters.
+FORMS = {
+  "clipped forward_kl": ("forward_kl", {"clip_entries": 0.02}),
+  "clipped reverse_kl": ("reverse_kl", {"clip_entries": 0.02}),
+  "topk with bucket": ("reverse_kl_topk", {"top_k_tail": "bucket"}),
+}
+# All that there are: what is added is tested with the others.
+KINDS = (*methods.DIVERGENCES, *FORMS)
 
 
 def made(kind: str, **parameters) -> Divergence:
-  """The divergence with those of the parameters that it has, else defaults."""
+  """The divergence or form with those of the parameters that it has."""
+  kind, form = FORMS.get(kind, (kind, {}))
   declared = methods.DIVERGENCES[kind].parameters
-  values = {key: field.default for key, field in declared.items()} | parameters
+  values = {key: field.default for key, field in declared.items()}
+  values |= parameters | form
   return DIVERGENCES[kind](**{key: values[key] for key in declared})
 
 
@@ -38,12 +46,23 @@ def total(x):
 # log p at T, the labels and the teacher's logits.
 
 
-def forward_kl(lq, lp, labels, teacher):
+def forward_kl(lq, lp, labels, teacher, clip_entries):
+  if clip_entries:
+    q, p = np.exp(lq), np.exp(lp)
+    terms = p * (lp - lq)
+    below = terms < clip_entries
+    value = total(np.minimum(terms, clip_entries))
+    return value, q * total(p * below) - p * below
   return total(np.exp(lp) * (lp - lq)), np.exp(lq) - np.exp(lp)
 
 
-def reverse_kl(lq, lp, labels, teacher):
+def reverse_kl(lq, lp, labels, teacher, clip_entries):
   q = np.exp(lq)
+  if clip_entries:
+    terms = q * (lq - lp)
+    below = terms < clip_entries
+    each = below * q * (lq - lp + 1)
+    return total(np.minimum(terms, clip_entries)), each - q * total(each)
   divergence = total(q * (lq - lp))
   return divergence, q * (lq - lp - divergence)
 
@@ -62,8 +81,31 @@ def sampled_reverse_kl(lq, lp, labels, teacher, discount):
   return (lq - lp)[at][:, None], slope
 
 
-def reverse_kl_topk(lq, lp, labels, teacher, top_k):
+def cross_entropy(lq, lp, labels, teacher):
+  at = np.arange(len(labels)), labels
+  slope = np.exp(lq)
+  slope[at] -= 1
+  return -lq[at][:, None], slope
+
+
+def topk_with_bucket(lq, lp, ids):
+  """The rest of the vocabulary is one token, whose masses are summed."""
+  rest = np.ones(lq.shape, bool)
+  rest[np.arange(len(lq))[:, None], ids] = False
+  q = np.exp(lq)
+  masses = [
+    np.logaddexp.reduce(np.where(rest, x, -np.inf), -1, keepdims=True)
+    for x in (lq, lp)
+  ]
+  ratio = np.where(rest, masses[0] - masses[1], lq - lp)
+  divergence = total(q * ratio)
+  return divergence, q * (ratio - divergence)
+
+
+def reverse_kl_topk(lq, lp, labels, teacher, top_k, top_k_tail):
   ids = np.argsort(-teacher, axis=-1, kind="stable")[:, :top_k]
+  if top_k_tail == "bucket":
+    return topk_with_bucket(lq, lp, ids)
   at = np.arange(len(labels))[:, None], ids
   slope = np.zeros_like(lq)
   lq, lp = log_softmax(lq[at]), log_softmax(lp[at])

@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from trd_jax.data.chat import Chat
-from trd_jax.data.prompts import check_regime, initial, privileged
+from trd_jax.data.prompts import initial, privileged
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.methods import METHODS
+from trd_jax.experiment.methods import TRAJECTORIES
 from trd_jax.experiment.records import Problem
 
 
@@ -45,8 +45,17 @@ def planned_modes(
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
   """
-  section = experiment.refine if experiment.refines else experiment.student
+  refine = experiment.trajectory_stage == "refine"
+  section = experiment.refine if refine else experiment.student
   return scoring_modes(experiment, student, teacher, section.thinking)
+
+
+def _writer(
+  experiment: Experiment, student: Chat, teacher: Chat
+) -> Chat | None:
+  """Returns the model whose words the trajectories are; None: a reference's."""
+  sides = {"student": student, "teacher": teacher}
+  return sides.get(TRAJECTORIES[experiment.trains_on].writer)
 
 
 def scoring_modes(
@@ -54,7 +63,8 @@ def scoring_modes(
 ) -> Modes:
   """Returns the modes that score a trajectory: as written, or by key.
 
-  A model without the mode scores in the only one that it has.
+  A model without the mode scores in the only one that it has. A reference has
+  no thoughts.
 
   Args:
     experiment: `train.student_thinking` and `teacher.thinking` override the
@@ -62,13 +72,15 @@ def scoring_modes(
       refinement prompt as its context.
     student: renders rollout prompts and the student's contexts.
     teacher: renders refinement prompts and the teacher's contexts.
-    recorded: `Trajectory.thinking`; None stands for the writer's default.
+    recorded: `Trajectory.thinking`; None stands for the writer's default. Of
+      a reference it isn't read.
 
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
   """
-  written = (teacher if experiment.refines else student).thinks(recorded)
-  as_refined = experiment.teacher_context == "refine"
+  writer = _writer(experiment, student, teacher)
+  written = writer is not None and writer.thinks(recorded)
+  as_refined = experiment.context_of_teacher == "refine"
   override = None if as_refined else experiment.teacher.thinking
   return Modes(
     written,
@@ -96,8 +108,7 @@ def student_context(
 def teacher_context(
   chat: Chat,
   problem: Problem,
-  method: str,
-  regime: str,
+  context: str,
   thinking: bool | None,
   refinement_ids: list[int] | None = None,
 ) -> list[int]:
@@ -106,24 +117,21 @@ def teacher_context(
   Args:
     chat: the teacher's.
     problem: x and y*.
-    method: its `teacher_context` says whether the teacher reads x, x and y*,
-      or the refinement prompt that y_r was made from.
-    regime: 'opd' or 'opsd'.
+    context: of `methods.TEACHER_CONTEXTS`: x, x and y*, or the refinement
+      prompt that y_r was made from.
     thinking: as in `Chat.render`; a stored prompt keeps its own.
     refinement_ids: the stored refinement prompt, used verbatim where it is the
       context, and not read otherwise.
 
   Raises:
-    UserError: no `refinement_ids` where they are the context, no reference
-      where it is shown, or no such regime.
+    UserError: no `refinement_ids` where they are the context, or no reference
+      where it is shown.
   """
-  check_regime(regime)
-  context = METHODS[method].teacher_context[regime]
   if context == "refine":
     if not refinement_ids:
       raise UserError(
-        f"problem {problem.problem_id}: method={method} needs the prompt of the"
-        " refine stage; run that stage first"
+        f"problem {problem.problem_id}: teacher_context={context} needs the"
+        " prompt of the refine stage; run that stage first"
       )
     return list(refinement_ids)
   message = {"x": initial, "x_reference": privileged}[context]
@@ -156,7 +164,7 @@ def mode_warnings(
 
   Only a key makes it so, or a model that has one mode alone.
   """
-  along, method = experiment.trains_on, experiment.method
+  along = experiment.trains_on
   override = experiment.teacher.thinking
   sides = [
     (
@@ -168,16 +176,21 @@ def mode_warnings(
     )
   ]
   warnings = []
-  if experiment.teacher_context != "refine":
+  if experiment.context_of_teacher in ("x", "x_reference"):
     sides.append(
       ("teacher", teacher, modes.teacher, "teacher.thinking", override)
     )
   elif override is not None:
     warnings.append(
-      f"teacher.thinking={override} is not read: with method={method} the"
-      f" teacher scores {along} after the prompt that it was written after"
+      f"teacher.thinking={override} is not read: "
+      + (
+        f"no teacher scores {along}"
+        if experiment.context_of_teacher is None
+        else f"the teacher scores {along} after the prompt that it was written"
+        " after"
+      )
     )
-  writer = teacher if experiment.refines else student
+  writer = _writer(experiment, student, teacher) or student
   opened = writer.opens_thoughts(_switch(writer, None, modes.written))
   for side, chat, switch, key, value in sides:
     thinks = chat.thinks(switch)
@@ -229,7 +242,7 @@ def outlook(
   stages = {}
   if student is not None:
     stages["rollout"] = student.thinks(experiment.student.thinking)
-  if teacher is not None and experiment.refines:
+  if teacher is not None and experiment.trajectory_stage == "refine":
     stages["refine"] = teacher.thinks(experiment.refine.thinking)
   if student is not None:
     stages["evaluate"] = student.thinks(experiment.evaluation_thinking)

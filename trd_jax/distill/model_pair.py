@@ -66,7 +66,11 @@ def find(
       attention can't be used here.
   """
   train = experiment.train
-  sections = experiment.student, experiment.teacher_model
+  teacher_section = experiment.teacher_model
+  if experiment.regime == "opd" and not experiment.reads_own_teacher:
+    # Nobody reads it, so it need not be there.
+    teacher_section = experiment.student
+  sections = experiment.student, teacher_section
   platform = jax.default_backend()
   idle = processes.idle_gpus(jax.local_device_count())
   if platform == "gpu" and idle:

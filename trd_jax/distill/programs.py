@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from trd_jax.distill import step as distill_step
 from trd_jax.distill.compilation import Program
+from trd_jax.distill.loss import metrics as loss_metrics
 from trd_jax.distill.optimizer import state_shardings
 from trd_jax.distill.packing.packing import Slots, StudentPack
 from trd_jax.distill.step import Setup, Totals, TrainState, Tree
@@ -167,7 +168,10 @@ def add_pack(
   key = jax.random.fold_in(jax.random.wrap_key_data(rng, impl=PRNG), step)
   key = jax.random.fold_in(key, number)
   one = distill_step.learn(setup, lora, base, teacher_base, buffer, pack, key)
-  return jax.tree.map(jnp.add, totals, one)
+  return Totals(
+    jax.tree.map(jnp.add, totals.grads, one.grads),
+    loss_metrics.add(totals.metrics, one.metrics),
+  )
 
 
 def abstract_state(setup: Setup, lora: Tree) -> TrainState:
@@ -242,5 +246,5 @@ def _abstract_totals(setup, lora, heads, slot) -> Totals:
   _, metrics = jax.eval_shape(score, student, buffer, slots, *heads)
   return Totals(
     jax.tree.map(lambda x: place(x.shape, x.sharding.spec), lora),
-    {name: place((2,), ()) for name in metrics},
+    jax.tree.map(lambda x: place(x.shape[1:], ()), metrics),
   )

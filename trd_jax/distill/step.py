@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from trd_jax.distill.loss import metrics as loss_metrics
 from trd_jax.distill.packing.packing import StudentPack, TeacherPack
 from trd_jax.model import sharding
 from trd_jax.model.attention.attention import Implementation
@@ -31,8 +32,8 @@ from trd_jax.model.qwen3 import Remat
 # A tree of arrays: nested dicts, named tuples.
 Tree = Any
 # (student_hidden_RD, the buffer's rows_R, student_head_VD, teacher_head_VD,
-# slots_R, vocab_axis) -> loss and name -> (numerator, denominator).
-SlotLoss = Callable[..., tuple[jax.Array, dict[str, tuple[Any, Any]]]]
+# slots_R, vocab_axis) -> loss and what metrics are made of.
+SlotLoss = Callable[..., tuple[jax.Array, loss_metrics.Sums]]
 
 _GROUPS = P(sharding.RULES["batch"])
 
@@ -58,11 +59,12 @@ class Totals(NamedTuple):
 
   Attributes:
     grads: the adapter's tree, each leaf with a leading axis of the copies.
-    metrics: `name -> float32 [copies, 2]`, numerators and denominators.
+    metrics: `name -> float32 [copies, 2]`, numerators and denominators, or a
+      `Spread` of `[copies, ...]`.
   """
 
   grads: Tree
-  metrics: dict[str, jax.Array]
+  metrics: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +231,7 @@ def learn(
         model.head_VD,
         teacher_head_VD,
       )
-      return loss_G.sum(), jax.tree.map(lambda x: x.sum(0), metrics)
+      return loss_G.sum(), loss_metrics.add_up(metrics)
 
     grads, metrics = jax.grad(loss, has_aux=True)(lora)
     return _one_copy(Totals(grads, metrics))
@@ -294,11 +296,7 @@ def score(
     vocab_axis=vocab_axis,
   )
   metrics["loss"] = value, slots_R.weight.sum()
-  pairs = {
-    name: jnp.stack([jnp.float32(part) for part in pair])
-    for name, pair in metrics.items()
-  }
-  return _one_copy((value, pairs))
+  return _one_copy((value, loss_metrics.as_arrays(metrics)))
 
 
 def update(
@@ -316,7 +314,7 @@ def update(
     grads, state.opt_state, state.lora
   )
   lora = optax.apply_updates(state.lora, updates)
-  metrics = jax.tree.map(lambda x: x.sum(0), totals.metrics)
+  metrics = loss_metrics.add_up(totals.metrics)
   own = {
     "grad_norm": optax.tree.norm(grads),
     "adapter_norm": optax.tree.norm(lora),

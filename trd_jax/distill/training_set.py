@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -23,7 +23,12 @@ from trd_jax.distill import processes
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.records import Problem, Rejected, Trajectory
+from trd_jax.experiment.records import (
+  Problem,
+  Rejected,
+  Trajectory,
+  content_key,
+)
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Train
 
@@ -113,10 +118,10 @@ def build(
 ) -> TrainingSet:
   """Builds both sides' contexts of every trajectory that is trained on.
 
-  The student's context is the initial prompt. The teacher's is, for trd, the
-  refinement prompt that y_r was made from, id for id; otherwise the initial
-  (OPD) or the privileged prompt (OPSD). Both are in the thinking mode in which
-  the trajectory was written (`contexts`). Trajectories fall out, and are
+  The student's context is the initial prompt. The teacher's is what
+  `methods.Coordinates` says; a refinement prompt is the one that y_r was made
+  from, id for id. Both are in the thinking mode in which the trajectory was
+  written (`contexts`). Trajectories fall out, and are
   counted, that `train.subset` leaves out, that are empty, that a budget ended
   (`train.truncated`), whose problem has no reference where the teacher needs
   one, or that exceed `train.max_student_tokens` or `train.max_teacher_tokens`
@@ -134,28 +139,38 @@ def build(
       for a mode that a template hasn't, or nothing is left to train on.
   """
   stage = experiment.trajectory_stage
-  needs = {"rollout", stage}
+  needs = {stage} - {None}
+  if experiment.needs_rollouts:
+    needs.add("rollout")
   if experiment.train.subset == "fail_to_succ":
     needs.add("refine")
-  for name in sorted(needs):
+  for name in sorted(filter(None, needs)):
     if run_dir.done(name) is None:
       raise UserError(
         f"{run_dir.stage(name)}: this stage has not finished here; run"
         f" trd_jax.{name} with the same --config and --workdir first"
       )
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
-  rollouts = {t.key: t for t in run_dir.read("rollout", Trajectory)}
-  refined = run_dir.read("refine", Trajectory) if "refine" in needs else []
+  rollouts, refined = (
+    run_dir.read(name, Trajectory) if name in needs else []
+    for name in ("rollout", "refine")
+  )
+  if stage is None:
+    candidates = _references(problems.values(), rollouts, student)
+  else:
+    candidates = _pairs(experiment, rollouts, refined)
+  # Where the trajectories are, for messages.
+  where = run_dir.stage(stage) if stage else run_dir.problems_dir
   samples: list[Sample] = []
   rejected: list[Rejected] = []
   dropped: collections.Counter[str] = collections.Counter()
   counts: collections.Counter[Modes] = collections.Counter()
   modes_of: dict[bool | None, Modes] = {}
-  for trajectory, rollout, repaired in _pairs(experiment, rollouts, refined):
+  for trajectory, rollout, repaired in candidates:
     problem = problems.get(trajectory.problem_id)
     if problem is None:
       raise UserError(
-        f"{run_dir.stage(stage)}: trajectory {trajectory.key} answers problem"
+        f"{where}: trajectory {trajectory.key} answers problem"
         f" {trajectory.problem_id}, which is not in {run_dir.problems_dir};"
         " start in a new --workdir"
       )
@@ -182,11 +197,12 @@ def build(
       counts[modes_of[trajectory.thinking]] += 1
     elif reason is not None:
       dropped[reason] += 1
-      rejected.append(Rejected(trajectory.problem_id, stage, "train", reason))
+      source = stage or store.STAGE
+      rejected.append(Rejected(trajectory.problem_id, source, "train", reason))
   if not samples:
     told = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none there"
     raise UserError(
-      f"{run_dir.stage(stage)}: no trajectory is left to train on ({told});"
+      f"{where}: no trajectory is left to train on ({told});"
       " change train.subset, train.truncated or the bounds"
     )
   thinking: list[dict[str, int]] = []
@@ -206,40 +222,112 @@ def build(
   return TrainingSet(samples, rejected, dict(dropped), thinking, notes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Response:
+  """What is trained on of a trajectory, whoever wrote it.
+
+  Attributes:
+    key: content key of the trajectory.
+    problem_id: of the problem that it answers.
+    prompt_ids: the prompt that it was written after; empty for a reference.
+    response_ids: its tokens, the end of turn included where it ended itself.
+    finish_reason: 'stop', or why it ended otherwise.
+    truncated: whether a budget ended it.
+    thinking: whether it was written with thinking on.
+  """
+
+  key: str
+  problem_id: str
+  prompt_ids: list[int]
+  response_ids: list[int]
+  finish_reason: str
+  truncated: bool
+  thinking: bool | None
+
+  @classmethod
+  def of(cls, row: Trajectory) -> "_Response":
+    """Returns that part of a stage's row."""
+    return cls(*(getattr(row, f.name) for f in dataclasses.fields(cls)))
+
+
+# A trajectory to train on, the y_o of its problem (None where the run has
+# none), and the verdict of the y_r made of that.
+_Candidate = tuple[_Response, Trajectory | None, bool | None]
+
+
 def _pairs(
   experiment: Experiment,
-  rollouts: Mapping[str, Trajectory],
+  rollouts: list[Trajectory],
   refined: list[Trajectory],
-) -> Iterator[tuple[Trajectory, Trajectory, bool | None]]:
-  """Yields each trajectory to train on, its y_o, and its y_r's verdict."""
+) -> Iterator[_Candidate]:
+  """Yields the trajectories of a stage, each with its y_o."""
   if experiment.refines:
-    for trajectory in refined:
-      draft = rollouts.get(trajectory.draft_key or "")
+    by_key = {t.key: t for t in rollouts}
+    for row in refined:
+      draft = by_key.get(row.draft_key or "")
       if draft is None:
         raise UserError(
-          f"refined trajectory {trajectory.key}: its draft"
-          f" {trajectory.draft_key} is not among the rollouts; run"
-          " trd_jax.rollout and trd_jax.refine in a new --workdir"
+          f"refined trajectory {row.key}: its draft {row.draft_key} is not"
+          " among the rollouts; run trd_jax.rollout and trd_jax.refine in a new"
+          " --workdir"
         )
-      yield trajectory, draft, trajectory.correct
+      yield _Response.of(row), draft, row.correct
+  elif experiment.trains_on == "teacher":
+    by_problem = _first_of_each(rollouts)
+    for row in refined:
+      yield _Response.of(row), by_problem.get(row.problem_id), None
   else:
     verdict = {t.draft_key: t.correct for t in refined}
-    for trajectory in rollouts.values():
-      yield trajectory, trajectory, verdict.get(trajectory.key)
+    for row in rollouts:
+      yield _Response.of(row), row, verdict.get(row.key)
+
+
+def _first_of_each(rollouts: list[Trajectory]) -> dict[str, Trajectory]:
+  """Returns the first rollout of each problem."""
+  return {t.problem_id: t for t in reversed(rollouts)}
+
+
+def _references(
+  problems: Iterable[Problem], rollouts: list[Trajectory], student: Chat
+) -> Iterator[_Candidate]:
+  """Yields the reference of each problem as a trajectory; none where none is.
+
+  It was never sampled, so this is the one place where a response is made into
+  tokens: the student's, with the end of its turn.
+  """
+  by_problem = _first_of_each(rollouts)
+  for problem in problems:
+    text = reference(problem)
+    if text is None:
+      ids = []
+    else:
+      ids = [*student.encode(text.strip()), student.stop_ids[0]]
+    response = _Response(
+      key=content_key("y_star", problem.problem_id, ids),
+      problem_id=problem.problem_id,
+      prompt_ids=[],
+      response_ids=ids,
+      finish_reason="stop",
+      truncated=False,
+      thinking=False,
+    )
+    yield response, by_problem.get(problem.problem_id), None
 
 
 def _left_out(
   experiment: Experiment,
-  trajectory: Trajectory,
-  rollout: Trajectory,
+  trajectory: _Response,
+  rollout: Trajectory | None,
   repaired: bool | None,
 ) -> str | None:
+  """Returns why a trajectory is not trained on; None: it may be."""
   subset = experiment.train.subset
+  verdict = rollout.correct if rollout is not None else None
   inside = {
     "all": True,
-    "fail": rollout.correct is False,
-    "succ": rollout.correct is True,
-    "fail_to_succ": rollout.correct is False and repaired is True,
+    "fail": verdict is False,
+    "succ": verdict is True,
+    "fail_to_succ": verdict is False and repaired is True,
   }
   if not inside[subset]:
     return f"outside train.subset={subset}"
@@ -252,7 +340,7 @@ def _left_out(
 
 
 def _lacks_reference(experiment: Experiment, problem: Problem) -> bool:
-  shown = experiment.teacher_context == "x_reference"
+  shown = experiment.context_of_teacher == "x_reference"
   return shown and reference(problem) is None
 
 
@@ -261,43 +349,50 @@ def _sample(
   chats: tuple[Chat, Chat],
   modes: Modes,
   problem: Problem,
-  trajectory: Trajectory,
-  rollout: Trajectory,
+  trajectory: _Response,
+  rollout: Trajectory | None,
 ) -> Sample:
+  """Returns a trajectory with the two contexts that score it.
+
+  Raises:
+    UserError: the stored prompt of the rollout is another than this program's.
+  """
   student, teacher = chats
-  student_ids = student_context(student, problem, rollout.thinking)
-  if student_ids != list(rollout.prompt_ids):
-    raise UserError(
-      f"rollout {rollout.key}: its stored prompt is not the one that this"
-      " program makes (another template, thinking mode or version?); run"
-      " trd_jax.rollout again in a new --workdir"
+  if rollout is not None:
+    answered = student_context(student, problem, rollout.thinking)
+    if answered != list(rollout.prompt_ids):
+      raise UserError(
+        f"rollout {rollout.key}: its stored prompt is not the one that this"
+        " program makes (another template, thinking mode or version?); run"
+        " trd_jax.rollout again in a new --workdir"
+      )
+  student_ids = student_context(student, problem, modes.student)
+  # Without a teacher nothing is read in its place: the student's own will do.
+  teacher_ids = student_ids
+  if experiment.context_of_teacher is not None:
+    teacher_ids = teacher_context(
+      teacher,
+      problem,
+      experiment.context_of_teacher,
+      modes.teacher,
+      list(trajectory.prompt_ids),
     )
-  if modes.student != rollout.thinking:
-    student_ids = student_context(student, problem, modes.student)
-  teacher_ids = teacher_context(
-    teacher,
-    problem,
-    experiment.method,
-    experiment.regime,
-    modes.teacher,
-    list(trajectory.prompt_ids) if experiment.refines else None,
-  )
   return Sample(
     key=trajectory.key,
     student_prompt=np.asarray(student_ids, np.int32),
     teacher_prompt=np.asarray(teacher_ids, np.int32),
     response=np.asarray(trajectory.response_ids, np.int32),
-    correct=rollout.correct,
+    correct=rollout.correct if rollout is not None else None,
     truncated=trajectory.truncated,
   )
 
 
 def _too_long(experiment: Experiment, sample: Sample) -> str | None:
   train, response = experiment.train, len(sample.response)
-  for side, prompt, bound in (
-    ("student", sample.student_prompt, train.max_student_tokens),
-    ("teacher", sample.teacher_prompt, train.max_teacher_tokens),
-  ):
+  sides = [("student", sample.student_prompt, train.max_student_tokens)]
+  if experiment.context_of_teacher is not None:
+    sides.append(("teacher", sample.teacher_prompt, train.max_teacher_tokens))
+  for side, prompt, bound in sides:
     if len(prompt) + response > bound:
       return f"over train.max_{side}_tokens={bound}"
   return None

@@ -141,6 +141,7 @@ def run(
   source: TeacherSource,
   outputs: Outputs,
   section: Train,
+  mean: str,
 ) -> Done:
   """Takes the updates that are left, until SIGTERM asks to stop between two.
 
@@ -152,6 +153,7 @@ def run(
     source: adds the teacher's side to each.
     outputs: where checkpoints and rows of metrics go.
     section: `checkpoint_every` and `log_every`.
+    mean: over what the loss is one, see `packing.pack`.
 
   Raises:
     UserError: the loss stops being a number.
@@ -166,7 +168,7 @@ def run(
     for step in range(start, len(batches)):
       if processes.stop_before(step, ending.requested):
         break
-      packs = packing.pack(batch := batches[step], source.layout)
+      packs = packing.pack(batch := batches[step], source.layout, mean)
       state, metrics = distiller.update(state, source.fill(batch, packs))
       if pending is not None:
         log.record(*pending)

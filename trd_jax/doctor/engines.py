@@ -148,7 +148,8 @@ def by_adapter(experiment: Experiment) -> bool:
 
 def by_recording(experiment: Experiment) -> bool:
   """Returns whether an experiment records the teacher's likeliest tokens."""
-  return experiment.refines and experiment.refine.teacher_top_k > 0
+  writes = experiment.trajectory_stage == "refine"
+  return writes and experiment.refine.teacher_top_k > 0
 
 
 def without_layout(machine: Machine) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import declarations, engines
+from trd_jax.experiment import declarations, engines, methods
 from trd_jax.experiment.declarations import at_least, key, one_of, section
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_files, paths
@@ -23,9 +23,10 @@ from trd_jax.experiment.methods import (
   DIVERGENCES,
   METHODS,
   REGIMES,
+  TEACHER_CONTEXTS,
   TOKEN_WEIGHTS,
-  Method,
-  refining,
+  TRAJECTORIES,
+  Coordinates,
 )
 from trd_jax.experiment.schema import (
   Data,
@@ -66,7 +67,33 @@ class Experiment:
     one_of(*REGIMES),
     scope="refine",
   )
-  method: str = key("trd", "what is distilled", one_of(*METHODS), scope="train")
+  method: str = key(
+    "trd",
+    "what is distilled: a preset of the three keys that follow and of"
+    " loss.token_weights and loss.clip",
+    one_of(*METHODS),
+    scope="train",
+  )
+  trajectory: str | None = key(
+    None,
+    "along what: the student's rollout y_o, the refined y_r, the reference"
+    " y_star, or the teacher's own answer; None: the method's own",
+    one_of(*TRAJECTORIES),
+    scope=("refine", "train"),
+  )
+  divergence: str | None = key(
+    None,
+    "of student and teacher at each token; None: the method's own",
+    one_of(*DIVERGENCES),
+    scope="train",
+  )
+  teacher_context: str | None = key(
+    None,
+    "what the teacher reads before it scores: x, x and y*, or the refinement"
+    " prompt; None: refine along y_r, else x in OPD and x_reference in OPSD",
+    one_of(*TEACHER_CONTEXTS),
+    scope="train",
+  )
   domain: str = key(
     "arithmetic",
     "chooses prompts and grader",
@@ -102,35 +129,55 @@ class Experiment:
   python: Python = section(Python, "runtime")
 
   @property
-  def chosen_method(self) -> Method:
-    """Returns what the method is made of."""
-    return METHODS[self.method]
+  def coordinates(self) -> Coordinates:
+    """Returns the method with what keys replace of it."""
+    return methods.resolve(
+      {
+        "loss.token_weights": self.loss.token_weights,
+        "loss.clip": self.loss.clip,
+        "loss.mean": self.loss.mean,
+        **{name: getattr(self, name) for name in _COORDINATE_KEYS},
+      }
+    )
 
   @property
   def refines(self) -> bool:
-    """Whether the method has a second stage."""
-    return self.chosen_method.refines
+    """Whether the teacher rewrites the student's rollouts."""
+    return self.trains_on == "y_r"
 
   @property
   def trains_on(self) -> str:
-    """Returns 'y_r', the refined trajectories, or 'y_o', the raw rollouts."""
-    return self.chosen_method.trajectory
+    """Returns the kind of trajectory, of `methods.TRAJECTORIES`."""
+    return self.coordinates.trajectory
 
   @property
-  def teacher_context(self) -> str:
-    """Returns what the teacher reads first: x, x_reference or refine."""
-    return self.chosen_method.teacher_context[self.regime]
+  def context_of_teacher(self) -> str | None:
+    """Returns what the teacher reads: x, x_reference, refine; None: nothing."""
+    return self.coordinates.teacher_context
 
   @property
-  def trajectory_stage(self) -> str:
-    """Returns the stage whose trajectories are trained on."""
-    return "refine" if self.refines else "rollout"
+  def trajectory_stage(self) -> str | None:
+    """Returns the stage whose trajectories are trained on; None: no stage's."""
+    return TRAJECTORIES[self.trains_on].stage
+
+  @property
+  def needs_rollouts(self) -> bool:
+    """Whether the student's own answers are read at all."""
+    return self.trains_on in ("y_o", "y_r") or self.train.subset != "all"
+
+  @property
+  def reads_own_teacher(self) -> bool:
+    """Whether training looks at a teacher that isn't the student's base."""
+    by_teacher = TRAJECTORIES[self.trains_on].writer == "teacher"
+    reads = by_teacher or self.context_of_teacher is not None
+    return self.regime == "opd" and reads
 
   @property
   def stages(self) -> tuple[str, ...]:
     """Returns the stages that make the trained student, in order."""
-    refine = ("refine",) if self.refines else ()
-    return ("rollout", *refine, "train", "merge")
+    rollout = ("rollout",) if self.needs_rollouts else ()
+    refine = ("refine",) if self.trajectory_stage == "refine" else ()
+    return (*rollout, *refine, "train", "merge")
 
   @property
   def teacher_model(self) -> Model:
@@ -151,13 +198,14 @@ class Experiment:
       return self.student.thinking
     return self.evaluate.thinking
 
-  @property
-  def clip(self) -> float | None:
-    """Returns the largest divergence of a token, in nats, or None."""
-    if self.loss.clip is None:
-      return self.chosen_method.clip.get(self.regime)
-    return self.loss.clip
 
+_COORDINATE_KEYS = (
+  "regime",
+  "method",
+  "trajectory",
+  "divergence",
+  "teacher_context",
+)
 
 KEYS: Mapping[str, declarations.Key] = declarations.keys_of(Experiment)
 
@@ -324,18 +372,85 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
 
 
 def _loss_contradictions(e: Experiment) -> Iterator[str]:
-  """Yields what of `loss` doesn't fit the method's divergence and weights."""
-  terms = [DIVERGENCES[e.chosen_method.divergence]]
-  if e.chosen_method.token_weights is not None:
-    terms.append(TOKEN_WEIGHTS[e.chosen_method.token_weights])
+  """Yields what of the method's coordinates and `loss` doesn't fit."""
+  # As a mapping: what terms declare as their parameters are keys here, too.
+  chosen, loss = e.coordinates, vars(e.loss)
+  divergence = DIVERGENCES[chosen.divergence]
+  terms = [divergence]
+  if chosen.token_weights is not None:
+    terms.append(TOKEN_WEIGHTS[chosen.token_weights])
   for term in terms:
     if problem := term.contradiction(**term.read(e.loss)):
       yield problem
-    if term.signed and e.loss.clip is not None:
-      yield (
-        f"loss.clip bounds a divergence, and {e.method} has none for a token:"
-        " set loss.clip=None"
-      )
+  named = _named(e, "divergence")
+  if chosen.teacher_context == "refine" and not e.refines:
+    yield (
+      f"teacher_context=refine is the prompt that y_r was written after, and"
+      f" {_named(e, 'trajectory')} has none: set trajectory=y_r, or"
+      " teacher_context=x or x_reference"
+    )
+  if e.teacher_context is not None and not divergence.reads_teacher:
+    yield (
+      f"{named} reads no teacher, so that teacher_context={e.teacher_context}"
+      " says nothing: leave it at None"
+    )
+  able = [n for n, t in DIVERGENCES.items() if "clip_entries" in t.parameters]
+  clips_entries = loss["clip_entries"] > 0 and chosen.divergence in able
+  if loss["clip_entries"] and not clips_entries:
+    yield (
+      f"loss.clip_entries={loss['clip_entries']:g} clips the terms of"
+      f" {' or '.join(able)}, and {named} has none: set it to 0"
+    )
+  # What may be negative, or is more than a divergence, nothing clips or weighs.
+  unbounded = f"{named} gives a token a value that may be negative"
+  if clips_entries:
+    unbounded = (
+      f"loss.clip_entries={loss['clip_entries']:g} lets a token's value be"
+      " negative"
+    )
+  elif e.loss.cross_entropy:
+    unbounded = f"loss.cross_entropy={e.loss.cross_entropy:g} adds to it"
+  elif not divergence.signed:
+    unbounded = ""
+  if unbounded and chosen.clip is not None:
+    yield (
+      f"{_clipped_by(e)} bounds a token's divergence, and {unbounded}: set"
+      " loss.clip=0"
+    )
+  if unbounded and chosen.token_weights is not None:
+    key = "loss.token_weights"
+    said = f"{key}={e.loss.token_weights}" if e.loss.token_weights else ""
+    yield (
+      f"{said or f'method={e.method}'} weighs tokens by their divergence, and"
+      f" {unbounded}: set {key}=none"
+    )
+  if e.loss.cross_entropy and not divergence.reads_teacher:
+    yield f"{named} is the cross-entropy already: set loss.cross_entropy=0"
+  renormalised = (
+    chosen.divergence == "reverse_kl_topk"
+    and loss["top_k_tail"] == "renormalise"
+  )
+  if chosen.token_weights is not None and renormalised:
+    yield (
+      f"{chosen.token_weights} weighs tokens by the student's whole"
+      f" distribution, and {named} makes only its top {loss['top_k']}: set"
+      " loss.top_k_tail=bucket, or loss.token_weights=none"
+    )
+
+
+def _named(e: Experiment, coordinate: str) -> str:
+  """Returns a coordinate's key with its value, or the method that set it."""
+  if (value := getattr(e, coordinate)) is not None:
+    return f"{coordinate}={value}"
+  value = getattr(e.coordinates, coordinate)
+  return f"method={e.method}" + (f" ({value})" if value != e.method else "")
+
+
+def _clipped_by(e: Experiment) -> str:
+  """Returns the key, or the method, that clips tokens."""
+  if e.loss.clip is not None:
+    return f"loss.clip={e.loss.clip:g}"
+  return f"method={e.method} (clip {e.coordinates.clip:g})"
 
 
 def _teacher_contradictions(e: Experiment) -> Iterator[str]:
@@ -345,13 +460,34 @@ def _teacher_contradictions(e: Experiment) -> Iterator[str]:
       "train.cache_dtype=float32 doubles a cache of bfloat16 hidden states and "
       "adds nothing to them: leave it at None"
     )
+  chosen, loss = e.coordinates, vars(e.loss)
+  if chosen.teacher_context is None and e.train.teacher != "recompute":
+    yield (
+      f"train.teacher={e.train.teacher} says where the teacher's distributions"
+      f" come from, and {_named(e, 'divergence')} reads none: set"
+      " train.teacher=recompute"
+    )
+    return
   if e.train.teacher != "topk_from_rollout":
     return
-  if not e.refines:
+  if (chosen.trajectory, chosen.teacher_context) != ("y_r", "refine"):
     yield (
       "train.teacher=topk_from_rollout reads what the teacher recorded while "
-      f"it wrote y_r, and method={e.method} trains on {e.trains_on}: use "
-      f"method={refining()}, or train.teacher=hidden_cache"
+      f"it wrote y_r after the refinement prompt, not along {chosen.trajectory}"
+      f" after {chosen.teacher_context}: set trajectory=y_r and"
+      " teacher_context=refine, or train.teacher=hidden_cache"
+    )
+  elif chosen.divergence != "forward_kl" or loss["clip_entries"]:
+    yield (
+      "train.teacher=topk_from_rollout gives a whole forward_kl, and this is"
+      f" {_named(e, 'divergence')}"
+      f"{', with loss.clip_entries' if loss['clip_entries'] else ''}: use"
+      " train.teacher=hidden_cache"
+    )
+  elif e.loss.cross_entropy:
+    yield (
+      "train.teacher=topk_from_rollout adds no cross-entropy: set"
+      " loss.cross_entropy=0, or train.teacher=hidden_cache"
     )
   elif not e.refine.teacher_top_k:
     yield (

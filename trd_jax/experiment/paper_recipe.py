@@ -91,7 +91,7 @@ def build(
   config.refine.max_prompt_tokens = _REFINE_TOKENS[regime]
   on_draft, on_refined = _TRAIN_TOKENS[regime]
   config.train.max_student_tokens = on_draft
-  refines = methods.METHODS[variant.method].refines
+  refines = methods.METHODS[variant.method].trajectory == "y_r"
   # Under a refinement prompt the teacher reads the draft besides the
   # trajectory; the student's side never does.
   config.train.max_teacher_tokens = on_refined if refines else on_draft

@@ -366,8 +366,25 @@ class Loss:
   )
   clip: float | None = key(
     None,
-    "largest divergence of a token, in nats; None: the method's own",
-    above(0),
+    "largest divergence of a token, in nats; 0: none; None: the method's own",
+    at_least(0),
+  )
+  token_weights: str | None = key(
+    None,
+    "how tokens weigh within their trajectory; none: all the same; None: the"
+    " method's own",
+    one_of("none", *methods.TOKEN_WEIGHTS),
+  )
+  mean: str = key(
+    "trajectory",
+    "over the tokens of each trajectory and then over trajectories, as in the"
+    " paper; or over all tokens of the batch (token)",
+    one_of("trajectory", "token"),
+  )
+  cross_entropy: float = key(
+    0.0,
+    "weight of -log q(y_t), which is added to the divergence of each token",
+    at_least(0),
   )
   diagnostics: bool = key(True, "compute the Figure 3 diagnostics")
 

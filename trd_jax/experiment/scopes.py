@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from trd_jax.experiment import methods
 from trd_jax.experiment.experiment import KEYS, LAB_BENCHMARKS
 from trd_jax.experiment.files import paths
 
@@ -76,6 +77,7 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   # A stage's artifacts are made of those before it: their keys decide, too.
   own = set(_scopes(stage))
   besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
+  values = {**values, **_coordinates(values, stage)}
   return {
     name: json.dumps(value)
     for name, value in values.items()
@@ -110,6 +112,26 @@ def _reads_besides(values: Mapping[str, Any], stage: str) -> Iterator[str]:
     for side in ("student", "teacher"):
       if str(values[f"{side}.path"]).startswith("random:"):
         yield from (f"{side}.{name}" for name in _OF_A_RANDOM_MODEL)
+
+
+def _coordinates(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+  """Returns a method's keys as what they amount to: None means the method's.
+
+  So two configs that name one point in two ways have the same artifacts.
+  """
+  chosen = methods.resolve(values)
+  # The second stage writes the same y_r, whether or not they are trained on.
+  trajectory = chosen.trajectory
+  if stage == "refine":
+    trajectory = "teacher" if trajectory == "teacher" else "y_r"
+  return {
+    "method": chosen._asdict(),
+    "trajectory": trajectory,
+    "divergence": chosen.divergence,
+    "teacher_context": chosen.teacher_context,
+    "loss.token_weights": chosen.token_weights,
+    "loss.clip": chosen.clip,
+  }
 
 
 def _is_unread(values: Mapping[str, Any], name: str) -> bool:

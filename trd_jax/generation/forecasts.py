@@ -113,8 +113,13 @@ def of_rollouts(
     UserError: a thinking key asks for a mode that the template hasn't.
   """
   train, refine = experiment.train, experiment.refine
+  context = experiment.context_of_teacher
   problems = [p for p in problems if p.problem_id in initial_tokens]
-  shown = experiment.regime == "opsd"
+  shown = (
+    context == "x_reference"
+    or experiment.trains_on == "y_star"
+    or (experiment.refines and experiment.regime == "opsd")
+  )
   usable = [p for p in problems if not shown or reference(p) is not None]
   modes = planned_modes(experiment, student, teacher)
   student_tokens = initial_tokens
@@ -135,9 +140,22 @@ def of_rollouts(
   # Prompt and response lengths of each trajectory that would be there.
   students: list[int] = []
   teachers: list[int] = []
+  response = experiment.rollout.max_response_tokens
+  if experiment.trajectory_stage == "refine":
+    response = refine.max_response_tokens
+  scored: dict[str, int] = {}
+  if context in ("x", "x_reference"):
+    message = {"x": initial, "x_reference": privileged}[context]
+    counted = _counted(
+      teacher,
+      usable,
+      map(message, usable),
+      modes.teacher,
+      "training forecast",
+    )
+    scored = {p.problem_id: length for p, length in counted}
   if experiment.refines:
     draft = experiment.rollout.max_response_tokens
-    response = refine.max_response_tokens
     budget = refine.max_prompt_tokens
     digit = len(teacher.encode(_DIGIT))
     for problem, length in _counted(
@@ -157,20 +175,12 @@ def of_rollouts(
         trimmed += 1
         prompt = budget
       students.append(student_tokens[problem.problem_id])
-      teachers.append(prompt)
-    shortest = min(fixed, default=None)
+      if context is not None:
+        teachers.append(scored.get(problem.problem_id, prompt))
+    shortest = min(scored.values() or fixed, default=None)
   else:
-    response = experiment.rollout.max_response_tokens
-    message = privileged if shown else initial
-    for problem, length in _counted(
-      teacher,
-      usable,
-      map(message, usable),
-      modes.teacher,
-      "training forecast",
-    ):
-      students.append(student_tokens[problem.problem_id])
-      teachers.append(length)
+    students = [student_tokens[problem.problem_id] for problem in usable]
+    teachers = list(scored.values())
     shortest = min(teachers, default=None)
   return Forecast(
     problems=len(problems),
@@ -182,7 +192,12 @@ def of_rollouts(
     over_student=sum(n + response > train.max_student_tokens for n in students),
     over_teacher=sum(n + response > train.max_teacher_tokens for n in teachers),
     impossible=list(
-      _impossible(experiment, min(student_tokens.values()), shortest)
+      _impossible(
+        experiment,
+        min(student_tokens.values()),
+        shortest,
+        min(fixed, default=None),
+      )
     ),
     max_prompt_tokens=refine.max_prompt_tokens,
     max_student_tokens=train.max_student_tokens,
@@ -208,23 +223,31 @@ def _counted(
 
 
 def _impossible(
-  experiment: Experiment, shortest_initial: int, shortest: int | None
+  experiment: Experiment,
+  shortest_initial: int,
+  shortest: int | None,
+  shortest_fixed: int | None,
 ) -> Iterator[str]:
-  """Yields the budgets that contradict every problem, one line each."""
-  if shortest is None:
-    return
+  """Yields the budgets that contradict every problem, one line each.
+
+  Args:
+    experiment: its budgets.
+    shortest_initial: tokens of the student's shortest context.
+    shortest: of the teacher's; None where it has none.
+    shortest_fixed: of a refinement prompt without its draft, likewise.
+  """
   refine, train = experiment.refine, experiment.train
-  if experiment.refines and shortest >= refine.max_prompt_tokens:
+  if shortest_fixed is not None and shortest_fixed >= refine.max_prompt_tokens:
     yield (
       f"refine.max_prompt_tokens={refine.max_prompt_tokens} leaves no room for"
-      f" any draft: the shortest prompt takes {shortest:,} tokens without one;"
-      " raise it"
+      f" any draft: the shortest prompt takes {shortest_fixed:,} tokens without"
+      " one; raise it"
     )
   for side, prompt, bound in (
     ("student", shortest_initial, train.max_student_tokens),
     ("teacher", shortest, train.max_teacher_tokens),
   ):
-    if prompt >= bound:
+    if prompt is not None and prompt >= bound:
       yield (
         f"train.max_{side}_tokens={bound} leaves nothing to train on: the"
         f" shortest prompt on this side takes {prompt:,} tokens; raise it"

@@ -272,6 +272,28 @@ def of_refine(
   )
 
 
+def of_teacher_samples(
+  stage: SamplingStage,
+  problems: Sequence[Problem],
+  prompts: Sequence[Prompt],
+  rejected: Sequence[Rejected],
+) -> PreflightReport:
+  """Returns the report of the refine stage where the teacher answers x."""
+  student, warnings = _other_chat(stage, stage.experiment.student)
+  modes = contexts.outlook(stage.experiment, student, stage.model.chat)
+  return count(
+    stage,
+    "refine.thinking",
+    problems=len(problems),
+    prompts=prompts,
+    rejected=rejected,
+    texts={"problems": [(p.problem_id, p.text) for p in problems]},
+    elsewhere=modes.without("refine"),
+    scoring=modes.scoring,
+    warnings=[*warnings, *modes.warnings],
+  )
+
+
 def of_evaluation(
   stage: SamplingStage,
   problems: Sequence[Problem],

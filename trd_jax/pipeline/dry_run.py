@@ -90,10 +90,14 @@ def _of_a_round(
   problems = num_problems(e)
   shape = shape_of(e.student, run_dir)
   samples = None if problems is None else problems * e.rollout.samples
-  yield "rollout", _rows(samples, e.rollout), "y_o"
-  if e.refines:
+  if e.needs_rollouts:
+    yield "rollout", _rows(samples, e.rollout), "y_o"
+  if e.trajectory_stage == "refine":
     k = e.refine.teacher_top_k
-    what = f"y_r, the teacher's {k} likeliest at each token" if k else "y_r"
+    what = e.trains_on if e.refines else "the teacher's answers"
+    what += f", the teacher's {k} likeliest at each token" if k else ""
+    if not e.refines:
+      samples = problems
     yield "refine", _rows(samples, e.refine, k), what
   if e.train.teacher == "hidden_cache":
     where = f", in {e.train.cache_dir}" if e.train.cache_dir else ""
@@ -132,7 +136,7 @@ def _cache(
   shape = shape_of(e.teacher_model, run_dir)
   if samples is None or shape is None:
     return None
-  section = e.refine if e.refines else e.rollout
+  section = e.refine if e.trajectory_stage == "refine" else e.rollout
   # No sample that training takes is longer than `max_student_tokens`.
   tokens = min(section.max_response_tokens, e.train.max_student_tokens)
   width = _WIDTHS[e.train.cache_dtype or e.teacher_model.dtype]
@@ -160,9 +164,11 @@ def describe(
     mark = "done before" if done else shlex.join(command)
     lines += [f"  {name}", f"    {mark}"]
   lines += ["", "budgets, in tokens:"]
-  sections = [("rollout", e.rollout), ("evaluate", e.evaluate)]
-  if e.refines:
-    sections.insert(1, ("refine", e.refine))
+  sections: list[tuple[str, Generation]] = [("evaluate", e.evaluate)]
+  if e.trajectory_stage == "refine":
+    sections.insert(0, ("refine", e.refine))
+  if e.needs_rollouts:
+    sections.insert(0, ("rollout", e.rollout))
   for name, section in sections:
     lines.append(
       f"  {name:<10}{section.max_prompt_tokens:>8,} prompt"

@@ -117,7 +117,7 @@ def _models(
   """Opens both models, side by side, and sees how they fit each other."""
   e = experiment
   sides: dict[str, Model] = {"student": e.student}
-  if e.regime == "opd" and {"refine", "train"} & set(left):
+  if e.reads_own_teacher and {"refine", "train"} & set(left):
     sides["teacher"] = e.teacher
   with ThreadPoolExecutor(len(sides)) as pool:
     futures: dict[str, Future[Opened]] = {

@@ -120,7 +120,8 @@ def compare(
     UserError: ids differ, or a template hasn't the mode that a key asks for.
   """
   e = experiment
-  teaches = e.refine.thinking if e.refines else e.teacher_model.thinking
+  writes = e.trajectory_stage == "refine"
+  teaches = e.refine.thinking if writes else e.teacher_model.thinking
   for opened, mode in ((student, e.student.thinking), (teacher, teaches)):
     if opened.chat is not None:
       opened.chat.thinks(mode)
@@ -147,7 +148,7 @@ def budgets(
     ("rollout", e.rollout, student),
     ("evaluate", e.evaluate, student),
   ]
-  if e.refines:
+  if e.trajectory_stage == "refine":
     generating.insert(1, ("refine", e.refine, teacher))
   # Notes and no refusals: what is too long is cut or set aside row by row, and
   # most rows may be short.

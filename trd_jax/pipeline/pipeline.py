@@ -291,6 +291,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     "version": __version__,
     "regime": experiment.regime,
     "method": experiment.method,
+    "coordinates": experiment.coordinates._asdict(),
     "student": experiment.student.path,
     "teacher": experiment.teacher_model.path,
     "benchmarks": figures,

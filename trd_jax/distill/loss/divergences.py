@@ -1,6 +1,6 @@
 """Divergences between rows of logits, with their slopes: a class each.
 
-Shape suffixes: R response slots, C rows of one chunk, V the ids of the
+Shape key: R response slots, C rows of one chunk, V the ids of the
 vocabulary that are here, D model width, K top entries.
 
 q and p are the softmax of the student and of the teacher at the temperature T.
@@ -36,7 +36,7 @@ class Chunk(NamedTuple):
   Attributes:
     student: the logits behind q; None for a divergence that doesn't read them
       (`Divergence.reads_student`) where nothing else does.
-    teacher: the logits behind p.
+    teacher: the logits behind p; None for a divergence that reads no teacher.
     kl_C: float32, the KL that `Divergence.kl_under` names; None where it
       names none.
     labels_C: int32 response tokens, ids of the whole vocabulary.
@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
   """
 
   student: LogitRows | None
-  teacher: LogitRows
+  teacher: Any
   kl_C: Any
   labels_C: jax.Array
   temperature: float
@@ -97,7 +97,6 @@ class Divergence:
     kl_under: 'teacher' for Σ p log(p/q), 'student' for Σ q log(q/p): the KL
       that the row sums are to give as `Chunk.kl_C`, in the one pass that they
       are made in. None for neither.
-    reads_student: whether it reads the student's logits of whole rows.
 
   Raises:
     ValueError: a parameter out of its range.
@@ -106,11 +105,21 @@ class Divergence:
   name: ClassVar[str]
   declared: ClassVar[methods.Term]
   kl_under: ClassVar[str | None] = None
-  reads_student: ClassVar[bool] = True
 
-  def __init_subclass__(cls, name: str):
-    cls.name, cls.declared = name, methods.DIVERGENCES[name]
-    DIVERGENCES[name] = cls
+  def __init_subclass__(cls, name: str | None = None):
+    if name is not None:  # else a base of some
+      cls.name, cls.declared = name, methods.DIVERGENCES[name]
+      DIVERGENCES[name] = cls
+
+  @property
+  def reads_student(self) -> bool:
+    """Whether it reads the student's logits of whole rows."""
+    return True
+
+  @property
+  def may_be_negative(self) -> bool:
+    """Whether a token's value may be: nothing clips or weighs it then."""
+    return self.declared.signed
 
   def __post_init__(self):
     self.declared.check(vars(self))
@@ -132,13 +141,52 @@ class Divergence:
 
 
 @dataclasses.dataclass(frozen=True)
-class ForwardKl(Divergence, name="forward_kl"):
+class _Kl(Divergence):
+  """A KL whose terms may be clipped, one by one, before they are summed.
+
+  Under `clip_entries` the value is Σ min(term, c): what one token of the
+  vocabulary adds is bounded, also where many add a little. The negative terms
+  stay whole, so the sum may be negative.
+  """
+
+  clip_entries: float = 0.0
+
+  @property
+  def may_be_negative(self) -> bool:
+    """Whether a token's value may be: where terms are clipped."""
+    return self.clip_entries > 0
+
+  def _clipped(
+    self, term_CV: jax.Array, slope_CV: jax.Array, chunk: Chunk
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns Σ min(term, c), Σ of the slopes below it, and which are below.
+
+    Args:
+      term_CV: the terms of the sum.
+      slope_CV: what each adds to the sum of slopes.
+      chunk: of these rows.
+    """
+    below_CV = term_CV < self.clip_entries
+    terms = (
+      jnp.minimum(term_CV, self.clip_entries),
+      jnp.where(below_CV, slope_CV, 0),
+    )
+    value_C, slope_C = chunk.part.total(
+      jnp.stack(reduce_rows(lax.add, 0.0, terms))
+    )
+    return value_C, slope_C, below_CV
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardKl(_Kl, name="forward_kl"):
   """KL(p‖q) (C.8)."""
 
   kl_under = "teacher"
 
   def of_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
     """Returns KL(p‖q) and the slope q − p."""
+    if self.clip_entries:
+      return self._of_clipped_rows(chunk)
 
     def slope():
       log_q_CV, log_p_CV = chunk.log_probs()
@@ -147,15 +195,32 @@ class ForwardKl(Divergence, name="forward_kl"):
     # Rounding can push a vanishing divergence below zero.
     return jnp.maximum(chunk.kl_C, 0), slope
 
+  def _of_clipped_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
+    """Returns Σ min(p log p/q, c) and the slope q Σ_below p − p below."""
+    log_q_CV, log_p_CV = chunk.log_probs()
+    p_CV = jnp.exp(log_p_CV)
+    value_C, mass_C, below_CV = self._clipped(
+      p_CV * (log_p_CV - log_q_CV), p_CV, chunk
+    )
+
+    def slope():
+      q_CV = jnp.exp(log_q_CV)
+      own_CV = jnp.where(below_CV, p_CV, 0)
+      return chunk.pull_back(q_CV * mass_C[:, None] - own_CV)
+
+    return value_C, slope
+
 
 @dataclasses.dataclass(frozen=True)
-class ReverseKl(Divergence, name="reverse_kl"):
+class ReverseKl(_Kl, name="reverse_kl"):
   """KL(q‖p), the D of Eq. 1 and 2."""
 
   kl_under = "student"
 
   def of_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
     """Returns KL(q‖p) and the slope q (log q/p − KL(q‖p))."""
+    if self.clip_entries:
+      return self._of_clipped_rows(chunk)
 
     def slope():
       log_q_CV, log_p_CV = chunk.log_probs()
@@ -164,21 +229,46 @@ class ReverseKl(Divergence, name="reverse_kl"):
 
     return jnp.maximum(chunk.kl_C, 0), slope
 
+  def _of_clipped_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
+    """Returns Σ min(q log q/p, c) and the slope q (r below − Σ_below q r).
+
+    With r = log q/p + 1, the slope of a term on log q, over q.
+    """
+    log_q_CV, log_p_CV = chunk.log_probs()
+    q_CV = jnp.exp(log_q_CV)
+    ratio_CV = log_q_CV - log_p_CV
+    value_C, sum_C, below_CV = self._clipped(
+      q_CV * ratio_CV, q_CV * (ratio_CV + 1), chunk
+    )
+
+    def slope():
+      own_CV = jnp.where(below_CV, ratio_CV + 1, 0)
+      return chunk.pull_back(q_CV * (own_CV - sum_C[:, None]))
+
+    return value_C, slope
+
 
 @dataclasses.dataclass(frozen=True)
 class TopKReverseKl(Divergence, name="reverse_kl_topk"):
-  """KL(q‖p) with both renormalised on the teacher's top-K ids (Table 13).
+  """KL(q‖p) on the teacher's top-K ids (Table 13).
 
-  Ties go to the lower id. Only K head rows a slot are touched for the student;
-  without diagnostics its full logits are never made.
+  Both are renormalised there, or all other ids are one bucket more. Ties go to
+  the lower id. Renormalised, only K head rows a slot are touched for the
+  student; without diagnostics its full logits are never made.
   """
 
   top_k: int
+  top_k_tail: str = "renormalise"
 
-  reads_student = False
+  @property
+  def reads_student(self) -> bool:
+    """Whether it reads the student's logits of whole rows."""
+    return self.top_k_tail == "bucket"
 
   def of_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
     """Returns KL(q‖p) on the K ids, and the reverse KL's slope there."""
+    if self.top_k_tail == "bucket":
+      return self._with_bucket(chunk)
     part, temperature = chunk.part, chunk.temperature
     teacher_CK, ids_CK = part.top_k(chunk.teacher.logits_CV, self.top_k)
     place_CK, here_CK = part.find(ids_CK)
@@ -203,6 +293,77 @@ class TopKReverseKl(Divergence, name="reverse_kl_topk"):
       return product("ck,ckd->cd", slope_CK, rows_CKD)
 
     return jnp.maximum(value_C, 0), slope
+
+  def _with_bucket(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
+    """Returns Σ q log(q/p) over the K ids and the bucket, and its slope.
+
+    The slope of an id is q (r − D), r the log-ratio of the id or, in the
+    bucket, of the bucket's masses.
+    """
+    part = chunk.part
+    _, ids_CK = part.top_k(chunk.teacher.logits_CV, self.top_k)
+    is_top_CV = part.among(ids_CK)
+    log_q_CV, log_p_CV = chunk.log_probs()
+    q_CV, p_CV = jnp.exp(log_q_CV), jnp.exp(log_p_CV)
+    rests = tuple(
+      jnp.where(is_top_CV, -jnp.inf, x) for x in (log_q_CV, log_p_CV)
+    )
+    most = part.largest(jnp.stack(reduce_rows(lax.max, -jnp.inf, rests)))
+    most = jnp.where(most > -jnp.inf, most, 0)  # K = V: no bucket
+    terms = (
+      jnp.where(is_top_CV, q_CV * (log_q_CV - log_p_CV), 0),
+      *(jnp.where(is_top_CV, x, 0) for x in (q_CV, p_CV)),
+      *(jnp.exp(x - m_C[:, None]) for x, m_C in zip(rests, most, strict=True)),
+    )
+    inside_C, *sums = part.total(jnp.stack(reduce_rows(lax.add, 0.0, terms)))
+    log_q_rest_C, log_p_rest_C = (
+      _log_rest(top_C, most_C, sum_C)
+      for top_C, most_C, sum_C in zip(sums[:2], most, sums[2:], strict=True)
+    )
+    q_rest_C = jnp.where(sums[2] > 0, jnp.exp(log_q_rest_C), 0)
+    ratio_C = log_q_rest_C - log_p_rest_C
+    value_C = inside_C + q_rest_C * ratio_C
+
+    def slope():
+      own_CV = jnp.where(is_top_CV, log_q_CV - log_p_CV, ratio_C[:, None])
+      return chunk.pull_back(q_CV * (own_CV - value_C[:, None]))
+
+    return jnp.maximum(value_C, 0), slope
+
+
+def _log_rest(
+  top_C: jax.Array, most_C: jax.Array, sum_C: jax.Array
+) -> jax.Array:
+  """Returns the logarithm of the mass outside the top, exact at both ends.
+
+  1 minus the top has no digit left where the rest is nearly empty, and the sum
+  over the rest none of its distance from 1 where the top is.
+
+  Args:
+    top_C: the mass of the top.
+    most_C: the largest logarithm outside.
+    sum_C: of the rest, over its largest; 0 where there is none.
+  """
+  summed_C = most_C + jnp.log(jnp.where(sum_C > 0, sum_C, 1))
+  small_C = top_C < 0.5
+  return jnp.where(small_C, jnp.log1p(-jnp.where(small_C, top_C, 0)), summed_C)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Divergence, name="cross_entropy"):
+  """−log q(label), the loss of supervised fine-tuning; reads no teacher."""
+
+  def of_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:
+    """Returns −log q(label) and the slope q − onehot."""
+    assert chunk.student is not None
+    student, temperature = chunk.student, chunk.temperature
+
+    def slope():
+      q_CV = jnp.exp(student.log_probs(temperature))
+      # The one-hot part is a row of the head: no scatter.
+      return chunk.pull_back(q_CV) - chunk.label_rows()
+
+    return -student.log_prob(chunk.labels_C, temperature), slope
 
 
 @dataclasses.dataclass(frozen=True)

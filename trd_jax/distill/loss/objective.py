@@ -1,6 +1,6 @@
 """Makes a loss of per-slot statistics.
 
-Shape suffixes: R response slots, D model width, V vocabulary, E onset ids.
+Shape key: R response slots, D model width, V vocabulary, E onset ids.
 
 A slot is one response token (`trajectories`). Each brings its weight,
 1 / (|y| · trajectories of the batch), so losses and gradients of parts of a
@@ -9,6 +9,7 @@ batch add up to those of the whole. `metrics` says what is recorded of them.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,31 +42,43 @@ class Objective:
   token_weights: TokenWeights | None = None
 
   def __post_init__(self):
-    divergence = self.scoring.divergence
+    scoring, divergence = self.scoring, self.scoring.divergence
     if self.clip is not None and not self.clip > 0:
       raise ValueError(f"clip must be above 0, not {self.clip}")
-    if divergence.declared.signed and (self.clip or self.token_weights):
+    shaped = self.clip is not None or self.token_weights is not None
+    if divergence.may_be_negative and shaped:
       raise ValueError(
-        f"{divergence.name} estimates a divergence by a value that may be"
-        " negative: it has no clip and no token weights"
+        f"{divergence.name} gives a token a value that may be negative: it has"
+        " no clip and no token weights"
       )
-    if self.token_weights and not divergence.reads_student:
+    if scoring.cross_entropy and shaped:
+      raise ValueError(
+        "a clip and token weights are of a divergence alone, not of one with"
+        " cross-entropy added"
+      )
+    if self.token_weights and not scoring.reads_student:
       raise ValueError("token weights need the student's full entropy")
+
+  @property
+  def reads_teacher(self) -> bool:
+    """Whether the loss needs the teacher's distributions."""
+    return self.scoring.divergence.declared.reads_teacher
 
   @classmethod
   def of(cls, experiment: Experiment) -> "Objective":
-    """Returns the objective of `experiment.method`, with the loss's keys."""
-    loss, method = experiment.loss, experiment.chosen_method
-    divergence = DIVERGENCES[method.divergence]
-    weights = TOKEN_WEIGHTS.get(method.token_weights or "")
+    """Returns the objective of an experiment's method, with its keys."""
+    loss, chosen = experiment.loss, experiment.coordinates
+    divergence = DIVERGENCES[chosen.divergence]
+    weights = TOKEN_WEIGHTS.get(chosen.token_weights or "")
     return cls(
       Scoring(
         divergence(**divergence.declared.read(loss)),
         temperature=loss.temperature,
         chunk_tokens=loss.chunk_tokens,
         diagnostics=loss.diagnostics,
+        cross_entropy=loss.cross_entropy,
       ),
-      clip=experiment.clip,
+      clip=chosen.clip,
       token_weights=weights(**weights.declared.read(loss)) if weights else None,
     )
 
@@ -94,6 +107,9 @@ def slot_loss(
     slots,
     vocab_axis=None,
   ):
+    if not objective.reads_teacher:
+      # Whatever stands in the teacher's place is no one's.
+      teacher_hidden = teacher_head = None
     stats = token_stats(
       student_hidden,
       teacher_hidden,
@@ -116,7 +132,8 @@ def token_loss(
 
   loss_t is D_t (or what the divergence makes of it, `token_losses`), or
   min(D_t, c) under a clip (C.8: after the sum over the vocabulary; a clipped
-  token has no gradient), times its token weight.
+  token has no gradient), times its token weight; or D_t with a share of
+  −log π_S(label).
 
   Args:
     stats: of these slots.
@@ -126,7 +143,7 @@ def token_loss(
   Returns:
     The loss, a float32 scalar, and `name -> (numerator, denominator)`. The
     metrics are unweighted sums over response tokens, of the divergence before
-    any clip; `metrics.finish` names them.
+    any clip and without cross-entropy beside it; `metrics.finish` names them.
   """
   token_R = slots.weight > 0
   loss_R = objective.scoring.divergence.token_losses(stats.divergence, slots)
@@ -137,4 +154,8 @@ def token_loss(
     loss_R *= objective.token_weights.of_tokens(stats, slots)
   loss = jnp.sum(jnp.where(token_R, slots.weight * loss_R, 0))
   stats = jax.tree.map(lax.stop_gradient, stats)
+  if objective.scoring.cross_entropy:
+    nll_R: Any = stats.student_nll
+    own_R = objective.scoring.cross_entropy * nll_R
+    stats = stats._replace(divergence=stats.divergence - own_R)
   return loss, metrics.sums_of(stats, slots, objective.clip)

@@ -199,6 +199,15 @@ class Part:
       here | nowhere,
     )
 
+  def among(self, ids_CK: jax.Array) -> jax.Array:
+    """Returns which ids here are among some of each row, bool [C, V]."""
+    place_CK, here_CK = self.find(ids_CK)
+    # Past the end is dropped: what another part has.
+    place_CK = jnp.where(here_CK, place_CK, self.width)
+    row_C1 = jnp.arange(len(ids_CK))[:, None]
+    none_CV = jnp.zeros((len(ids_CK), self.width), bool)
+    return none_CV.at[row_C1, place_CK].set(True, mode="drop")
+
   def top_k(self, x_CV: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Returns `top_k` of rows over all parts, ids of the whole vocabulary."""
     values, ids = top_k(x_CV, k)
@@ -252,7 +261,7 @@ class LogitRows(NamedTuple):
     """Returns -log softmax of one id a row, at T = 1."""
     return self.log_z_C + (self.max_C - self.at(ids_C))
 
-  def _shares(self, some_logits_CK: jax.Array) -> jax.Array:
+  def shares(self, some_logits_CK: jax.Array) -> jax.Array:
     """Returns probabilities at T = 1 of entries with these logits."""
     shift_CK = some_logits_CK - self.max_C[:, None]
     return jnp.exp(shift_CK - self.log_z_C[:, None])
@@ -260,12 +269,12 @@ class LogitRows(NamedTuple):
   def mass_on(self, ids_K: jax.Array) -> jax.Array:
     """Returns the probability at T = 1 of the same distinct ids in each row."""
     place_K, here_K = self.part.find(ids_K)
-    share_CK = self._shares(jnp.take(self.logits_CV, place_K, axis=1))
+    share_CK = self.shares(jnp.take(self.logits_CV, place_K, axis=1))
     return self.part.total(jnp.where(here_K, share_CK, 0).sum(-1))
 
   def top_mass(self, k: int) -> jax.Array:
     """Returns the probability at T = 1 of a row's k likeliest entries."""
-    return self._shares(self.part.top_k(self.logits_CV, k)[0]).sum(-1)
+    return self.shares(self.part.top_k(self.logits_CV, k)[0]).sum(-1)
 
   def log_prob(self, ids_C: jax.Array, temperature: float) -> jax.Array:
     """Returns log softmax of one id a row, at `temperature`."""
@@ -279,12 +288,12 @@ class LogitRows(NamedTuple):
 
 def read_rows(
   student_CV: jax.Array | None,
-  teacher_CV: jax.Array,
+  teacher_CV: jax.Array | None,
   part: Part,
   *,
   temperature: float,
   kl_under: str | None,
-) -> tuple[LogitRows | None, LogitRows, jax.Array | None]:
+) -> tuple[LogitRows | None, LogitRows | None, jax.Array | None]:
   """Returns both sides after two reads of their rows.
 
   One is for maxima, one for every sum: terms of one reduction share what they
@@ -292,7 +301,7 @@ def read_rows(
 
   Args:
     student_CV: float32 logits, or None where the student has none.
-    teacher_CV: float32 logits.
+    teacher_CV: float32 logits, or None where the teacher has none.
     part: which ids both are of.
     temperature: T of the divergence.
     kl_under: 'student', 'teacher' or None: whose probabilities weigh the
@@ -340,4 +349,4 @@ def read_rows(
     own_C = sides[kl_under].tempered_log_z_C
     other_C = sides[other].tempered_log_z_C
     kl_C = sums["kl"] * jnp.exp(-own_C) + (other_C - own_C)
-  return sides.get("student"), sides["teacher"], kl_C
+  return sides.get("student"), sides.get("teacher"), kl_C

@@ -1,6 +1,6 @@
 """Statistics of response tokens over token chunks, with their gradient.
 
-Shape suffixes: R response slots, C rows of one chunk, V vocabulary, D model
+Shape key: R response slots, C rows of one chunk, V vocabulary, D model
 width (each side has its own), E onset ids, K top-k entries.
 
 The head is frozen, so three matrix products with it are all that a loss
@@ -21,7 +21,7 @@ one multiplication by whatever cotangent they send. Nothing of shape
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ class Scoring:
       `automatic_chunk` of the inputs and JAX's default backend.
     diagnostics: also measure top-16 masses and, for a divergence that doesn't
       read them, what needs the student's full logits.
+    cross_entropy: weight of −log π_S(label), which is added to the divergence.
 
   Raises:
     ValueError: a value outside its range.
@@ -58,12 +59,20 @@ class Scoring:
   temperature: float = 1.0
   chunk_tokens: int | None = 512
   diagnostics: bool = True
+  cross_entropy: float = 0.0
 
   def __post_init__(self):
     if not (self.temperature > 0 and math.isfinite(self.temperature)):
       raise ValueError(f"temperature must be > 0, not {self.temperature}")
     if self.chunk_tokens is not None and self.chunk_tokens < 1:
       raise ValueError(f"chunk_tokens must be >= 1, not {self.chunk_tokens}")
+    if self.cross_entropy < 0:
+      raise ValueError(f"cross_entropy must be >= 0, not {self.cross_entropy}")
+
+  @property
+  def reads_student(self) -> bool:
+    """Whether the loss reads the student's logits of whole rows."""
+    return self.divergence.reads_student or self.cross_entropy > 0
 
   def chunk(self, width: int, vocab: int, dtype: jnp.dtype) -> int:
     """Returns the most rows at one time; arguments as `automatic_chunk`."""
@@ -108,9 +117,10 @@ class TokenStats(NamedTuple):
   measure is None.
 
   Attributes:
-    divergence: in nats; at least 0 unless it is `signed`.
+    divergence: in nats, with what `Scoring.cross_entropy` adds to it; at least
+      0 unless `Divergence.may_be_negative`.
     student_nll: -log π_S(label), nats.
-    teacher_nll: -log π_T(label), nats.
+    teacher_nll: -log π_T(label), nats; None without a teacher, as all of its.
     student_entropy: nats.
     student_onset_mass: π_S on the onset ids, in [0, 1].
     teacher_onset_mass: π_T on the onset ids (C.5, epistemic-token mass).
@@ -120,19 +130,19 @@ class TokenStats(NamedTuple):
 
   divergence: jax.Array
   student_nll: jax.Array | None
-  teacher_nll: jax.Array
+  teacher_nll: jax.Array | None
   student_entropy: jax.Array | None
   student_onset_mass: jax.Array | None
-  teacher_onset_mass: jax.Array
+  teacher_onset_mass: jax.Array | None
   student_top16_mass: jax.Array | None
   teacher_top16_mass: jax.Array | None
 
 
 def token_stats(
   student_hidden_RD: jax.Array,
-  teacher_hidden_RD: jax.Array,
+  teacher_hidden_RD: jax.Array | None,
   student_head_VD: jax.Array,
-  teacher_head_VD: jax.Array,
+  teacher_head_VD: jax.Array | None,
   labels_R: jax.Array,
   onset_ids_E: jax.Array,
   scoring: Scoring,
@@ -159,7 +169,8 @@ def token_stats(
       returned and, between the passes, kept in it too. (A cotangent has its
       primal's dtype: a bfloat16 gradient is rounded at the end whatever is
       kept, so float32 would double the memory to save one rounding of two.)
-    teacher_hidden_RD: same rows; its width may differ.
+    teacher_hidden_RD: same rows; its width may differ. None, as its head, for
+      a divergence that reads no teacher: nothing is then computed of it.
     student_head_VD: same dtype as the student's hidden states.
     teacher_head_VD: same dtype as the teacher's hidden states.
     labels_R: int32 response token ids of the whole vocabulary; padding slots
@@ -188,10 +199,11 @@ def token_stats(
 
 
 def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
-  sides = (
-    ("student", student_hidden, student_head),
-    ("teacher", teacher_hidden, teacher_head),
-  )
+  sides: list[tuple[str, Any, Any]] = [
+    ("student", student_hidden, student_head)
+  ]
+  if teacher_hidden is not None or teacher_head is not None:
+    sides.append(("teacher", teacher_hidden, teacher_head))
   for name, hidden, head in sides:
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
       raise ValueError(
@@ -206,7 +218,7 @@ def _check(student_hidden, teacher_hidden, student_head, teacher_head, labels):
       raise ValueError(
         f"{name}: {hidden.shape[0]} hidden rows for labels {labels.shape}"
       )
-  if student_head.shape[0] != teacher_head.shape[0]:
+  if teacher_head is not None and len(student_head) != len(teacher_head):
     raise ValueError(
       f"vocabularies differ: {student_head.shape[0]} head rows of the "
       f"student, {teacher_head.shape[0]} of the teacher"
@@ -281,9 +293,11 @@ def _chunk(
   """Scores one chunk: (TokenStats, slope_CD or None)."""
   divergence = scoring.divergence
   student_CV = None
-  if scoring.diagnostics or divergence.reads_student:
+  if scoring.diagnostics or scoring.reads_student:
     student_CV = logits(student_hidden_CD, student_head_VD)
-  teacher_CV = logits(teacher_hidden_CD, teacher_head_VD)
+  teacher_CV = None
+  if teacher_hidden_CD is not None:
+    teacher_CV = logits(teacher_hidden_CD, teacher_head_VD)
   q, p, kl_C = read_rows(
     student_CV,
     teacher_CV,
@@ -291,18 +305,21 @@ def _chunk(
     temperature=scoring.temperature,
     kl_under=divergence.kl_under,
   )
-  divergence_C, slope = divergence.of_rows(
-    Chunk(
-      student=q,
-      teacher=p,
-      kl_C=kl_C,
-      labels_C=labels_C,
-      temperature=scoring.temperature,
-      part=part,
-      hidden_CD=student_hidden_CD,
-      head_VD=student_head_VD,
-    )
+  chunk = Chunk(
+    student=q,
+    teacher=p,
+    kl_C=kl_C,
+    labels_C=labels_C,
+    temperature=scoring.temperature,
+    part=part,
+    hidden_CD=student_hidden_CD,
+    head_VD=student_head_VD,
   )
+  divergence_C, slope = divergence.of_rows(chunk)
+  if scoring.cross_entropy:
+    divergence_C, slope = _with_cross_entropy(
+      chunk, scoring.cross_entropy, divergence_C, slope
+    )
   slope_CD = None
   if want_slope:
     # Each part of the vocabulary gave the slope of its own ids. They are
@@ -315,11 +332,23 @@ def _chunk(
   stats = TokenStats(
     divergence=divergence_C,
     student_nll=q.nll(labels_C) if q else None,
-    teacher_nll=p.nll(labels_C),
+    teacher_nll=p.nll(labels_C) if p else None,
     student_entropy=q.entropy_C if q else None,
     student_onset_mass=q.mass_on(onset_ids_E) if q else None,
-    teacher_onset_mass=p.mass_on(onset_ids_E),
+    teacher_onset_mass=p.mass_on(onset_ids_E) if p else None,
     student_top16_mass=q.top_mass(TOP_MASS) if q and more else None,
-    teacher_top16_mass=p.top_mass(TOP_MASS) if more else None,
+    teacher_top16_mass=p.top_mass(TOP_MASS) if p and more else None,
   )
   return stats, slope_CD
+
+
+def _with_cross_entropy(chunk, weight, divergence_C, slope):
+  """Adds `weight` · −log π_S(label), T = 1, to a divergence and its slope."""
+
+  def both():
+    # Slopes are on logits / T: that of the other softmax is T times as steep.
+    steep = weight * chunk.temperature
+    nll_CD = chunk.pull_back(chunk.student.shares(chunk.student.logits_CV))
+    return slope() + steep * (nll_CD - chunk.label_rows())
+
+  return divergence_C + weight * chunk.student.nll(chunk.labels_C), both

@@ -1,10 +1,10 @@
 """Weights of tokens within their trajectory: a class each.
 
-Shape suffix: R response slots.
+Shape key: R response slots.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -84,3 +84,29 @@ class Tip(TokenWeights, name="tip"):
     )
     weight_R = jnp.where(mean_R > 0, score_R / jnp.maximum(mean_R, 1e-30), 1)
     return jnp.where(token_R, weight_R, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyGate(TokenWeights, name="entropy_gate"):
+  """Trains on the tokens where the student hesitates, and on no others.
+
+  A token counts where the student's entropy is at least `gate_entropy` nats.
+  The loss of a trajectory is the mean over those that count; one without any
+  adds nothing.
+  """
+
+  gate_entropy: float
+
+  def of_tokens(self, stats: TokenStats, slots: LossSlots) -> jax.Array:
+    """Returns the weights; reads `student_entropy`."""
+    token_R = slots.weight > 0
+    segment_R = segments(slots)
+    entropy_R: Any = lax.stop_gradient(stats.student_entropy)
+    counts_R = (token_R & (entropy_R >= self.gate_entropy)).astype(jnp.float32)
+
+    def along(x_R):
+      sums = jax.ops.segment_sum(x_R, segment_R, len(segment_R))
+      return sums[segment_R]
+
+    length_R = along(token_R.astype(jnp.float32))
+    return counts_R * length_R / jnp.maximum(along(counts_R), 1)

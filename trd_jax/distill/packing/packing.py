@@ -85,7 +85,7 @@ class Slots(NamedTuple):
       start.
     teacher_slot: int32 `[G, B, R]`, the same token in the group's buffer.
     label: int32 `[G, B, R]`, the response token.
-    weight: float32 `[G, B, R]`, `1 / (|y| * trajectories of the batch)`.
+    weight: float32 `[G, B, R]`, what the token counts in the loss, see `pack`.
     trajectory: int32 `[G, B, R]`, the trajectory's number in the batch.
     offset: int32 `[G, B, R]`, the token's number t in its response.
     correct: int32 `[G, B, R]`, stage-1 verdict: 1, 0 or UNJUDGED.
@@ -123,7 +123,9 @@ class MicroBatch(NamedTuple):
   buffer: Any = None
 
 
-def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
+def pack(
+  samples: Sequence[Sample], layout: Layout, mean: str = "trajectory"
+) -> list[MicroBatch]:
   """One optimizer batch in the layout's shapes, the same every time.
 
   Dearest first, each trajectory goes to the group with the fewest FLOPs so far
@@ -133,8 +135,10 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
   micro-batches. The weights of all slots together sum to 1.
 
   Args:
-    samples: the whole optimizer batch; its size is the B of the weights.
+    samples: the whole optimizer batch.
     layout: the run's shapes.
+    mean: 'trajectory' weighs a token by 1 / (|y| · trajectories of the batch);
+      'token' all alike, by 1 / tokens of the batch.
 
   Raises:
     ValueError: a sample is longer than the layout's longest row, or has an
@@ -149,6 +153,12 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
     enumerate(samples),
     key=lambda item: (-_flops(item[1], layout.flops), item[0]),
   )
+  # A part's weights are of the whole batch: so parts add up, however it is cut.
+  tokens = sum(len(s.response) for s in samples)
+  weight_of = {
+    "trajectory": lambda length: 1 / (length * len(samples)),
+    "token": lambda length: 1 / tokens,
+  }[mean]
   for parts in range(1, len(samples) + 1):
     dealt = _deal(numbered, parts, layout)
     if all(
@@ -156,7 +166,7 @@ def pack(samples: Sequence[Sample], layout: Layout) -> list[MicroBatch]:
       for part in dealt
       for group in part
     ):
-      return [_micro_batch(part, layout, len(samples)) for part in dealt]
+      return [_micro_batch(part, layout, weight_of) for part in dealt]
   raise ValueError(
     f"a response exceeds the teacher buffer's {layout.buffer_slots} slots"
   )
@@ -170,7 +180,7 @@ def blank(layout: Layout) -> MicroBatch:
       _teacher_pack(rows, shape, layout.buffer_slots)
       for shape in layout.teacher
     ],
-    [_student_pack(rows, shape, 1) for shape in layout.student],
+    [_student_pack(rows, shape, float) for shape in layout.student],
   )
 
 
@@ -276,7 +286,7 @@ def _first_fit(group, shapes, length_of, packing):
   ]
 
 
-def _micro_batch(dealt, layout, batch_size):
+def _micro_batch(dealt, layout, weight_of):
   # Buffer slots are given out before either side is packed: they are all that
   # the two sides have to agree on.
   groups = []
@@ -301,7 +311,7 @@ def _micro_batch(dealt, layout, batch_size):
       for rows, shape in _cut(teacher, layout.teacher)
     ],
     student=[
-      _student_pack(rows, shape, batch_size)
+      _student_pack(rows, shape, weight_of)
       for rows, shape in _cut(student, layout.student)
     ],
   )
@@ -355,7 +365,7 @@ def _teacher_pack(rows, shape, buffer_slots) -> TeacherPack:
   return TeacherPack(Rows(*inputs), slot)
 
 
-def _student_pack(rows, shape, batch_size) -> StudentPack:
+def _student_pack(rows, shape, weight_of) -> StudentPack:
   groups = len(rows)
   inputs = _blank(groups, shape, shape.length, 3)
   index, teacher_slot, label, offsets = _blank(groups, shape, shape.slots, 4)
@@ -372,7 +382,7 @@ def _student_pack(rows, shape, batch_size) -> StudentPack:
     index[at] = start + len(sample.student_prompt) - 1 + t
     teacher_slot[at] = offset + t
     label[at] = sample.response
-    weight[at] = 1 / (length * batch_size)
+    weight[at] = weight_of(length)
     trajectory[at] = number
     offsets[at] = t
     correct[at] = UNJUDGED if sample.correct is None else sample.correct
