@@ -158,7 +158,7 @@ def test_no_variant_scores_in_another_mode_than_it_wrote(variant, tmp_path):
     data = training_set.build(e, run_dir, *map(chat_of, paths))
     rows = run_dir.read(e.trajectory_stage, Trajectory)
     assert [s.key for s in data.samples] == [row.key for row in rows]
-    writer = paths[e.refines]
+    writer = paths[e.trains_on == "y_r"]
     for row, sample in zip(rows, data.samples, strict=True):
       mode = mode_of(row.prompt_ids, writer)
       assert row.thinking == (mode == "on")

@@ -38,14 +38,15 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     summaries,
   )
 
-  if experiment.trajectory_stage != STAGE:
+  if experiment.teacher_writes is None:
     raise UserError(
       f"method={experiment.method} trains along {experiment.trains_on}, which"
       " no refine stage writes; set trajectory=y_r, or go on with trd_jax.train"
     )
   if not sampling_stage.begins(experiment, run_dir, STAGE):
     return
-  if experiment.refines and run_dir.done("rollout") is None:
+  rewrites = experiment.teacher_writes == "y_r"
+  if rewrites and run_dir.done("rollout") is None:
     raise UserError(
       f"{run_dir.root}: the rollout stage has not finished here; run"
       " trd_jax.rollout with the same --config and --workdir first"
@@ -54,14 +55,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. Drafts, problems and the model that writes.
   problems = store.load(experiment, run_dir)
-  drafts = run_dir.read("rollout", Trajectory) if experiment.refines else []
+  drafts = run_dir.read("rollout", Trajectory) if rewrites else []
   model = chat_model.open_model(experiment.teacher_model, run_dir)
   stage = sampling_stage.SamplingStage(
     experiment, run_dir, STAGE, model, section, section.thinking
   )
 
   # 2. Prompts, within their budget, and what they amount to.
-  if experiment.refines:
+  if rewrites:
     by_id = {p.problem_id: p for p in problems}
     prompts, rejected = sampling_stage.sort_out(
       _refinements(stage, by_id, drafts)
@@ -81,7 +82,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 4. What came out, and how it compares with the drafts.
   summary = stage.summarize(prompts, rejected)
-  if experiment.refines:
+  if rewrites:
     summary["trimmed"] = report.trimmed
     summary["shown_whole"] = report.all_thoughts
     refined = run_dir.read(STAGE, Trajectory)

@@ -152,6 +152,7 @@ def test_fine_tuning_has_no_teacher_whose_context_could_be_too_long(
     ("succ", [0, 2]),
     ("fail", [1, 3, 5]),
     ("fail_to_succ", [3]),
+    ("refined_succ", [0, 2, 3, 4]),
   ],
 )
 def test_subsets_go_by_the_verdicts(tmp_path, chat, method, subset, chosen):
@@ -196,6 +197,21 @@ def test_nothing_is_cut_and_all_that_falls_out_is_counted(tmp_path, chat):
   assert [(r.problem_id, r.reason) for r in data.rejected] == [
     (f"p{n}", reason) for n, reason in enumerate(data.dropped)
   ]
+
+
+def test_what_speaks_of_a_draft_can_be_left_out(tmp_path, chat):
+  told = {2: {"text": "The draft above is wrong.\n\\boxed{9}"}}
+  data = build(tmp_path / "kept", chat, refine=told)
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  drop = {"train": {"leaks": "drop"}}
+  data = build(tmp_path / "dropped", chat, refine=told, **drop)
+  assert keys(data) == [f"refine-{n}" for n in (0, 1, 3, 4, 5)]
+  assert data.dropped == {"speaks of a draft or a reference": 1}
+  # A student's rollout has seen neither: it can't speak of them.
+  data = build(
+    tmp_path / "rollout", chat, rollout=told, method="forward_kl", **drop
+  )
+  assert not data.dropped
 
 
 def test_a_truncated_trajectory_can_be_kept_as_it_is(tmp_path, chat):

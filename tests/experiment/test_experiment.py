@@ -165,7 +165,7 @@ def test_the_clip_is_the_methods_own_unless_asked(method, regime, asked, clip):
 def test_a_method_has_the_stages_that_its_trajectory_needs(method):
   chosen = from_config({"method": method})
   refines = method in ("trd", "sft")
-  assert chosen.refines == refines
+  assert chosen.teacher_writes == ("y_r" if refines else None)
   assert chosen.trains_on == ("y_r" if refines else "y_o")
   assert chosen.trajectory_stage == ("refine" if refines else "rollout")
   assert ("refine" in chosen.stages) == refines

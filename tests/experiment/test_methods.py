@@ -211,6 +211,12 @@ def test_stages_are_those_that_the_trajectory_needs():
   assert stages(trajectory="teacher") == ("refine", "train", "merge")
   subset = {"train": {"subset": "fail"}}
   assert stages(trajectory="y_star", **subset) == ("rollout", "train", "merge")
+  # By the verdict of y_r: it is written, whatever is trained on.
+  every = ("rollout", "refine", "train", "merge")
+  for name in ("fail_to_succ", "refined_succ"):
+    subset = {"train": {"subset": name}}
+    assert stages(method="reverse_kl", **subset) == every
+  assert stages(trajectory="teacher", **subset) == ("refine", "train", "merge")
 
 
 def test_methods_name_what_there_is():

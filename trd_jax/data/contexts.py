@@ -242,7 +242,7 @@ def outlook(
   stages = {}
   if student is not None:
     stages["rollout"] = student.thinks(experiment.student.thinking)
-  if teacher is not None and experiment.trajectory_stage == "refine":
+  if teacher is not None and experiment.teacher_writes is not None:
     stages["refine"] = teacher.thinks(experiment.refine.thinking)
   if student is not None:
     stages["evaluate"] = student.thinks(experiment.evaluation_thinking)

@@ -17,12 +17,14 @@ from trd_jax.data.contexts import (
   student_context,
   teacher_context,
 )
+from trd_jax.data.leakage import mentions_reference
 from trd_jax.data.problems import store
 from trd_jax.data.prompts import reference
 from trd_jax.distill import processes
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.experiment import BY_Y_R, Experiment
+from trd_jax.experiment.methods import TRAJECTORIES
 from trd_jax.experiment.records import (
   Problem,
   Rejected,
@@ -123,7 +125,8 @@ def build(
   from, id for id. Both are in the thinking mode in which the trajectory was
   written (`contexts`). Trajectories fall out, and are
   counted, that `train.subset` leaves out, that are empty, that a budget ended
-  (`train.truncated`), whose problem has no reference where the teacher needs
+  (`train.truncated`), that speak of what the student can't see
+  (`train.leaks`), whose problem has no reference where the teacher needs
   one, or that exceed `train.max_student_tokens` or `train.max_teacher_tokens`
   with their prompt: none is ever cut.
 
@@ -142,7 +145,7 @@ def build(
   needs = {stage} - {None}
   if experiment.needs_rollouts:
     needs.add("rollout")
-  if experiment.train.subset == "fail_to_succ":
+  if experiment.train.subset in BY_Y_R:
     needs.add("refine")
   for name in sorted(filter(None, needs)):
     if run_dir.done(name) is None:
@@ -156,7 +159,7 @@ def build(
     for name in ("rollout", "refine")
   )
   if stage is None:
-    candidates = _references(problems.values(), rollouts, student)
+    candidates = _references(problems.values(), rollouts, refined, student)
   else:
     candidates = _pairs(experiment, rollouts, refined)
   # Where the trajectories are, for messages.
@@ -234,6 +237,7 @@ class _Response:
     finish_reason: 'stop', or why it ended otherwise.
     truncated: whether a budget ended it.
     thinking: whether it was written with thinking on.
+    text: the same as text.
   """
 
   key: str
@@ -243,6 +247,7 @@ class _Response:
   finish_reason: str
   truncated: bool
   thinking: bool | None
+  text: str
 
   @classmethod
   def of(cls, row: Trajectory) -> "_Response":
@@ -261,7 +266,7 @@ def _pairs(
   refined: list[Trajectory],
 ) -> Iterator[_Candidate]:
   """Yields the trajectories of a stage, each with its y_o."""
-  if experiment.refines:
+  if experiment.trains_on == "y_r":
     by_key = {t.key: t for t in rollouts}
     for row in refined:
       draft = by_key.get(row.draft_key or "")
@@ -275,7 +280,7 @@ def _pairs(
   elif experiment.trains_on == "teacher":
     by_problem = _first_of_each(rollouts)
     for row in refined:
-      yield _Response.of(row), by_problem.get(row.problem_id), None
+      yield _Response.of(row), by_problem.get(row.problem_id), row.correct
   else:
     verdict = {t.draft_key: t.correct for t in refined}
     for row in rollouts:
@@ -288,7 +293,10 @@ def _first_of_each(rollouts: list[Trajectory]) -> dict[str, Trajectory]:
 
 
 def _references(
-  problems: Iterable[Problem], rollouts: list[Trajectory], student: Chat
+  problems: Iterable[Problem],
+  rollouts: list[Trajectory],
+  refined: list[Trajectory],
+  student: Chat,
 ) -> Iterator[_Candidate]:
   """Yields the reference of each problem as a trajectory; none where none is.
 
@@ -296,6 +304,7 @@ def _references(
   tokens: the student's, with the end of its turn.
   """
   by_problem = _first_of_each(rollouts)
+  verdict = {t.draft_key: t.correct for t in refined}
   for problem in problems:
     text = reference(problem)
     if text is None:
@@ -310,8 +319,11 @@ def _references(
       finish_reason="stop",
       truncated=False,
       thinking=False,
+      text=text or "",
     )
-    yield response, by_problem.get(problem.problem_id), None
+    rollout = by_problem.get(problem.problem_id)
+    repaired = verdict.get(rollout.key) if rollout is not None else None
+    yield response, rollout, repaired
 
 
 def _left_out(
@@ -328,6 +340,7 @@ def _left_out(
     "fail": verdict is False,
     "succ": verdict is True,
     "fail_to_succ": verdict is False and repaired is True,
+    "refined_succ": repaired is True,
   }
   if not inside[subset]:
     return f"outside train.subset={subset}"
@@ -336,6 +349,12 @@ def _left_out(
     return "empty"
   if trajectory.truncated and experiment.train.truncated == "drop":
     return "truncated"
+  if (
+    experiment.train.leaks == "drop"
+    and TRAJECTORIES[experiment.trains_on].writer == "teacher"
+    and mentions_reference(trajectory.text) is not None
+  ):
+    return "speaks of a draft or a reference"
   return None
 
 

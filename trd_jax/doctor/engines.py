@@ -148,7 +148,7 @@ def by_adapter(experiment: Experiment) -> bool:
 
 def by_recording(experiment: Experiment) -> bool:
   """Returns whether an experiment records the teacher's likeliest tokens."""
-  writes = experiment.trajectory_stage == "refine"
+  writes = experiment.teacher_writes is not None
   return writes and experiment.refine.teacher_top_k > 0
 
 

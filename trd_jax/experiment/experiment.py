@@ -141,11 +141,6 @@ class Experiment:
     )
 
   @property
-  def refines(self) -> bool:
-    """Whether the teacher rewrites the student's rollouts."""
-    return self.trains_on == "y_r"
-
-  @property
   def trains_on(self) -> str:
     """Returns the kind of trajectory, of `methods.TRAJECTORIES`."""
     return self.coordinates.trajectory
@@ -161,22 +156,35 @@ class Experiment:
     return TRAJECTORIES[self.trains_on].stage
 
   @property
+  def teacher_writes(self) -> str | None:
+    """Returns what the refine stage makes: y_r, teacher, or None: nothing.
+
+    A subset that goes by the verdict of y_r needs it, too.
+    """
+    if self.trains_on in ("y_r", "teacher"):
+      return self.trains_on
+    return "y_r" if self.train.subset in BY_Y_R else None
+
+  @property
   def needs_rollouts(self) -> bool:
     """Whether the student's own answers are read at all."""
-    return self.trains_on in ("y_o", "y_r") or self.train.subset != "all"
+    by_rollout = self.train.subset in ("fail", "succ", "fail_to_succ")
+    rewritten = self.teacher_writes == "y_r"
+    return self.trains_on == "y_o" or rewritten or by_rollout
 
   @property
   def reads_own_teacher(self) -> bool:
-    """Whether training looks at a teacher that isn't the student's base."""
-    by_teacher = TRAJECTORIES[self.trains_on].writer == "teacher"
-    reads = by_teacher or self.context_of_teacher is not None
-    return self.regime == "opd" and reads
+    """Whether a teacher that isn't the student's base writes or is read."""
+    writes = self.teacher_writes is not None
+    return self.regime == "opd" and (
+      writes or self.context_of_teacher is not None
+    )
 
   @property
   def stages(self) -> tuple[str, ...]:
     """Returns the stages that make the trained student, in order."""
     rollout = ("rollout",) if self.needs_rollouts else ()
-    refine = ("refine",) if self.trajectory_stage == "refine" else ()
+    refine = ("refine",) if self.teacher_writes is not None else ()
     return (*rollout, *refine, "train", "merge")
 
   @property
@@ -198,6 +206,9 @@ class Experiment:
       return self.student.thinking
     return self.evaluate.thinking
 
+
+# Subsets that go by the verdict of what the refine stage wrote.
+BY_Y_R = ("fail_to_succ", "refined_succ")
 
 _COORDINATE_KEYS = (
   "regime",
@@ -383,7 +394,7 @@ def _loss_contradictions(e: Experiment) -> Iterator[str]:
     if problem := term.contradiction(**term.read(e.loss)):
       yield problem
   named = _named(e, "divergence")
-  if chosen.teacher_context == "refine" and not e.refines:
+  if chosen.teacher_context == "refine" and chosen.trajectory != "y_r":
     yield (
       f"teacher_context=refine is the prompt that y_r was written after, and"
       f" {_named(e, 'trajectory')} has none: set trajectory=y_r, or"

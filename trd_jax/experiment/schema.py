@@ -322,8 +322,15 @@ class Train:
   )
   subset: str = key(
     "all",
-    "trajectories to train on, by verdict",
-    one_of("all", "fail", "succ", "fail_to_succ"),
+    "trajectories to train on: by the rollout's verdict, by the refined"
+    " trajectory's (refined_succ), or by both (fail_to_succ)",
+    one_of("all", "fail", "succ", "fail_to_succ", "refined_succ"),
+  )
+  leaks: str = key(
+    "keep",
+    "what the teacher wrote and speaks of a draft or a reference, which the"
+    " student can't see",
+    one_of("keep", "drop"),
   )
   remat: str = key(
     "full",

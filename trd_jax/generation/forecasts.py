@@ -118,7 +118,7 @@ def of_rollouts(
   shown = (
     context == "x_reference"
     or experiment.trains_on == "y_star"
-    or (experiment.refines and experiment.regime == "opsd")
+    or (experiment.teacher_writes == "y_r" and experiment.regime == "opsd")
   )
   usable = [p for p in problems if not shown or reference(p) is not None]
   modes = planned_modes(experiment, student, teacher)
@@ -154,7 +154,7 @@ def of_rollouts(
       "training forecast",
     )
     scored = {p.problem_id: length for p, length in counted}
-  if experiment.refines:
+  if experiment.teacher_writes == "y_r":
     draft = experiment.rollout.max_response_tokens
     budget = refine.max_prompt_tokens
     digit = len(teacher.encode(_DIGIT))

@@ -92,11 +92,12 @@ def _of_a_round(
   samples = None if problems is None else problems * e.rollout.samples
   if e.needs_rollouts:
     yield "rollout", _rows(samples, e.rollout), "y_o"
-  if e.trajectory_stage == "refine":
+  if e.teacher_writes is not None:
     k = e.refine.teacher_top_k
-    what = e.trains_on if e.refines else "the teacher's answers"
+    own = e.teacher_writes == "teacher"
+    what = "the teacher's answers" if own else "y_r"
     what += f", the teacher's {k} likeliest at each token" if k else ""
-    if not e.refines:
+    if own:
       samples = problems
     yield "refine", _rows(samples, e.refine, k), what
   if e.train.teacher == "hidden_cache":
@@ -165,7 +166,7 @@ def describe(
     lines += [f"  {name}", f"    {mark}"]
   lines += ["", "budgets, in tokens:"]
   sections: list[tuple[str, Generation]] = [("evaluate", e.evaluate)]
-  if e.trajectory_stage == "refine":
+  if e.teacher_writes is not None:
     sections.insert(0, ("refine", e.refine))
   if e.needs_rollouts:
     sections.insert(0, ("rollout", e.rollout))

@@ -120,7 +120,7 @@ def compare(
     UserError: ids differ, or a template hasn't the mode that a key asks for.
   """
   e = experiment
-  writes = e.trajectory_stage == "refine"
+  writes = e.teacher_writes is not None
   teaches = e.refine.thinking if writes else e.teacher_model.thinking
   for opened, mode in ((student, e.student.thinking), (teacher, teaches)):
     if opened.chat is not None:
@@ -148,7 +148,7 @@ def budgets(
     ("rollout", e.rollout, student),
     ("evaluate", e.evaluate, student),
   ]
-  if e.trajectory_stage == "refine":
+  if e.teacher_writes is not None:
     generating.insert(1, ("refine", e.refine, teacher))
   # Notes and no refusals: what is too long is cut or set aside row by row, and
   # most rows may be short.
