@@ -1,6 +1,8 @@
 """The stage from workdir to checkpoint, on random models and hand-made rows."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.numpy
 
 from tests.support import training_runs
 from trd_jax import train
@@ -258,15 +261,59 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
   tmp_path, student
 ):
   run_dir = training_runs.workdir(tmp_path / "run", Chat.load(student))
-  wide = training_runs.model_folder(tmp_path / "wide", vocab_size=400)
-  run = experiment(student, regime="opd", teacher={"path": str(wide)})
-  with pytest.raises(UserError, match=r"head of 400 rows .* one of 384"):
-    train.run(run, run_dir, None)
   foreign = training_runs.model_folder(tmp_path / "foreign", merges=40)
   run = experiment(student, regime="opd", teacher={"path": str(foreign)})
   with pytest.raises(UserError, match="gives other ids"):
     train.run(run, run_dir, None)
   assert not run_dir.stage("train").exists()
+
+
+@pytest.mark.parametrize("source", ["recompute", "hidden_cache"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("longer", ["student", "teacher"])
+def test_heads_of_other_lengths_are_scored_over_the_ids_of_both(
+  tmp_path, capsys, longer, tied, source
+):
+  """As if the longer head's further rows were not there, bit for bit."""
+  long = training_runs.model_folder(
+    tmp_path / "long", vocab_size=416, tie_embeddings=tied
+  )
+  cut = tmp_path / "cut"
+  shutil.copytree(long, cut)
+  (file,) = cut.glob("*.safetensors")
+  tensors = {
+    name: x[:384] if len(x) == 416 else x
+    for name, x in safetensors.numpy.load_file(file).items()
+  }
+  safetensors.numpy.save_file(tensors, file)
+  config = json.loads((cut / "config.json").read_text())
+  (cut / "config.json").write_text(json.dumps(config | {"vocab_size": 384}))
+  other = training_runs.model_folder(tmp_path / "other", seed=1)
+  chat = Chat.load(other)
+
+  def trained(name, odd):
+    sides = {"student": odd, "teacher": other}
+    if longer == "teacher":
+      sides = {"student": other, "teacher": odd}
+    run_dir = training_runs.workdir(tmp_path / name, chat)
+    run = experiment(
+      sides["student"],
+      regime="opd",
+      method="reverse_kl",
+      teacher={"path": str(sides["teacher"])},
+      train={"max_steps": 2, "teacher": source},
+    )
+    train.run(run, run_dir, None)
+    return rows(run_dir), saved(run_dir)[1], capsys.readouterr().out
+
+  found, state, told = trained("unequal", long)
+  wanted, other_state, quiet = trained("equal", cut)
+  assert "both are scored over the 384 ids that both have" in told
+  assert "both are scored" not in quiet
+  assert found == wanted
+  assert found[0]["D"] > 0
+  for name, x in state.items():
+    np.testing.assert_array_equal(x, other_state[name], err_msg=name)
 
 
 def test_a_writer_that_refuses_the_run_is_told_before_models_are_loaded(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -175,7 +176,6 @@ def too_few_rows(folder):
     (half_a_file, "can't be read"),
     (other_architecture, "architecture MixtralForCausalLM is not supported"),
     (other_ids, "its tokenizer gives other ids"),
-    (other_rows, "choose a teacher with the student's vocabulary"),
     (too_few_rows, "has a head of 100 rows"),
   ],
 )
@@ -186,6 +186,14 @@ def test_a_teacher_that_is_no_teacher_is_reported(
   one = wrong(tmp_path, **{"teacher.path": str(teacher)})
   assert one.startswith(("teacher: ", "teacher.path=", str(teacher)))
   assert says in one
+
+
+def test_heads_of_other_lengths_are_told_and_are_no_mistake(tmp_path, teacher):
+  other_rows(teacher)
+  found = look(tmp_path, **{"teacher.path": str(teacher)})
+  assert messages(found, "wrong") == []
+  (one,) = [m for m in messages(found, "ok") if "the same ids" in m]
+  assert re.search(r"are scored over the [\d,]+ ids that both have", one)
 
 
 @pytest.mark.parametrize(

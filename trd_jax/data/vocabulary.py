@@ -28,15 +28,15 @@ def check_head(
     )
 
 
-def check_same(
-  names: Sequence[str], chats: Sequence[Chat], rows: Sequence[int]
-) -> None:
-  """Sees that student and teacher give every id one token and one row.
+def check_same(names: Sequence[str], chats: Sequence[Chat]) -> None:
+  """Checks that student and teacher give every id the same token.
+
+  Their heads may have other numbers of rows, as those of one family do: what
+  is above the tokenizer's ids is padding (see `shared_rows`).
 
   Args:
     names: the student and the teacher, as the config says them.
     chats: their tokenizers.
-    rows: of their heads.
 
   Raises:
     UserError: they don't, and no divergence can be taken id by id.
@@ -48,9 +48,19 @@ def check_same(
       f" student.path={student}'s, and a full-vocabulary divergence"
       " compares id by id; choose a teacher of the same family"
     )
-  if rows[0] != rows[1]:
-    raise UserError(
-      f"teacher.path={teacher} has a head of {rows[1]} rows and"
-      f" student.path={student} one of {rows[0]}; choose a teacher with"
-      " the student's vocabulary"
-    )
+
+
+def shared_rows(rows: Sequence[int]) -> tuple[int, str | None]:
+  """Returns the ids that two heads both have, and a line where they differ.
+
+  Args:
+    rows: of the student's head and of the teacher's.
+  """
+  student, teacher = rows
+  shared = min(rows)
+  if student == teacher:
+    return shared, None
+  return shared, (
+    f"the student's head has {student:,} rows and the teacher's {teacher:,}:"
+    f" both are scored over the {shared:,} ids that both have"
+  )

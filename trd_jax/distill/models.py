@@ -6,10 +6,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from trd_jax.data import vocabulary
 from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.step import Tree
 from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment.experiment import Experiment
+from trd_jax.model import sharding
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
@@ -81,9 +83,46 @@ def load(
   read = hf.load if weights == "model" else hf.load_head
   other = read(teacher.folder, dtype=teacher.dtype, mesh=mesh)
   teacher_graph, teacher_base = nnx.split(other)
+  teacher_base = nnx.to_pure_dict(teacher_base)
+  rows, _ = vocabulary.shared_rows([c.vocab_size for c in pair.configs])
   return Models(
-    graph, lora, base, teacher_graph, nnx.to_pure_dict(teacher_base)
+    graph,
+    lora,
+    with_head_rows(base, rows, mesh),
+    teacher_graph,
+    with_head_rows(teacher_base, rows, mesh),
   )
+
+
+def with_head_rows(base: Tree, rows: int, mesh: Mesh) -> Tree:
+  """Returns a model's weights with only the head's first rows.
+
+  What is above the ids of the tokenizer is padding, of which families have
+  more or less: a softmax over what both heads have is the one that both give.
+  Where the head is the embedding, that loses the same rows, which no text has.
+
+  Args:
+    base: of a `Qwen3` or of a `Head` alone.
+    rows: how many stay, no more than there are.
+    mesh: where the head is placed.
+  """
+  if "weight" in base:
+    path = ("weight",)
+  elif "head" in base:
+    path = ("head", "weight")
+  else:
+    path = ("embed", "embedding")
+  flat = nnx.traversals.flatten_mapping(base)
+  head_VD = flat[path]
+  if len(head_VD) == rows:
+    return base
+  spec = sharding.partition((rows, head_VD.shape[1]), ("vocab", "embed"), mesh)
+  first_rows = jax.jit(
+    lambda x_VD: x_VD[:rows],
+    out_shardings=jax.sharding.NamedSharding(mesh, spec),
+  )
+  flat[path] = first_rows(head_VD)
+  return nnx.traversals.unflatten_mapping(flat)
 
 
 def base_graph(

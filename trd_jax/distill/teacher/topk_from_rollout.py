@@ -119,7 +119,8 @@ def _read(run: TeacherRun, again: str) -> dict[str, Recorded]:
   where = run.run_dir.stage("refine")
   samples = {sample.key: sample for batch in run.batches for sample in batch}
   columns = ["key", "model_revision", "teacher_top_ids", "teacher_top_logprobs"]
-  head_rows = run.pair.configs[1].vocab_size
+  # An id that the student's head lacks can't be compared with anything.
+  head_rows = min(config.vocab_size for config in run.pair.configs)
   table = run.run_dir.table("refine", Trajectory, columns)
   by_key: dict[str, Recorded] = {}
   # Scalars of arrow rather than lists of Python: there may be 10^9 numbers.
