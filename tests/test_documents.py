@@ -272,6 +272,12 @@ def test_runs_of_the_demo_pass_a_dry_run(flags, tmp_path):
   # What generates with vLLM may not be installed here.
   words = [w for w in words if "python.generation" not in w]
   words = [w for w in words if w != "--config.engine.name=vllm"]
+  # A run to take over from: one that has made nothing yet.
+  donor = tmp_path / "donor"
+  donor.mkdir()
+  default = experiment.from_config({})
+  (donor / "config.json").write_text(experiment.to_json(default))
+  words = [f"--from={donor}" if w.startswith("--from=") else w for w in words]
   told = subprocess.run(
     [
       *(sys.executable, "-m", "trd_jax.pipeline", *words),

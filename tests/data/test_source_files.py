@@ -14,7 +14,9 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
 
-NO_FLAGS = types.SimpleNamespace(dry_run=False, config_argv=[])
+NO_FLAGS = types.SimpleNamespace(
+  dry_run=False, config_argv=[], **{"from": None}
+)
 
 
 def rows(*names):
@@ -188,7 +190,9 @@ def test_rows_without_a_domain_may_be_meant_for_the_laboratory(tmp_path):
 
 def test_a_dry_run_looks_whether_the_files_are_there(read, tmp_path):
   made, run_dir, file = read
-  dry = types.SimpleNamespace(dry_run=True, config_argv=["--config=demo.py"])
+  dry = types.SimpleNamespace(
+    dry_run=True, config_argv=["--config=demo.py"], **{"from": None}
+  )
   before = file.read_text()
   file.write_text(rows("z"))
   with pytest.raises(UserError, match=r"mine\.jsonl has changed since"):

@@ -193,3 +193,26 @@ def test_sixteen_real_problems_go_through_every_stage(tmp_path):
     "hmmt25",
     "beyondaime",
   }
+
+
+def test_another_run_takes_over_what_its_keys_leave_as_it_is(
+  finished, tmp_path
+):
+  """As a user asks for it: another rate, on the rollouts that are there."""
+  first, second = finished[0].root, tmp_path / "second"
+  asked = *SMALL, "--config.train.learning_rate=1e-3", f"--from={first}"
+  dry = run(second, *asked, "--dry_run")
+  assert f"refine: taken over from {first}" in dry.stdout
+  assert not second.exists()
+  process = run(second, *asked)
+  assert process.returncode == 0, process.stderr[-3000:]
+  said = process.stdout
+  for stage in ("evaluate/base", "rollout", "refine"):
+    assert f"{stage}: taken over from {first}" in said
+  assert "train: not taken over" in said
+  assert "train.learning_rate is " in said
+  summaries = [
+    json.loads((one / "summary.json").read_text()) for one in (first, second)
+  ]
+  assert summaries[0]["stages"]["refine"] == summaries[1]["stages"]["refine"]
+  assert summaries[0]["stages"]["train"] != summaries[1]["stages"]["train"]

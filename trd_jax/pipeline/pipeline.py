@@ -28,6 +28,13 @@ FLAGS = (
     " hours and disk, run nothing",
     looks_only=True,
   ),
+  cli.Flag(
+    "from",
+    None,
+    "another run's workdir: its finished stages are taken over where all keys"
+    " agree that they depend on",
+    is_path=True,
+  ),
 )
 
 
@@ -45,9 +52,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metric_log import timed
   from trd_jax.grading import scores
-  from trd_jax.pipeline import early_checks
+  from trd_jax.pipeline import early_checks, takeover
 
   steps = list(commands(experiment))
+  donor = getattr(flags, "from")  # no name that Python lets one write
   if flags.dry_run:
     from trd_jax.experiment import config_file, findings
     from trd_jax.pipeline import dry_run
@@ -55,6 +63,10 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     results = early_checks.look(experiment, run_dir)
     print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
     findings.refuse(results, "wrong")
+    if donor is not None:
+      for stage, obstacle in takeover.plan(experiment, run_dir, RunDir(donor)):
+        print(f"{stage}: {takeover.described(obstacle, donor)}")
+      print()
     planned = [
       (
         account,
@@ -77,7 +89,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # What a run can be refused for is seen before a stage spends anything.
+  if donor is not None:
+    list(takeover.plan(experiment, run_dir, RunDir(donor)))  # for its errors
   early_checks.enter(experiment, run_dir)
+  if donor is not None and not experiment.preflight_only:
+    takeover.take_over(experiment, run_dir, donor)
   sides = ("evaluate/base", "evaluate/trained")
   questions = None
   if unfinished := [one for one in sides if run_dir.done(one) is None]:

@@ -1,0 +1,88 @@
+"""A run takes over from another what it would make in the same way."""
+
+import pytest
+
+from tests.support import chat_folders, training_runs
+from trd_jax.data.chat import Chat
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import from_config, to_json
+from trd_jax.experiment.records import Trajectory
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.pipeline import takeover
+
+
+@pytest.fixture(scope="module")
+def donor(tmp_path_factory):
+  """A run that has rolled out and refined."""
+  root = tmp_path_factory.mktemp("donor")
+  chat = Chat.load(chat_folders.write_folder(tmp_path_factory.mktemp("chat")))
+  run_dir = training_runs.workdir(root, chat)
+  run_dir.config.write_text(to_json(from_config({})))
+  return run_dir
+
+
+def taken(donor, here, **values):
+  """Takes over, and returns what was said of each stage."""
+  chosen = from_config(values)
+  return dict(takeover.plan(chosen, RunDir(here), donor))
+
+
+def test_what_training_alone_depends_on_leaves_all_before_it(donor, tmp_path):
+  found = taken(donor, tmp_path, train={"learning_rate": 1e-3})
+  assert found.pop("problems") is found.pop("rollout") is None
+  assert found.pop("refine") is None
+  assert found == {
+    "train": "not finished there",
+    "evaluate/base": "not finished there",
+  }
+
+
+def test_the_keys_in_the_way_are_named_with_both_values(donor, tmp_path):
+  found = taken(donor, tmp_path, rollout={"temperature": 0.7})
+  assert found["problems"] is None
+  said = "rollout.temperature is 0.6 there and 0.7 here"
+  # What is made of the rollouts is another one, too.
+  assert found["rollout"] == found["refine"] == said
+  found = taken(donor, tmp_path, refine={"temperature": 0.7})
+  assert found["rollout"] is None
+  assert found["refine"] == "refine.temperature is 0.6 there and 0.7 here"
+  found = taken(donor, tmp_path, data={"arithmetic": {"num_problems": 7}})
+  assert "data.arithmetic.num_problems is " in found["problems"]
+  assert found["problems"] == found["rollout"] == found["refine"]
+
+
+def test_one_point_under_two_names_is_one(donor, tmp_path):
+  found = taken(donor, tmp_path, method="forward_kl", trajectory="y_r")
+  assert found["refine"] is None
+  # A stage that this run hasn't is no matter.
+  assert "refine" not in taken(donor, tmp_path, method="jsd")
+
+
+def test_taken_over_rows_are_the_donors(donor, tmp_path, capsys):
+  here = RunDir(tmp_path / "here")
+  chosen = from_config({"loss": {"temperature": 2.0}})
+  takeover.take_over(chosen, here, donor.root)
+  said = capsys.readouterr().out
+  for stage in ("rollout", "refine"):
+    assert here.read(stage, Trajectory) == donor.read(stage, Trajectory)
+    assert here.done(stage) == donor.done(stage)
+    assert f"{stage}: taken over from {donor.root}" in said
+  # Once more it is there already, and nothing is touched.
+  takeover.take_over(chosen, here, donor.root)
+  said = capsys.readouterr().out
+  assert f"rollout: not taken over from {donor.root}: done here" in said
+
+
+def test_what_is_begun_here_stays(donor, tmp_path):
+  here = RunDir(tmp_path)
+  folder = here.stage("rollout")
+  folder.mkdir()
+  (folder / "rows-0.parquet").write_text("")
+  assert taken(donor, tmp_path)["rollout"] == "begun here"
+
+
+def test_what_is_no_other_run_is_refused(donor, tmp_path):
+  with pytest.raises(UserError, match="is the workdir itself"):
+    taken(donor, donor.root)
+  with pytest.raises(UserError, match=r"it has no config\.json"):
+    taken(RunDir(tmp_path / "nowhere"), tmp_path)
