@@ -64,8 +64,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     model_pair,
     models,
     processes,
+    training_loop,
     training_set,
-    updates,
   )
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.distill.distiller import Distiller
@@ -103,7 +103,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 5. What may refuse the run is seen before models are loaded: where the
   #    numbers go, and what of the teacher is known beforehand.
   metrics_file = run_dir.metrics_file(STAGE)
-  outputs = updates.Outputs(
+  outputs = training_loop.Outputs(
     Checkpoints(run_dir.checkpoints, train.keep_checkpoints),
     metrics_file,
     open_sinks(metrics_file, **vars(experiment.metrics)) if writes else [],
@@ -123,14 +123,14 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 8. Where to begin: the newest checkpoint, or the start. The state alone
   #    holds the adapter from here on.
-  start, state = updates.begin(
+  start, state = training_loop.begin(
     distiller, loaded.lora, outputs.checkpoints, experiment.seed
   )
   del loaded
   distiller.compile(source.layout, state)
 
   # 9. Updates, each compiled beforehand.
-  done = updates.run(
+  done = training_loop.run(
     distiller,
     start,
     state,

@@ -17,7 +17,7 @@ from tests.support import engine_env, hub_server, processes, sandboxes
 from tests.support.places import ROOT
 from trd_jax.doctor import (
   checks,
-  demands,
+  config_checks,
   diagnosis,
   engine_checks,
   engines,
@@ -238,7 +238,7 @@ def test_a_config_that_this_machine_can_t_carry_out(
   ],
 )
 def test_a_mesh_that_does_not_fit(sizes, devices, processes, status, says):
-  found = demands.judge_mesh(Mesh(*sizes), devices, processes)
+  found = config_checks.judge_mesh(Mesh(*sizes), devices, processes)
   assert found.status == status
   assert says in found.message
 
@@ -725,7 +725,7 @@ def test_what_cuda_shows():
 )
 def test_how_many_gpus_the_engine_wants(gpus_here, changes, status):
   e = chosen("configs/opd.py", **changes)
-  assert demands.judge_engine_devices(e, gpus_here).status == status
+  assert config_checks.judge_engine_devices(e, gpus_here).status == status
 
 
 @pytest.mark.parametrize(
@@ -754,7 +754,7 @@ def test_how_many_gpus_the_engine_wants(gpus_here, changes, status):
 def test_weights_that_don_t_fit(sizes, each, devices, changes, status):
   e = chosen("configs/opd.py", **changes)
   sizes = {side: size and size * GIB for side, size in sizes.items()}
-  found = demands.judge_memory(e, sizes, each * GIB, devices, "a GPU")
+  found = config_checks.judge_memory(e, sizes, each * GIB, devices, "a GPU")
   assert found.status == status
 
 

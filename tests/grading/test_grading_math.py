@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.places import ROOT
 from trd_jax.data import final_answer
-from trd_jax.grading.math import judge
+from trd_jax.grading.math import grade_answer
 from trd_jax.grading.math import verifier as grading
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -48,7 +48,7 @@ def test_the_last_box_is_read_to_its_own_brace(content, command, before):
   # Cut anywhere inside, it is no answer, and the earlier box is none either.
   start = text.rfind("\\" + command) + len(command) + 2
   for end in range(start, len(text)):
-    assert judge.prepare(text[:end], "9").reason == "no_box"
+    assert grade_answer.prepare(text[:end], "9").reason == "no_box"
 
 
 @pytest.mark.parametrize(
@@ -159,9 +159,9 @@ def test_only_a_box_around_everything_is_taken_off(text, inside):
 @settings(max_examples=300, deadline=None)
 def test_no_text_breaks_the_grader(text, gold):
   for completion in (text, f"\\boxed{{{text}}}", f"The answer is ${text}$"):
-    found = judge.prepare(completion, gold)
+    found = grade_answer.prepare(completion, gold)
     assert (found.question is None) == (found.correct is not None)
-    judge.prepare("\\boxed{1}", text)
+    grade_answer.prepare("\\boxed{1}", text)
 
 
 # --- real data ---------------------------------------------------------------

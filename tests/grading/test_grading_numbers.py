@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trd_jax.grading.math import judge, latex, numbers
+from trd_jax.grading.math import grade_answer, latex, numbers
 
 _spelling = st.sampled_from(
   [
@@ -34,9 +34,9 @@ _spelling = st.sampled_from(
 @given(st.integers(-(10**12), 10**12), _spelling, st.integers(1, 1000))
 @settings(deadline=None)
 def test_integers_are_settled_here_and_exactly(value, spell, off):
-  right = judge.prepare(f"\\boxed{{{spell(value)}}}", str(value))
+  right = grade_answer.prepare(f"\\boxed{{{spell(value)}}}", str(value))
   assert (right.correct, right.reason) == (True, "match")
-  wrong = judge.prepare(f"\\boxed{{{spell(value + off)}}}", str(value))
+  wrong = grade_answer.prepare(f"\\boxed{{{spell(value + off)}}}", str(value))
   assert (wrong.correct, wrong.reason) == (False, "mismatch")
 
 

@@ -123,8 +123,8 @@ def test_a_relation_without_a_value_is_unparsed_and_costs_no_worker(
 
 def test_what_a_library_raises_is_no_end_of_the_worker():
   script = (
-    "from trd_jax.grading.math import judge, worker\n"
-    "judge.decide = lambda *_: 1 / 0\n"
+    "from trd_jax.grading.math import grade_answer, worker\n"
+    "grade_answer.decide = lambda *_: 1 / 0\n"
     "worker.main(5.0, 2 << 30)"
   )
   question = json.dumps({"gold": "x", "answer": "y"})

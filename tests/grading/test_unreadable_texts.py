@@ -29,7 +29,7 @@ from trd_jax.generation.samples import Prompt
 from trd_jax.grading import scores
 from trd_jax.grading.code import evalplus, extract_code
 from trd_jax.grading.code import programs as code
-from trd_jax.grading.math import formulas, judge, verifier
+from trd_jax.grading.math import formulas, grade_answer, verifier
 
 HALF = "\ud800"  # of a surrogate pair; JSON can spell it, UTF-8 can't
 ANSWERS = {
@@ -88,14 +88,14 @@ def test_a_mark_that_we_use_ourselves_is_no_sign_of_an_inequality():
   [ValueError("too many values"), RecursionError(), MemoryError(), KeyError(1)],
 )
 def test_what_a_grader_raises_is_one_verdict_and_is_counted(error, monkeypatch):
-  compare = judge.structure.compare
+  compare = grade_answer.compare_structure.compare
 
   def fails(gold, text, equal):
     if "unheard" in text:
       raise error
     return compare(gold, text, equal)
 
-  monkeypatch.setattr(judge.structure, "compare", fails)
+  monkeypatch.setattr(grade_answer.compare_structure, "compare", fails)
   answers = [
     answer("a", "\\boxed{2x}"),
     answer("b", "\\boxed{unheard}"),
@@ -294,13 +294,13 @@ def test_evalplus_judges_every_program():
 
 DEGENERATE = """
 from trd_jax.grading.code import extract_code
-from trd_jax.grading.math import formulas, judge
+from trd_jax.grading.math import formulas, grade_answer
 formula = formulas.Grader()
 for unit in (" ", "\\t", "\\n", "~", "`", "~~~", "\\\\text{a}"):
   for before, after in (("", ""), ("```", "`"), ("~~~", "`"), ("\\n```", "x`")):
     text = before + unit * (200_000 // len(unit)) + after
     extract_code.last_program(text)
-    judge.prepare(text, "2x")
+    grade_answer.prepare(text, "2x")
     formula.compare(0, "\\\\boxed{" + text + "}", "n", [{"n": 1}])
     assert len(list(formula.finished(wait=True))) == 1
 print("read")

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from trd_jax.doctor import (
-  demands,
+  config_checks,
   engine_checks,
   engines,
   gpus,
@@ -111,8 +111,8 @@ CHECKS: tuple[Check, ...] = (
   Check(
     "workdir",
     "the workdir is this config's and can be written",
-    demands.workdir,
-    demands.without_config,
+    config_checks.workdir,
+    config_checks.without_config,
     quick=True,
   ),
   Check(
@@ -133,32 +133,32 @@ CHECKS: tuple[Check, ...] = (
   Check(
     "gpu-count",
     "there are as many GPUs as the engine wants",
-    demands.engine_devices,
-    demands.without_config,
+    config_checks.engine_devices,
+    config_checks.without_config,
   ),
   Check(
     "mesh",
     "the mesh fits the devices",
-    demands.mesh,
-    demands.without_config,
+    config_checks.mesh,
+    config_checks.without_config,
   ),
   Check(
     "weights",
     "the models' weights fit the devices",
-    demands.memory,
-    demands.without_config,
+    config_checks.memory,
+    config_checks.without_config,
   ),
   Check(
     "config",
     "what the pipeline looks at first: models, data, interpreters, servers",
-    demands.config,
-    demands.without_config,
+    config_checks.config,
+    config_checks.without_config,
   ),
   Check(
     "hub",
     "the Hugging Face hub answers",
-    demands.hub,
-    demands.with_config,
+    config_checks.hub,
+    config_checks.with_config,
   ),
   Check(
     "sandbox",

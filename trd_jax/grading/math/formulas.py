@@ -18,7 +18,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.grading import grader_protocol
-from trd_jax.grading.math import judge, verifier
+from trd_jax.grading.math import grade_answer, verifier
 
 VERSION = f"formulas-1, {verifier.VERSION}"
 
@@ -146,7 +146,7 @@ def _pairs(
   if box is None or not (box.content or "").strip():
     return Verdict(False, "no_box", None)
   answer = (box.content or "").strip()
-  if len(answer) > judge.MAX_ANSWER:
+  if len(answer) > grade_answer.MAX_ANSWER:
     return Verdict(False, "unparsed", answer)
   mine, golden = right_side(answer), right_side(gold)
   return answer, [

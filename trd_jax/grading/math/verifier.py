@@ -8,7 +8,7 @@ close hold none. Integers, fractions, lists,
 tuples, intervals and words are compared right here; what takes algebra goes to
 worker processes (`pool`) that are ended at a time limit and only started when
 first needed. How values are compared stands in `numbers` (decimals, percent,
-units) and `structure` (lists, sets, intervals, equations).
+units) and `compare_structure` (lists, sets, intervals, equations).
 
 Reasons of a verdict:
   match, mismatch  the answer was read and compared.
@@ -38,7 +38,7 @@ from trd_jax.experiment.files import atomic_files, paths
 from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.grading import grader_protocol
-from trd_jax.grading.math import judge, pool
+from trd_jax.grading.math import grade_answer, pool
 
 VERSION = "math-4"
 TIMEOUT = 5.0
@@ -79,15 +79,15 @@ def _check(workers: int | None, timeout: float) -> None:
     raise UserError(f"grading: workers is {workers}; give at least 1")
 
 
-def _settled(prepared: judge.Prepared) -> Verdict:
+def _settled(prepared: grade_answer.Prepared) -> Verdict:
   """Returns the verdict on what took no algebra."""
   correct, reason, extracted, *_, detail = prepared
   return Verdict(correct, reason, extracted, detail)  # type: ignore[arg-type]
 
 
-def _verdict(prepared: judge.Prepared, answer: pool.Answer) -> Verdict:
+def _verdict(prepared: grade_answer.Prepared, answer: pool.Answer) -> Verdict:
   correct, reason = answer
-  # As `judge` has it of what needs no algebra: unboxed is right or no_box.
+  # As `grade_answer` does without algebra: unboxed, it is right or no_box.
   if correct is False and not prepared.boxed:
     reason = "no_box"
   return Verdict(correct, reason, prepared.extracted)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ class Grader(grader_protocol.Grader):
     _check(workers, timeout)
     self.workers = workers or max(1, min(4, os.cpu_count() or 1))
     self._timeout = timeout
-    self._waiting: dict[_Question, list[tuple[Any, judge.Prepared]]] = {}
+    self._waiting: dict[_Question, list[tuple[Any, grade_answer.Prepared]]] = {}
     self._ready: collections.deque[tuple[Any, Verdict]] = collections.deque()
 
   @classmethod
@@ -130,7 +130,7 @@ class Grader(grader_protocol.Grader):
 
   def compare(self, key: Any, completion: str, gold: str) -> None:
     """Takes a completion and its gold answer; see `submit`."""
-    prepared = judge.prepare(completion, gold)
+    prepared = grade_answer.prepare(completion, gold)
     question = prepared.question
     if question is None:
       self._ready.append((key, _settled(prepared)))
@@ -225,7 +225,7 @@ def verify_batch(
 
 def verify(completion: str, gold: str, timeout: float = TIMEOUT) -> Verdict:
   """Grades one completion; see `verify_batch`."""
-  found = judge.prepare(completion, gold)
+  found = grade_answer.prepare(completion, gold)
   if found.question is None:
     return _settled(found)
   return verify_batch([(completion, gold)], 1, timeout)[0]

@@ -33,9 +33,9 @@ def main(seconds: float, memory: int) -> None:
   os.dup2(2, 1)  # what a library prints is not an answer
   _limit_memory(memory)
   try:
-    from trd_jax.grading.math import judge, symbolic
+    from trd_jax.grading.math import compare_symbolic, grade_answer
 
-    symbolic.equal("\\frac{1}{2}x", "\\frac{x}{2}")  # builds the parser
+    compare_symbolic.equal("\\frac{1}{2}x", "\\frac{x}{2}")  # builds the parser
   except ImportError as error:
     replies.write(json.dumps({"error": str(error)}) + "\n")
     return
@@ -45,7 +45,9 @@ def main(seconds: float, memory: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, WALL * seconds + _GRACE)
     try:
-      correct, reason = judge.decide(question["gold"], question["answer"])
+      correct, reason = grade_answer.decide(
+        question["gold"], question["answer"]
+      )
     except MemoryError:
       return  # the parent sees the end of the pipe and starts another
     except Exception:  # of a library, at an answer that it isn't made for

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from trd_jax.data import final_answer
 from trd_jax.experiment.records import Verdict
-from trd_jax.grading.math import latex, numbers, shapes, structure
+from trd_jax.grading.math import compare_structure, latex, numbers, shapes
 
 MAX_ANSWER = 2_000  # characters of an answer that is looked at by structure
 MAX_NESTING = 50
@@ -129,7 +129,7 @@ def _settle(answer: str, gold: str) -> Prepared:
   if not clean_answer:
     return Prepared(False, "no_box", answer)
   try:
-    equal = structure.compare(clean_gold, clean_answer, numbers.equal)
+    equal = compare_structure.compare(clean_gold, clean_answer, numbers.equal)
   except RecursionError:
     return Prepared(False, "unparsed", answer)
   if equal is None:
@@ -145,10 +145,10 @@ def decide(gold: str, answer: str) -> tuple[bool, str]:
     answer: cleaned.
   """
   # Imported late: sympy takes most of a second, and only workers need it.
-  from trd_jax.grading.math import symbolic, values
+  from trd_jax.grading.math import compare_symbolic, values
 
   try:
-    equal = structure.compare(gold, answer, symbolic.equal)
+    equal = compare_structure.compare(gold, answer, compare_symbolic.equal)
   except (values.TooLarge, RecursionError):
     equal = None
   if equal is None:

@@ -15,7 +15,7 @@ import mpmath
 import sympy
 
 from trd_jax.grading.math import numbers, shapes, units, values
-from trd_jax.grading.math.structure import Maybe
+from trd_jax.grading.math.compare_structure import Maybe
 
 # What trees raise that have no value, or parts that no value has.
 _NO_VALUE = (values.Unsupported, TypeError, ValueError, AttributeError)
