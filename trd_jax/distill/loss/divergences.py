@@ -57,7 +57,7 @@ class Chunk(NamedTuple):
 
   @property
   def sides(self) -> tuple[LogitRows, LogitRows]:
-    """The student and the teacher."""
+    """Returns the student's and the teacher's rows of logits."""
     assert self.student is not None
     return self.student, self.teacher
 
@@ -113,12 +113,12 @@ class Divergence:
 
   @property
   def reads_student(self) -> bool:
-    """Whether it reads the student's logits of whole rows."""
+    """Returns whether it reads the student's logits of whole rows."""
     return True
 
   @property
   def may_be_negative(self) -> bool:
-    """Whether a token's value may be: nothing clips or weighs it then."""
+    """Returns whether values may be < 0: nothing clips or weighs them."""
     return self.declared.signed
 
   def __post_init__(self):
@@ -153,7 +153,7 @@ class _Kl(Divergence):
 
   @property
   def may_be_negative(self) -> bool:
-    """Whether a token's value may be: where terms are clipped."""
+    """Returns whether values may be < 0: where terms are clipped."""
     return self.clip_entries > 0
 
   def _clipped(
@@ -262,7 +262,7 @@ class TopKReverseKl(Divergence, name="reverse_kl_topk"):
 
   @property
   def reads_student(self) -> bool:
-    """Whether it reads the student's logits of whole rows."""
+    """Returns whether it reads the student's logits of whole rows."""
     return self.top_k_tail == "bucket"
 
   def of_rows(self, chunk: Chunk) -> tuple[jax.Array, Slope]:

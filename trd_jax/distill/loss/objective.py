@@ -61,7 +61,7 @@ class Objective:
 
   @property
   def reads_teacher(self) -> bool:
-    """Whether the loss needs the teacher's distributions."""
+    """Returns whether the loss needs the teacher's distributions."""
     return self.scoring.divergence.declared.reads_teacher
 
   @classmethod

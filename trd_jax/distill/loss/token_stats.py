@@ -71,7 +71,7 @@ class Scoring:
 
   @property
   def reads_student(self) -> bool:
-    """Whether the loss reads the student's logits of whole rows."""
+    """Returns whether the loss reads the student's logits of whole rows."""
     return self.divergence.reads_student or self.cross_entropy > 0
 
   def chunk(self, width: int, vocab: int, dtype: jnp.dtype) -> int:

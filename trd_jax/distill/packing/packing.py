@@ -126,7 +126,7 @@ class MicroBatch(NamedTuple):
 def pack(
   samples: Sequence[Sample], layout: Layout, mean: str = "trajectory"
 ) -> list[MicroBatch]:
-  """One optimizer batch in the layout's shapes, the same every time.
+  """Packs one optimizer batch into the layout's shapes, the same every time.
 
   Dearest first, each trajectory goes to the group with the fewest FLOPs so far
   (longest processing time first) and there, on each side, into the first row

@@ -22,17 +22,17 @@ class NoTeacher:
 
   @classmethod
   def prepare(cls, run: TeacherRun) -> "NoTeacher":
-    """See `TeacherSource`: no shapes for packs that nobody runs."""
+    """Takes the teacher's packs out of the layout: nobody runs them."""
     return cls(dataclasses.replace(run.layout, teacher=()))
 
   def fill(
     self, batch: Sequence[Sample], packs: Iterable[MicroBatch]
   ) -> Iterable[MicroBatch]:
-    """See `TeacherSource`: there is nothing to add."""
+    """Returns the packs as they are: there is nothing to add."""
     del batch
     return packs
 
   def summary(self, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """See `TeacherSource`."""
+    """Returns what the stage records of its source of the teacher."""
     del logged
     return {"source": "none"}
