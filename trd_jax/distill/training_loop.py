@@ -126,6 +126,7 @@ class Log:
       UserError: its loss or its gradient is no number.
     """
     row = loss_metrics.finish(jax.device_get(metrics)) | facts
+    # Of every update, one without a row too: its state must not be saved.
     _check_finite(step, row)
     row["elapsed_seconds"] = time.monotonic() - self.began
     if self._writer and (step % self._every == 0 or step == self._last):
@@ -166,10 +167,13 @@ def run(
     _log(outputs, start, len(batches), section.log_every) as log,
   ):
     for step in range(start, len(batches)):
+      # An update is one program of all processes: they stop at the same one.
       if processes.stop_before(step, ending.requested):
         break
       packs = packing.pack(batch := batches[step], source.layout, mean)
       state, metrics = distiller.update(state, source.fill(batch, packs))
+      # An update is waited for only after the next has been handed over, so
+      # that the devices work on while the host packs and writes.
       if pending is not None:
         log.record(*pending)
       facts = _facts(batch, packs, source.layout.flops)
@@ -194,6 +198,7 @@ def _log(
 ) -> Iterator[Log]:
   """Opens a `Log` for the updates from `start` on."""
   with (
+    # All processes have the same row, so one of them writes it.
     MetricWriter(outputs.metrics_file, start, outputs.sinks)
     if processes.first()
     else contextlib.nullcontext() as writer,

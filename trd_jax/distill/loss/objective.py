@@ -152,9 +152,14 @@ def token_loss(
     loss_R = jnp.where(loss_R > objective.clip, objective.clip, loss_R)
   if objective.token_weights is not None:
     loss_R *= objective.token_weights.of_tokens(stats, slots)
+  # Padding may hold anything, and 0 · NaN is NaN: it is left out, and not just
+  # weighed by 0.
   loss = jnp.sum(jnp.where(token_R, slots.weight * loss_R, 0))
+  # Metrics only watch: without this their derivatives would be traced, too.
   stats = jax.tree.map(lax.stop_gradient, stats)
   if objective.scoring.cross_entropy:
+    # What is recorded is the divergence by itself, so that runs with and
+    # without cross-entropy can be compared.
     nll_R: Any = stats.student_nll
     own_R = objective.scoring.cross_entropy * nll_R
     stats = stats._replace(divergence=stats.divergence - own_R)

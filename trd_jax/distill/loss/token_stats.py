@@ -235,6 +235,8 @@ def _token_stats_fwd(scoring, vocab_axis, *inputs):
 
 
 def _token_stats_bwd(_scoring, _vocab_axis, slope_RD, cotangent):
+  # The forward pass has made the slope while a chunk's logits were there: to
+  # make it here would take all of the logits a second time.
   return scaled(cotangent.divergence, slope_RD), None, None, None, None, None
 
 
@@ -292,6 +294,8 @@ def _chunk(
 ):
   """Scores one chunk: (TokenStats, slope_CD or None)."""
   divergence = scoring.divergence
+  # A product with the whole head is the dearest thing here; a divergence that
+  # reads a few columns of it, without diagnostics, goes without.
   student_CV = None
   if scoring.diagnostics or scoring.reads_student:
     student_CV = logits(student_hidden_CD, student_head_VD)

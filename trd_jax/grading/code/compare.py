@@ -37,6 +37,7 @@ def _same_word(expected: str, word: str, tolerant: bool) -> bool:
     return False
   if not (_NUMBER.fullmatch(expected) and _NUMBER.fullmatch(word)):
     return False
+  # As decimals, exactly: as floats, long integers that differ can be equal.
   if Decimal(expected) == Decimal(word):
     return True
   decimal, other = (bool(re.search("[.eE]", w)) for w in (expected, word))
@@ -60,6 +61,7 @@ def same_output(expected: str, written: bytes, tolerant: bool) -> bool:
   if len(written) > 8 * len(expected) + _SLACK:
     return False
   right = _words(expected)
+  # Bytes that are no UTF-8 make a wrong answer, and no error of ours.
   given = _words(written.decode("utf-8", "replace"))
   return len(right) == len(given) and all(
     len(one) == len(other)
@@ -76,5 +78,6 @@ def same_value(expected: tuple[Any, ...], written: bytes) -> bool:
   try:
     value = code_tests.loads(written)
     return any(value == right for right in expected)
+  # A solution may nest its value as deep as it likes: that is its mistake.
   except (ValueError, RecursionError):
     return False

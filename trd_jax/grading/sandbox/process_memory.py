@@ -35,6 +35,7 @@ def _sum_of(path: str, names: Sequence[str]) -> int:
     OSError, KeyError, ValueError: there is no such file, or line in it.
   """
   with open(path) as file:
+    # smaps_rollup begins with a range of addresses, whose colon comes later.
     lines = dict(line.split(":", 1) for line in file if ":" in line[:16])
   return sum(int(lines[name].split()[0]) for name in names) * 1024
 

@@ -36,6 +36,7 @@ _REFUSED = {
   "fsconfig": (431, 431),
   "fsmount": (432, 432),
   "mount_setattr": (442, 442),
+  # Opens a file by its number, past the folders that are mounted here.
   "open_by_handle_at": (304, 265),
   "memfd_create": (319, 279),
   "memfd_secret": (447, 447),
@@ -48,6 +49,7 @@ _REFUSED = {
   "bpf": (321, 280),
   "perf_event_open": (298, 241),
   "userfaultfd": (323, 282),
+  # The kernel carries out what is queued there, past any filter of calls.
   "io_uring_setup": (425, 425),
   "io_uring_enter": (426, 426),
   "io_uring_register": (427, 427),

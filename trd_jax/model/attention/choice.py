@@ -157,6 +157,7 @@ def _distance(
   rng = np.random.default_rng(0)
   inputs = [
     jnp.asarray(rng.standard_normal((3, length, heads, H)), dtype)
+    # Query, key, value, and the cotangent of the output.
     for heads in (N, K, K, N)
   ]
   position_BT, segment_BT = np.zeros((2, 3, length), np.int32)
