@@ -80,7 +80,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     prompts, Trajectory, stage.trajectory, top_logprobs=section.teacher_top_k
   )
 
-  # 4. What came out, and how it compares with the drafts.
+  # 4. What came out, and how it compares with the drafts: an own answer has
+  #    none, and nothing that it could leak.
   summary = stage.summarize(prompts, rejected)
   if rewrites:
     summary["trimmed"] = report.trimmed

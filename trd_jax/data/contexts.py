@@ -78,6 +78,8 @@ def scoring_modes(
   Raises:
     UserError: a thinking key asks for a mode that a template hasn't.
   """
+  # The refinement prompt was stored with its mode; nothing renders it again, so
+  # that a key of the teacher's mode has nothing to say there.
   writer = _writer(experiment, student, teacher)
   written = writer is not None and writer.thinks(recorded)
   as_refined = experiment.context_of_teacher == "refine"
@@ -93,6 +95,7 @@ def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
   if override is not None:
     chat.thinks(override)  # or a refusal
     return override
+  # A model with one mode alone gets no switch, which some templates refuse.
   if chat.supports_thinking or chat.thinks(None) == written:
     return written
   return None
@@ -190,6 +193,8 @@ def mode_warnings(
         " after"
       )
     )
+  # Two templates that think may still open the block in different places: in
+  # the prompt, or as the response's first token.
   writer = _writer(experiment, student, teacher) or student
   opened = writer.opens_thoughts(_switch(writer, None, modes.written))
   for side, chat, switch, key, value in sides:

@@ -56,6 +56,8 @@ def shared_rows(rows: Sequence[int]) -> tuple[int, str | None]:
   Args:
     rows: of the student's head and of the teacher's.
   """
+  # Ids above the tokenizer's are of no text: heads are padded to a multiple of
+  # what their training was split over, which is why they differ.
   student, teacher = rows
   shared = min(rows)
   if student == teacher:

@@ -112,6 +112,7 @@ def with_head_rows(base: Tree, rows: int, mesh: Mesh) -> Tree:
     path = ("head", "weight")
   else:
     path = ("embed", "embedding")
+  # Equal heads stay as they are, so that nothing is copied in the common case.
   flat = nnx.traversals.flatten_mapping(base)
   head_VD = flat[path]
   if len(head_VD) == rows:

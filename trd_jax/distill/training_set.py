@@ -141,6 +141,8 @@ def build(
       doesn't fit the config or the rest of the directory, a thinking key asks
       for a mode that a template hasn't, or nothing is left to train on.
   """
+  # What else is read than the trajectories themselves: the student's verdict
+  # for a subset and for the metrics, y_r's for a subset that goes by it.
   stage = experiment.trajectory_stage
   needs = {stage} - {None}
   if experiment.needs_rollouts:
@@ -168,6 +170,8 @@ def build(
   rejected: list[Rejected] = []
   dropped: collections.Counter[str] = collections.Counter()
   counts: collections.Counter[Modes] = collections.Counter()
+  # Modes are settled once for each recorded one, not once a row: to ask a
+  # template renders it, and there may be 40,000 rows.
   modes_of: dict[bool | None, Modes] = {}
   for trajectory, rollout, repaired in candidates:
     problem = problems.get(trajectory.problem_id)
@@ -177,6 +181,7 @@ def build(
         f" {trajectory.problem_id}, which is not in {run_dir.problems_dir};"
         " start in a new --workdir"
       )
+    # From the cheap to the dear: rendering contexts is what takes the time.
     sample, reason = None, _left_out(experiment, trajectory, rollout, repaired)
     if reason is None and _lacks_reference(experiment, problem):
       reason = "no reference for the teacher"
@@ -377,6 +382,8 @@ def _sample(
     UserError: the stored prompt of the rollout is another than this program's.
   """
   student, teacher = chats
+  # A template that was exchanged after the rollouts would score them after a
+  # prompt that nobody answered. It shows here, as ids are compared.
   if rollout is not None:
     answered = student_context(student, problem, rollout.thinking)
     if answered != list(rollout.prompt_ids):

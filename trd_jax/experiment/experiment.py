@@ -192,7 +192,8 @@ class Experiment:
     """Returns the model that refines and that is distilled from."""
     if self.regime == "opd":
       return self.teacher
-    # Without the student's adapter: the base teaches.
+    # Without the student's adapter: the base teaches. So the teacher stays what
+    # it was while the student learns.
     own: dict[str, Any] = {
       f.name: getattr(self.student, f.name) for f in fields(Model)
     }
@@ -246,6 +247,8 @@ def from_config(
   """
   if isinstance(config, config_dict.ConfigDict):
     config = config.to_dict()
+  # Keys first and one by one, then what concerns several: a value of the wrong
+  # type would make nonsense of the second look.
   checked = {}
   for name, value in declarations.flatten(config).items():
     if name not in KEYS:

@@ -287,12 +287,15 @@ def resolve(values: Mapping[str, Any]) -> Coordinates:
     values: the values of `method`, `regime`, `trajectory`, `divergence`,
       `teacher_context` and `loss.…` by their dotted names.
   """
+  # None means the preset's. What the teacher reads is settled after the
+  # trajectory, as the refinement prompt goes with y_r and with nothing else.
   preset = METHODS[values["method"]]
   trajectory = values["trajectory"] or preset.trajectory
   divergence = values["divergence"] or preset.divergence
   context = values["teacher_context"]
   if context is None and DIVERGENCES[divergence].reads_teacher:
     context = default_context(trajectory, values["regime"])
+  # 'none' and 0 say that there is to be nothing where a preset has something.
   weights = values["loss.token_weights"] or preset.token_weights
   clip = values["loss.clip"]
   if clip is None:

@@ -81,6 +81,8 @@ class MetricWriter:
     self._sinks = sinks
     for sink in sinks:
       sink.begin(start_step)
+    # Rows after the checkpoint that a run goes on from are made again; kept,
+    # they would stand there twice.
     kept = []
     for row in read_metrics(path):
       if not isinstance(row.get("step"), int):
@@ -107,6 +109,8 @@ class MetricWriter:
         as null: a mean over nothing has no value.
     """
     row = {name: _scalar(value) for name, value in metrics.items()}
+    # Flushed row by row: who watches the file sees the update, and a kill
+    # costs one line at most.
     self._file.write(_json_line({"step": int(step), **row}))
     self._file.flush()
     numbers = {name: value for name, value in row.items() if value is not None}
@@ -131,6 +135,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   lines = path.read_bytes().splitlines(keepends=True)
   rows = []
   for number, line in enumerate(lines, 1):
+    # Torn by a kill: the update is made again from the checkpoint.
     if not line.endswith(b"\n"):
       continue
     try:

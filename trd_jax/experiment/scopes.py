@@ -77,6 +77,8 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   # A stage's artifacts are made of those before it: their keys decide, too.
   own = set(_scopes(stage))
   besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
+  # Compared as what they amount to, so that a preset and the keys that spell
+  # it out share their artifacts.
   values = {**values, **_coordinates(values, stage)}
   return {
     name: json.dumps(value)

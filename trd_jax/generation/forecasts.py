@@ -143,6 +143,7 @@ def of_rollouts(
   response = experiment.rollout.max_response_tokens
   if experiment.trajectory_stage == "refine":
     response = refine.max_response_tokens
+  # Contexts that hold no draft have their true length already.
   scored: dict[str, int] = {}
   if context in ("x", "x_reference"):
     message = {"x": initial, "x_reference": privileged}[context]
@@ -157,6 +158,8 @@ def of_rollouts(
   if experiment.teacher_writes == "y_r":
     draft = experiment.rollout.max_response_tokens
     budget = refine.max_prompt_tokens
+    # A prompt without its draft can't be rendered as such, so one of a single
+    # token stands for it, and is taken off again.
     digit = len(teacher.encode(_DIGIT))
     for problem, length in _counted(
       teacher,

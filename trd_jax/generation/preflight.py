@@ -151,6 +151,8 @@ def count(
     forecast: what later stages would make of it.
     warnings: those about budgets are added.
   """
+  # Counted as ids of the model's own tokenizer: a budget in characters would
+  # be wrong by a factor that differs between mathematics and code.
   lengths = [len(prompt.ids) for prompt in prompts]
   elided = [p.elided_tokens for p in prompts if p.elided_tokens]
   model, section = stage.model, stage.section
@@ -337,6 +339,7 @@ def publish(report: PreflightReport, run_dir: RunDir) -> None:
     UserError: after that, where the stage would have nothing to generate or a
       prompt fills the model's context.
   """
+  # Before what may refuse the stage: the report is what explains the refusal.
   print(table(report), flush=True)
   write_json(run_dir.preflight(report.stage), report.to_json())
   section = report.stage.partition("/")[0]
@@ -394,6 +397,8 @@ def _rows(report: PreflightReport) -> Iterator[tuple[str, str]]:
       f"{_spread(report.prompt_tokens)} of"
       f" {section}.max_prompt_tokens={report.max_prompt_tokens:,}",
     )
+    # Budgets beyond the model's positions are no mistake by themselves: few
+    # prompts are the longest, and few responses use what they may.
     longest = report.prompt_tokens.max + report.max_response_tokens
     context = f" of the model's {report.max_positions:,}"
     if report.cut_short:

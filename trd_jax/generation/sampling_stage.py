@@ -166,6 +166,8 @@ class SamplingStage:
       to_row: makes one of a sample.
       top_logprobs: see `generate.generate`.
     """
+    # By content key and not by count: a problem, prompt or model that has
+    # changed since asks for rows that aren't there.
     on_disk = self.run_dir.keys(self.name)
     pending = [prompt for prompt in prompts if prompt.key not in on_disk]
     if not pending:
@@ -217,6 +219,8 @@ class SamplingStage:
     """Returns the row of a benchmark's sample."""
     prompt, completion = sample.prompt, sample.completion
     verdict = sample.verdict
+    # A prompt is the same for all samples of a question, and long: a digest
+    # tells whether two runs asked alike.
     ids = np.asarray(prompt.ids, "<i4").tobytes()
     return GradedSample(
       key=prompt.key,

@@ -59,6 +59,8 @@ def plan(
       f"--from={donor.root} is no run of trd-jax: it has no config.json; name"
       " the workdir of a run"
     )
+  # The other run may be of a version with fewer keys. What it lacks was at its
+  # default then.
   defaults = {name: key.default for name, key in experiment.KEYS.items()}
   there = defaults | declarations.flatten(read_json(donor.config))
   here = experiment.flat(chosen)
@@ -87,6 +89,7 @@ def _obstacle(
     ]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more keys" if more else "")
+  # Rows that this run has made itself are never mixed with another's.
   folder = run_dir.stage(stage)
   if folder.exists() and any(folder.iterdir()):
     return "begun here"

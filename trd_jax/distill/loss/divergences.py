@@ -166,6 +166,8 @@ class _Kl(Divergence):
       slope_CV: what each adds to the sum of slopes.
       chunk: of these rows.
     """
+    # A term above the bound is constant, so it has no slope; `where` and not a
+    # product, as a slope there may be infinite.
     below_CV = term_CV < self.clip_entries
     terms = (
       jnp.minimum(term_CV, self.clip_entries),

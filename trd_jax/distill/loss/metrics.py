@@ -45,6 +45,8 @@ class Spread(NamedTuple):
     """Counts the tokens of some slots."""
     token_R = slots.weight > 0
     size_R = jnp.where(token_R, jnp.abs(divergence_R), 0)
+    # In octaves, because divergences of one batch span ten orders of magnitude:
+    # most tokens agree almost exactly, and what matters are the few others.
     octaves_R = jnp.log2(jnp.maximum(size_R, _LEAST) / _LEAST)
     bin_R = jnp.int32(jnp.clip(octaves_R * _PER_OCTAVE, 0, _BINS - 1))
     counts_H = jnp.zeros(_BINS).at[bin_R].add(jnp.float32(token_R))
@@ -56,6 +58,7 @@ class Spread(NamedTuple):
     found = {}
     if total := counts_H.sum():
       below_H = np.cumsum(counts_H)
+      # The middle of a bin, by its logarithm; no bin reaches past the largest.
       for name, share in QUANTILES.items():
         number = int(np.searchsorted(below_H, share * total))
         middle = _LEAST * 2 ** ((number + 0.5) / _PER_OCTAVE)

@@ -18,6 +18,8 @@ class NoTeacher:
   slot_loss = staticmethod(objective.slot_loss)
 
   layout: Layout
+  # No leaf: nothing of a teacher has a place on the mesh, and every `tree.map`
+  # over the buffer has nothing to do.
   slot: tuple[()] = ()
 
   @classmethod
