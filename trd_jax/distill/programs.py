@@ -168,6 +168,8 @@ def add_pack(
   key = jax.random.fold_in(jax.random.wrap_key_data(rng, impl=PRNG), step)
   key = jax.random.fold_in(key, number)
   one = distill_step.learn(setup, lora, base, teacher_base, buffer, pack, key)
+  # Two kinds of sums: gradients are added up, and of the metrics the largest
+  # divergence is kept.
   return Totals(
     jax.tree.map(jnp.add, totals.grads, one.grads),
     loss_metrics.add(totals.metrics, one.metrics),
