@@ -55,6 +55,8 @@ _END_SECONDS = 30.0  # that vLLM has to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
 _WORKER = "trd_jax.generation.engines.vllm_worker"
+# By its name: CPU builds take the word "uni" for processes of workers.
+_IN_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
 _NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
 
@@ -94,6 +96,7 @@ class VllmEngine:
     self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
     self._llm: Any = None
     arguments = _arguments(spec, model, self._longest)
+    copies = spec.tensor_parallel * spec.data_parallel
     self._worker: Any = importlib.import_module(_WORKER)
     self._folder = Path(tempfile.mkdtemp(prefix="trd-jax-vllm-"))
     self._failure = self._folder / "failure"
@@ -112,9 +115,8 @@ class VllmEngine:
     start = time.monotonic()
     _say(f"loading {model.name} ({model.dtype})")
     try:
-      # vLLM forks processes, of which tokenizers warns where it has threads.
-      # The setting is for those processes; this one goes on using threads.
-      with _default_environment({"TOKENIZERS_PARALLELISM": "false"}):
+      # For vLLM's processes only; this one goes on using threads.
+      with _default_environment(_of_processes(copies)):
         self._llm = self._wait(_start(vllm, arguments))
     except Exception as error:
       reason = self._reason(error)
@@ -317,6 +319,23 @@ async def _start(vllm: Any, arguments: dict[str, Any]) -> Any:
   )
 
 
+def _of_processes(copies: int) -> dict[str, str]:
+  """Returns variables for the processes of so many copies of the model."""
+  # vLLM forks processes, of which tokenizers warns where it has threads.
+  variables = {"TOKENIZERS_PARALLELISM": "false"}
+  if _on_cpu():
+    # OpenMP's threads spin while they wait for one another. One on each core
+    # would spin against the thread that feeds them.
+    cores = importlib.import_module("torch").get_num_threads()
+    variables["OMP_NUM_THREADS"] = str(max(1, (cores - 1) // copies))
+  return variables
+
+
+def _on_cpu() -> bool:
+  """Returns whether vLLM here is its CPU build."""
+  return importlib.import_module("vllm.platforms").current_platform.is_cpu()
+
+
 @contextlib.contextmanager
 def _default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
   """Sets absent variables in the block, for processes that start in it."""
@@ -401,7 +420,7 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     "max_num_seqs": spec.max_num_seqs,
     "max_num_batched_tokens": spec.max_batched_tokens,
   }
-  on_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+  on_cpu = _on_cpu()
   if on_cpu:
     # By itself vLLM takes most of the computer's memory for its cache.
     arguments["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
@@ -410,6 +429,10 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     arguments["enable_chunked_prefill"] = False
     # For small models compiling takes longer than it saves.
     arguments["enforce_eager"] = spec.eager is not False
+    if spec.tensor_parallel == 1:
+      # A worker's process would import all of vLLM once more, after the
+      # engine's, and spin on shared memory while it waits for work.
+      arguments["distributed_executor_backend"] = _IN_ONE_PROCESS
   if spec.kv_cache_gib is not None:
     arguments["kv_cache_memory_bytes"] = int(spec.kv_cache_gib * 2**30)
     if not on_cpu:
