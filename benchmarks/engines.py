@@ -43,13 +43,15 @@ def make_task(args) -> dict:
   """What every variant is given, as JSON."""
   from trd_jax.data.chat import Chat
   from trd_jax.data.problems import arithmetic
-  from trd_jax.data.prompts import fit_initial
+  from trd_jax.data.prompts import default
   from trd_jax.model.weights import hub
 
   folder = hub.model_folder(args.model, None)
   chat = Chat.load(folder)
   problems = arithmetic.generate("heldout", args.prompts, 0)
-  prompts = [fit_initial(chat, problem, None, 448) for problem in problems]
+  prompts = [
+    default().fit_initial(chat, problem, None, 448) for problem in problems
+  ]
   assert all(isinstance(ids, list) for ids in prompts)
   return {
     "folder": str(folder),

@@ -75,7 +75,6 @@ def bare(args, longest_first: bool = False):
   from vllm import LLM, SamplingParams
 
   from trd_jax.data.problems import store
-  from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.run_dir import RunDir
   from trd_jax.generation import chat_model
   from trd_jax.generation.sampling_stage import SamplingStage
@@ -88,7 +87,9 @@ def bare(args, longest_first: bool = False):
     problems = list(store.load(e, run_dir))
   sampling = SamplingStage(e, run_dir, "rollout", model, section, None)
   prompts = list(
-    fit_initials(model.chat, problems, None, section.max_prompt_tokens)
+    sampling.prompt_set.fit_initials(
+      model.chat, problems, None, section.max_prompt_tokens
+    )
   )
   asked = list(zip(problems, prompts, strict=True))
   if longest_first:

@@ -107,7 +107,7 @@ def written(e, root):
 
   write("problems", problems)
   student, teacher = sides["student"], sides["teacher"]
-  first = prompts.fit_initials(
+  first = prompts.default().fit_initials(
     student.chat, problems, e.student.thinking, e.rollout.max_prompt_tokens
   )
   drafts = list(
@@ -120,7 +120,7 @@ def written(e, root):
     )
   )
   write("rollout", drafts)
-  second = prompts.fit_refinements(
+  second = prompts.default().fit_refinements(
     teacher.chat,
     [(p, d.text) for p, d in zip(problems, drafts, strict=True)],
     e.regime,

@@ -66,13 +66,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   """Samples what isn't there yet, and finishes."""
   from trd_jax.data.problems.questions import load_all
-  from trd_jax.data.prompts import fit_initials
+  from trd_jax.data.prompts import of_run
   from trd_jax.experiment.records import GradedSample, Rejected
   from trd_jax.generation import preflight, sampling_stage
   from trd_jax.generation.engines.factory import check_installed
   from trd_jax.generation.samples import Prompt
   from trd_jax.grading import benchmark_verdicts, scores
 
+  of_run(experiment, run_dir)
   if not experiment.preflight_only:
     check_installed(experiment.engine)
     benchmark_verdicts.check(experiment)
@@ -94,7 +95,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
 
   def candidates() -> Iterator[Prompt | Rejected]:
     for benchmark, question_set in questions.items():
-      fitted = fit_initials(
+      fitted = stage.prompt_set.fit_initials(
         model.chat,
         question_set.problems,
         thinking,

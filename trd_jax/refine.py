@@ -99,12 +99,11 @@ def _refinements(stage, by_id, drafts: Sequence) -> Iterator:
     by_id: the problems.
     drafts: the rollouts.
   """
-  from trd_jax.data.prompts import fit_refinements
   from trd_jax.experiment.records import Rejected
   from trd_jax.generation.sampling_stage import counted
 
   section, seed = stage.section, stage.experiment.seed
-  fitted = fit_refinements(
+  fitted = stage.prompt_set.fit_refinements(
     stage.model.chat,
     ((by_id[draft.problem_id], draft.text) for draft in drafts),
     stage.experiment.regime,
@@ -130,12 +129,11 @@ def _refinements(stage, by_id, drafts: Sequence) -> Iterator:
 
 def _own_answers(stage, problems: Sequence) -> Iterator:
   """Yields the prompt of x for each problem, or the row of a rejected one."""
-  from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.records import Rejected
   from trd_jax.generation.sampling_stage import counted
 
   section, seed = stage.section, stage.experiment.seed
-  fitted = fit_initials(
+  fitted = stage.prompt_set.fit_initials(
     stage.model.chat,
     problems,
     section.thinking,

@@ -22,7 +22,6 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   del flags
   from trd_jax.data.problems import store
-  from trd_jax.data.prompts import fit_initials
   from trd_jax.experiment.records import Rejected, Trajectory
   from trd_jax.generation import chat_model, preflight, sampling_stage
   from trd_jax.generation.samples import Prompt
@@ -41,7 +40,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 2. Prompts, within their budget, and what they amount to.
   def candidates() -> Iterator[Prompt | Rejected]:
-    fitted = fit_initials(
+    fitted = stage.prompt_set.fit_initials(
       model.chat, problems, thinking, section.max_prompt_tokens
     )
     fitted = sampling_stage.counted(fitted, len(problems), "prompts")

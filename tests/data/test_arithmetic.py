@@ -156,6 +156,6 @@ def test_digits_stand_alone_and_any_text_survives(chat):
 
 def test_a_document_is_a_prompt_and_its_response(chat):
   problem = arithmetic.generate("train", 1, seed=0)[0]
-  ids = chat.render(prompts.initial(problem), None)
+  ids = chat.render(prompts.default().initial(problem), None)
   assert chat.decode(ids).startswith(f"<|im_start|>user\n{problem.text}")
   assert chat.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n")

@@ -60,12 +60,16 @@ def test_contexts_hand_over_to_the_same_response(
   the same last tokens on both sides, at slots that match one to one."""
   assume(x.strip() and y_star.strip())
   p = problem(text=x, solution=y_star)
-  refined = prompts.fit_refinement(
-    chat, p, draft, regime, thinking, 100_000
-  ).ids
-  student = contexts.student_context(chat, p, thinking)
+  refined = (
+    prompts.default()
+    .fit_refinement(chat, p, draft, regime, thinking, 100_000)
+    .ids
+  )
+  student = contexts.student_context(prompts.default(), chat, p, thinking)
   context = methods.default_context(methods.METHODS[method].trajectory, regime)
-  teacher = contexts.teacher_context(chat, p, context, thinking, refined)
+  teacher = contexts.teacher_context(
+    prompts.default(), chat, p, context, thinking, refined
+  )
   end = chat.stop_ids[0]
   handover = student[len(student) - student[::-1].index(end) :]
   assert handover
@@ -76,13 +80,13 @@ def test_contexts_hand_over_to_the_same_response(
     for t, i in enumerate(response):
       assert row[len(context) + t] == i
   # Who sees what holds for ids as it does for text.
-  assert student == chat.render(prompts.initial(p), thinking)
+  assert student == chat.render(prompts.default().initial(p), thinking)
   if method == "trd":
     assert teacher == refined
   elif regime == "opd":
     assert teacher == student
   else:
-    assert teacher == chat.render(prompts.privileged(p), thinking)
+    assert teacher == chat.render(prompts.default().privileged(p), thinking)
 
 
 @needs_qwen
@@ -96,30 +100,44 @@ def test_contexts_on_the_real_templates_are_known_to_the_id(
   student, teacher = real_chat(ours[0]), real_chat(theirs[0])
   p = problem(domain=domain)
   draft = "<think>Hmm: 3 + 4 = 8.</think> \\boxed{8}"
-  found = contexts.student_context(student, p, ours[1])
-  assert found == real_ids(student, prompts.initial(p), ours)
+  found = contexts.student_context(prompts.default(), student, p, ours[1])
+  assert found == real_ids(student, prompts.default().initial(p), ours)
   regimes = ["opd"] if student is not teacher else ["opd", "opsd"]
   for regime in regimes:
-    refined = prompts.fit_refinement(
-      teacher, p, draft, regime, theirs[1], 9999
-    ).ids
-    message = prompts.initial if regime == "opd" else prompts.privileged
+    refined = (
+      prompts.default()
+      .fit_refinement(teacher, p, draft, regime, theirs[1], 9999)
+      .ids
+    )
+    message = (
+      prompts.default().initial
+      if regime == "opd"
+      else prompts.default().privileged
+    )
     expected = {
-      "trd": real_ids(teacher, prompts.refinement(p, draft, regime), theirs),
+      "trd": real_ids(
+        teacher, prompts.default().refinement(p, draft, regime), theirs
+      ),
       "forward_kl": real_ids(teacher, message(p), theirs),
     }
     for method, ids in expected.items():
       along = methods.METHODS[method].trajectory
       read = methods.default_context(along, regime)
-      context = contexts.teacher_context(teacher, p, read, theirs[1], refined)
+      context = contexts.teacher_context(
+        prompts.default(), teacher, p, read, theirs[1], refined
+      )
       assert context == ids
 
 
 def test_trd_without_its_refinement_prompt(chat):
   with pytest.raises(UserError, match="p1: teacher_context=refine needs"):
-    contexts.teacher_context(chat, problem(), "refine", None, None)
+    contexts.teacher_context(
+      prompts.default(), chat, problem(), "refine", None, None
+    )
   ids = [1, 2, 3]
-  found = contexts.teacher_context(chat, problem(), "refine", None, ids)
+  found = contexts.teacher_context(
+    prompts.default(), chat, problem(), "refine", None, ids
+  )
   assert found == ids
   assert found is not ids
 

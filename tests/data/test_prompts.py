@@ -52,28 +52,28 @@ def chat(tmp_path_factory):
 
 def test_the_arithmetic_wording_is_what_the_shipped_models_learnt():
   p = problem("arithmetic", text="Start at 3.", solution="3+1=4\n\\boxed{4}")
-  assert prompts.initial(p) == "Start at 3."
-  assert prompts.privileged(p) == (
+  assert prompts.default().initial(p) == "Start at 3."
+  assert prompts.default().privileged(p) == (
     "Start at 3.\nReference:\n3+1=4\n\\boxed{4}\nSolve."
   )
-  assert prompts.refinement(p, "3+1=5", "opd") == (
+  assert prompts.default().refinement(p, "3+1=5", "opd") == (
     "Start at 3.\nDraft:\n3+1=5\nRewrite."
   )
-  assert prompts.refinement(p, "3+1=5", "opsd") == (
+  assert prompts.default().refinement(p, "3+1=5", "opsd") == (
     "Start at 3.\nDraft:\n3+1=5\nReference:\n3+1=4\n\\boxed{4}\nRewrite."
   )
 
 
 def messages(p):
   return {
-    "initial": prompts.initial(p),
-    "privileged": prompts.privileged(p),
-    "opd": prompts.refinement(p, DRAFT, "opd"),
-    "opsd": prompts.refinement(p, DRAFT, "opsd"),
+    "initial": prompts.default().initial(p),
+    "privileged": prompts.default().privileged(p),
+    "opd": prompts.default().refinement(p, DRAFT, "opd"),
+    "opsd": prompts.default().refinement(p, DRAFT, "opsd"),
   }
 
 
-# A new wording gets a new VERSION, and then a new digest here.
+# A new default wording gets a new VERSION, and then a new digest here.
 DIGESTS = {"1": "2d1786003792"}
 
 
@@ -95,11 +95,13 @@ def test_prompts_on_the_real_templates_are_known_to_the_id(mode):
   for domain in ("math", "code"):
     p = problem(domain)
     fitted = {
-      "initial": prompts.fit_initial(chat, p, thinking, 9999),
-      "privileged": chat.render(prompts.privileged(p), thinking),
+      "initial": prompts.default().fit_initial(chat, p, thinking, 9999),
+      "privileged": chat.render(prompts.default().privileged(p), thinking),
     }
     for regime in ("opd", "opsd"):
-      found = prompts.fit_refinement(chat, p, DRAFT, regime, thinking, 9999)
+      found = prompts.default().fit_refinement(
+        chat, p, DRAFT, regime, thinking, 9999
+      )
       assert found.elided_tokens == 0
       fitted[regime] = found.ids
     assert fitted == {
@@ -130,9 +132,9 @@ def test_who_sees_what(domain):
 
 @pytest.mark.parametrize("domain", ["math", "code"])
 def test_the_student_is_not_told_of_references(domain):
-  text = prompts.initial(problem(domain)).lower()
+  text = prompts.default().initial(problem(domain)).lower()
   assert not any(word in text for word in ("draft", "reference", "rewrite"))
-  opd = prompts.refinement(problem(domain), DRAFT, "opd").lower()
+  opd = prompts.default().refinement(problem(domain), DRAFT, "opd").lower()
   assert "reference" not in opd
 
 
@@ -143,16 +145,16 @@ def test_the_answer_is_the_reference_where_there_is_no_solution():
   bare = problem(solution=None, answer="")
   assert prompts.reference(bare) is None
   for ask in (
-    lambda: prompts.privileged(bare),
-    lambda: prompts.refinement(bare, DRAFT, "opsd"),
+    lambda: prompts.default().privileged(bare),
+    lambda: prompts.default().refinement(bare, DRAFT, "opsd"),
   ):
     with pytest.raises(UserError, match="p1 of test: neither a solution"):
       ask()
-  assert DRAFT in prompts.refinement(bare, DRAFT, "opd")
+  assert DRAFT in prompts.default().refinement(bare, DRAFT, "opd")
 
 
 def test_an_unknown_choice_is_named(chat):
-  fit = prompts.fit_refinement
+  fit = prompts.default().fit_refinement
   with pytest.raises(UserError, match="regime=both"):
     fit(chat, problem(), DRAFT, "both", None, 999)
   with pytest.raises(UserError, match=r"refine\.overflow=cut"):
@@ -162,8 +164,8 @@ def test_an_unknown_choice_is_named(chat):
 
 
 def test_fit_initial_at_and_over_its_budget(chat):
-  ids = chat.render(prompts.initial(problem()), True)
-  fit = prompts.fit_initial
+  ids = chat.render(prompts.default().initial(problem()), True)
+  fit = prompts.default().fit_initial
   assert fit(chat, problem(), True, len(ids)) == ids
   over = fit(chat, problem(), True, len(ids) - 1, stage="evaluate")
   assert over == Rejected(
@@ -189,12 +191,14 @@ def test_trimming_keeps_x_and_y_star_and_fills_the_budget(
 
 
 def check_trimming(chat, p, draft, regime, thinking, share):
-  whole = chat.render(prompts.refinement(p, draft, regime), thinking)
-  empty = chat.render(prompts.refinement(p, "", regime), thinking)
+  whole = chat.render(prompts.default().refinement(p, draft, regime), thinking)
+  empty = chat.render(prompts.default().refinement(p, "", regime), thinking)
   mark = prompts._ELISION[p.domain]
   # From "no draft fits" to "all of it does".
   budget = len(empty) - 3 + int(share * (len(whole) - len(empty) + 9))
-  fitted = prompts.fit_refinement(chat, p, draft, regime, thinking, budget)
+  fitted = prompts.default().fit_refinement(
+    chat, p, draft, regime, thinking, budget
+  )
   if len(whole) <= budget:
     assert fitted == FittedPrompt(whole, 0)
     return
@@ -222,7 +226,7 @@ def check_trimming(chat, p, draft, regime, thinking, share):
     and fitted.ids[i + len(mark_ids) :] == whole[len(whole) - kept + i :]
   ]
   assert splits
-  before, after = prompts._around_draft(p, regime)
+  before, after = prompts.default().around_draft(p, regime)
   text = chat.decode([*fitted.ids, chat.stop_ids[0]])
   assert "\ufffd" not in text
   assert before in text
@@ -240,8 +244,10 @@ def check_trimming(chat, p, draft, regime, thinking, share):
 
 def test_head_and_tail_are_kept_in_equal_parts(chat):
   draft = " ".join(f"h{i}" for i in range(200))
-  whole = chat.render(prompts.refinement(problem(), draft, "opd"), None)
-  fitted = prompts.fit_refinement(
+  whole = chat.render(
+    prompts.default().refinement(problem(), draft, "opd"), None
+  )
+  fitted = prompts.default().fit_refinement(
     chat, problem(), draft, "opd", None, len(whole) - 200
   )
   text = chat.decode(fitted.ids)
@@ -257,10 +263,12 @@ def test_head_and_tail_are_kept_in_equal_parts(chat):
 
 def test_a_cut_falls_between_characters_and_is_counted_whole(chat):
   draft = "\U0001f600" * 20  # four ids each
-  whole = chat.render(prompts.refinement(problem(), draft, "opd"), None)
+  whole = chat.render(
+    prompts.default().refinement(problem(), draft, "opd"), None
+  )
   mark = len(chat.encode(prompts._ELISION["math"]))
   for left_out in range(mark + 1, mark + 9):
-    fitted = prompts.fit_refinement(
+    fitted = prompts.default().fit_refinement(
       chat, problem(), draft, "opd", None, len(whole) + mark - left_out
     )
     assert fitted.elided_tokens == -(-left_out // 4) * 4
@@ -273,7 +281,7 @@ def test_a_long_draft_fits_the_papers_budget_with_the_real_tokenizer():
   chat = Chat.load(QWEN, HYBRID)
   step = "Wait, let me reconsider: 12 × 7 = 84, so α ≤ 84. </think>\n\n"
   draft = "<think>\n" + step * 700
-  fitted = prompts.fit_refinement(
+  fitted = prompts.default().fit_refinement(
     chat, problem(), draft, "opd", False, 18_432 - 4096
   )
   assert isinstance(fitted, FittedPrompt)
@@ -288,8 +296,10 @@ def test_a_long_draft_fits_the_papers_budget_with_the_real_tokenizer():
 
 
 def test_overflow_drop(chat):
-  whole = chat.render(prompts.refinement(problem(), DRAFT, "opd"), None)
-  fit = prompts.fit_refinement
+  whole = chat.render(
+    prompts.default().refinement(problem(), DRAFT, "opd"), None
+  )
+  fit = prompts.default().fit_refinement
   kept = fit(chat, problem(), DRAFT, "opd", None, len(whole), overflow="drop")
   assert kept == FittedPrompt(whole, 0)
   gone = fit(
@@ -307,25 +317,29 @@ def test_many_at_once_are_each_alone_and_in_order(chat, regime):
     for i in range(150)
   ]
   budget = len(
-    chat.render(prompts.refinement(problem(), "ab " * 75, regime), None)
+    chat.render(
+      prompts.default().refinement(problem(), "ab " * 75, regime), None
+    )
   )
   fitted = list(
-    prompts.fit_refinements(chat, iter(drafts), regime, None, budget)
+    prompts.default().fit_refinements(chat, iter(drafts), regime, None, budget)
   )
   assert fitted == [
-    prompts.fit_refinement(chat, p, text, regime, None, budget)
+    prompts.default().fit_refinement(chat, p, text, regime, None, budget)
     for p, text in drafts
   ]
   assert fitted[0].elided_tokens == 0 < fitted[149].elided_tokens
   assert isinstance(fitted[3], Rejected) == (regime == "opsd")
   asked = [problem(text="x " * (150 - i)) for i in range(150)]
-  ids = list(prompts.fit_initials(chat, asked, None, budget))
-  assert ids == [prompts.fit_initial(chat, p, None, budget) for p in asked]
+  ids = list(prompts.default().fit_initials(chat, asked, None, budget))
+  assert ids == [
+    prompts.default().fit_initial(chat, p, None, budget) for p in asked
+  ]
   assert len(set(map(str, ids))) == 150
 
 
 def test_draft_think_strip_leaves_the_marks_out_and_the_thoughts_in(chat):
-  fit = prompts.fit_refinement
+  fit = prompts.default().fit_refinement
   kept = fit(chat, problem(text="x"), DRAFT, "opd", None, 9999)
   stripped = fit(
     chat, problem(text="x"), DRAFT, "opd", None, 9999, draft_think="strip"
@@ -360,6 +374,6 @@ def test_an_empty_draft_has_no_thoughts():
 
 def test_a_problem_without_reference_is_set_aside_in_opsd_only(chat):
   bare = problem(solution=None, answer="")
-  fit = prompts.fit_refinement
+  fit = prompts.default().fit_refinement
   assert isinstance(fit(chat, bare, DRAFT, "opsd", None, 9999), Rejected)
   assert isinstance(fit(chat, bare, DRAFT, "opd", None, 9999), FittedPrompt)

@@ -36,7 +36,7 @@ def test_trd_is_taught_by_the_very_prompt_that_made_y_r(tmp_path, chat):
   for n, s in enumerate(data.samples):
     problem = training_runs.problem(n)
     made = training_runs.trajectory(chat, problem, "refine", n)
-    initial = chat.render(prompts.initial(problem), None)
+    initial = chat.render(prompts.default().initial(problem), None)
     assert s.student_prompt.tolist() == initial
     assert s.teacher_prompt.tolist() == (odd if n == 2 else made.prompt_ids)
     assert s.response.tolist() == made.response_ids
@@ -51,7 +51,10 @@ def test_raw_rollouts_are_taught_by_x_or_by_x_and_the_reference(
   assert keys(data) == [f"rollout-{n}" for n in range(6)]
   for n, s in enumerate(data.samples):
     problem = training_runs.problem(n)
-    shown = {"opsd": prompts.privileged, "opd": prompts.initial}[regime]
+    shown = {
+      "opsd": prompts.default().privileged,
+      "opd": prompts.default().initial,
+    }[regime]
     assert s.teacher_prompt.tolist() == chat.render(shown(problem), None)
     assert (s.teacher_prompt.tolist() == s.student_prompt.tolist()) == (
       regime == "opd"
@@ -79,7 +82,10 @@ def test_y_r_may_be_scored_without_the_prompt_that_made_it(
 ):
   data = build(tmp_path, chat, teacher_context=context, regime=regime)
   assert keys(data) == [f"refine-{n}" for n in range(6)]
-  shown = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
+  shown = {
+    "x": prompts.default().initial,
+    "x_reference": prompts.default().privileged,
+  }[context]
   for n, s in enumerate(data.samples):
     message = shown(training_runs.problem(n))
     assert s.teacher_prompt.tolist() == chat.render(message, None)
@@ -105,9 +111,9 @@ def test_a_reference_is_a_trajectory_that_nobody_sampled(tmp_path, chat):
     assert s.response[-1] == chat.stop_ids[0]
     assert (s.correct, s.truncated) == (None, False)
     # It has no thoughts, so it is read in the mode without.
-    initial = chat.render(prompts.initial(problem), False)
+    initial = chat.render(prompts.default().initial(problem), False)
     assert s.student_prompt.tolist() == initial
-    privileged = chat.render(prompts.privileged(problem), False)
+    privileged = chat.render(prompts.default().privileged(problem), False)
     assert s.teacher_prompt.tolist() == privileged
   # A subset goes by the student's own verdict, which nobody has here.
   chosen = training_runs.experiment(
@@ -234,7 +240,9 @@ def test_contexts_follow_the_rows_and_not_the_config(tmp_path, chat):
   off = {"thinking": False}
   made = {}
   for n in (1, 4):
-    message = prompts.refinement(training_runs.problem(n), "d", "opsd")
+    message = prompts.default().refinement(
+      training_runs.problem(n), "d", "opsd"
+    )
     made[n] = off | {"prompt_ids": chat.render(message, False)}
   data = build(tmp_path, chat, refine=made)
   block = chat.render("x", False)[len(chat.render("x", True)) :]
@@ -242,7 +250,7 @@ def test_contexts_follow_the_rows_and_not_the_config(tmp_path, chat):
     on = n not in made
     assert (s.student_prompt.tolist()[-len(block) :] == block) != on
     assert (s.teacher_prompt.tolist()[-len(block) :] == block) != on
-    initial = prompts.initial(training_runs.problem(n))
+    initial = prompts.default().initial(training_runs.problem(n))
     assert s.student_prompt.tolist() == chat.render(initial, on)
   assert data.thinking == [
     dict.fromkeys(("written", "student", "teacher"), on)
@@ -265,8 +273,8 @@ def test_a_key_overrides_the_mode_and_is_warned_of(tmp_path, chat):
   )
   problem = training_runs.problem(0)
   for ids, message in (
-    (data.samples[0].student_prompt, prompts.initial),
-    (data.samples[0].teacher_prompt, prompts.privileged),
+    (data.samples[0].student_prompt, prompts.default().initial),
+    (data.samples[0].teacher_prompt, prompts.default().privileged),
   ):
     assert ids.tolist() == chat.render(message(problem), False)
   (told, *warnings) = data.notes

@@ -33,10 +33,12 @@ def brute_force(which, chat, problems):
     ("trimmed", "dropped", "over_student", "over_teacher"), 0
   )
   for problem in problems:
-    initial = len(chat.render(prompts.initial(problem), which.student.thinking))
+    initial = len(
+      chat.render(prompts.default().initial(problem), which.student.thinking)
+    )
     if initial > which.rollout.max_prompt_tokens:
       continue
-    fitted = prompts.fit_refinement(
+    fitted = prompts.default().fit_refinement(
       chat,
       problem,
       draft,
@@ -50,7 +52,9 @@ def brute_force(which, chat, problems):
       continue
     counts["trimmed"] += fitted.elided_tokens > 0
     # The student learns y_r in the mode in which it was refined.
-    learnt = chat.render(prompts.initial(problem), which.refine.thinking)
+    learnt = chat.render(
+      prompts.default().initial(problem), which.refine.thinking
+    )
     counts["over_student"] += (
       len(learnt) + response > which.train.max_student_tokens
     )
@@ -64,10 +68,16 @@ def check_forecast(which, chat, problems):
   lengths = {
     p.problem_id: n
     for p in problems
-    if (n := len(chat.render(prompts.initial(p), which.student.thinking)))
+    if (
+      n := len(
+        chat.render(prompts.default().initial(p), which.student.thinking)
+      )
+    )
     <= which.rollout.max_prompt_tokens
   }
-  found = forecasts.of_rollouts(which, chat, chat, problems, lengths)
+  found = forecasts.of_rollouts(
+    which, prompts.default(), chat, chat, problems, lengths
+  )
   wanted = brute_force(which, chat, problems)
   assert {name: getattr(found, name) for name in wanted} == wanted
   assert found.problems == len(lengths)
@@ -88,7 +98,9 @@ def test_the_forecast_is_what_full_drafts_would_meet(chat, overflow, regime):
   problems.append(dataclasses.replace(bare, solution=None))
   kinds = set()
   # At the edges of one problem: no room for a mark, room for a whole draft.
-  one = len(chat.render(prompts.refinement(problems[4], "1", regime), False))
+  one = len(
+    chat.render(prompts.default().refinement(problems[4], "1", regime), False)
+  )
   edge = one - 1 + len(chat.encode(prompts.elision("arithmetic")))
   whole = one - 1 + 160
   edges = [n + more for n in (one, edge, whole) for more in (-1, 0, 1)]
@@ -112,9 +124,9 @@ def test_the_forecast_is_what_full_drafts_would_meet(chat, overflow, regime):
     }
     # No room: even one digit of a draft is too much.
     one = [
-      prompts.fit_refinement(chat, p, "1", regime, False, budget)
+      prompts.default().fit_refinement(chat, p, "1", regime, False, budget)
       for p in problems
-      if len(chat.render(prompts.initial(p), None)) <= 300
+      if len(chat.render(prompts.default().initial(p), None)) <= 300
     ]
     gone = sum(not isinstance(each, FittedPrompt) for each in one)
     assert found.no_room + found.no_reference == gone
@@ -160,8 +172,12 @@ def test_raw_rollouts_are_forecast_against_the_privileged_prompt(chat):
     method="forward_kl",
     **{"train.max_student_tokens": 259, "train.max_teacher_tokens": 320},
   )
-  found = forecasts.of_rollouts(which, chat, chat, problems, lengths)
-  longer = [len(chat.render(prompts.privileged(p), None)) for p in problems]
+  found = forecasts.of_rollouts(
+    which, prompts.default(), chat, chat, problems, lengths
+  )
+  longer = [
+    len(chat.render(prompts.default().privileged(p), None)) for p in problems
+  ]
   assert found.over_teacher == sum(n + 160 > 320 for n in longer) > 0
   assert found.over_teacher < 8
   assert found.over_student == 8

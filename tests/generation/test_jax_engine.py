@@ -11,9 +11,9 @@ from flax import nnx
 
 from tests.generation.test_sampling import assert_drawn_from, exact
 from tests.support.small_models import LORA, SMALL, forward, model, tree
+from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import arithmetic
-from trd_jax.data.prompts import fit_initial
 from trd_jax.experiment.engines import JaxEngine as JaxSection
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import Engine
@@ -418,7 +418,9 @@ def test_an_unmerged_adapter_gives_the_merged_model_s_tokens(adapted):
   base, adapter, merged = adapted
   chat = Chat.load(base)
   asked = [
-    Request(str(n), fit_initial(chat, problem, None, 448), n, 64)
+    Request(
+      str(n), prompts.default().fit_initial(chat, problem, None, 448), n, 64
+    )
     for n, problem in enumerate(arithmetic.generate("heldout", 64, 0))
   ]
   sampling = dataclasses.replace(GREEDY, stop_ids=tuple(chat.stop_ids))

@@ -22,7 +22,7 @@ from flax import nnx
 from tests.support.small_models import forward, packed, tree
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import arithmetic
-from trd_jax.data.prompts import fit_initial
+from trd_jax.data.prompts import default
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.engines.jax_engine import JaxEngine
 from trd_jax.model.lora_config import LoraConfig
@@ -54,7 +54,9 @@ def sampling(temperature: float = 0.0, **fields) -> Sampling:
 def requests(count: int, limits: tuple[int, ...] = (14, 56)) -> list[Request]:
   """Problems of the held-out split as the student is given them."""
   problems = arithmetic.generate("heldout", count, 0)
-  prompts = [fit_initial(chat(), problem, None, 448) for problem in problems]
+  prompts = [
+    default().fit_initial(chat(), problem, None, 448) for problem in problems
+  ]
   return [
     Request(f"r{n}", list(ids), 1000 + n, limits[n % len(limits)])
     for n, ids in enumerate(prompts)

@@ -55,9 +55,9 @@ def trajectory(chat, problem, stage, number, **fields) -> Trajectory:
   rng = np.random.default_rng(number)
   response = rng.integers(3, 256, rng.integers(4, 14)).tolist()
   draft = f"draft {number}"
-  message = prompts.initial(problem)
+  message = prompts.default().initial(problem)
   if stage == "refine":
-    message = prompts.refinement(problem, draft, "opsd")
+    message = prompts.default().refinement(problem, draft, "opsd")
   values = {
     "key": f"{stage}-{number}",
     "problem_id": problem.problem_id,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from trd_jax.data.chat import Chat
-from trd_jax.data.prompts import initial, privileged
+from trd_jax.data.prompts import PromptSet
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.methods import TRAJECTORIES
@@ -102,13 +102,14 @@ def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
 
 
 def student_context(
-  chat: Chat, problem: Problem, thinking: bool | None
+  prompts: PromptSet, chat: Chat, problem: Problem, thinking: bool | None
 ) -> list[int]:
   """Returns the student's prompt before a response: x alone, always."""
-  return chat.render(initial(problem), thinking)
+  return chat.render(prompts.initial(problem), thinking)
 
 
 def teacher_context(
+  prompts: PromptSet,
   chat: Chat,
   problem: Problem,
   context: str,
@@ -118,6 +119,7 @@ def teacher_context(
   """Returns the teacher's prompt before the same response.
 
   Args:
+    prompts: the wording.
     chat: the teacher's.
     problem: x and y*.
     context: of `methods.TEACHER_CONTEXTS`: x, x and y*, or the refinement
@@ -137,7 +139,7 @@ def teacher_context(
         " prompt of the refine stage; run that stage first"
       )
     return list(refinement_ids)
-  message = {"x": initial, "x_reference": privileged}[context]
+  message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
   return chat.render(message(problem), thinking)
 
 

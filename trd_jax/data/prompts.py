@@ -7,59 +7,34 @@ and that of OPSD, x, y_o and y*. A refined response has to stand on its own,
 because the student that learns it sees x alone: it may mention neither the
 draft nor the reference.
 
-Changing any wording changes `VERSION`, which every artifact carries.
+The wording is data: a prompt set (see `templates`), which the key `prompts.set`
+names. Every artifact carries its version.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import json
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trd_jax.data.chat import Chat, Rendered
 from trd_jax.data.final_answer import final_text
+from trd_jax.data.templates import Templates
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.experiment import Experiment
+from trd_jax.experiment.prompt_sets import DEFAULT
+from trd_jax.experiment.records import Problem, Rejected, Trajectory
+from trd_jax.experiment.run_dir import RunDir
 
+# Of the default wording; another one is known by a hash of its templates.
+# Changing the default wording changes this.
 VERSION = "1"
 
 _T = TypeVar("_T")
 
-_FINISH = {
-  "math": "End with the final answer inside \\boxed{}.",
-  "code": (
-    "End with the complete program in a single ```python code block, and put "
-    "no other code block in your response."
-  ),
-}
-_TASK = {
-  "math": "Work through this problem step by step.",
-  "code": "Think the problem through, then write a Python 3 program for it.",
-}
-_PRIVILEGED = (
-  "The reference above is correct; it may be a full solution or only the "
-  "result. Make sure that you see why it holds, then solve the problem "
-  "yourself, step by step and in your own words. Write as if you had never "
-  "been shown a reference: don't mention it, and derive what you use."
-)
-_REFINE = (
-  "The draft above is somebody's attempt. It may be right, partly wrong, "
-  "long-winded, or cut off. Rewrite it into one correct and complete response "
-  "to the problem. Keep its approach, its order and its wording wherever they "
-  "hold up; replace every step that is wrong or leads nowhere by the right "
-  "one; drop repetitions and detours; finish what is unfinished."
-)
-_REFINE_REFERENCE = (
-  "The reference is correct; it may be a full solution or only the result. "
-  "Use it to find out where the draft goes wrong and what the response has to "
-  "arrive at, but derive every step that you need."
-)
-_STAND_ALONE = (
-  "Your response is read by someone who has the problem and nothing else. So "
-  "go straight through the reasoning, with no comment on what was changed and "
-  "no mention of a draft{or_reference} or of these instructions."
-)
 # In place of the part of a draft that doesn't fit.
 _ELISION = {
   "arithmetic": "\n...\n",
@@ -89,38 +64,13 @@ def reference(problem: Problem) -> str | None:
   return None
 
 
-def initial(problem: Problem) -> str:
-  """Returns the stage-1 message: the same in OPD, OPSD, evaluation."""
-  if problem.domain == "arithmetic":
-    return problem.text
-  ask = f"{_TASK[problem.domain]} {_FINISH[problem.domain]}"
-  return f"{problem.text}\n\n{ask}"
+def privileged_text(problem: Problem) -> str | None:
+  """Returns what a privileged teacher is shown: the row's own text, else y*.
 
-
-def privileged(problem: Problem) -> str:
-  """Returns the user message of the vanilla OPSD teacher: x and y*.
-
-  Raises:
-    UserError: the problem has neither a solution nor an answer.
+  The row's own is what it has in a column `privileged`.
   """
-  y_star = _require_reference(problem)
-  if problem.domain == "arithmetic":
-    return f"{problem.text}\nReference:\n{y_star}\nSolve."
-  return (
-    f"# Problem\n{problem.text}\n\n# Reference\n{y_star}\n\n# Task\n"
-    f"{_PRIVILEGED} {_FINISH[problem.domain]}"
-  )
-
-
-def refinement(problem: Problem, draft_text: str, regime: str) -> str:
-  """Returns the stage-2 message: x and y_o, in regime 'opsd' also y*.
-
-  Raises:
-    UserError: regime 'opsd' and the problem has no reference, or a regime
-      that does not exist.
-  """
-  before, after = _around_draft(problem, regime)
-  return before + draft_text + after
+  own = _meta(problem).get("privileged")
+  return str(own) if own else reference(problem)
 
 
 def shown_draft(draft_text: str, draft_think: str) -> str:
@@ -154,156 +104,257 @@ def elision(domain: str) -> str:
   return _ELISION[domain]
 
 
-def fit_initial(
-  chat: Chat,
-  problem: Problem,
-  thinking: bool | None,
-  max_tokens: int,
-  stage: str = "rollout",
-) -> list[int] | Rejected:
-  """Fits one problem, as `fit_initials`."""
-  return next(fit_initials(chat, [problem], thinking, max_tokens, stage))
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+  """What the models are asked, in one wording.
 
-
-def fit_initials(
-  chat: Chat,
-  problems: Iterable[Problem],
-  thinking: bool | None,
-  max_tokens: int,
-  stage: str = "rollout",
-) -> Iterator[list[int] | Rejected]:
-  """Yields prompt ids of `initial`, or the rejected row if too many.
-
-  One for each problem, in their order.
+  Attributes:
+    templates: the wording.
   """
-  for some in _batches(problems):
-    prompts = chat.render_many(map(initial, some), thinking)
-    for problem, ids in zip(some, prompts, strict=True):
-      if len(ids) <= max_tokens:
-        yield ids
-        continue
-      yield _reject(
-        problem,
-        stage,
-        f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
-      )
 
+  templates: Templates
 
-def fit_refinement(
-  chat: Chat,
-  problem: Problem,
-  draft_text: str,
-  regime: str,
-  thinking: bool | None,
-  max_tokens: int,
-  overflow: str = "trim_middle",
-  draft_think: str = "keep_text",
-) -> FittedPrompt | Rejected:
-  """Fits one draft, as `fit_refinements`."""
-  return next(
-    fit_refinements(
-      chat,
-      [(problem, draft_text)],
-      regime,
-      thinking,
-      max_tokens,
-      overflow,
-      draft_think,
+  @property
+  def version(self) -> str:
+    """Returns what tells this wording from others, for artifacts."""
+    return self.templates.version
+
+  def initial(self, problem: Problem) -> str:
+    """Returns the stage-1 message: the same in OPD, OPSD, evaluation."""
+    return self.templates.message(
+      "initial", problem.domain, **_common_fields(problem)
     )
-  )
 
+  def privileged(self, problem: Problem) -> str:
+    """Returns the user message of the vanilla OPSD teacher: x and y*.
 
-def fit_refinements(
-  chat: Chat,
-  drafts: Iterable[tuple[Problem, str]],
-  regime: str,
-  thinking: bool | None,
-  max_tokens: int,
-  overflow: str = "trim_middle",
-  draft_think: str = "keep_text",
-) -> Iterator[FittedPrompt | Rejected]:
-  """Yields a `refinement` prompt within `max_tokens` for each draft.
+    Where the problem has a privileged text of its own, that is in y*'s place.
 
-  x and y* are never cut. Under 'trim_middle' an over-long draft loses its
-  middle: the ids of the whole prompt are kept up to a point inside the draft
-  and again from a later one, with an elision mark between, so that as few
-  tokens as possible go and none outside the draft. Cuts fall between
-  characters.
-
-  Args:
-    chat: the refining model's.
-    drafts: each problem (x, and y* in regime 'opsd') with a draft y_o, as
-      text.
-    regime: 'opd' or 'opsd'.
-    thinking: as in `Chat.render`.
-    max_tokens: the prompt's budget.
-    overflow: 'trim_middle' or 'drop'.
-    draft_think: 'keep_text' writes `<think>` and `</think>` as plain text,
-      'strip' leaves the two marks out, and the thoughts stay; 'answer' leaves
-      out the thoughts, too (see `shown_draft`).
-
-  Yields:
-    For each draft, in their order, the prompt, or the row set aside: dropped,
-    without a reference, or too long even with the draft gone.
-  """
-  if overflow not in ("trim_middle", "drop"):
-    raise UserError(f"refine.overflow={overflow}: choose trim_middle or drop")
-  check_regime(regime)
-
-  def has_all(problem: Problem) -> bool:
-    return regime == "opd" or reference(problem) is not None
-
-  for some in _batches(drafts):
-    shown = [(p, shown_draft(text, draft_think)) for p, text in some]
-    whole = iter(
-      chat.render_many(
-        (refinement(p, text, regime) for p, text in shown if has_all(p)),
-        thinking,
-      )
+    Raises:
+      UserError: the problem has neither that, nor a solution or an answer.
+    """
+    return self.templates.message(
+      "privileged",
+      problem.domain,
+      privileged=privileged_text(problem) or _require_reference(problem),
+      reference=reference(problem),
+      **_common_fields(problem),
     )
-    for problem, text in shown:
-      if not has_all(problem):
-        yield _reject(
-          problem, "refine", "no solution and no answer to refer to"
-        )
-      elif len(ids := next(whole)) <= max_tokens:
-        yield FittedPrompt(ids, 0)
-      elif overflow == "drop":
+
+  def refinement(self, problem: Problem, draft_text: str, regime: str) -> str:
+    """Returns the stage-2 message: x and y_o, in regime 'opsd' also y*.
+
+    Raises:
+      UserError: regime 'opsd' and the problem has no reference, or a regime
+        that does not exist.
+    """
+    before, after = self.around_draft(problem, regime)
+    return before + draft_text + after
+
+  def around_draft(self, problem: Problem, regime: str) -> tuple[str, str]:
+    """Returns the refinement message before and after the draft.
+
+    Raises:
+      UserError: as `refinement`.
+    """
+    check_regime(regime)
+    shown: dict[str, str | None] = {}
+    if regime == "opsd":
+      shown["reference"] = _require_reference(problem)
+      shown["privileged"] = privileged_text(problem)
+    return self.templates.around_draft(
+      problem.domain, **shown, **_common_fields(problem)
+    )
+
+  def fit_initial(
+    self,
+    chat: Chat,
+    problem: Problem,
+    thinking: bool | None,
+    max_tokens: int,
+    stage: str = "rollout",
+  ) -> list[int] | Rejected:
+    """Fits one problem, as `fit_initials`."""
+    return next(self.fit_initials(chat, [problem], thinking, max_tokens, stage))
+
+  def fit_initials(
+    self,
+    chat: Chat,
+    problems: Iterable[Problem],
+    thinking: bool | None,
+    max_tokens: int,
+    stage: str = "rollout",
+  ) -> Iterator[list[int] | Rejected]:
+    """Yields prompt ids of `initial`, or the rejected row if too many.
+
+    One for each problem, in their order.
+    """
+    for some in _batches(problems):
+      prompts = chat.render_many(map(self.initial, some), thinking)
+      for problem, ids in zip(some, prompts, strict=True):
+        if len(ids) <= max_tokens:
+          yield ids
+          continue
         yield _reject(
           problem,
-          "refine",
-          f"refinement prompt of {len(ids)} tokens, over "
-          f"refine.max_prompt_tokens={max_tokens} (refine.overflow=drop)",
+          stage,
+          f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
         )
-      else:
-        yield _trimmed(chat, problem, text, regime, thinking, max_tokens)
 
-
-def _trimmed(
-  chat: Chat,
-  problem: Problem,
-  draft_text: str,
-  regime: str,
-  thinking: bool | None,
-  max_tokens: int,
-) -> FittedPrompt | Rejected:
-  """Returns the prompt with the draft's middle left out."""
-  before, after = _around_draft(problem, regime)
-  prompt = chat.render_with_offsets(before + draft_text + after, thinking)
-  mark = chat.encode(elision(problem.domain))
-  excess = len(prompt.ids) + len(mark) - max_tokens
-  span = (len(before), len(before) + len(draft_text))
-  cut = _middle_cut(prompt, span, excess)
-  if cut is None:
-    return _reject(
-      problem,
-      "refine",
-      f"refinement prompt over refine.max_prompt_tokens={max_tokens} even "
-      "with the whole draft left out",
+  def fit_refinement(
+    self,
+    chat: Chat,
+    problem: Problem,
+    draft_text: str,
+    regime: str,
+    thinking: bool | None,
+    max_tokens: int,
+    overflow: str = "trim_middle",
+    draft_think: str = "keep_text",
+  ) -> FittedPrompt | Rejected:
+    """Fits one draft, as `fit_refinements`."""
+    return next(
+      self.fit_refinements(
+        chat,
+        [(problem, draft_text)],
+        regime,
+        thinking,
+        max_tokens,
+        overflow,
+        draft_think,
+      )
     )
-  start, stop = cut
-  ids = prompt.ids[:start] + mark + prompt.ids[stop:]
-  return FittedPrompt(ids, stop - start)
+
+  def fit_refinements(
+    self,
+    chat: Chat,
+    drafts: Iterable[tuple[Problem, str]],
+    regime: str,
+    thinking: bool | None,
+    max_tokens: int,
+    overflow: str = "trim_middle",
+    draft_think: str = "keep_text",
+  ) -> Iterator[FittedPrompt | Rejected]:
+    """Yields a `refinement` prompt within `max_tokens` for each draft.
+
+    x and y* are never cut. Under 'trim_middle' an over-long draft loses its
+    middle: the ids of the whole prompt are kept up to a point inside the draft
+    and again from a later one, with an elision mark between, so that as few
+    tokens as possible go and none outside the draft. Cuts fall between
+    characters.
+
+    Args:
+      chat: the refining model's.
+      drafts: each problem (x, and y* in regime 'opsd') with a draft y_o, as
+        text.
+      regime: 'opd' or 'opsd'.
+      thinking: as in `Chat.render`.
+      max_tokens: the prompt's budget.
+      overflow: 'trim_middle' or 'drop'.
+      draft_think: 'keep_text' writes `<think>` and `</think>` as plain text,
+        'strip' leaves the two marks out, and the thoughts stay; 'answer' leaves
+        out the thoughts, too (see `shown_draft`).
+
+    Yields:
+      For each draft, in their order, the prompt, or the row set aside: dropped,
+      without a reference, or too long even with the draft gone.
+    """
+    if overflow not in ("trim_middle", "drop"):
+      raise UserError(f"refine.overflow={overflow}: choose trim_middle or drop")
+    check_regime(regime)
+
+    def has_all(problem: Problem) -> bool:
+      return regime == "opd" or reference(problem) is not None
+
+    for some in _batches(drafts):
+      shown = [(p, shown_draft(text, draft_think)) for p, text in some]
+      whole = iter(
+        chat.render_many(
+          (self.refinement(p, text, regime) for p, text in shown if has_all(p)),
+          thinking,
+        )
+      )
+      for problem, text in shown:
+        if not has_all(problem):
+          yield _reject(
+            problem, "refine", "no solution and no answer to refer to"
+          )
+        elif len(ids := next(whole)) <= max_tokens:
+          yield FittedPrompt(ids, 0)
+        elif overflow == "drop":
+          yield _reject(
+            problem,
+            "refine",
+            f"refinement prompt of {len(ids)} tokens, over "
+            f"refine.max_prompt_tokens={max_tokens} (refine.overflow=drop)",
+          )
+        else:
+          yield self._trimmed(chat, problem, text, regime, thinking, max_tokens)
+
+  def _trimmed(
+    self,
+    chat: Chat,
+    problem: Problem,
+    draft_text: str,
+    regime: str,
+    thinking: bool | None,
+    max_tokens: int,
+  ) -> FittedPrompt | Rejected:
+    """Returns the prompt with the draft's middle left out."""
+    before, after = self.around_draft(problem, regime)
+    prompt = chat.render_with_offsets(before + draft_text + after, thinking)
+    mark = chat.encode(elision(problem.domain))
+    excess = len(prompt.ids) + len(mark) - max_tokens
+    span = (len(before), len(before) + len(draft_text))
+    cut = _middle_cut(prompt, span, excess)
+    if cut is None:
+      return _reject(
+        problem,
+        "refine",
+        f"refinement prompt over refine.max_prompt_tokens={max_tokens} even "
+        "with the whole draft left out",
+      )
+    start, stop = cut
+    ids = prompt.ids[:start] + mark + prompt.ids[stop:]
+    return FittedPrompt(ids, stop - start)
+
+
+def load(name: str) -> PromptSet:
+  """Reads a prompt set, by the value of `prompts.set`.
+
+  Raises:
+    UserError: see `Templates.load`.
+  """
+  return PromptSet(Templates.load(name, VERSION))
+
+
+def of_run(experiment: Experiment, run_dir: RunDir) -> PromptSet:
+  """Reads an experiment's prompt set; the run's rows are of the same wording.
+
+  A folder's name is in the config, and what is in the folder may have changed
+  since the rows there were made.
+
+  Raises:
+    UserError: they are of another wording, or see `load`.
+  """
+  prompts = load(experiment.prompts.set)
+  for stage in ("rollout", "refine"):
+    rows = run_dir.table(stage, Trajectory, ["prompt_version"])
+    others = set(rows["prompt_version"].unique().to_pylist())
+    if others := others - {prompts.version}:
+      raise UserError(
+        f"{run_dir.stage(stage)}: its prompts are of another wording"
+        f" ({', '.join(sorted(others))}) than that of"
+        f" prompts.set={experiment.prompts.set} ({prompts.version}): bring the"
+        " templates back to what they were, or start in a new --workdir"
+      )
+  return prompts
+
+
+@functools.cache
+def default() -> PromptSet:
+  """Returns the default prompt set."""
+  return load(DEFAULT)
 
 
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
@@ -329,24 +380,18 @@ def check_regime(regime: str) -> None:
     raise UserError(f"regime={regime}: choose opd or opsd")
 
 
-def _around_draft(problem: Problem, regime: str) -> tuple[str, str]:
-  """Returns the refinement message before and after the draft."""
-  check_regime(regime)
-  y_star = _require_reference(problem) if regime == "opsd" else None
-  if problem.domain == "arithmetic":
-    shown = "" if y_star is None else f"\nReference:\n{y_star}"
-    return f"{problem.text}\nDraft:\n", f"{shown}\nRewrite."
-  shown = "" if y_star is None else f"# Reference\n{y_star}\n\n"
-  task = [
-    _REFINE,
-    *([] if y_star is None else [_REFINE_REFERENCE]),
-    _STAND_ALONE.format(or_reference="" if y_star is None else ", a reference"),
-    _FINISH[problem.domain],
-  ]
-  return (
-    f"# Problem\n{problem.text}\n\n# Draft\n",
-    f"\n\n{shown}# Task\n{' '.join(task)}",
-  )
+def _meta(problem: Problem) -> dict[str, Any]:
+  """Returns what else the source knows of a problem."""
+  return json.loads(problem.meta)
+
+
+def _common_fields(problem: Problem) -> dict[str, str | None]:
+  """Returns the fields that every role's templates have."""
+  starter_code = _meta(problem).get("starter_code")
+  return {
+    "problem": problem.text,
+    "starter_code": str(starter_code) if starter_code else None,
+  }
 
 
 def _reject(problem: Problem, stage: str, reason: str) -> Rejected:

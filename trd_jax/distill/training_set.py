@@ -19,7 +19,7 @@ from trd_jax.data.contexts import (
 )
 from trd_jax.data.leakage import mentions_reference
 from trd_jax.data.problems import store
-from trd_jax.data.prompts import reference
+from trd_jax.data.prompts import PromptSet, of_run, privileged_text, reference
 from trd_jax.distill import processes
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.experiment.errors import UserError
@@ -155,6 +155,7 @@ def build(
         f"{run_dir.stage(name)}: this stage has not finished here; run"
         f" trd_jax.{name} with the same --config and --workdir first"
       )
+  prompts = of_run(experiment, run_dir)
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
   rollouts, refined = (
     run_dir.read(name, Trajectory) if name in needs else []
@@ -193,6 +194,7 @@ def build(
         )
       sample = _sample(
         experiment,
+        prompts,
         (student, teacher),
         modes_of[recorded],
         problem,
@@ -365,11 +367,12 @@ def _left_out(
 
 def _lacks_reference(experiment: Experiment, problem: Problem) -> bool:
   shown = experiment.context_of_teacher == "x_reference"
-  return shown and reference(problem) is None
+  return shown and privileged_text(problem) is None
 
 
 def _sample(
   experiment: Experiment,
+  prompts: PromptSet,
   chats: tuple[Chat, Chat],
   modes: Modes,
   problem: Problem,
@@ -385,18 +388,19 @@ def _sample(
   # A template that was exchanged after the rollouts would score them after a
   # prompt that nobody answered. It shows here, as ids are compared.
   if rollout is not None:
-    answered = student_context(student, problem, rollout.thinking)
+    answered = student_context(prompts, student, problem, rollout.thinking)
     if answered != list(rollout.prompt_ids):
       raise UserError(
         f"rollout {rollout.key}: its stored prompt is not the one that this"
         " program makes (another template, thinking mode or version?); run"
         " trd_jax.rollout again in a new --workdir"
       )
-  student_ids = student_context(student, problem, modes.student)
+  student_ids = student_context(prompts, student, problem, modes.student)
   # Without a teacher nothing is read in its place: the student's own will do.
   teacher_ids = student_ids
   if experiment.context_of_teacher is not None:
     teacher_ids = teacher_context(
+      prompts,
       teacher,
       problem,
       experiment.context_of_teacher,

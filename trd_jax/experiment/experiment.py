@@ -39,6 +39,7 @@ from trd_jax.experiment.schema import (
   Metrics,
   Model,
   Pipeline,
+  Prompts,
   Python,
   Refine,
   Rollout,
@@ -114,6 +115,7 @@ class Experiment:
   student: Student = section(Student, "rollout", "evaluate")
   teacher: Teacher = section(Teacher, "refine", "train")
   data: Data = section(Data, "problems")
+  prompts: Prompts = section(Prompts, "rollout", "refine", "train", "evaluate")
   rollout: Rollout = section(Rollout, "rollout")
   refine: Refine = section(Refine, "refine")
   engine: Engine = section(Engine, "runtime")

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from trd_jax.experiment import declarations, engines, methods
+from trd_jax.experiment import declarations, engines, methods, prompt_sets
 from trd_jax.experiment.declarations import (
   above,
   at_least,
@@ -121,6 +121,17 @@ class Data:
     one_of("none", "exact", "ngram"),
   )
   arithmetic: Arithmetic = section(Arithmetic)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """What the models are asked, in which words."""
+
+  set: str = declarations.path(
+    prompt_sets.DEFAULT,
+    f"a shipped set ({', '.join(prompt_sets.shipped())}), or a folder of"
+    " templates <role>_<domain>.jinja; what it lacks is the default set's",
+  )
 
 
 @dataclasses.dataclass(frozen=True)

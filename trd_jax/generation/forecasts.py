@@ -13,11 +13,10 @@ from typing import Self
 from trd_jax.data.chat import Chat
 from trd_jax.data.contexts import planned_modes
 from trd_jax.data.prompts import (
+  PromptSet,
   elision,
-  initial,
-  privileged,
+  privileged_text,
   reference,
-  refinement,
 )
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.progress import Progress
@@ -94,6 +93,7 @@ class Forecast:
 
 def of_rollouts(
   experiment: Experiment,
+  prompts: PromptSet,
   student: Chat,
   teacher: Chat,
   problems: Sequence[Problem],
@@ -103,6 +103,7 @@ def of_rollouts(
 
   Args:
     experiment: its budgets.
+    prompts: the wording.
     student: renders the student's contexts.
     teacher: renders refinement prompts and teacher contexts.
     problems: x and y*.
@@ -115,12 +116,14 @@ def of_rollouts(
   train, refine = experiment.train, experiment.refine
   context = experiment.context_of_teacher
   problems = [p for p in problems if p.problem_id in initial_tokens]
-  shown = (
-    context == "x_reference"
-    or experiment.trains_on == "y_star"
-    or (experiment.teacher_writes == "y_r" and experiment.regime == "opsd")
-  )
-  usable = [p for p in problems if not shown or reference(p) is not None]
+  needs = []
+  if context == "x_reference":
+    needs.append(privileged_text)
+  if experiment.trains_on == "y_star" or (
+    experiment.teacher_writes == "y_r" and experiment.regime == "opsd"
+  ):
+    needs.append(reference)
+  usable = [p for p in problems if all(need(p) is not None for need in needs)]
   modes = planned_modes(experiment, student, teacher)
   student_tokens = initial_tokens
   if student.thinks(modes.student) != student.thinks(
@@ -130,7 +133,7 @@ def of_rollouts(
     counted = _counted(
       student,
       problems,
-      map(initial, problems),
+      map(prompts.initial, problems),
       modes.student,
       "student's contexts forecast",
     )
@@ -146,7 +149,7 @@ def of_rollouts(
   # Contexts that hold no draft have their true length already.
   scored: dict[str, int] = {}
   if context in ("x", "x_reference"):
-    message = {"x": initial, "x_reference": privileged}[context]
+    message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
     counted = _counted(
       teacher,
       usable,
@@ -164,7 +167,7 @@ def of_rollouts(
     for problem, length in _counted(
       teacher,
       usable,
-      (refinement(p, _DIGIT, experiment.regime) for p in usable),
+      (prompts.refinement(p, _DIGIT, experiment.regime) for p in usable),
       refine.thinking,
       "refinement forecast",
     ):

@@ -213,7 +213,7 @@ def of_rollout(
     lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
     if lengths:
       ahead = forecasts.of_rollouts(
-        experiment, chat, teacher, problems, lengths
+        experiment, stage.prompt_set, chat, teacher, problems, lengths
       )
   texts = {
     "problems": [(p.problem_id, p.text) for p in problems],

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from trd_jax.data.problems import store
-from trd_jax.data.prompts import VERSION
+from trd_jax.data.prompts import PromptSet, of_run
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.progress import Progress
 from trd_jax.experiment.records import (
@@ -41,9 +41,11 @@ def begins(experiment: Experiment, run_dir: RunDir, stage: str) -> bool:
   """Returns whether a stage of trajectories is still to be sampled.
 
   Raises:
-    UserError: a data file has changed since the problems were read, or the
+    UserError: the prompt set is wrong or another than that of the rows that
+      are there, a data file has changed since the problems were read, or the
       engine isn't installed.
   """
+  of_run(experiment, run_dir)
   if run_dir.done(stage) is not None:
     store.check_source(experiment, run_dir)  # or else as they are loaded
   if summaries.skip_if_done(run_dir, stage, summaries.describe):
@@ -95,6 +97,11 @@ class SamplingStage:
   model: ChatModel
   section: Generation
   thinking: bool | None
+
+  @functools.cached_property
+  def prompt_set(self) -> PromptSet:
+    """Returns what it asks, in which words."""
+    return of_run(self.experiment, self.run_dir)
 
   def identity(self, ids: Sequence[int], *parts: Any) -> tuple[str, int]:
     """Returns key and seed of a sample: equal for equal causes, else unrelated.
@@ -202,7 +209,7 @@ class SamplingStage:
       sampling=_sampling_json(self.section),
       model=self.model.name,
       model_revision=self.model.revision,
-      prompt_version=VERSION,
+      prompt_version=self.prompt_set.version,
       draft_key=prompt.draft_key,
       draft_elided_tokens=prompt.elided_tokens,
       correct=verdict.correct,

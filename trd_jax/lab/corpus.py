@@ -83,17 +83,17 @@ def documents(recipe: Recipe, seed: int) -> Iterator[tuple[str, str]]:
     kind = rng.choices(range(4), recipe.mix)[0]
     if kind == 0:
       response = arithmetic.write(chain, recipe.solver, rng)
-      yield prompts.initial(problem), response
+      yield prompts.default().initial(problem), response
       continue
     if kind == 3:
       response = arithmetic.write(chain, recipe.beside_reference, rng)
-      yield prompts.privileged(problem), response
+      yield prompts.default().privileged(problem), response
       continue
     draft = arithmetic.write(chain, recipe.drafter, rng)
     if kind == 1:
       # Without the reference a rewrite is only as good as the solver's facts.
       clean = arithmetic.Writer(misremembers=recipe.solver.misremembers)
       response = arithmetic.write(chain, clean, rng)
-      yield prompts.refinement(problem, draft, "opd"), response
+      yield prompts.default().refinement(problem, draft, "opd"), response
     else:
-      yield prompts.refinement(problem, draft, "opsd"), chain.solution
+      yield prompts.default().refinement(problem, draft, "opsd"), chain.solution

@@ -9,10 +9,12 @@ from pathlib import Path
 from trd_jax.data import problems
 from trd_jax.data.problems import benchmarks, questions, sources, store
 from trd_jax.data.problems.sources import Source
+from trd_jax.data.prompts import of_run
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import LAB_BENCHMARKS, Experiment
 from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
+from trd_jax.experiment.prompt_sets import DEFAULT
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading import graders as judges
 from trd_jax.grading.grader_protocol import Environment
@@ -62,6 +64,19 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
     )
   where = f", {section.root}" if section.root else ""
   yield from absent or [Finding("problems", "ok", section.source + where)]
+
+
+def prompts(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
+  """Reads a prompt set that the config names.
+
+  Raises:
+    UserError: see `data.prompts.of_run`.
+  """
+  read = of_run(experiment, run_dir)
+  # What ships with the program isn't worth a word.
+  if experiment.prompts.set != DEFAULT:
+    named = f"{experiment.prompts.set}, version {read.version}"
+    yield Finding("wording", "ok", named)
 
 
 def graders(

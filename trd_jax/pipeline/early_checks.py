@@ -82,6 +82,7 @@ def look(
   cleans = reads and experiment.data.decontaminate != "none"
   for name in experiment.evaluate.benchmarks if evaluates or cleans else ():
     jobs.append(lambda name=name: data_checks.benchmark(experiment, name))
+  jobs.append(lambda: data_checks.prompts(experiment, run_dir))
   jobs.append(lambda: data_checks.data(experiment, run_dir))
   for key, python, packages in _interpreters(experiment, left):
     jobs.append(lambda k=key, p=python, n=packages: _interpreter(k, p, n))

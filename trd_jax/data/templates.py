@@ -1,0 +1,299 @@
+"""Prompt sets: what the models are asked, as Jinja templates in a folder.
+
+A set has a file `<role>_<domain>.jinja` for each role and domain. What a
+folder lacks is the default set's. Templates see text alone and run sandboxed:
+no file, no Python object and nothing random is within their reach, so that
+equal templates and equal texts give equal prompts.
+
+A file is checked whole when it is read, so that a wrong name in it is refused
+before a model is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import jinja2.nodes
+import jinja2.sandbox
+
+from trd_jax.experiment.errors import UserError, did_you_mean, one_line
+from trd_jax.experiment.prompt_sets import DEFAULT, FOLDER, shipped
+
+DOMAINS = ("arithmetic", "math", "code")
+
+
+class Role(NamedTuple):
+  """What a message is for.
+
+  Attributes:
+    shows: the fields that its templates have to show.
+    may_show: further ones, which can be None.
+  """
+
+  shows: tuple[str, ...]
+  may_show: tuple[str, ...]
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """Returns all names that its templates may use."""
+    return *self.shows, *self.may_show
+
+
+# The student's own prompt knows no reference: a template can't give it away.
+ROLES: Mapping[str, Role] = {
+  "initial": Role(("problem",), ("starter_code",)),
+  "privileged": Role(("problem", "privileged"), ("reference", "starter_code")),
+  # In OPD there is neither a reference nor anything else that is privileged.
+  "refinement": Role(
+    ("problem", "draft"), ("reference", "privileged", "starter_code")
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Templates:
+  """The templates of a set, checked.
+
+  Attributes:
+    name: the set's, as `prompts.set` says it.
+    version: tells wordings apart: the default set's own, else a hash of all
+      templates.
+  """
+
+  name: str
+  version: str
+  _compiled: Mapping[str, jinja2.Template] = dataclasses.field(repr=False)
+
+  @classmethod
+  def load(cls, name: str, default_version: str) -> Templates:
+    """Reads a set.
+
+    Args:
+      name: a shipped set's, or a folder.
+      default_version: what a set with the default wording is called.
+
+    Raises:
+      UserError: there is no such set, a file isn't one of a set's, or a
+        template is broken, shows a field that its role hasn't, or doesn't show
+        one that it must. The message names file and line.
+    """
+    default = _sources(FOLDER / DEFAULT)
+    files = default if name == DEFAULT else {**default, **_named(name)}
+    version = default_version
+    texts = {key: text for key, (_, text) in files.items()}
+    if texts != {key: text for key, (_, text) in default.items()}:
+      canonical = json.dumps(texts, sort_keys=True).encode()
+      version = hashlib.sha256(canonical).hexdigest()[:16]
+    compiled = {
+      key: _compiled(path, text, ROLES[key.partition("_")[0]])
+      for key, (path, text) in files.items()
+    }
+    return cls(name, version, compiled)
+
+  def message(self, role: str, domain: str, **fields: str | None) -> str:
+    """Returns a message; fields of the role that aren't given are None.
+
+    Raises:
+      UserError: the template can't be rendered with these fields.
+    """
+    template = self._compiled[f"{role}_{domain}"]
+    return _rendered(template, ROLES[role], fields)
+
+  def around_draft(self, domain: str, **fields: str | None) -> tuple[str, str]:
+    """Returns a refinement message before and after the draft.
+
+    Args:
+      domain: of the problem.
+      **fields: all but the draft.
+
+    Raises:
+      UserError: with these fields the template shows the draft not once.
+    """
+    # What stands for the draft is in no other text, or it were found there.
+    texts = "".join(text for text in fields.values() if text)
+    mark = next(
+      mark
+      for n in itertools.count()
+      if (mark := f"\ue000{n}\ue001") not in texts
+    )
+    message = self.message("refinement", domain, draft=mark, **fields)
+    parts = message.split(mark)
+    if len(parts) != 2:
+      raise _drafts(self._compiled[f"refinement_{domain}"], len(parts) - 1)
+    return parts[0], parts[1]
+
+
+def _named(name: str) -> dict[str, tuple[Path, str]]:
+  """Returns the files of a shipped set or of a folder."""
+  if name in shipped():
+    return _sources(FOLDER / name)
+  folder = Path(name)
+  if not folder.is_dir():
+    raise UserError(
+      f"prompts.set={name}: there is no such folder, nor a shipped set of that"
+      f" name ({', '.join(shipped())})"
+    )
+  files = _sources(folder)
+  if not files:
+    raise UserError(
+      f"prompts.set={name}: {folder} has no template; name its files"
+      " <role>_<domain>.jinja, as refinement_math.jinja"
+    )
+  return files
+
+
+def _sources(folder: Path) -> dict[str, tuple[Path, str]]:
+  """Returns path and text of each template in a folder, by its name."""
+  keys = [f"{role}_{domain}" for role in ROLES for domain in DOMAINS]
+  found = {}
+  for path in sorted(folder.glob("*.jinja")):
+    if path.stem not in keys:
+      raise UserError(
+        f"{path}: no role and domain has this name;"
+        f" {did_you_mean(path.stem, keys)}"
+      )
+    try:
+      found[path.stem] = path, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(
+        f"{path}: the template can't be read ({one_line(error)})"
+      ) from error
+  return found
+
+
+@functools.cache
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+  """Returns what templates run in.
+
+  The newline that ends a file isn't part of its message, as editors put it
+  there. White space around a block tag is dropped as in chat templates.
+  """
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=False,
+    autoescape=False,
+    undefined=jinja2.StrictUndefined,
+    finalize=_no_none,
+  )
+  # What is left is a function of the fields: nothing random, no object that a
+  # template could hold on to.
+  environment.globals.clear()
+  del environment.filters["random"]
+  return environment
+
+
+def _compiled(path: Path, text: str, role: Role) -> jinja2.Template:
+  """Compiles a template and checks it.
+
+  Raises:
+    UserError: see `Templates.load`.
+  """
+  environment = _environment()
+  try:
+    tree = environment.parse(text, filename=str(path))
+    code = environment.compile(tree, filename=str(path))
+  except jinja2.TemplateSyntaxError as error:
+    raise UserError(
+      f"{path}, line {error.lineno}: {one_line(error)}"
+    ) from error
+  _check_names(path, tree, role)
+  template = jinja2.Template.from_code(environment, code, {})
+  template.filename = str(path)
+  _check_messages(template, role)
+  return template
+
+
+def _check_names(path: Path, tree: jinja2.nodes.Template, role: Role) -> None:
+  """Raises a UserError for a name that is no field, or a draft that is cut."""
+  names = list(tree.find_all(jinja2.nodes.Name))
+  own = {name.name for name in names if name.ctx != "load"}
+  for name in names:
+    if name.name not in role.fields and name.name not in own:
+      raise UserError(
+        f"{path}, line {name.lineno}: there is no field `{name.name}` here;"
+        f" this role has {', '.join(role.fields)}"
+      )
+  shown = {
+    id(node)
+    for output in tree.find_all(jinja2.nodes.Output)
+    for node in output.nodes
+  }
+  for name in names:
+    # What a filter made of the draft couldn't be cut as the draft is.
+    if name.name == "draft" and id(name) not in shown:
+      raise UserError(
+        f"{path}, line {name.lineno}: the draft is shown as it is, as"
+        " `{{ draft }}`; take away what is done with it here"
+      )
+
+
+def _check_messages(template: jinja2.Template, role: Role) -> None:
+  """Raises a UserError where a message lacks what it has to show.
+
+  Whatever may be None is tried with and without.
+  """
+  for given in itertools.product((True, False), repeat=len(role.may_show)):
+    missing = [
+      field
+      for field, there in zip(role.may_show, given, strict=True)
+      if not there
+    ]
+    fields = {
+      field: None if field in missing else f"\ue000{field}\ue001"
+      for field in role.fields
+    }
+    message = _rendered(template, role, fields)
+    for field in role.shows:
+      count = message.count(f"\ue000{field}\ue001")
+      without = f" where there is no {', '.join(missing)}" if missing else ""
+      if not count:
+        raise UserError(
+          f"{template.filename}: its message has no `{{{{ {field} }}}}`"
+          f"{without}; put it in"
+        )
+      if field == "draft" and count > 1:
+        raise _drafts(template, count)
+
+
+def _drafts(template: jinja2.Template, count: int) -> UserError:
+  """Returns the complaint about a message that hasn't one draft."""
+  return UserError(
+    f"{template.filename}: shows the draft {count} times; a refinement prompt"
+    " has it once, so that it can lose its middle there"
+  )
+
+
+def _no_none(value: object) -> object:
+  """Returns a value to be shown, or refuses one that isn't there."""
+  if value is None:
+    raise jinja2.TemplateError(
+      "what is shown here can be None; put it between {% if ... %} and"
+      " {% endif %}"
+    )
+  return value
+
+
+def _rendered(
+  template: jinja2.Template, role: Role, fields: Mapping[str, str | None]
+) -> str:
+  """Returns the message of a template, or a UserError with file and line."""
+  try:
+    return template.render({**dict.fromkeys(role.fields), **fields})
+  except Exception as error:  # a template may divide by zero, too
+    lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == template.filename
+    ]
+    line = f", line {lines[-1]}" if lines else ""
+    raise UserError(f"{template.filename}{line}: {one_line(error)}") from error
