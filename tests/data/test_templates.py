@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.data.test_prompts import DRAFT, Y_STAR, X, problem, words
 from tests.support import training_runs
 from tests.support.chat_folders import write_folder
+from tests.support.places import ROOT
 from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.templates import DOMAINS, ROLES, Templates
@@ -257,6 +258,28 @@ def test_a_row_brings_its_privileged_text_and_starter_code(tmp_path):
   assert said.initial(problem()) == f"{X} "
   # y_o is still compared with y*.
   assert "a hint" not in prompts.default().refinement(p, DRAFT, "opsd")
+
+
+def test_a_base_model_without_a_template_reads_the_message_alone(tmp_path):
+  base = write_folder(tmp_path / "base", template=None)
+  with pytest.raises(UserError, match="no chat template"):
+    Chat.load(base)
+  page = (ROOT / "docs/prompts.md").read_text("utf-8")
+  section = page.split("## Base models")[1]
+  plain = tmp_path / "plain.jinja"
+  plain.write_text(section.split("```\n")[1], "utf-8")
+  chat = Chat.load(base, plain)
+  said, p = prompts.default(), problem()
+  for message in (said.initial(p), said.privileged(p), "<|im_end|>"):
+    ids = chat.render(message, None)
+    assert chat.decode(ids) == message + "\n"
+    assert not chat.control_ids.intersection(ids)
+  whole = chat.render(said.refinement(p, DRAFT * 20, "opsd"), None)
+  budget = len(whole) - 50
+  fitted = said.fit_refinement(chat, p, DRAFT * 20, "opsd", None, budget)
+  assert isinstance(fitted, prompts.FittedPrompt)
+  assert len(fitted.ids) == budget
+  assert Y_STAR in chat.decode(fitted.ids)
 
 
 def test_the_set_decides_every_stage_that_speaks():
