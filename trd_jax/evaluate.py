@@ -129,6 +129,13 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
       f" {rejected[0].reason} ({len(rejected)} in all); a benchmark has to be"
       " whole: raise evaluate.max_prompt_tokens"
     )
+  shas = {
+    (benchmark_of[prompt.key], prompt.problem.problem_id): (
+      sampling_stage.prompt_sha256(prompt.ids)
+    )
+    for prompt in prompts
+  }
+  scores.check_prompts(shas, run_dir)
   if preflight.stops(experiment):
     return
 

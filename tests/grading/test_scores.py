@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from trd_jax.experiment import shards
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import GradedSample
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Evaluate
 from trd_jax.grading import estimators, scores
 
@@ -250,3 +251,20 @@ def read(folder):
 
   table = shards.read_shards(folder, GradedSample)
   return records.from_table(GradedSample, table)
+
+
+def test_base_was_asked_in_the_same_words(tmp_path):
+  run_dir, base = RunDir(tmp_path), "evaluate/base"
+  with run_dir.shard_writer(base, GradedSample) as writer:
+    for row in rows_of([1, 1], 2, prompt_sha256="old"):
+      writer.add(row)
+  asked = {("b", "p0"): "old", ("b", "p1"): "new"}
+  scores.check_prompts(asked, run_dir)  # it isn't finished
+  run_dir.mark_done(base, {})
+  with pytest.raises(UserError, match="b, problem p1 was put to base after"):
+    scores.check_prompts(asked, run_dir)
+  scores.check_prompts({("b", "p0"): "old", ("c", "p1"): "new"}, run_dir)
+  # Of an evaluation that was begun in other words there may be rows left.
+  with run_dir.shard_writer(base, GradedSample) as writer:
+    writer.add(sample("p1", 9, True, prompt_sha256="new"))
+  scores.check_prompts(asked, run_dir)

@@ -228,13 +228,12 @@ class SamplingStage:
     verdict = sample.verdict
     # A prompt is the same for all samples of a question, and long: a digest
     # tells whether two runs asked alike.
-    ids = np.asarray(prompt.ids, "<i4").tobytes()
     return GradedSample(
       key=prompt.key,
       benchmark=benchmark,
       problem_id=prompt.problem.problem_id,
       sample=prompt.sample,
-      prompt_sha256=hashlib.sha256(ids).hexdigest(),
+      prompt_sha256=prompt_sha256(prompt.ids),
       response_ids=list(completion.ids),
       text=sample.text,
       num_tokens=len(completion.ids),
@@ -269,6 +268,11 @@ class SamplingStage:
     """Marks a stage of trajectories as done, and prints its summary."""
     self.run_dir.mark_done(self.name, summary)
     print(f"{self.name}: {summaries.describe(summary)}", flush=True)
+
+
+def prompt_sha256(ids: Sequence[int]) -> str:
+  """Returns the SHA-256 of a prompt's ids, as int32 with the low byte first."""
+  return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
 
 
 def paired_seed(*parts: Any) -> int:

@@ -167,6 +167,38 @@ def describe_modes(summary: Mapping[str, Any]) -> str:
   return f"thinking {' or '.join(dict.fromkeys(modes))}"
 
 
+def check_prompts(
+  prompts: Mapping[tuple[str, str], str], run_dir: RunDir
+) -> None:
+  """Checks that base, once it is evaluated, was asked in the same words.
+
+  Base and trained student are compared question by question. A template that
+  was edited between the two would be taken for what training did.
+
+  Args:
+    prompts: SHA-256 of the prompt's ids, by benchmark and problem id.
+    run_dir: where base's samples are, if they are.
+
+  Raises:
+    UserError: a question was put to base after another prompt alone.
+  """
+  if run_dir.done(_BASE) is None:
+    return
+  columns = ["key", "benchmark", "problem_id", "prompt_sha256"]
+  base: dict[tuple[str, str], set[str]] = {}
+  for row in run_dir.table(_BASE, GradedSample, columns).to_pylist():
+    question = row["benchmark"], row["problem_id"]
+    base.setdefault(question, set()).add(row["prompt_sha256"])
+  for (benchmark, problem_id), sha256 in prompts.items():
+    if sha256 not in base.get((benchmark, problem_id), {sha256}):
+      raise UserError(
+        f"{run_dir.stage(_BASE)}: {benchmark}, problem {problem_id} was put to"
+        " base after another prompt (another template or wording?), so that the"
+        " two can't be compared: bring it back to what it was, or start in a"
+        " new --workdir"
+      )
+
+
 def identical_to_base(
   rows: Sequence[GradedSample], run_dir: RunDir
 ) -> dict[str, float]:
