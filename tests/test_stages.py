@@ -212,7 +212,7 @@ def test_stages_out_of_order_say_which_comes_first(tmp_path):
   run_dir = RunDir(tmp_path)
   with pytest.raises(UserError, match=r"run trd_jax\.rollout"):
     go(refine, small(), run_dir)
-  with pytest.raises(UserError, match="has no refine stage"):
+  with pytest.raises(UserError, match="no refine stage writes"):
     go(refine, small(method="forward_kl"), run_dir)
   with pytest.raises(UserError, match=r"trd_jax\.merge first"):
     go(evaluate, small(), run_dir, model="trained")
