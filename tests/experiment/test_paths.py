@@ -45,7 +45,7 @@ def test_every_key_that_is_a_path_is_declared_as_one():
     for key in ("path", "tokenizer", "chat_template")
   }
   others = {"student.adapter", "data.root", "evaluate.root", "sandbox.python"}
-  others |= {"evaluate.buckets_from", "train.cache_dir"}
+  others |= {"evaluate.buckets_from", "train.cache_dir", "prompts.set"}
   interpreters = {name for name in KEYS if name.startswith("python.")}
   assert set(PATHS) == models | others | interpreters
 
