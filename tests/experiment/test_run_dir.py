@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -580,3 +581,47 @@ def test_a_claim_under_which_nothing_was_made_can_be_given_up(tmp_path):
   run_dir.abandon()
   with pytest.raises(UserError, match="made by another config"):
     run_dir.claim(_config(method="trd"))
+
+
+def test_a_stage_copied_from_another_config_is_not_done_here(tmp_path):
+  other = RunDir(tmp_path / "other", _config(rollout={"temperature": 0.7}))
+  other.mark_done("rollout", {"samples": 3})
+  other.mark_done("problems", {"problems": 3})
+  here = RunDir(tmp_path / "here", _config())
+  for stage in ("rollout", "problems"):
+    shutil.copytree(other.stage(stage), here.stage(stage))
+  # Problems don't depend on what differs.
+  assert here.done("problems") == {"problems": 3}
+  assert here.finished("rollout")
+  with pytest.raises(UserError) as it:
+    here.done("rollout")
+  message = str(it.value)
+  assert "here/rollout/done.json is not of this run" in message
+  assert "rollout.temperature is 0.7 there and 0.6 here" in message
+  assert "move" in message
+  assert "name another --workdir" in message
+  # Where it was made it stays what it was, without what it was made by.
+  assert other.done("rollout") == {"samples": 3}
+
+
+def test_a_stage_of_a_version_that_left_no_keys_is_the_directorys(tmp_path):
+  run_dir = RunDir(tmp_path, _config(rollout={"temperature": 0.7}))
+  write_json(run_dir.stage("rollout") / "done.json", {"samples": 3})
+  assert run_dir.done("rollout") == {"samples": 3}
+  assert run_dir.made_by("rollout")["rollout.temperature"] == 0.7
+
+
+def test_how_a_stage_was_carried_out_may_differ(tmp_path):
+  run_dir = RunDir(tmp_path, _config(method="forward_kl"))
+  run_dir.mark_done("train", {"updates": 3})
+  # One point by its other name, and a key that changes no number.
+  same = {
+    "method": "trd",
+    "trajectory": "y_o",
+    "teacher_context": "x_reference",
+  }
+  run_dir.config.write_text(_config(**same, train={"pack_tokens": 4096}))
+  assert run_dir.done("train") == {"updates": 3}
+  run_dir.config.write_text(_config(**same, train={"learning_rate": 1.0}))
+  with pytest.raises(UserError, match=r"train\.learning_rate"):
+    run_dir.done("train")

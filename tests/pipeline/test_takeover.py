@@ -1,5 +1,7 @@
 """A run takes over from another what it would make in the same way."""
 
+import shutil
+
 import pytest
 
 from tests.support import chat_folders, training_runs
@@ -86,3 +88,17 @@ def test_what_is_no_other_run_is_refused(donor, tmp_path):
     taken(donor, donor.root)
   with pytest.raises(UserError, match=r"it has no config\.json"):
     taken(RunDir(tmp_path / "nowhere"), tmp_path)
+
+
+def test_what_was_copied_into_the_donor_counts_as_what_it_is(donor, tmp_path):
+  """Its own record tells how a stage was made, and not the donor's config."""
+  mixed = RunDir(tmp_path / "mixed", to_json(from_config({})))
+  warmer = RunDir(
+    tmp_path / "warmer", to_json(from_config({"rollout": {"temperature": 0.7}}))
+  )
+  warmer.mark_done("rollout", {"samples": 1})
+  shutil.copytree(warmer.stage("rollout"), mixed.stage("rollout"))
+  found = taken(mixed, tmp_path / "new")
+  assert found["rollout"] == "rollout.temperature is 0.7 there and 0.6 here"
+  found = taken(mixed, tmp_path / "new", rollout={"temperature": 0.7})
+  assert found["rollout"] is None

@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_jax.experiment import records, scopes, shards
+from trd_jax.experiment import declarations, records, scopes, shards
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import atomic_files, file_locks, ownership
 from trd_jax.experiment.files.json_files import read_json, write_json
@@ -35,7 +35,9 @@ from trd_jax.experiment.workdir_config import WorkdirConfig
 
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
-_ARTIFACTS = ("done.json", "shard-*.parquet", "*.safetensors")
+_DONE = "done.json"
+_MADE_BY = "made_by"  # its keys, in the file above
+_ARTIFACTS = (_DONE, "shard-*.parquet", "*.safetensors")
 
 # Locks that this process holds, so that it can take one again: POSIX locks know
 # only processes, and closing the file a second time would release the lock. The
@@ -361,14 +363,52 @@ class RunDir:
 
   # -- what is done --------------------------------------------------------
 
+  def finished(self, stage: str) -> bool:
+    """Returns whether a stage is finished, whichever config it was made by."""
+    return (self.stage(stage) / _DONE).exists()
+
   def done(self, stage: str) -> dict[str, Any] | None:
-    """Reads the summary of a finished stage; None if it isn't finished."""
-    path = self.stage(stage) / "done.json"
-    return read_json(path) if path.exists() else None
+    """Reads the summary of a finished stage; None if it isn't finished.
+
+    Raises:
+      UserError: the stage was made by a config that differs from the
+        directory's in a key that it depends on, as when its folder was copied
+        from another run.
+    """
+    if not self.finished(stage):
+      return None
+    path = self.stage(stage) / _DONE
+    summary = read_json(path)
+    made_by = summary.pop(_MADE_BY, None)
+    # Earlier versions left no keys; neither has a folder that no config claims.
+    if made_by is not None and self.config.exists():
+      self._own_config.check_made_by(path, stage, made_by)
+    return summary
+
+  def made_by(self, stage: str) -> dict[str, Any]:
+    """Returns the keys by dotted name that a finished stage was made by.
+
+    Those that it recorded itself count: its folder may come from elsewhere.
+    What it has not recorded, being of an earlier version, is the directory's.
+    """
+    recorded = read_json(self.stage(stage) / _DONE).get(_MADE_BY)
+    return recorded or declarations.flatten(read_json(self.config))
 
   def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
-    """Declares a stage finished; this is its last write."""
-    write_json(self.stage(stage) / "done.json", dict(summary))
+    """Declares a stage finished; this is its last write.
+
+    The directory's keys are written with it, so that a folder that is copied
+    to another run is not taken for that run's own.
+    """
+    record = dict(summary)
+    if stage in scopes.STAGES and self.config.exists():
+      values = declarations.flatten(read_json(self.config))
+      record[_MADE_BY] = {
+        name: value
+        for name, value in values.items()
+        if not scopes.is_runtime(name)
+      }
+    write_json(self.stage(stage) / _DONE, record)
 
   def adopt(self, stage: str, donor: "RunDir") -> bool:
     """Takes a finished stage over from another directory, whole or not at all.
@@ -384,7 +424,7 @@ class RunDir:
     # beside its target: a rename can't cross file systems.
     mine = Path(os.path.realpath(self.stage(stage)))
     theirs = donor.stage(stage)
-    if donor.done(stage) is None or (mine.exists() and any(mine.iterdir())):
+    if not donor.finished(stage) or (mine.exists() and any(mine.iterdir())):
       return False
     try:
       atomic_files.copy_folder(theirs, mine)

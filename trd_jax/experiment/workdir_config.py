@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trd_jax.experiment import declarations, scopes
 from trd_jax.experiment.errors import UserError
@@ -128,6 +129,30 @@ class WorkdirConfig:
         " that: name another --workdir, or go back to that config"
       )
     return True
+
+  def check_made_by(
+    self, path: Path, stage: str, values: Mapping[str, Any]
+  ) -> None:
+    """Checks that a finished stage is of the directory's config.
+
+    Args:
+      path: the stage's record, for the message.
+      stage: its name, of `scopes.STAGES`.
+      values: the keys that it was made by, by dotted name.
+
+    Raises:
+      UserError: a key that the stage depends on differs.
+    """
+    here = declarations.flatten(read_json(self._config))
+    in_the_way = scopes.obstacles(values, here, [stage])
+    if in_the_way:
+      different = scopes.differences(values, here)
+      raise UserError(
+        f"{path} is not of this run: it was made by another config, where"
+        f" {_shown({name: different[name] for name in in_the_way})}; move"
+        f" {path.parent} away to have it made here, or name another --workdir"
+        " for that config"
+      )
 
   def _check_foreign(self) -> None:
     """Refuses a directory that is no run's and has something in a run's way."""

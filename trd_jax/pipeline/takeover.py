@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trd_jax.experiment import declarations, experiment, scopes
+from trd_jax.experiment import experiment, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import ownership
-from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.run_dir import RunDir
 
 # In the pipeline's order. What merge and the trained student's evaluation make
@@ -59,24 +58,24 @@ def plan(
       f"--from={donor.root} is no run of trd-jax: it has no config.json; name"
       " the workdir of a run"
     )
-  # The other run may be of a version with fewer keys. What it lacks was at its
-  # default then.
-  defaults = {name: key.default for name, key in experiment.KEYS.items()}
-  there = defaults | declarations.flatten(read_json(donor.config))
   here = experiment.flat(chosen)
   wanted = {"problems", "evaluate/base", *chosen.stages}
   for stage in [stage for stage in _STAGES if stage in wanted]:
-    yield Choice(stage, _obstacle(stage, there, here, run_dir, donor))
+    yield Choice(stage, _obstacle(stage, here, run_dir, donor))
 
 
 def _obstacle(
-  stage: str, there: dict, here: dict, run_dir: RunDir, donor: RunDir
+  stage: str, here: dict, run_dir: RunDir, donor: RunDir
 ) -> str | None:
   """Returns why a stage is not taken over, or None."""
   if run_dir.done(stage) is not None:
     return "done here"
-  if donor.done(stage) is None:
+  if not donor.finished(stage):
     return "not finished there"
+  # The other run may be of a version with fewer keys. What it lacks was at its
+  # default then.
+  defaults = {name: key.default for name, key in experiment.KEYS.items()}
+  there = defaults | donor.made_by(stage)
   was, now = (scopes.identity(values, stage) for values in (there, here))
   names = [n for n in sorted({*was, *now}) if was.get(n) != now.get(n)]
   # A preset's coordinates differ with each of its keys: one name will do.
