@@ -66,12 +66,12 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   """Samples what isn't there yet, and finishes."""
   from trd_jax.data.problems.questions import load_all
-  from trd_jax.data.prompts import of_run
+  from trd_jax.data.prompts import fit_messages, of_run
   from trd_jax.experiment.records import GradedSample, Rejected
   from trd_jax.generation import preflight, sampling_stage
   from trd_jax.generation.engines.factory import check_installed
   from trd_jax.generation.samples import Prompt
-  from trd_jax.grading import benchmark_verdicts, scores
+  from trd_jax.grading import benchmark_prompts, benchmark_verdicts, scores
 
   of_run(experiment, run_dir)
   if not experiment.preflight_only:
@@ -91,13 +91,17 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   )
 
   # 2. K prompts a question; none may be left out of a benchmark.
+  asked = {
+    name: benchmark_prompts.of_benchmark(name, some.problems, stage.prompt_set)
+    for name, some in questions.items()
+  }
   benchmark_of: dict[str, str] = {}  # by key
 
   def candidates() -> Iterator[Prompt | Rejected]:
     for benchmark, question_set in questions.items():
-      fitted = stage.prompt_set.fit_initials(
+      fitted = fit_messages(
         model.chat,
-        question_set.problems,
+        zip(question_set.problems, asked[benchmark].messages, strict=True),
         thinking,
         section.max_prompt_tokens,
         STAGE,
@@ -111,7 +115,14 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
           parts = (benchmark, problem.problem_id, sample)
           # Of the question alone: base and trained draw with the same.
           seed = sampling_stage.paired_seed(section.seed, *parts)
-          prompt = stage.prompt(sampled, ids, *parts, seed=seed, sample=sample)
+          prompt = stage.prompt(
+            sampled,
+            ids,
+            *parts,
+            seed=seed,
+            sample=sample,
+            version=asked[benchmark].version,
+          )
           benchmark_of[prompt.key] = benchmark
           yield prompt
 
@@ -121,7 +132,8 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
     for question_set in questions.values()
     for problem in question_set.problems
   ]
-  report = preflight.of_evaluation(stage, problems, prompts, rejected)
+  versions = {name: one.version for name, one in asked.items()}
+  report = preflight.of_evaluation(stage, problems, prompts, rejected, versions)
   preflight.publish(report, run_dir)
   if rejected:
     raise UserError(

@@ -33,6 +33,7 @@ def sample(problem, number, correct, **changes):
     "sampling": "{}",
     "model": "m",
     "model_revision": "r",
+    "prompt_version": "1",
     "correct": correct,
     "reason": "match" if correct else "mismatch",
     "extracted": None,
@@ -202,6 +203,17 @@ def test_two_thinking_modes_are_not_compared_without_a_word():
   rows = rows_of([1], 2)
   rows += rows_of([2], 2, thinking=False, problem_id="q")
   assert scores.figures(rows, SECTION, DATA)["thinking"] is False
+
+
+def test_other_words_are_not_compared():
+  mine, other = (run_of([1, 2], 2, prompt_version=v) for v in ("card", "1"))
+  assert mine["b"]["prompt_version"] == "card"
+  assert "asked as" in scores.table(mine)
+  with pytest.raises(UserError, match=r"other words in one run \(card\)"):
+    scores.compare(mine, other, SECTION)
+  del other["b"]["prompt_version"]  # as an earlier version's summary
+  scores.compare(mine, other, SECTION)
+  assert "asked as" not in scores.table(other)
 
 
 def test_the_table_has_every_figure():

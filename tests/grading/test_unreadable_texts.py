@@ -201,6 +201,7 @@ def test_a_benchmark_counts_and_tells_why():
       sampling="{}",
       model="m",
       model_revision="r",
+      prompt_version="1",
       correct=verdict.correct,
       reason=verdict.reason,
       extracted=verdict.extracted,

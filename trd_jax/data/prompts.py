@@ -119,6 +119,10 @@ class PromptSet:
     """Returns what tells this wording from others, for artifacts."""
     return self.templates.version
 
+  def initial_version(self, domain: str) -> str:
+    """Returns what tells the wording of `initial` alone from others."""
+    return self.templates.version_of("initial", domain)
+
   def initial(self, problem: Problem) -> str:
     """Returns the stage-1 message: the same in OPD, OPSD, evaluation."""
     return self.templates.message(
@@ -189,17 +193,8 @@ class PromptSet:
 
     One for each problem, in their order.
     """
-    for some in _batches(problems):
-      prompts = chat.render_many(map(self.initial, some), thinking)
-      for problem, ids in zip(some, prompts, strict=True):
-        if len(ids) <= max_tokens:
-          yield ids
-          continue
-        yield _reject(
-          problem,
-          stage,
-          f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
-        )
+    asked = ((problem, self.initial(problem)) for problem in problems)
+    yield from fit_messages(chat, asked, thinking, max_tokens, stage)
 
   def fit_refinement(
     self,
@@ -355,6 +350,35 @@ def of_run(experiment: Experiment, run_dir: RunDir) -> PromptSet:
 def default() -> PromptSet:
   """Returns the default prompt set."""
   return load(DEFAULT)
+
+
+def fit_messages(
+  chat: Chat,
+  asked: Iterable[tuple[Problem, str]],
+  thinking: bool | None,
+  max_tokens: int,
+  stage: str,
+) -> Iterator[list[int] | Rejected]:
+  """Yields the prompt ids of messages, or the rejected row if too many.
+
+  Args:
+    chat: the answering model's.
+    asked: each problem with the message that asks it.
+    thinking: as in `Chat.render`.
+    max_tokens: a prompt's budget.
+    stage: names what rejects.
+  """
+  for some in _batches(asked):
+    prompts = chat.render_many((message for _, message in some), thinking)
+    for (problem, _), ids in zip(some, prompts, strict=True):
+      if len(ids) <= max_tokens:
+        yield ids
+        continue
+      yield _reject(
+        problem,
+        stage,
+        f"prompt of {len(ids)} tokens, over max_prompt_tokens={max_tokens}",
+      )
 
 
 def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -72,6 +72,7 @@ class Templates:
   name: str
   version: str
   _compiled: Mapping[str, jinja2.Template] = dataclasses.field(repr=False)
+  _versions: Mapping[str, str] = dataclasses.field(repr=False)
 
   @classmethod
   def load(cls, name: str, default_version: str) -> Templates:
@@ -88,16 +89,24 @@ class Templates:
     """
     default = _sources(FOLDER / DEFAULT)
     files = default if name == DEFAULT else {**default, **_named(name)}
+    own = {
+      key: text for key, (_, text) in files.items() if text != default[key][1]
+    }
     version = default_version
-    texts = {key: text for key, (_, text) in files.items()}
-    if texts != {key: text for key, (_, text) in default.items()}:
-      canonical = json.dumps(texts, sort_keys=True).encode()
-      version = hashlib.sha256(canonical).hexdigest()[:16]
+    if own:
+      texts = {key: text for key, (_, text) in files.items()}
+      version = _digest(json.dumps(texts, sort_keys=True))
     compiled = {
       key: _compiled(path, text, ROLES[key.partition("_")[0]])
       for key, (path, text) in files.items()
     }
-    return cls(name, version, compiled)
+    versions = {key: _digest(text) for key, text in own.items()}
+    versions = {key: versions.get(key, default_version) for key in files}
+    return cls(name, version, compiled, versions)
+
+  def version_of(self, role: str, domain: str) -> str:
+    """Returns what tells one message's wording from others."""
+    return self._versions[f"{role}_{domain}"]
 
   def message(self, role: str, domain: str, **fields: str | None) -> str:
     """Returns a message; fields of the role that aren't given are None.
@@ -130,6 +139,11 @@ class Templates:
     if len(parts) != 2:
       raise _drafts(self._compiled[f"refinement_{domain}"], len(parts) - 1)
     return parts[0], parts[1]
+
+
+def _digest(text: str) -> str:
+  """Returns the version of a wording that isn't the default one."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _named(name: str) -> dict[str, tuple[Path, str]]:

@@ -258,10 +258,12 @@ class GradedSample(_Record):
     response_ids: int32 token ids as sampled, stop id included.
     text: the decoded response without the stop token.
     num_tokens: how many tokens were sampled.
-    finish_reason: as in `Trajectory`; so are all fields below.
+    finish_reason: as in `Trajectory`; so are all fields below, but that
+      `prompt_version` is what `benchmark_prompts` calls the words of the
+      benchmark's questions.
   """
 
-  VERSION: ClassVar[int] = 2
+  VERSION: ClassVar[int] = 3
 
   key: str
   benchmark: str
@@ -278,6 +280,7 @@ class GradedSample(_Record):
   sampling: str
   model: str
   model_revision: str
+  prompt_version: str
   correct: bool | None
   reason: Reason
   extracted: str | None

@@ -73,6 +73,8 @@ class PreflightReport:
     leak_examples: the first of them, as [problem id, phrase], by where.
     forecast: what later stages would make of it (rollout only).
     warnings: one line each.
+    wordings: whose words the questions are asked in, by benchmark (evaluate
+      only; see `benchmark_prompts`).
   """
 
   stage: str
@@ -103,6 +105,7 @@ class PreflightReport:
   leak_examples: dict[str, list[list[str]]]
   forecast: Forecast | None
   warnings: list[str]
+  wordings: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     """Returns plain values, as `preflight.json` holds them."""
@@ -134,6 +137,7 @@ def count(
   all_thoughts: int = 0,
   forecast: Forecast | None = None,
   warnings: Sequence[str] = (),
+  wordings: Mapping[str, str] | None = None,
 ) -> PreflightReport:
   """Counts a stage's prompts and holds them against its budgets.
 
@@ -150,6 +154,7 @@ def count(
     all_thoughts: of drafts.
     forecast: what later stages would make of it.
     warnings: those about budgets are added.
+    wordings: whose words the questions are asked in, by benchmark.
   """
   # Counted as ids of the model's own tokenizer: a budget in characters would
   # be wrong by a factor that differs between mathematics and code.
@@ -188,6 +193,7 @@ def count(
     leak_examples={where: f[:_EXAMPLES] for where, f in leaks.items()},
     forecast=forecast,
     warnings=[*warnings, *(forecast.impossible if forecast else ())],
+    wordings=dict(wordings or {}),
   )
 
 
@@ -301,8 +307,9 @@ def of_evaluation(
   problems: Sequence[Problem],
   prompts: Sequence[Prompt],
   rejected: Sequence[Rejected],
+  wordings: Mapping[str, str],
 ) -> PreflightReport:
-  """Returns the report of an evaluation."""
+  """Returns the report of an evaluation; `wordings` by benchmark."""
   own = stage.experiment.evaluate.thinking is not None
   return count(
     stage,
@@ -311,6 +318,7 @@ def of_evaluation(
     prompts=prompts,
     rejected=rejected,
     texts={"problems": [(p.problem_id, p.text) for p in problems]},
+    wordings=wordings,
   )
 
 
@@ -388,6 +396,9 @@ def _rows(report: PreflightReport) -> Iterator[tuple[str, str]]:
   yield "thinking", f"{mode(report.thinks)} ({key}{only}){others}"
   if report.scoring:
     yield "scoring", report.scoring
+  if report.wordings:
+    said = (f"{name} {version}" for name, version in report.wordings.items())
+    yield "asked as", ", ".join(said)
   what = "drafts" if section == "refine" else "problems"
   yield what, f"{report.problems:,}"
   yield "prompts", f"{report.prompts:,} within the budget"

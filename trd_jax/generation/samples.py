@@ -26,6 +26,7 @@ class Prompt:
     sample: which of a problem's samples it is, from 0.
     draft_key: key of the draft in a refinement prompt, else None.
     elided_tokens: tokens of the draft that were left out.
+    version: what a benchmark's words are called (`benchmark_prompts`).
   """
 
   key: str
@@ -35,6 +36,7 @@ class Prompt:
   sample: int = 0
   draft_key: str | None = None
   elided_tokens: int = 0
+  version: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,6 +129,7 @@ class SamplingStage:
     sample: int = 0,
     draft_key: str | None = None,
     elided_tokens: int = 0,
+    version: str = "",
   ) -> Prompt:
     """Returns a prompt with its sample's key and seed.
 
@@ -140,6 +141,7 @@ class SamplingStage:
       sample: see `Prompt`, as those below.
       draft_key: key of the draft in it.
       elided_tokens: tokens of that draft that were left out.
+      version: what a benchmark's words are called.
     """
     key, own_seed = self.identity(ids, *parts)
     return Prompt(
@@ -150,6 +152,7 @@ class SamplingStage:
       sample,
       draft_key,
       elided_tokens,
+      version,
     )
 
   def fill(
@@ -244,6 +247,7 @@ class SamplingStage:
       sampling=_sampling_json(self.section),
       model=self.model.name,
       model_revision=self.model.revision,
+      prompt_version=prompt.version,
       correct=verdict.correct,
       reason=verdict.reason,
       extracted=verdict.extracted,

@@ -56,9 +56,9 @@ def figures(
     samples that were truncated, have no answer (no box, no program), could
     not be parsed or ran out of time; `unparsed_because`, see `records`;
     `median_tokens`; `graders`, how many samples each version judged; `model`,
-    `model_revision`; `thinking`, whether the prompts let a response think (None
-    where the rows don't say); `data`; and with `base` the figures by difficulty
-    as `buckets`.
+    `model_revision`; `prompt_version`, whose words asked; `thinking`, whether
+    the prompts let a response think (None where the rows don't say); `data`;
+    and with `base` the figures by difficulty as `buckets`.
   """
   verdicts: Verdicts = {}
   graders: dict[str, int] = {}
@@ -80,6 +80,7 @@ def figures(
     "graders": graders,
     "model": rows[0].model,
     "model_revision": rows[0].model_revision,
+    "prompt_version": rows[0].prompt_version,
     # Rows of an earlier version don't say; one that does speaks for all.
     "thinking": max((row.thinking for row in rows), key=_is_said),
     "data": dict(data),
@@ -290,6 +291,8 @@ def table(summary: Mapping[str, Any]) -> str:
     shares = (f"{called} {100 * row[s]:.1f}" for s, called in SHARES.items())
     lines.append(("shares", ", ".join(shares)))
     lines.append(("thinking", _mode(row.get("thinking"))))
+    if "prompt_version" in row:  # an earlier version's summary doesn't say
+      lines.append(("asked as", row["prompt_version"]))
     if because := because_of(row.get("unparsed_because", {})):
       lines.append(("unparsed", because.strip()))
     title = f"{name} (n={row['n']})"
@@ -363,8 +366,9 @@ def check_alike(
   """Checks that two runs on a benchmark differ by their models alone.
 
   Raises:
-    UserError: by their questions, samples a question, graders, or, unless
-      `across_modes`, by the thinking modes that they say.
+    UserError: by their questions, samples a question, graders, the words of
+      the prompts, or, unless `across_modes`, by the thinking modes that they
+      say.
   """
   if one["verdicts"].keys() != two["verdicts"].keys() or one["k"] != two["k"]:
     raise UserError(
@@ -381,6 +385,14 @@ def check_alike(
       " them side by side all the same with trd_jax.evaluate --across_modes"
     )
   # What an earlier version wrote doesn't say.
+  words = [run.get("prompt_version") for run in (one, two)]
+  if None not in words and words[0] != words[1]:
+    raise UserError(
+      f"compare: {name} was asked in other words in one run"
+      f" ({words[0]}) than in the other ({words[1]}), so that the difference is"
+      " not the models' alone; evaluate both in the same (docs/evaluation.md,"
+      ' "Whose words")'
+    )
   graders = [", ".join(sorted(run.get("graders", ()))) for run in (one, two)]
   if graders[0] != graders[1]:
     shown = " and by ".join(each or "an earlier version" for each in graders)

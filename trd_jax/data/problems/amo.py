@@ -2,7 +2,8 @@
 
 The other eleven ask for a description, which takes a judge. Two answers are
 formulas; they are compared at fixed values of their variables, which go into
-`Problem.meta` as `values` (see `grading.formulas`).
+`Problem.meta` as `values` (see `grading.formulas`). A prompt ends with the form
+in which the data set wants the answer, so that it is the whole message.
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ class Benchmark:
     build: makes a problem of a row.
     grader: the name of what judges its answers, in `grading.graders`.
     part_of: the benchmark whose questions these are some of.
+    whole_message: whether a question says in which form the answer is to be
+      given, so that nothing is to be added to it.
   """
 
   rows: int
@@ -76,6 +78,7 @@ class Benchmark:
   build: Build = _problem
   grader: str = "math"
   part_of: str | None = None
+  whole_message: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     (sources.Hub("meituan-longcat/AMO-Bench", "*.parquet"),),
     build=amo.problem,
     grader="formulas",
+    whole_message=True,
   ),
   "math500": Benchmark(
     500,
