@@ -1,5 +1,6 @@
 """The stage from workdir to checkpoint, on random models and hand-made rows."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metric_log import read_metrics
+from trd_jax.experiment.records import Trajectory
 from trd_jax.model.weights import hf
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
@@ -93,6 +95,37 @@ def test_fine_tuning_needs_no_teacher_on_the_disk(tmp_path, student, along):
   summary = run_dir.done("train")
   assert summary["teacher"] == {"source": "none"}
   assert summary["coordinates"]["teacher_context"] is None
+
+
+def test_fine_tuning_reads_the_text_of_a_teacher_of_another_family(
+  tmp_path, student, capsys
+):
+  chat = Chat.load(student)
+  other = training_runs.model_folder(
+    tmp_path / "other", merges=0, vocab_size=272, tie_embeddings=False
+  )
+  run_dir = training_runs.workdir(tmp_path / "run", chat)
+  chosen = experiment(
+    student,
+    method="sft",
+    regime="opd",
+    teacher={"path": str(other)},
+    train={"max_steps": 1, "batch_size": 6},
+  )
+  train.run(chosen, run_dir, None)
+  told = capsys.readouterr().out
+  assert "the teacher's tokenizer has other ids" in told
+  # Nothing of the student's head is lost to the teacher's shorter one.
+  assert "both are scored" not in told
+  (row,) = read_metrics(run_dir.metrics_file("train"))
+  texts = [r.text for r in run_dir.read("refine", Trajectory)]
+  assert row["tokens"] == sum(len(chat.encode(t)) + 1 for t in texts)
+  with pytest.raises(UserError, match="method=sft, which reads only its text"):
+    train.run(
+      dataclasses.replace(chosen, method="trd"),
+      training_runs.workdir(tmp_path / "trd", chat),
+      None,
+    )
 
 
 def test_a_mean_over_tokens_counts_long_trajectories_more(tmp_path, student):

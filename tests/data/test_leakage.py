@@ -99,7 +99,7 @@ def test_thoughts_are_searched_and_counted_apart():
       said,
     ]
   )
-  assert found == leakage.Leakage(anywhere=6, in_thoughts=4)
+  assert found == leakage.Leakage(anywhere=6, in_thoughts=4, in_answer=3)
 
 
 def test_looking_near_keywords_only_finds_what_looking_everywhere_does():

@@ -10,7 +10,7 @@ from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.distill import training_set
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Problem
+from trd_jax.experiment.records import Problem, Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +148,46 @@ def test_fine_tuning_has_no_teacher_whose_context_could_be_too_long(
   assert keys(data) == [f"refine-{n}" for n in range(6)]
   with pytest.raises(UserError, match="max_teacher_tokens=2"):
     build(tmp_path / "trd", chat, **bounds)
+
+
+def test_fine_tuning_makes_another_familys_text_into_the_students_tokens(
+  tmp_path, chat
+):
+  """The student's tokens of the text, and the end of the turn where it was."""
+  other = Chat.load(
+    chat_folders.write_folder(
+      tmp_path / "other", tokenizer=chat_folders.small_tokenizer(merges=0)
+    )
+  )
+  assert not chat.same_ids(other)
+  cut = {2: {"finish_reason": "length", "truncated": True}}
+  run_dir = training_runs.workdir(tmp_path / "run", other, refine=cut)
+  kept = {"method": "sft", "train": {"truncated": "keep"}}
+  # The rollouts are the student's own.
+  rows = [
+    dataclasses.replace(
+      row,
+      prompt_ids=chat.render(
+        prompts.default().initial(training_runs.problem(row.seed)), None
+      ),
+    )
+    for row in run_dir.read("rollout", Trajectory)
+  ]
+  run_dir.replace("rollout", Trajectory, rows)
+  experiment = training_runs.experiment("unused", regime="opd", **kept)
+  data = training_set.build(experiment, run_dir, chat, other)
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  for number, sample in enumerate(data.samples):
+    assert chat.decode(sample.response) == f"draft {number}"
+    ended = sample.response[-1] == chat.stop_ids[0]
+    assert ended == (number != 2)
+  assert any("tokens of the student's" in line for line in data.describe())
+  # With one tokenizer the ids stay as they were sampled.
+  same = training_set.build(experiment, run_dir, chat, chat)
+  stored = {
+    row.key: row.response_ids for row in run_dir.read("refine", Trajectory)
+  }
+  assert all(list(s.response) == stored[s.key] for s in same.samples)
 
 
 @pytest.mark.parametrize("method", ["trd", "forward_kl"])

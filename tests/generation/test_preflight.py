@@ -344,10 +344,11 @@ def test_leaks_of_refined_texts_stand_in_the_summary(looked_at, tmp_path):
   done = run_dir.done("refine")
   assert done["leaks"] == 5
   assert done["leaks_in_thoughts"] == 2
+  assert done["leaks_in_answer"] == 3
   from trd_jax.generation import summaries
 
-  told = "5 speak of a draft or a reference (2 of them in their thoughts)"
-  assert told in summaries.describe(done)
+  told = "5 speak of a draft or a reference (2 of them in their thoughts"
+  assert f"{told}, 3 in their answer)" in summaries.describe(done)
   assert "speak of" not in summaries.describe(whole.done("refine"))
 
 

@@ -188,6 +188,20 @@ def test_a_teacher_that_is_no_teacher_is_reported(
   assert says in one
 
 
+def test_a_teacher_of_other_ids_may_write_where_none_is_asked(
+  tmp_path, teacher
+):
+  other_ids(teacher)
+  path = {"teacher.path": str(teacher)}
+  assert "method=sft" in wrong(tmp_path, **path)
+  found = look(tmp_path, method="sft", **path)
+  assert messages(found, "wrong") == []
+  assert any("gives other ids" in one for one in messages(found, "ok"))
+  # Mixed with a divergence the teacher's logits are needed after all.
+  mixed = {"loss.cross_entropy": 0.5, **path}
+  assert "gives other ids" in wrong(tmp_path, **mixed)
+
+
 def test_heads_of_other_lengths_are_told_and_are_no_mistake(tmp_path, teacher):
   other_rows(teacher)
   found = look(tmp_path, **{"teacher.path": str(teacher)})

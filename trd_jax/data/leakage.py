@@ -115,20 +115,25 @@ class Leakage(NamedTuple):
 
   Attributes:
     anywhere: in thoughts or answer.
-    in_thoughts: in what comes before the answer (`grading.extract`).
+    in_thoughts: in what comes before the answer (`final_answer.final_text`).
+    in_answer: in the answer. One that speaks of it in both parts counts in
+      both.
   """
 
   anywhere: int
   in_thoughts: int
+  in_answer: int
 
 
 def count_leakage(texts: Iterable[str]) -> Leakage:
   """Counts the responses that speak of a draft or a reference."""
-  anywhere = in_thoughts = 0
+  anywhere = in_thoughts = in_answer = 0
   for text in texts:
     if mentions_reference(text) is None:
       continue
     anywhere += 1
-    thoughts = text.removesuffix(final_text(text))
+    answer = final_text(text)
+    thoughts = text.removesuffix(answer)
     in_thoughts += mentions_reference(thoughts) is not None
-  return Leakage(anywhere, in_thoughts)
+    in_answer += mentions_reference(answer) is not None
+  return Leakage(anywhere, in_thoughts, in_answer)

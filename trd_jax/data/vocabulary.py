@@ -46,7 +46,8 @@ def check_same(names: Sequence[str], chats: Sequence[Chat]) -> None:
     raise UserError(
       f"teacher.path={teacher}: its tokenizer gives other ids than"
       f" student.path={student}'s, and a full-vocabulary divergence"
-      " compares id by id; choose a teacher of the same family"
+      " compares id by id; choose a teacher of the same family, or"
+      " method=sft, which reads only its text"
     )
 
 

@@ -83,11 +83,16 @@ def find(
 
   student, teacher = (open_model(section) for section in sections)
   chats = student.chat, teacher.chat
+  # A teacher that only writes may have other ids and another shape: then the
+  # student's own stands in its place.
+  scores = experiment.context_of_teacher is not None
+  scorer = teacher if scores else student
   configs = (
     hf.read_config(student.files.folder),
-    hf.read_config(teacher.files.folder),
+    hf.read_config(scorer.files.folder),
   )
-  vocabulary.check_same([section.path for section in sections], list(chats))
+  if scores:
+    vocabulary.check_same([section.path for section in sections], list(chats))
   _, note = vocabulary.shared_rows([config.vocab_size for config in configs])
   if note:
     print(f"train: {note}", flush=True)
@@ -102,4 +107,4 @@ def find(
     f" ({attention.why})",
     flush=True,
   )
-  return Pair(student.files, teacher.files, chats, configs, attention)
+  return Pair(student.files, scorer.files, chats, configs, attention)

@@ -165,6 +165,17 @@ def build(
     candidates = _references(problems.values(), rollouts, refined, student)
   else:
     candidates = _pairs(experiment, rollouts, refined)
+  notes: list[str] = []
+  if (
+    experiment.context_of_teacher is None
+    and TRAJECTORIES[experiment.trains_on].writer == "teacher"
+    and not student.same_ids(teacher)
+  ):
+    candidates = _in_ids_of(student, candidates)
+    notes.append(
+      "the teacher's tokenizer has other ids: what it wrote is made into"
+      " tokens of the student's"
+    )
   # Where the trajectories are, for messages.
   where = run_dir.stage(stage) if stage else run_dir.problems_dir
   samples: list[Sample] = []
@@ -216,7 +227,6 @@ def build(
       " change train.subset, train.truncated or the bounds"
     )
   thinking: list[dict[str, int]] = []
-  notes: list[str] = []
   for modes, count in counts.items():
     thinking.append(
       {
@@ -237,7 +247,7 @@ class _Response:
   """What is trained on of a trajectory, whoever wrote it.
 
   Attributes:
-    key: content key of the trajectory.
+    key: content key of the trajectory, as it was written.
     problem_id: of the problem that it answers.
     prompt_ids: the prompt that it was written after; empty for a reference.
     response_ids: its tokens, the end of turn included where it ended itself.
@@ -331,6 +341,20 @@ def _references(
     rollout = by_problem.get(problem.problem_id)
     repaired = verdict.get(rollout.key) if rollout is not None else None
     yield response, rollout, repaired
+
+
+def _in_ids_of(
+  student: Chat, candidates: Iterable[_Candidate]
+) -> Iterator[_Candidate]:
+  """Yields trajectories of a teacher of other ids as the student's tokens.
+
+  For cross-entropy alone, which asks no teacher about its tokens. The end of
+  the turn follows where the teacher ended it, and nowhere else.
+  """
+  for response, rollout, repaired in candidates:
+    end = [student.stop_ids[0]] if response.finish_reason == "stop" else []
+    ids = [*student.encode(response.text), *end]
+    yield dataclasses.replace(response, response_ids=ids), rollout, repaired
 
 
 def _left_out(

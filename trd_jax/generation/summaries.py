@@ -64,7 +64,8 @@ def compare_with_drafts(
 
   Returns:
     `by_draft`: counts by (verdict of y_o, verdict of y_r), as in the paper's
-    Figure 7; `leaks` and `leaks_in_thoughts`: see `leakage.Leakage`.
+    Figure 7; `leaks`, `leaks_in_thoughts` and `leaks_in_answer`: see
+    `leakage.Leakage`.
   """
   verdict: dict[str | None, bool | None] = {
     draft.key: draft.correct for draft in drafts
@@ -82,6 +83,7 @@ def compare_with_drafts(
     "by_draft": counts,
     "leaks": leaks.anywhere,
     "leaks_in_thoughts": leaks.in_thoughts,
+    "leaks_in_answer": leaks.in_answer,
   }
 
 
@@ -108,7 +110,10 @@ def describe(summary: Mapping[str, Any]) -> str:
   if summary.get("leaks"):
     speak = f"{summary['leaks']:,} speak of a draft or a reference"
     if hidden := summary.get("leaks_in_thoughts"):
-      speak += f" ({hidden:,} of them in their thoughts)"
+      speak += f" ({hidden:,} of them in their thoughts"
+      # An earlier version's summary has no count of the answers.
+      shown = summary.get("leaks_in_answer")
+      speak += ")" if shown is None else f", {shown:,} in their answer)"
     parts.append(speak)
   return ", ".join(parts)
 
