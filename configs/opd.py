@@ -47,6 +47,9 @@ written, on both sides.
 Trajectories that a budget ended are trained on, as the paper's counts leave
 none out (--config.train.truncated=drop leaves them out).
 
+Benchmarks of mathematics are asked with the boxed sentence of Qwen's model
+card, AMO-Bench with its own prompt (docs/evaluation.md, "Whose words").
+
 Problems that a benchmark holds, too, are taken out and counted
 (--config.data.decontaminate=none keeps them).
 

@@ -92,7 +92,9 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
 
   # 2. K prompts a question; none may be left out of a benchmark.
   asked = {
-    name: benchmark_prompts.of_benchmark(name, some.problems, stage.prompt_set)
+    name: benchmark_prompts.of_benchmark(
+      name, some.problems, stage.prompt_set, section
+    )
     for name, some in questions.items()
   }
   benchmark_of: dict[str, str] = {}  # by key

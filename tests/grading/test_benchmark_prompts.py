@@ -12,8 +12,10 @@ from trd_jax import evaluate
 from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import questions, sources
+from trd_jax.experiment import experiment, paper_recipe, prompt_sets
 from trd_jax.experiment.records import GradedSample
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.schema import Evaluate
 from trd_jax.generation import sampling_stage
 from trd_jax.grading import benchmark_prompts
 from trd_jax.model.weights import hub
@@ -22,9 +24,10 @@ from trd_jax.model.weights import hub
 ASKS = "\n\nSay at the end: The final answer is: \\boxed{...}"
 
 
-def asked_of(name, problems, prompt_set=None):
-  prompt_set = prompt_set or prompts.default()
-  return benchmark_prompts.of_benchmark(name, problems, prompt_set)
+def asked_of(name, problems, prompt_set=None, **section):
+  return benchmark_prompts.of_benchmark(
+    name, problems, prompt_set or prompts.default(), Evaluate(**section)
+  )
 
 
 def test_amo_bench_asks_in_its_own_words_alone(tmp_path):
@@ -48,6 +51,52 @@ def test_amo_bench_itself_says_how_to_answer():
   for text in asked_of("amobench", found).messages:
     assert "\\boxed{" in text
     assert "final answer" in text.lower()
+
+
+def test_mathematics_is_asked_as_the_model_card_does():
+  p = [problem(), problem(text="And 2?")]
+  asked = asked_of("aime24", p)
+  card = "Please reason step by step, and put your final answer within "
+  assert asked.version == benchmark_prompts.CARD == "card"
+  assert asked.messages == [f"{q.text}\n\n{card}\\boxed{{}}." for q in p]
+  ours = asked_of("aime24", p, math_prompt="ours")
+  assert ours.version == prompts.VERSION
+  assert ours.messages == [*map(prompts.default().initial, p)]
+  # The set that has the authors' content asks mathematics so everywhere.
+  authors = prompts.load("authors")
+  assert [*map(authors.initial, p)] == asked.messages
+  assert asked_of("aime24", p, authors) == asked
+  # Only mathematics: arithmetic and programs have the set's words.
+  for name, domain in (("arithmetic", "arithmetic"), ("livecodebench", "code")):
+    other = [problem(domain)]
+    said = asked_of(name, other, math_prompt="card").messages
+    assert said == [prompts.default().initial(other[0])]
+
+
+def test_a_folders_own_words_are_not_overridden_without_a_word(tmp_path):
+  p = [problem()]
+  without = prompts.load(folder(tmp_path / "a", refinement_math=REFINE))
+  assert asked_of("aime24", p, without).version == "card"
+  mine = prompts.load(folder(tmp_path / "b", initial_math="{{ problem }} Go."))
+  asked = asked_of("aime24", p, mine)
+  assert asked.messages == [f"{p[0].text} Go."]
+  assert asked.version == mine.initial_version("math") != prompts.VERSION
+  assert asked_of("aime24", p, mine, math_prompt="card").version == "card"
+  # Even where it says what the default set says, for now.
+  text = (prompt_sets.FOLDER / "default/initial_math.jinja").read_text("utf-8")
+  same = prompts.load(folder(tmp_path / "c", initial_math=text))
+  assert asked_of("aime24", p, same).version == prompts.VERSION
+
+
+@pytest.mark.parametrize(
+  ("regime", "models"), [("opd", ("1.7b", "4b")), ("opsd", ("8b", "4b"))]
+)
+def test_the_papers_rows_ask_mathematics_as_the_card(regime, models):
+  e = experiment.from_config(paper_recipe.build(regime, models, None))
+  named = prompts.load(e.prompts.set)
+  for name in set(e.evaluate.benchmarks) - {"amobench"}:
+    asked = benchmark_prompts.of_benchmark(name, [problem()], named, e.evaluate)
+    assert asked.version == "card"
 
 
 REFINE = "{{ problem }}\n{{ draft }}\nMend it."

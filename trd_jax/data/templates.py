@@ -67,10 +67,13 @@ class Templates:
     name: the set's, as `prompts.set` says it.
     version: tells wordings apart: the default set's own, else a hash of all
       templates.
+    brought: the templates, as `<role>_<domain>`, that a folder brings which
+      doesn't ship with the program.
   """
 
   name: str
   version: str
+  brought: frozenset[str]
   _compiled: Mapping[str, jinja2.Template] = dataclasses.field(repr=False)
   _versions: Mapping[str, str] = dataclasses.field(repr=False)
 
@@ -88,7 +91,8 @@ class Templates:
         one that it must. The message names file and line.
     """
     default = _sources(FOLDER / DEFAULT)
-    files = default if name == DEFAULT else {**default, **_named(name)}
+    named = default if name == DEFAULT else _named(name)
+    files = {**default, **named}
     own = {
       key: text for key, (_, text) in files.items() if text != default[key][1]
     }
@@ -102,7 +106,8 @@ class Templates:
     }
     versions = {key: _digest(text) for key, text in own.items()}
     versions = {key: versions.get(key, default_version) for key in files}
-    return cls(name, version, compiled, versions)
+    brought = frozenset(() if name in shipped() else named)
+    return cls(name, version, brought, compiled, versions)
 
   def version_of(self, role: str, domain: str) -> str:
     """Returns what tells one message's wording from others."""

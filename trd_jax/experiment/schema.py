@@ -509,6 +509,13 @@ class Evaluate(Generation):
   unchecked: bool = key(
     False, "take benchmark files of another length or SHA-256 than declared"
   )
+  math_prompt: str | None = key(
+    None,
+    "whose words ask mathematical benchmarks: card (the question and the boxed"
+    " sentence of Qwen's model card) or ours (initial of the prompt set); None:"
+    " ours where prompts.set is a folder with an initial_math, else card",
+    one_of("card", "ours"),
+  )
   evalplus_seconds: float = key(
     1.0,
     "EvalPlus's shortest time limit of an input; published results have 1",
