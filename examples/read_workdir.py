@@ -21,7 +21,9 @@ def main(workdir: str) -> None:
     refined, left_on="key", right_on="draft_key", suffixes=("_o", "_r")
   )
   print("verdicts of y_o (rows) and y_r (columns)")
-  print(pairs.groupby(["correct_o", "correct_r"]).size().unstack(fill_value=0))
+  # NaN are rows without an answer to judge by.
+  counts = pairs.groupby(["correct_o", "correct_r"], dropna=False).size()
+  print(counts.unstack(fill_value=0))
   lengths = pairs["response_ids"].map(len)
   print(f"median tokens of y_r: {lengths.median():.0f}")
 

@@ -80,11 +80,6 @@ BAD_ROWS = [
   ("{not json", "not JSON"),
   (nested(100_000, "answer"), "not JSON (nested too deeply)"),
   ("[1, 2]", "a list, not an object"),
-  (row(answer=None), "no answer"),
-  (row(answer="  "), "no answer"),
-  (row(answer=[]), "no answer"),
-  ({"problem": "No gold?"}, "no answer"),
-  (row(answer=float("nan")), "no answer"),
   (row(answer=True), "answer is a bool"),
   (row(answer={"a": 1}), "answer is a dict"),
   (row(answer=["3", "4"]), "2 different answers (3, 4)"),
@@ -109,6 +104,48 @@ def test_a_bad_row_is_set_aside_with_its_place_and_reason(
   assert reason in rejected[0].reason
   assert "\n" not in rejected[0].reason
   assert rejected[0].stage == "problems"
+
+
+NO_ANSWERS = [
+  row(answer=None),
+  row(answer="  "),
+  row(answer=[]),
+  row(answer=float("nan")),
+  {"problem": "No gold?"},
+]
+
+
+@pytest.mark.parametrize("bare", NO_ANSWERS)
+def test_own_rows_may_do_without_an_answer_and_others_may_not(tmp_path, bare):
+  path = write(tmp_path / "x.jsonl", [row(7), bare, row(8)])
+  found, rejected = load("jsonl", path)
+  assert [p.answer for p in found] == ["8", "", "9"]
+  assert [p.has_gold for p in found] == [True, False, True]
+  assert rejected == []
+  assert rows.count(found, rejected) == (
+    "3 rows, 3 distinct prompts, 3 problems, 1 of them without an answer"
+  )
+  found, rejected = load("deepscaler", path)
+  assert [p.answer for p in found] == ["8", "9"]
+  assert [r.reason for r in rejected] == ["x.jsonl line 2: no answer"]
+
+
+def test_a_row_with_an_answer_stands_for_its_repeats_without(tmp_path):
+  data = [
+    row(1, answer=None, solution="1 + 1 = 2"),
+    row(1),
+    row(2, answer=None),
+    row(2, answer=None, solution="2 + 1 = 3"),
+  ]
+  found, rejected = load("jsonl", write(tmp_path / "x.jsonl", data))
+  assert [(p.answer, p.solution) for p in found] == [
+    ("2", None),
+    ("", "2 + 1 = 3"),
+  ]
+  assert [r.reason.partition(",")[0] for r in rejected] == [
+    "x.jsonl line 1: repeats x.jsonl line 2",
+    "x.jsonl line 3: repeats x.jsonl line 4",
+  ]
 
 
 def test_a_row_too_deep_to_be_looked_through_is_set_aside(tmp_path):
@@ -183,11 +220,12 @@ def test_code_rows_may_do_without_an_answer(tmp_path):
     row(2, tests="", answer=""),
   ]
   found, rejected = load("jsonl", write(tmp_path / "x.jsonl", data))
-  assert [p.domain for p in found] == ["code", "code", "arithmetic"]
+  assert [p.domain for p in found] == ["code", "code", "arithmetic", "math"]
   assert json.loads(found[0].tests) == data[0]["tests"]
-  assert [p.answer for p in found] == ["", "2", "2"]
+  assert [p.answer for p in found] == ["", "2", "2", ""]
   assert found[1].tests == data[1]["tests"]
-  assert [r.reason for r in rejected] == ["x.jsonl line 4: no answer"]
+  assert [p.has_gold for p in found] == [True, True, True, False]
+  assert rejected == []
 
 
 def test_answers_that_the_laboratory_never_gives_are_set_aside(tmp_path):
@@ -198,8 +236,9 @@ def test_answers_that_the_laboratory_never_gives_are_set_aside(tmp_path):
     for i, answer in enumerate([*kept, *aside])
   ]
   data.append(row(99))  # another domain has other answers
+  data.append(row(100, answer=None, domain="arithmetic"))
   found, rejected = load("jsonl", write(tmp_path / "x.jsonl", data))
-  assert len(found) == len(kept) + 1
+  assert len(found) == len(kept) + 2
   assert len(rejected) == len(aside)
   assert rejected[0].reason == (
     "x.jsonl line 7: answer 20 is none of the laboratory's arithmetic, which"
@@ -250,7 +289,7 @@ def other_kind(folder):
 
 
 def all_bad(folder):
-  return write(folder / "x.jsonl", [row(answer=""), row(answer=None)])
+  return write(folder / "x.jsonl", [row(answer=True), row(problem="")])
 
 
 def no_files(folder):

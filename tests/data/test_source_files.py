@@ -82,7 +82,7 @@ def test_a_file_that_has_changed_is_named_by_every_stage(read):
 @pytest.mark.parametrize("only", [True, False])
 def test_reasons_are_told_where_no_file_keeps_them(only, tmp_path, capsys):
   file = tmp_path / "mine.jsonl"
-  bad = [{"problem": "Find a."}, {"answer": "1"}]
+  bad = [{"problem": "Find a.", "answer": True}, {"answer": "1"}]
   file.write_text("\n".join([rows("x"), *map(json.dumps, bad)]))
   made = dataclasses.replace(chosen("jsonl", file), preflight_only=only)
   run_dir = RunDir(tmp_path / "run")

@@ -101,3 +101,19 @@ def test_what_an_engine_made_before_it_failed_is_judged(domain):
   with verifier.Grader() as math, pytest.raises(ZeroDivisionError):
     judge({"math": math, "code": Stuck()})
   assert sorted(found) == [(f"a{n}", True) for n in range(3)]
+
+
+def test_no_grader_sees_an_answer_without_a_gold_one():
+  def answers():
+    yield answer("bare", "\\boxed{1}", gold="")
+    yield answer("gold", "\\boxed{x+x}")
+
+  with verifier.Grader() as grader:
+    found = {
+      s.prompt.key: s for s in samples.graded(answers(), {"math": grader})
+    }
+  assert found["gold"].verdict.correct is True
+  assert found["bare"].verdict == Verdict(None, "no_gold", None)
+  assert found["bare"].grader == "none"
+  only = [answer("bare", "print()", gold="", domain="code")]
+  assert [s.verdict.correct for s in samples.graded(iter(only), {})] == [None]

@@ -69,8 +69,31 @@ def privileged_text(problem: Problem) -> str | None:
 
   The row's own is what it has in a column `privileged`.
   """
-  own = _meta(problem).get("privileged")
-  return str(own) if own else reference(problem)
+  return _own_privileged(problem) or reference(problem)
+
+
+def refinement_reference(problem: Problem) -> str | None:
+  """Returns what a refinement prompt of OPSD shows as the reference.
+
+  That is y*; of a problem without one the row's own privileged text.
+  """
+  return reference(problem) or _own_privileged(problem)
+
+
+def lacks(experiment: Experiment, problem: Problem) -> str | None:
+  """Returns what the run is to show or train on and a problem hasn't, or None.
+
+  A reference as trajectory is learnt word for word, so that a privileged text,
+  which may be a hint, can't stand for it.
+  """
+  e = experiment
+  if e.trains_on == "y_star" and reference(problem) is None:
+    return "trajectory=y_star has nothing to train on"
+  shown = e.context_of_teacher == "x_reference"
+  shown |= e.regime == "opsd" and e.teacher_writes == "y_r"
+  if shown and privileged_text(problem) is None:
+    return "the teacher has nothing to be shown"
+  return None
 
 
 def shown_draft(draft_text: str, draft_think: str) -> str:
@@ -140,7 +163,7 @@ class PromptSet:
     return self.templates.message(
       "privileged",
       problem.domain,
-      privileged=privileged_text(problem) or _require_reference(problem),
+      privileged=_required(privileged_text(problem), problem),
       reference=reference(problem),
       **_common_fields(problem),
     )
@@ -148,9 +171,11 @@ class PromptSet:
   def refinement(self, problem: Problem, draft_text: str, regime: str) -> str:
     """Returns the stage-2 message: x and y_o, in regime 'opsd' also y*.
 
+    In place of a y* that isn't there stands the row's own privileged text.
+
     Raises:
-      UserError: regime 'opsd' and the problem has no reference, or a regime
-        that does not exist.
+      UserError: regime 'opsd' and the problem has neither, or a regime that
+        does not exist.
     """
     before, after = self.around_draft(problem, regime)
     return before + draft_text + after
@@ -164,7 +189,7 @@ class PromptSet:
     check_regime(regime)
     shown: dict[str, str | None] = {}
     if regime == "opsd":
-      shown["reference"] = _require_reference(problem)
+      shown["reference"] = _required(refinement_reference(problem), problem)
       shown["privileged"] = privileged_text(problem)
     return self.templates.around_draft(
       problem.domain, **shown, **_common_fields(problem)
@@ -259,7 +284,7 @@ class PromptSet:
     check_regime(regime)
 
     def has_all(problem: Problem) -> bool:
-      return regime == "opd" or reference(problem) is not None
+      return regime == "opd" or privileged_text(problem) is not None
 
     for some in _batches(drafts):
       shown = [(p, shown_draft(text, draft_think)) for p, text in some]
@@ -272,7 +297,9 @@ class PromptSet:
       for problem, text in shown:
         if not has_all(problem):
           yield _reject(
-            problem, "refine", "no solution and no answer to refer to"
+            problem,
+            "refine",
+            "no solution, no answer and no privileged text to refer to",
           )
         elif len(ids := next(whole)) <= max_tokens:
           yield FittedPrompt(ids, 0)
@@ -388,14 +415,19 @@ def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
     yield some
 
 
-def _require_reference(problem: Problem) -> str:
-  y_star = reference(problem)
-  if y_star is None:
+def _own_privileged(problem: Problem) -> str | None:
+  own = _meta(problem).get("privileged")
+  return str(own) if own else None
+
+
+def _required(text: str | None, problem: Problem) -> str:
+  if text is None:
     raise UserError(
       f"problem {problem.problem_id} of {problem.source}: neither a solution "
-      "nor an answer, and regime=opsd shows one; use regime=opd"
+      "nor an answer nor a privileged text, and regime=opsd shows one; use"
+      " regime=opd"
     )
-  return y_star
+  return text
 
 
 def check_regime(regime: str) -> None:

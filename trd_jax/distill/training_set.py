@@ -26,6 +26,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import BY_Y_R, Experiment
 from trd_jax.experiment.methods import TRAJECTORIES
 from trd_jax.experiment.records import (
+  NO_GOLD,
   Problem,
   Rejected,
   Trajectory,
@@ -374,6 +375,8 @@ def _left_out(
     "refined_succ": repaired is True,
   }
   if not inside[subset]:
+    if rollout is not None and rollout.reason == NO_GOLD:
+      return f"without an answer for train.subset={subset}"
     return f"outside train.subset={subset}"
   # A stop id alone says nothing.
   if len(trajectory.response_ids) <= (trajectory.finish_reason == "stop"):
@@ -390,6 +393,7 @@ def _left_out(
 
 
 def _lacks_reference(experiment: Experiment, problem: Problem) -> bool:
+  # A refinement prompt was stored with what it shows.
   shown = experiment.context_of_teacher == "x_reference"
   return shown and privileged_text(problem) is None
 

@@ -37,9 +37,12 @@ Reason = Literal[
   "memory",
   "output",
   "ungradable",
+  "no_gold",
 ]
 NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
 """Reasons that say that a completion holds nothing to be judged."""
+NO_GOLD: Reason = "no_gold"
+"""The reason that says that its problem has nothing to judge it by."""
 
 _MOST_REASONS = 3  # that a line names
 
@@ -92,12 +95,12 @@ class _Record:
 
 @dataclasses.dataclass(frozen=True)
 class Problem(_Record):
-  """A problem x with its gold answer.
+  """A problem x, and its gold answer where it has one.
 
   Attributes:
     problem_id: unique within its source.
     text: the problem statement, x.
-    answer: the gold final answer, as the source writes it.
+    answer: the gold final answer, as the source writes it; '' for none.
     solution: the worked reference y*, or None where there is none.
     domain: chooses prompts and grader.
     source: the data set it comes from.
@@ -120,6 +123,11 @@ class Problem(_Record):
   def key(self) -> str:
     """Returns the problem's id."""
     return self.problem_id
+
+  @property
+  def has_gold(self) -> bool:
+    """Returns whether there is something to judge a response by."""
+    return bool(self.answer or self.tests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +165,11 @@ class Verdict(_Record):
     """
     why = f"{type(error).__name__}: {one_line(error)}"
     return cls(False, "unparsed", None, why)
+
+  @classmethod
+  def without_gold(cls) -> "Verdict":
+    """Returns what stands for a verdict where there is no gold answer."""
+    return cls(None, NO_GOLD, None)
 
 
 def unparsed_because(

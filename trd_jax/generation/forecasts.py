@@ -15,8 +15,7 @@ from trd_jax.data.contexts import planned_modes
 from trd_jax.data.prompts import (
   PromptSet,
   elision,
-  privileged_text,
-  reference,
+  lacks,
 )
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.progress import Progress
@@ -62,7 +61,7 @@ class Forecast:
     problems: how many are counted: those whose rollout prompt fits.
     fixed: tokens of a refinement prompt without its draft; None for methods
       that don't refine.
-    no_reference: problems without y* where the teacher has to see it.
+    no_reference: problems without what `prompts.lacks` names.
     no_room: refinement prompts that have no room for any draft.
     trimmed: refinement prompts in which a draft of
       `rollout.max_response_tokens` would lose its middle.
@@ -116,14 +115,7 @@ def of_rollouts(
   train, refine = experiment.train, experiment.refine
   context = experiment.context_of_teacher
   problems = [p for p in problems if p.problem_id in initial_tokens]
-  needs = []
-  if context == "x_reference":
-    needs.append(privileged_text)
-  if experiment.trains_on == "y_star" or (
-    experiment.teacher_writes == "y_r" and experiment.regime == "opsd"
-  ):
-    needs.append(reference)
-  usable = [p for p in problems if all(need(p) is not None for need in needs)]
+  usable = [p for p in problems if lacks(experiment, p) is None]
   modes = planned_modes(experiment, student, teacher)
   student_tokens = initial_tokens
   if student.thinks(modes.student) != student.thinks(

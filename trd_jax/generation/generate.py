@@ -77,7 +77,7 @@ def generate(
   stops = set(model.chat.stop_ids)
   with contextlib.ExitStack() as stack:
     # Before the model is loaded: a machine without a sandbox says so now.
-    domains = (prompt.problem.domain for prompt in prompts)
+    domains = (p.problem.domain for p in prompts if p.problem.has_gold)
     judges = stack.enter_context(graders.opened(domains, experiment))
     # Weights that are no numbers would give tokens all the same.
     if not experiment.engine.chosen.checks_weights:

@@ -16,7 +16,11 @@ from typing import Any, Self
 from trd_jax.data import contexts
 from trd_jax.data.chat import Chat
 from trd_jax.data.leakage import mentions_reference
-from trd_jax.data.prompts import is_all_thoughts, reference, shown_draft
+from trd_jax.data.prompts import (
+  is_all_thoughts,
+  refinement_reference,
+  shown_draft,
+)
 from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment, flat
@@ -223,7 +227,9 @@ def of_rollout(
       )
   texts = {
     "problems": [(p.problem_id, p.text) for p in problems],
-    "references": [(p.problem_id, reference(p) or "") for p in problems],
+    "references": [
+      (p.problem_id, refinement_reference(p) or "") for p in problems
+    ],
   }
   return count(
     stage,
@@ -259,7 +265,7 @@ def of_refine(
   }
   if experiment.regime == "opsd":
     texts["references"] = [
-      (name, reference(p) or "") for name, p in shown.items()
+      (name, refinement_reference(p) or "") for name, p in shown.items()
     ]
   student, warnings = _other_chat(stage, experiment.student)
   modes = contexts.outlook(experiment, student, stage.model.chat)

@@ -48,7 +48,7 @@ class GradedCompletion:
     completion: the ids as sampled and why they ended.
     text: the decoded response, without the stop token.
     verdict: what the domain's grader says of it.
-    grader: name and version of the grader.
+    grader: name and version of the grader; 'none' where nothing is graded.
   """
 
   prompt: Prompt
@@ -66,11 +66,12 @@ def graded(
 ) -> Iterator[GradedCompletion]:
   """Judges answers as they come; slow ones don't hold up the rest.
 
-  No more of them are taken while many wait for a verdict.
+  No more of them are taken while many wait for a verdict. An answer to a
+  problem without a gold answer is handed on as it is: no grader sees it.
 
   Args:
     answers: what is to be judged, as it is made.
-    graders: by domain of the problems.
+    graders: by domain of the problems that have a gold answer.
 
   Raises:
     Exception: what `answers` raises, once all before it are judged.
@@ -90,6 +91,9 @@ def graded(
   failures: list[Exception] = []
   for number, answer in enumerate(_until_failure(answers, failures)):
     prompt, _, text = answer
+    if not prompt.problem.has_gold:
+      yield GradedCompletion(*answer, Verdict.without_gold(), "none")
+      continue
     held[number] = answer
     graders[prompt.problem.domain].submit(number, text, prompt.problem)
     yield from judged(wait=False)

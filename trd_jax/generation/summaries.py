@@ -9,6 +9,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
   NO_ANSWER,
+  NO_GOLD,
   Trajectory,
   because_of,
   unparsed_because,
@@ -45,7 +46,10 @@ def summarize(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
   return {
     "samples": len(rows),
     "correct": sum(row["correct"] is True for row in rows),
-    "unjudged": sum(row["correct"] is None for row in rows),
+    "unjudged": sum(
+      row["correct"] is None and row["reason"] != NO_GOLD for row in rows
+    ),
+    "no_gold": sum(row["reason"] == NO_GOLD for row in rows),
     "truncated": sum(row["truncated"] for row in rows),
     "no_box": sum(row["reason"] in NO_ANSWER for row in rows),
     "unparsed": sum(row["reason"] == "unparsed" for row in rows),
@@ -64,8 +68,8 @@ def compare_with_drafts(
 
   Returns:
     `by_draft`: counts by (verdict of y_o, verdict of y_r), as in the paper's
-    Figure 7; `leaks`, `leaks_in_thoughts` and `leaks_in_answer`: see
-    `leakage.Leakage`.
+    Figure 7, of those whose problem has a gold answer; `leaks`,
+    `leaks_in_thoughts` and `leaks_in_answer`: see `leakage.Leakage`.
   """
   verdict: dict[str | None, bool | None] = {
     draft.key: draft.correct for draft in drafts
@@ -76,6 +80,8 @@ def compare_with_drafts(
     for after in ("fail", "succ")
   }
   for row in refined:
+    if row.reason == NO_GOLD:
+      continue
     before = "succ" if verdict.get(row.draft_key) else "fail"
     counts[f"{before}_to_{'succ' if row.correct else 'fail'}"] += 1
   leaks = leakage.count_leakage(row.text for row in refined)
@@ -90,14 +96,20 @@ def compare_with_drafts(
 def describe(summary: Mapping[str, Any]) -> str:
   """Returns one line about a stage's rows, from its summary."""
   total = summary["samples"]
+  no_gold = summary.get("no_gold", 0)  # earlier versions had none of these
+  graded = total - no_gold
   parts = [
     f"{total:,} samples",
-    f"{_share(summary['correct'], total)} correct",
     f"{_share(summary['truncated'], total)} truncated",
     f"median {summary['median_tokens']:,.0f} tokens",
   ]
+  # A share of the graded ones: of the others nobody knows.
+  if graded or not total:
+    parts.insert(1, f"{_share(summary['correct'], graded)} correct")
   if summary["unjudged"]:
-    parts.append(f"{_share(summary['unjudged'], total)} not judged")
+    parts.append(f"{_share(summary['unjudged'], graded)} not judged")
+  if no_gold:
+    parts.append(f"no verdict: {no_gold:,} rows without an answer")
   if summary.get("unparsed"):  # an earlier version's summary has no count
     why = because_of(summary["unparsed_because"])
     parts.append(f"{summary['unparsed']:,} unparsed{why}")

@@ -16,11 +16,11 @@ from trd_jax.experiment.schema import Data
 def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   """Reads problems from the file, or all data files of a folder, `data.root`.
 
-  Columns: `problem` (or `question`), `answer`, and where there are such
+  Columns: `problem` (or `question`), and where there are such `answer`,
   `solution` (the reference y*), `tests` (a text, or JSON that becomes one),
-  `domain` (default `code` for a row with tests, else `math`). A row with tests
-  may do without an answer, one of the laboratory's `arithmetic` has one of its
-  numbers. Other scalar columns are kept in `meta`.
+  `domain` (default `code` for a row with tests, else `math`). A row without
+  answer and tests is one without a verdict; an answer of the laboratory's
+  `arithmetic` is one of its numbers. Other scalar columns are kept in `meta`.
 
   Raises:
     UserError: no `data.root`, or it is missing, unreadable or empty.
@@ -58,15 +58,15 @@ def _problem(row: Mapping[str, Any]) -> Problem:
     tests = json.dumps(tests)
   tests = tests or None
   domain = row.get("domain") or ("code" if tests else "math")
-  has_answer = row.get("answer") not in (None, "") or row.get("Answer")
   problem = rows.to_problem(
-    row,
-    "jsonl",
-    answer="" if tests and not has_answer else None,
-    domain=domain,
-    tests=tests,
+    row, "jsonl", domain=domain, tests=tests, answer_required=False
   )
-  if domain == "arithmetic" and not _is_of_laboratory(problem.answer):
+  answered = bool(problem.answer)
+  if (
+    domain == "arithmetic"
+    and answered
+    and not _is_of_laboratory(problem.answer)
+  ):
     raise rows.BadRow(
       f"answer {problem.answer[:40]} is none of the laboratory's arithmetic,"
       f" which is modulo {arithmetic.MODULUS}; give an integer from 0 to"

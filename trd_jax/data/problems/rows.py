@@ -65,7 +65,8 @@ def collect(
   """Builds problems of all rows of some files, each statement once.
 
   Rows that repeat a statement (up to white space) with the same answer are
-  set aside but for one, preferably one with a worked solution. Where they
+  set aside but for one, preferably one with an answer and with a worked
+  solution. Where they
   disagree on the answer all of them are, since none can be trusted.
 
   Args:
@@ -98,10 +99,11 @@ def collect(
   kept: list[_Row] = []
   for group in groups.values():
     # All files are read before any row is judged: the row that disagrees may be
-    # the last one.
-    answers = {comparable(row.problem.answer) for row in group}
+    # the last one. One without an answer disagrees with none.
+    graded = [row for row in group if row.problem.has_gold]
+    answers = {comparable(row.problem.answer) for row in graded}
     if len(answers) > 1:
-      shown = ", ".join(dict.fromkeys(r.problem.answer for r in group))
+      shown = ", ".join(dict.fromkeys(r.problem.answer for r in graded))
       aside += [
         (
           row,
@@ -111,7 +113,10 @@ def collect(
         for row in group
       ]
       continue
-    best = next((row for row in group if row.problem.solution), group[0])
+    # The first of those that tell most.
+    best = max(
+      group, key=lambda r: (r.problem.has_gold, bool(r.problem.solution))
+    )
     kept.append(best)
     aside += [
       (row, f"{row.where}: repeats {best.where}")
@@ -154,12 +159,15 @@ def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
     rejected: all rows that were set aside.
   """
   total = len(found) + len(rejected)
+  no_gold = sum(not problem.has_gold for problem in found)
   again = sum(row.reason.endswith(WORD_FOR_WORD) for row in rejected)
   parts = [
     f"{total:,} rows",
     f"{total - again:,} distinct prompts",
     f"{len(found):,} problems",
   ]
+  if no_gold:
+    parts.append(f"{no_gold:,} of them without an answer")
   # A `Rejected` has its reason and nothing else to tell kinds apart by: these
   # marks have to be words of the reasons above and in `answer_text`.
   kinds = {
@@ -188,10 +196,12 @@ def to_problem(
   solution: str | None = None,
   domain: str = "math",
   tests: str | None = None,
+  answer_required: bool = True,
 ) -> Problem:
   """Builds a problem of a row's columns; arguments win over columns.
 
-  Scalar columns that are not used otherwise go to `meta`.
+  Scalar columns that are not used otherwise go to `meta`. A row that may do
+  without an answer has '' where it has none.
 
   Raises:
     BadRow: a column is missing, empty or of the wrong type.
@@ -199,7 +209,7 @@ def to_problem(
   if text is None:
     text = statement(row)
   if answer is None:
-    answer = answer_text(column(row, _ANSWER_KEYS))
+    answer = answer_text(column(row, _ANSWER_KEYS), required=answer_required)
   if solution is None:
     solution = _optional_text(row, _SOLUTION_KEYS)
   if domain not in _DOMAINS:
@@ -244,13 +254,17 @@ def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:
   return next((row[n] for n in names if row.get(n) is not None), None)
 
 
-def answer_text(value: Any) -> str:
+def answer_text(value: Any, *, required: bool = True) -> str:
   """Writes a gold answer as text.
 
   Whole floats become integers; of a list with one answer that is taken.
 
+  Args:
+    value: what the row has.
+    required: whether there has to be one; without, none is ''.
+
   Raises:
-    BadRow: there is none, or there are several that differ.
+    BadRow: there is none and has to be one, or there are several that differ.
   """
   if isinstance(value, list | tuple):
     answers: dict[str, str] = {}
@@ -265,7 +279,9 @@ def answer_text(value: Any) -> str:
   if isinstance(value, float) and not math.isfinite(value):
     value = None
   if value is None or (isinstance(value, str) and not value.strip()):
-    raise BadRow("no answer")
+    if required:
+      raise BadRow("no answer")
+    return ""
   if isinstance(value, bool) or not isinstance(value, str | int | float):
     raise BadRow(f"answer is a {type(value).__name__}, not a text or a number")
   if isinstance(value, float) and value.is_integer():

@@ -1,12 +1,13 @@
 """The problems of a run, kept in its run directory."""
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trd_jax.data import problems
 from trd_jax.data.problems import overlap, questions, rows, sources
 from trd_jax.data.problems.questions import Questions
+from trd_jax.data.prompts import lacks
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Rejected
@@ -35,7 +36,8 @@ def load(
 
   Raises:
     UserError: as `problems.read`; a problem's domain isn't the
-      experiment's, so that prompts and grader would not fit; or as
+      experiment's, so that prompts and grader would not fit; the run can't do
+      with problems without an answer (see `_check_golds`); or as
       `check_source`.
   """
   check_source(experiment, run_dir)
@@ -58,6 +60,8 @@ def load(
     # Before the selection, so that `data.limit` problems are left after it.
     clean, overlapping = _decontaminated(experiment, every, benchmarks)
     selected = problems.select(clean, experiment.data)
+    # Before anything is kept, so that the rows can still be mended.
+    _check_golds(experiment, selected, reading=True)
     rejected = [*rejected, *overlapping]
     with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
       for problem in selected:
@@ -82,7 +86,57 @@ def load(
         f" with reasons in {run_dir.rejected(STAGE)}",
         flush=True,
       )
-  return run_dir.read(STAGE, Problem)
+    subset, kept = experiment.train.subset, sum(p.has_gold for p in selected)
+    if subset != "all" and kept < len(selected):
+      print(
+        f"problems: {len(selected) - kept:,} of {len(selected):,} have no"
+        f" answer, so that nothing of them is in train.subset={subset}",
+        flush=True,
+      )
+    return run_dir.read(STAGE, Problem)
+  found = run_dir.read(STAGE, Problem)
+  # Keys of later stages may have changed since they were read.
+  _check_golds(experiment, found)
+  return found
+
+
+def _check_golds(
+  experiment: Experiment, chosen: Sequence[Problem], reading: bool = False
+) -> None:
+  """Checks that the run can do with its problems without an answer.
+
+  Args:
+    experiment: what is shown of them, and whether it goes by verdicts.
+    chosen: all problems of the run.
+    reading: whether they are just read, so that their file can be mended.
+      Later a single one of no use falls out at its stage, and is counted.
+
+  Raises:
+    UserError: one has nothing that the teacher could be shown either, where it
+      has to be, or none has an answer and the run goes by verdicts.
+  """
+  bare = [problem for problem in chosen if not problem.has_gold]
+  lacking = [p for p in bare if lacks(experiment, p) is not None]
+  data = experiment.data
+  if lacking and (reading or len(lacking) == len(chosen)):
+    first = lacking[0]
+    more = f" and {len(lacking) - 1:,} more" if lacking[1:] else ""
+    star = experiment.trains_on == "y_star"
+    raise UserError(
+      f"data.source={data.source}: problem {first.problem_id}"
+      f' ("{first.text.splitlines()[0][:40]}"){more} without answer, solution'
+      f"{'' if star else ' and privileged text'}:"
+      f" {lacks(experiment, first)}; give"
+      f" {'it a solution' if star else 'it one'}, or use"
+      f" {'another trajectory' if star else 'regime=opd'}"
+    )
+  subset = experiment.train.subset
+  if subset != "all" and len(bare) == len(chosen):
+    raise UserError(
+      f"train.subset={subset} goes by verdicts, and none of the"
+      f" {len(chosen):,} problems of data.source={data.source} has an answer to"
+      " judge by; set train.subset=all"
+    )
 
 
 def check_files(experiment: Experiment, run_dir: RunDir) -> None:

@@ -1,0 +1,97 @@
+"""A user's own rows through all stages, on a random Qwen3 of the real ids."""
+
+import json
+import math
+import types
+
+import pytest
+
+from tests.support.chat_folders import HYBRID, QWEN, needs_qwen
+from trd_jax import merge, refine, rollout, train
+from trd_jax.data.chat import Chat
+from trd_jax.experiment import experiment
+from trd_jax.experiment.metric_log import read_metrics
+from trd_jax.experiment.records import Trajectory
+from trd_jax.experiment.run_dir import RunDir
+from trd_jax.lab.random_model import random_folder
+
+pytestmark = [
+  pytest.mark.slow,
+  needs_qwen,
+  pytest.mark.usefixtures("compiled_once"),
+]
+
+STAGES = (rollout, refine, train, merge)
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+  """A random model with Qwen3's tokenizer and template."""
+  folder = tmp_path_factory.mktemp("nano") / "model"
+  random_folder("nano", folder, QWEN, HYBRID)
+  return folder
+
+
+def go(root, student, rows, **changes):
+  """Runs all stages; returns the workdir."""
+  file = root / "rows.jsonl"
+  file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+  config = experiment.default_config()
+  config.domain = "math"
+  config.data.source, config.data.root = "jsonl", str(file)
+  config.student.path = str(student)
+  for stage in (config.rollout, config.refine):
+    stage.max_prompt_tokens = 400
+    stage.max_response_tokens = 6
+  config.engine.jax.slots = 4
+  config.lora.rank = 2
+  config.train.batch_size = 2
+  config.train.learning_rate = 1e-3
+  config.train.truncated = "keep"
+  config.mesh.data = 1
+  config.update_from_flattened_dict(changes)
+  chosen = experiment.from_config(config)
+  run_dir = RunDir(root / "run")
+  for stage in STAGES:
+    own = {flag.name: flag.default for flag in getattr(stage, "FLAGS", ())}
+    stage.run(chosen, run_dir, types.SimpleNamespace(**own))
+  assert (run_dir.merged / "config.json").is_file()
+  return run_dir
+
+
+def prompts_of(run_dir, stage, chat):
+  """The prompts of a stage as texts, by ascending problem id."""
+  rows = run_dir.read(stage, Trajectory)
+  rows = sorted(rows, key=lambda row: row.problem_id)
+  return [chat.decode(row.prompt_ids) for row in rows]
+
+
+def test_rows_with_privileged_texts_and_no_answers(tmp_path, nano, capsys):
+  rows = [
+    {"problem": f"Prove claim {n}.", "privileged": f"Hint number {n}."}
+    for n in range(4)
+  ]
+  run_dir = go(tmp_path, nano, rows)
+  chat = Chat.load(nano)
+  for stage in ("rollout", "refine"):
+    found = run_dir.read(stage, Trajectory)
+    assert [(r.correct, r.reason) for r in found] == 4 * [(None, "no_gold")]
+    assert run_dir.done(stage)["no_gold"] == 4
+  assert sum(run_dir.done("refine")["by_draft"].values()) == 0
+  assert not any("Hint" in p for p in prompts_of(run_dir, "rollout", chat))
+  assert sorted(
+    n
+    for n in range(4)
+    for p in prompts_of(run_dir, "refine", chat)
+    if f"claim {n}." in p and f"Hint number {n}." in p
+  ) == [0, 1, 2, 3]
+  metrics = read_metrics(run_dir.metrics_file("train"))
+  assert len(metrics) == 2
+  for step in metrics:
+    assert not {"D_correct", "D_incorrect"} & step.keys()
+    assert all(
+      math.isfinite(value)
+      for value in step.values()
+      if isinstance(value, float)
+    )
+  assert "no verdict: 4 rows without an answer" in capsys.readouterr().out
