@@ -24,7 +24,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.records import Trajectory
-from trd_jax.model.weights import hf
+from trd_jax.model.weights import hf, hub
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
@@ -140,6 +140,36 @@ def test_a_mean_over_tokens_counts_long_trajectories_more(tmp_path, student):
   train.run(chosen, run_dir, None)
   (row,) = read_metrics(run_dir.metrics_file("train"))
   assert row["loss"] == pytest.approx(row["D"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("regime", "context"), [("opsd", "refine"), ("opd", "refine"), ("opsd", "x")]
+)
+def test_the_laboratory_learns_in_plain_text(tmp_path, regime, context):
+  chat = Chat.load(hub.model_folder("lab:student"))
+  run_dir = training_runs.workdir(tmp_path, chat)
+  chosen = experiment(
+    "lab:student",
+    regime=regime,
+    teacher_context=context,
+    train={"context": "plain", "batch_size": 6, "epochs": 2},
+  )
+  train.run(chosen, run_dir, None)
+  logged = read_metrics(run_dir.metrics_file("train"))
+  assert len(logged) == 2
+  assert all(np.isfinite(row["loss"]) for row in logged)
+  if context == "x":
+    # Both sides read the same and are the same, before the first update.
+    assert logged[0]["D"] == pytest.approx(0, abs=1e-6)
+  else:
+    assert logged[0]["D"] > 0.01
+  (kind,) = run_dir.done("train")["thinking"]
+  assert kind == {
+    "written": False,
+    "student": None,
+    "teacher": None,
+    "trajectories": 6,
+  }
 
 
 def test_killed_and_started_again_is_uninterrupted_bit_for_bit(

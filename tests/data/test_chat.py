@@ -1,7 +1,10 @@
+import functools
 import itertools
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -168,6 +171,64 @@ def test_many_at_once_are_what_each_is_alone(small, some, thinking):
 def test_many_at_once_with_the_real_tokenizer(qwen, some, thinking):
   many = qwen["hybrid"].render_many(some, thinking)
   assert many == [qwen["hybrid"].render(text, thinking) for text in some]
+
+
+THEN = st.sampled_from(["", "\n", "\n\nA:"])
+
+
+@needs_qwen
+@settings(max_examples=150, deadline=None)
+@given(text=texts, then=THEN, mode=st.sampled_from(MODES))
+def test_a_message_is_had_without_the_template(qwen, text, then, mode):
+  check_plain(qwen[mode[0]], text, mode[1], then)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts, then=THEN, thinking=st.sampled_from([None, True, False]))
+def test_a_message_is_had_without_the_template_small(
+  small, text, then, thinking
+):
+  check_plain(small, text, thinking, then)
+
+
+# What a template may write beside the message, in the message's own lines.
+AROUND = ["", "\n", "Q: ", "\nQ: ", "two\nlines "], ["", "\n", " A:", "\nA:"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+  text=texts.filter(lambda text: text == text.strip() != ""),
+  then=THEN,
+  left=st.sampled_from(AROUND[0]),
+  right=st.sampled_from(AROUND[1]),
+)
+def test_a_message_is_had_from_among_a_templates_words(
+  small, text, then, left, right
+):
+  chat = plain_words(left, right)
+  check_plain(chat, text, None, then)
+
+
+@functools.cache
+def plain_words(left, right):
+  with tempfile.TemporaryDirectory() as folder:
+    template = f"{left}{{{{ messages[0].content }}}}{right}"
+    # Jinja drops one newline at a template's end.
+    return Chat.load(write_folder(Path(folder), template=template + "\n"))
+
+
+def check_plain(chat, text, thinking, then):
+  ids = chat.render(text, thinking)
+  assert chat.plain_message(ids, thinking, then) == chat.encode(text + then)
+
+
+def test_what_is_no_prompt_has_no_message(small):
+  ids = small.render("two\nlines", None)
+  for broken in (ids[1:], ids[:-1], [], small.encode("two\nlines")):
+    with pytest.raises(UserError, match="none of this chat template"):
+      small.plain_message(broken, None)
+  with pytest.raises(UserError, match="in this thinking mode"):
+    small.plain_message(ids, False)
 
 
 def test_marks_that_are_spelt_out_are_told(small):

@@ -129,6 +129,63 @@ def test_contexts_on_the_real_templates_are_known_to_the_id(
       assert context == ids
 
 
+@needs_qwen
+@pytest.mark.parametrize("regime", ["opd", "opsd"])
+@pytest.mark.parametrize("max_tokens", [9999, 190])
+def test_plain_contexts_are_the_text_of_the_message(regime, max_tokens):
+  """No control token, whatever the template was; a whole draft or not."""
+  student, teacher = real_chat("instruct"), real_chat("hybrid")
+  asked, p = prompts.load("authors"), problem()
+  draft = "<think>Hmm: 3 + 4 = 8.</think>\n" + "So it is 8.\n" * 30
+
+  def plain(chat, message):
+    ids = chat._tokenizer.encode(message + "\n", add_special_tokens=False).ids
+    assert chat.control_ids.isdisjoint(ids)
+    return ids
+
+  of_student = contexts.student_context(asked, student, p, None, "plain")
+  assert of_student == plain(student, asked.initial(p))
+  for thinking in (True, False):
+    fitted = asked.fit_refinement(
+      teacher, p, draft, regime, thinking, max_tokens
+    )
+    assert (fitted.elided_tokens > 0) == (max_tokens < 9999)
+    found = {
+      context: contexts.teacher_context(
+        asked, teacher, p, context, thinking, fitted.ids, "plain"
+      )
+      for context in methods.TEACHER_CONTEXTS
+    }
+    assert found["x"] == of_student
+    assert found["x_reference"] == plain(teacher, asked.privileged(p))
+    before, after = asked.around_draft(p, regime)
+    read = teacher.decode(found["refine"])
+    assert read.startswith(before)
+    assert read.endswith(after + "\n")
+    assert teacher.control_ids.isdisjoint(found["refine"])
+    assert ("left out here" in read) == (max_tokens < 9999)
+    if max_tokens == 9999:
+      message = asked.refinement(p, draft, regime)
+      assert found["refine"] == teacher.encode(message + "\n")
+
+
+def test_plain_contexts_have_no_mode(chat, instruct):
+  """So nothing is mixed, even where one model alone can think."""
+  for method, recorded in (("trd", True), ("trd", False), ("jsd", False)):
+    e = chosen(method, **{"regime": "opd", "train.context": "plain"})
+    modes = contexts.scoring_modes(e, instruct, chat, recorded)
+    assert modes == (recorded, None, None)
+    assert not contexts.mode_warnings(e, instruct, chat, modes)
+  told = contexts.outlook(e, instruct, chat).scoring
+  assert told == "y_o: written with thinking off, scored after plain text"
+
+
+@pytest.mark.parametrize("key", ["train.student_thinking", "teacher.thinking"])
+def test_a_switch_of_the_template_says_nothing_without_one(key):
+  with pytest.raises(UserError, match=f"{key}=True sets a switch of the chat"):
+    chosen(**{key: True, "train.context": "plain"})
+
+
 def test_trd_without_its_refinement_prompt(chat):
   with pytest.raises(UserError, match="p1: teacher_context=refine needs"):
     contexts.teacher_context(

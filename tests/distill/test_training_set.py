@@ -9,6 +9,7 @@ from tests.support import chat_folders, training_runs
 from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.distill import training_set
+from trd_jax.distill.teacher import cache
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem, Trajectory
 
@@ -301,6 +302,93 @@ def test_contexts_follow_the_rows_and_not_the_config(tmp_path, chat):
     "4 written and scored with thinking on",
     "2 written and scored with thinking off",
   ]
+
+
+PLAIN = {"train": {"context": "plain"}}
+
+
+@pytest.mark.parametrize("regime", ["opsd", "opd"])
+@pytest.mark.parametrize("context", ["x", "x_reference", "refine"])
+def test_in_plain_text_there_is_a_message_and_no_turn(
+  tmp_path, chat, context, regime
+):
+  cut = {"finish_reason": "length", "truncated": True, "response_ids": [7, 8]}
+  data = build(
+    tmp_path,
+    chat,
+    refine={3: cut},
+    teacher_context=context,
+    regime=regime,
+    train={"context": "plain", "truncated": "keep"},
+  )
+  assert keys(data) == [f"refine-{n}" for n in range(6)]
+  asked = prompts.default()
+  for n, s in enumerate(data.samples):
+    problem = training_runs.problem(n)
+    message = {
+      "x": asked.initial(problem),
+      "x_reference": asked.privileged(problem),
+      # The prompt that is stored is OPSD's.
+      "refine": asked.refinement(problem, f"draft {n}", "opsd"),
+    }[context]
+    assert s.student_prompt.tolist() == chat.encode(
+      asked.initial(problem) + "\n"
+    )
+    assert s.teacher_prompt.tolist() == chat.encode(message + "\n")
+    assert (context == "x") == (
+      s.student_prompt.tolist() == s.teacher_prompt.tolist()
+    )
+    # What ended itself loses the token that ended it, and nothing else.
+    made = training_runs.trajectory(chat, problem, "refine", n)
+    whole = made.response_ids[:-1] if n != 3 else [7, 8]
+    assert s.response.tolist() == whole
+  on = {"written": True, "student": None, "teacher": None}
+  assert data.thinking == [on | {"trajectories": 6}]
+  assert data.notes == ["6 written with thinking on, scored after plain text"]
+
+
+@pytest.mark.parametrize("along", ["y_o", "y_star", "teacher"])
+def test_all_trajectories_can_be_scored_in_plain_text(tmp_path, chat, along):
+  empty = {0: {"response_ids": [chat.stop_ids[0]], "text": ""}}
+  made = {"rollout": empty, "refine": empty} if along != "y_star" else {}
+  data = build(tmp_path, chat, trajectory=along, **made, **PLAIN)
+  count = 6 - len(made) // 2
+  assert len(data.samples) == count
+  initial = {
+    tuple(chat.encode(prompts.default().initial(p) + "\n"))
+    for p in map(training_runs.problem, range(6))
+  }
+  for s in data.samples:
+    assert tuple(s.student_prompt.tolist()) in initial
+    assert set(chat.stop_ids).isdisjoint(s.response.tolist())
+    assert len(s.response) > 1
+
+
+def test_bounds_count_what_plain_text_has(tmp_path, chat):
+  short = build(tmp_path / "a", chat, method="forward_kl", **PLAIN).samples[0]
+  bounds = {
+    "max_student_tokens": len(short.student_prompt) + len(short.response),
+    "max_teacher_tokens": len(short.teacher_prompt) + len(short.response),
+  }
+  for form, kept in (("plain", True), ("chat", False)):
+    train = bounds | {"context": form, "subset": "succ"}
+    rollout = {n: {"correct": n == 0} for n in range(6)}
+    fields = {"method": "forward_kl", "rollout": rollout, "train": train}
+    if kept:
+      data = build(tmp_path / form, chat, **fields)
+      assert keys(data) == ["rollout-0"]
+      continue
+    with pytest.raises(UserError, match="no trajectory is left"):
+      build(tmp_path / form, chat, **fields)
+
+
+def test_a_cache_of_one_form_has_nothing_of_the_other(tmp_path, chat):
+  """The teacher's hidden states are named after the ids that they are of."""
+  names = [
+    {cache.entry_key(s) for s in build(tmp_path / form, chat, train=t).samples}
+    for form, t in (("chat", {}), ("plain", {"context": "plain"}))
+  ]
+  assert names[0].isdisjoint(names[1])
 
 
 def test_a_key_overrides_the_mode_and_is_warned_of(tmp_path, chat):

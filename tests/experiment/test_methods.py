@@ -1,6 +1,7 @@
 """The registries of methods are whole, and the documents' table is theirs."""
 
 import itertools
+import re
 
 import pytest
 
@@ -71,10 +72,9 @@ def point(**values):
 
 
 def config_of(values):
-  """A config of keys, those of the section loss as loss_…."""
-  return unflatten(
-    {k.replace("loss_", "loss.", 1): v for k, v in values.items()}
-  )
+  """A config of keys, those of loss and train as loss_… and train_…."""
+  dotted = {re.sub("^(loss|train)_", r"\1.", k): v for k, v in values.items()}
+  return unflatten(dotted)
 
 
 def unflatten(values):
@@ -195,6 +195,9 @@ def test_stages_depend_on_where_a_point_is_not_on_how_it_is_named():
   assert same == identity("train")
   assert identity("train", teacher_context="x") != same
   assert identity("train", loss_mean="token") != same
+  assert identity("train", train_context="plain") != same
+  for stage in ("rollout", "refine", "evaluate/base"):
+    assert identity(stage, train_context="plain") == identity(stage)
   # The refined trajectories are the same, whatever is trained on.
   for values in ({"method": "jsd"}, {"trajectory": "y_star"}):
     assert identity("refine", **values) == identity("refine")

@@ -51,15 +51,19 @@ def brute_force(which, chat, problems):
       counts["dropped"] += 1
       continue
     counts["trimmed"] += fitted.elided_tokens > 0
-    # The student learns y_r in the mode in which it was refined.
-    learnt = chat.render(
-      prompts.default().initial(problem), which.refine.thinking
-    )
+    # The student learns y_r in the mode in which it was refined, or after its
+    # message in plain text.
+    message = prompts.default().initial(problem)
+    learnt = chat.render(message, which.refine.thinking)
+    read = fitted.ids
+    if which.train.context == "plain":
+      learnt = chat.encode(message + "\n")
+      read = chat.plain_message(read, which.refine.thinking, "\n")
     counts["over_student"] += (
       len(learnt) + response > which.train.max_student_tokens
     )
     counts["over_teacher"] += (
-      len(fitted.ids) + response > which.train.max_teacher_tokens
+      len(read) + response > which.train.max_teacher_tokens
     )
   return counts
 
@@ -84,9 +88,12 @@ def check_forecast(which, chat, problems):
   return found
 
 
+@pytest.mark.parametrize("form", ["chat", "plain"])
 @pytest.mark.parametrize("overflow", ["trim_middle", "drop"])
 @pytest.mark.parametrize("regime", ["opd", "opsd"])
-def test_the_forecast_is_what_full_drafts_would_meet(chat, overflow, regime):
+def test_the_forecast_is_what_full_drafts_would_meet(
+  chat, overflow, regime, form
+):
   problems = [
     Problem(
       f"{i}-{n}", STEPS * i, "7", STEPS * n, "arithmetic", "t", None, "{}"
@@ -111,6 +118,7 @@ def test_the_forecast_is_what_full_drafts_would_meet(chat, overflow, regime):
         "rollout.max_prompt_tokens": 300,
         "refine.max_prompt_tokens": budget,
         "refine.overflow": overflow,
+        "train.context": form,
         "train.max_student_tokens": 330,
         "train.max_teacher_tokens": 500,
       },

@@ -330,6 +330,84 @@ class Chat:
     """Returns the ids of `text` as plain text: never a control id."""
     return self._plain.encode(text, add_special_tokens=False).ids
 
+  def plain_message(
+    self, prompt_ids: Sequence[int], thinking: bool | None, then: str = ""
+  ) -> list[int]:
+    """Returns the ids of a prompt's message, without the template around it.
+
+    They are those of `encode(message + then)`, but only the message's first and
+    last lines are encoded for it: a refinement prompt has up to 20,000 tokens,
+    and there are 40,000 of them.
+
+    Args:
+      prompt_ids: of `render`; the message may have lost its middle since.
+      thinking: the mode in which it was rendered.
+      then: text behind the message.
+
+    Raises:
+      UserError: the ids are no prompt of this template in this mode.
+    """
+    if thinking not in self._frames:
+      self._frames[thinking] = self._frame(thinking)
+    head, left, right, tail = self._frames[thinking]
+    at, end = len(head.ids), len(prompt_ids) - len(tail.ids)
+    inner = list(prompt_ids[at:end])
+    # No token reaches from one line into the next (see `_starts_line`), so that
+    # whole lines have the same ids whatever stands around them:
+    #
+    #   left line \n line \n line \n line right
+    #                first          last
+    first = last = 0
+    if left:
+      starts = (n for n in range(1, len(inner)) if self._starts_line(inner, n))
+      covering = (n for n in starts if self._text(inner[:n]).startswith(left))
+      first = next(covering, 0)
+    if first or not left:
+      backwards = range(len(inner) - 1, first, -1)
+      starts = (n for n in backwards if self._starts_line(inner, n))
+      covering = (n for n in starts if self._text(inner[n:]).endswith(right))
+      last = next(covering, first)
+    # A message of one line, with a template's lines beside it.
+    if last == first and not self._text(inner[first:]).endswith(right):
+      first = last = 0
+    opening, closing = self._text(inner[:first]), self._text(inner[last:])
+    if (
+      [*prompt_ids[:at]] != [*head.ids]
+      or [*prompt_ids[max(end, 0) :]] != [*tail.ids]
+      or not (opening or closing).startswith(left)
+      or not closing.endswith(right)
+    ):
+      raise UserError(
+        f"{self.name}: a stored prompt is none of this chat template in this"
+        " thinking mode, so that its message can't be told from the template;"
+        " make it again in a new --workdir"
+      )
+    closing = closing[: len(closing) - len(right)]
+    if opening:
+      opening = opening.removeprefix(left)
+    else:
+      closing = closing.removeprefix(left)
+    middle = inner[first:last]
+    return [*self.encode(opening), *middle, *self.encode(closing + then)]
+
+  def _starts_line(self, ids: Sequence[int], at: int) -> bool:
+    """Returns whether an id is the first of a line, right after a full one.
+
+    A byte-level tokenizer cuts text into pieces before it merges letters. None
+    goes on behind the end of a line, but one may hold several ends of lines, or
+    white space at a line's beginning.
+    """
+    before = self._text(ids[max(at - 2, 0) : at])
+    after = self._text(ids[at : at + 1])
+    # What isn't a whole character may be white space.
+    unclear = before[-2:-1], after[:1]
+    return before.endswith("\n") and not any(
+      not one or one.isspace() or one == "\ufffd" for one in unclear
+    )
+
+  def _text(self, ids: Sequence[int]) -> str:
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of a response.
 

@@ -9,10 +9,14 @@ Both contexts are in the thinking mode in which the response was written
 opens its response with a thinking block; in a context of the other mode the
 first token's divergence is huge, says nothing about the problem, and teaches
 the student to open its block or not to.
+
+With `train.context=plain` neither side has a template: both read the message as
+plain text, and the response on the line after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from trd_jax.data.chat import Chat
@@ -22,13 +26,17 @@ from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.methods import TRAJECTORIES
 from trd_jax.experiment.records import Problem
 
+# Between a message in plain text and the response.
+_GAP = "\n"
+
 
 class Modes(NamedTuple):
   """The thinking modes around trajectories of one kind.
 
   Attributes:
     written: whether they were written with thinking on.
-    student: the switch of the student's contexts, as `Chat.render` takes it.
+    student: the switch of the student's contexts, as `Chat.render` takes it;
+      None where these are plain text.
     teacher: the switch of the teacher's.
   """
 
@@ -82,6 +90,8 @@ def scoring_modes(
   # that a key of the teacher's mode has nothing to say there.
   writer = _writer(experiment, student, teacher)
   written = writer is not None and writer.thinks(recorded)
+  if experiment.train.context == "plain":
+    return Modes(written, None, None)
   as_refined = experiment.context_of_teacher == "refine"
   override = None if as_refined else experiment.teacher.thinking
   return Modes(
@@ -101,11 +111,34 @@ def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
   return None
 
 
+def render_many(
+  chat: Chat, messages: Iterable[str], form: str, thinking: bool | None
+) -> list[list[int]]:
+  """Returns the context that each message makes.
+
+  Args:
+    chat: of the model that reads them.
+    messages: of a prompt set.
+    form: of `train.context`: in the chat template (chat), or plain text.
+    thinking: as in `Chat.render`, for the template.
+
+  Raises:
+    UserError: the template has no such mode.
+  """
+  if form == "plain":
+    return [chat.encode(message + _GAP) for message in messages]
+  return chat.render_many(messages, thinking)
+
+
 def student_context(
-  prompts: PromptSet, chat: Chat, problem: Problem, thinking: bool | None
+  prompts: PromptSet,
+  chat: Chat,
+  problem: Problem,
+  thinking: bool | None,
+  form: str = "chat",
 ) -> list[int]:
   """Returns the student's prompt before a response: x alone, always."""
-  return chat.render(prompts.initial(problem), thinking)
+  return render_many(chat, [prompts.initial(problem)], form, thinking)[0]
 
 
 def teacher_context(
@@ -115,6 +148,7 @@ def teacher_context(
   context: str,
   thinking: bool | None,
   refinement_ids: list[int] | None = None,
+  form: str = "chat",
 ) -> list[int]:
   """Returns the teacher's prompt before the same response.
 
@@ -124,9 +158,10 @@ def teacher_context(
     problem: x and y*.
     context: of `methods.TEACHER_CONTEXTS`: x, x and y*, or the refinement
       prompt that y_r was made from.
-    thinking: as in `Chat.render`; a stored prompt keeps its own.
+    thinking: as in `Chat.render`; of a stored prompt the mode that it is in.
     refinement_ids: the stored refinement prompt, used verbatim where it is the
       context, and not read otherwise.
+    form: as in `render_many`; plain takes the template off a stored prompt.
 
   Raises:
     UserError: no `refinement_ids` where they are the context, or no reference
@@ -138,13 +173,29 @@ def teacher_context(
         f"problem {problem.problem_id}: teacher_context={context} needs the"
         " prompt of the refine stage; run that stage first"
       )
+    if form == "plain":
+      return chat.plain_message(refinement_ids, thinking, _GAP)
     return list(refinement_ids)
   message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
-  return chat.render(message(problem), thinking)
+  return render_many(chat, [message(problem)], form, thinking)[0]
 
 
-def describe_modes(student: Chat, teacher: Chat, modes: Modes) -> str:
-  """Returns one line: how trajectories are written and scored."""
+def describe_modes(
+  student: Chat, teacher: Chat, modes: Modes, form: str = "chat"
+) -> str:
+  """Returns one line: how trajectories are written and scored.
+
+  Args:
+    student: the student's template.
+    teacher: the teacher's.
+    modes: what `scoring_modes` gives.
+    form: of `train.context`.
+  """
+  if form == "plain":
+    return (
+      f"written with thinking {on_or_off(modes.written)}, scored after plain"
+      " text"
+    )
   bound = [
     side
     for side, chat in (("student", student), ("teacher", teacher))
@@ -169,6 +220,8 @@ def mode_warnings(
 
   Only a key makes it so, or a model that has one mode alone.
   """
+  if experiment.train.context == "plain":
+    return []
   along = experiment.trains_on
   override = experiment.teacher.thinking
   sides = [
@@ -256,9 +309,10 @@ def outlook(
   if student is None or teacher is None:
     return Outlook(stages, None, [])
   modes = planned_modes(experiment, student, teacher)
+  form = experiment.train.context
   return Outlook(
     stages,
-    f"{experiment.trains_on}: {describe_modes(student, teacher, modes)}",
+    f"{experiment.trains_on}: {describe_modes(student, teacher, modes, form)}",
     mode_warnings(experiment, student, teacher, modes),
   )
 

@@ -46,14 +46,14 @@ class TrainingSet:
     dropped: how many fell out, by reason.
     thinking: of those with the same modes a row: whether they were `written`
       with thinking on, and are scored so by `student` and `teacher`, and how
-      many `trajectories` they are.
+      many `trajectories` they are. A side is None where it reads plain text.
     notes: lines about these modes.
   """
 
   samples: list[Sample]
   rejected: list[Rejected]
   dropped: Mapping[str, int]
-  thinking: list[dict[str, int]]
+  thinking: list[dict[str, int | None]]
   notes: list[str]
 
   @property
@@ -124,9 +124,9 @@ def build(
   The student's context is the initial prompt. The teacher's is what
   `methods.Coordinates` says; a refinement prompt is the one that y_r was made
   from, id for id. Both are in the thinking mode in which the trajectory was
-  written (`contexts`). Trajectories fall out, and are
-  counted, that `train.subset` leaves out, that are empty, that a budget ended
-  (`train.truncated`), that speak of what the student can't see
+  written, or plain text (`train.context`, see `contexts`). Trajectories fall
+  out, and are counted, that `train.subset` leaves out, that are empty, that a
+  budget ended (`train.truncated`), that speak of what the student can't see
   (`train.leaks`), whose problem has no reference where the teacher needs
   one, or that exceed `train.max_student_tokens` or `train.max_teacher_tokens`
   with their prompt: none is ever cut.
@@ -227,17 +227,19 @@ def build(
       f"{where}: no trajectory is left to train on ({told});"
       " change train.subset, train.truncated or the bounds"
     )
-  thinking: list[dict[str, int]] = []
+  thinking: list[dict[str, int | None]] = []
+  form = experiment.train.context
   for modes, count in counts.items():
+    in_chat = form == "chat"
     thinking.append(
       {
         "written": modes.written,
-        "student": student.thinks(modes.student),
-        "teacher": teacher.thinks(modes.teacher),
+        "student": student.thinks(modes.student) if in_chat else None,
+        "teacher": teacher.thinks(modes.teacher) if in_chat else None,
         "trajectories": count,
       }
     )
-    notes.append(f"{count:,} {describe_modes(student, teacher, modes)}")
+    notes.append(f"{count:,} {describe_modes(student, teacher, modes, form)}")
     warnings = mode_warnings(experiment, student, teacher, modes)
     notes += [f"note: {warning}" for warning in warnings]
   return TrainingSet(samples, rejected, dict(dropped), thinking, notes)
@@ -423,23 +425,32 @@ def _sample(
         " program makes (another template, thinking mode or version?); run"
         " trd_jax.rollout again in a new --workdir"
       )
-  student_ids = student_context(prompts, student, problem, modes.student)
+  form = experiment.train.context
+  student_ids = student_context(prompts, student, problem, modes.student, form)
   # Without a teacher nothing is read in its place: the student's own will do.
   teacher_ids = student_ids
-  if experiment.context_of_teacher is not None:
+  context = experiment.context_of_teacher
+  if context is not None:
+    # A stored prompt is in the mode that its row says.
+    stored = context == "refine"
     teacher_ids = teacher_context(
       prompts,
       teacher,
       problem,
-      experiment.context_of_teacher,
-      modes.teacher,
+      context,
+      trajectory.thinking if stored else modes.teacher,
       list(trajectory.prompt_ids),
+      form,
     )
+  response_ids = list(trajectory.response_ids)
+  # The end of a turn belongs to the template: plain text has no turns.
+  if form == "plain" and trajectory.finish_reason == "stop":
+    response_ids.pop()
   return Sample(
     key=trajectory.key,
     student_prompt=np.asarray(student_ids, np.int32),
     teacher_prompt=np.asarray(teacher_ids, np.int32),
-    response=np.asarray(trajectory.response_ids, np.int32),
+    response=np.asarray(response_ids, np.int32),
     correct=rollout.correct if rollout is not None else None,
     truncated=trajectory.truncated,
   )

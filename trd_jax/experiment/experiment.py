@@ -347,6 +347,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       f"{benchmark} asks: train on train or train_hard"
     )
   yield from _teacher_contradictions(e)
+  yield from _context_contradictions(e)
   if e.data.source == "arithmetic" and e.data.root is not None:
     yield (
       f"data.root={e.data.root} is read by no source, as"
@@ -467,6 +468,27 @@ def _clipped_by(e: Experiment) -> str:
   if e.loss.clip is not None:
     return f"loss.clip={e.loss.clip:g}"
   return f"method={e.method} (clip {e.coordinates.clip:g})"
+
+
+def _context_contradictions(e: Experiment) -> Iterator[str]:
+  """Yields what a chat template alone could do, in contexts without one."""
+  if e.train.context != "plain":
+    return
+  for name, value in (
+    ("train.student_thinking", e.train.student_thinking),
+    ("teacher.thinking", e.teacher.thinking),
+  ):
+    if value is not None:
+      yield (
+        f"{name}={value} sets a switch of the chat template, and contexts of"
+        " train.context=plain have none: leave it at None"
+      )
+  if e.train.teacher == "topk_from_rollout":
+    yield (
+      "train.teacher=topk_from_rollout reads what the teacher recorded after a"
+      " prompt in its chat template, and train.context=plain scores after none:"
+      " use train.teacher=hidden_cache"
+    )
 
 
 def _teacher_contradictions(e: Experiment) -> Iterator[str]:

@@ -326,6 +326,13 @@ class Train:
   truncated: str = key(
     "drop", "trajectories that a budget ended", one_of("drop", "keep")
   )
+  context: str = key(
+    "chat",
+    "what both sides read before a trajectory that they score: its prompt in"
+    " the chat template, or the message as plain text (plain), which no end of"
+    " turn follows",
+    one_of("chat", "plain"),
+  )
   student_thinking: bool | None = key(
     None,
     "the thinking switch of the contexts in which the student learns; None: as"

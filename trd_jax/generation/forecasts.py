@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
+from trd_jax.data import contexts
 from trd_jax.data.chat import Chat
-from trd_jax.data.contexts import planned_modes
 from trd_jax.data.prompts import (
   PromptSet,
   elision,
@@ -116,10 +116,11 @@ def of_rollouts(
   context = experiment.context_of_teacher
   problems = [p for p in problems if p.problem_id in initial_tokens]
   usable = [p for p in problems if lacks(experiment, p) is None]
-  modes = planned_modes(experiment, student, teacher)
+  modes = contexts.planned_modes(experiment, student, teacher)
   student_tokens = initial_tokens
-  if student.thinks(modes.student) != student.thinks(
-    experiment.student.thinking
+  form = train.context
+  if form == "plain" or (
+    student.thinks(modes.student) != student.thinks(experiment.student.thinking)
   ):
     # The student learns after another prompt than the one that it answered.
     counted = _counted(
@@ -128,6 +129,7 @@ def of_rollouts(
       map(prompts.initial, problems),
       modes.student,
       "student's contexts forecast",
+      form,
     )
     student_tokens = {p.problem_id: length for p, length in counted}
   fixed: list[int] = []
@@ -148,6 +150,7 @@ def of_rollouts(
       map(message, usable),
       modes.teacher,
       "training forecast",
+      form,
     )
     scored = {p.problem_id: length for p, length in counted}
   if experiment.teacher_writes == "y_r":
@@ -156,6 +159,14 @@ def of_rollouts(
     # A prompt without its draft can't be rendered as such, so one of a single
     # token stands for it, and is taken off again.
     digit = len(teacher.encode(_DIGIT))
+    # What the template adds to a message, where training leaves it out.
+    around = 0
+    if form == "plain":
+      (plain,), (chat,) = (
+        contexts.render_many(teacher, [_DIGIT], how, refine.thinking)
+        for how in ("plain", "chat")
+      )
+      around = len(chat) - len(plain)
     for problem, length in _counted(
       teacher,
       usable,
@@ -174,7 +185,7 @@ def of_rollouts(
         prompt = budget
       students.append(student_tokens[problem.problem_id])
       if context is not None:
-        teachers.append(scored.get(problem.problem_id, prompt))
+        teachers.append(scored.get(problem.problem_id, prompt - around))
     shortest = min(scored.values() or fixed, default=None)
   else:
     students = [student_tokens[problem.problem_id] for problem in usable]
@@ -209,13 +220,15 @@ def _counted(
   messages: Iterable[str],
   thinking: bool | None,
   desc: str,
+  form: str = "chat",
 ) -> Iterator[tuple[Problem, int]]:
   """Yields each problem with the length of its prompt."""
   texts = iter(messages)
   with Progress(len(problems), desc, "prompts") as progress:
     for at in range(0, len(problems), _BATCH):
       some = problems[at : at + _BATCH]
-      prompts = chat.render_many((next(texts) for _ in some), thinking)
+      batch = (next(texts) for _ in some)
+      prompts = contexts.render_many(chat, batch, form, thinking)
       yield from zip(some, map(len, prompts), strict=True)
       progress.update(len(some))
 
