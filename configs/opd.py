@@ -44,6 +44,12 @@ which here takes a run with --config.evaluate.benchmarks=livecodebench
 Whatever the variant, y_o and y_r are scored in the mode in which they were
 written, on both sides.
 
+Settings. settings=authors sets what the authors' published code does otherwise
+than the paper: what their prompts ask, scoring contexts in plain text, the mean
+over tokens, and more. docs/authors.md has the table, and what of it no key
+expresses. That code passes no thinking switch, so that both models think
+wherever they can, and `thinking` is refused beside it.
+
 Trajectories that a budget ended are trained on, as the paper's counts leave
 none out (--config.train.truncated=drop leaves them out).
 

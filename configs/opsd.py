@@ -51,6 +51,12 @@ whose stages print median lengths, to be held against 7.7K and 0.88K, and how
 many y_r speak of the draft; D_first_5 in train/metrics.jsonl is the divergence
 at the first five tokens.
 
+Settings. settings=authors sets what the authors' published code does otherwise
+than the paper: what their prompts ask, scoring contexts in plain text, the mean
+over tokens, a clip at 0.1 nats, and more. docs/authors.md has the table, and
+what of it no key expresses. That code passes no thinking switch, so that the 8b
+thinks in every stage, and `thinking` is refused beside it.
+
 Trajectories that a budget ended are trained on, as the paper's counts leave
 none out (--config.train.truncated=drop leaves them out).
 

@@ -127,6 +127,9 @@ def test_there_are_as_many_rows_as_the_tables_have():
     ("opsd", "method=trdd", "did you mean .trd"),
     ("opsd", "subset=failed", "fail_to_succ"),
     ("opsd", "modle=8b", 'no variant "modle"'),
+    ("opsd", "settings=author", "did you mean .authors"),
+    ("opd", "settings=authors,thinking=off", "chooses no thinking mode"),
+    ("opd", "settings=authors,thinking=on", "settings=authors,thinking=on: "),
   ],
 )
 def test_what_no_row_has_is_refused(regime, arg, told):
@@ -139,6 +142,45 @@ def test_among_many_choices_of_which_none_is_near_there_is_no_hint():
   many = tuple(f"method_{number}" for number in range(13))
   with pytest.raises(UserError, match=r"x=zzz: choose from .*, method_12$"):
     paper_recipe._choose("x", "zzz", many)
+
+
+@pytest.mark.parametrize("row", ROWS, ids="-".join)
+def test_the_authors_code_differs_in_so_much_and_no_more(row):
+  regime, model, domain, method, subset = row
+  variant = {"model": model, "domain": domain, "method": method}
+  paper = resolve(regime, **variant, subset=subset)
+  theirs = resolve(regime, **variant, subset=subset, settings="authors")
+  assert paper == resolve(regime, **variant, subset=subset, settings="paper")
+  sides = experiment.flat(paper), experiment.flat(theirs)
+  changed = {
+    name: value for name, value in sides[1].items() if value != sides[0][name]
+  }
+  math, hybrid = domain == "math", model in {"1.7b", "8b"}
+  expected = {
+    "prompts.set": "authors",
+    "data.decontaminate": "none",
+    # The template's default: no switch is passed.
+    "refine.thinking": None,
+    "refine.overflow": "drop",
+    "train.context": "plain",
+    "train.beta2": 0.95,
+    "lora.dropout": 0.0,
+    "loss.mean": "token",
+    "evaluate.top_k": -1,
+    "evaluate.math_prompt": "card",
+  }
+  if hybrid:
+    expected |= {"student.thinking": None, "evaluate.thinking": None}
+  if math:
+    budget = {"rollout.max_prompt_tokens", "evaluate.max_prompt_tokens"}
+    expected |= dict.fromkeys(budget, 2048)
+  if method == "forward_kl_clip":
+    expected["loss.clip"] = 0.1
+  assert changed == expected
+  # What both have is in these tests already: truncated trajectories, the
+  # teacher's context of y_r.
+  assert theirs.train.truncated == "keep"
+  assert theirs.context_of_teacher == paper.context_of_teacher
 
 
 def test_the_rest_of_the_methods_and_problems_are_reached_by_variants():

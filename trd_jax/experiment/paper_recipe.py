@@ -2,7 +2,8 @@
 
 `configs/opd.py` and `configs/opsd.py` are its two halves, and what they share
 is here. A value that is not set here is its key's default, which is also the
-paper's (Tables 9, 10, 13, 14; C.7).
+paper's (Tables 9, 10, 13, 14; C.7). The variant `settings=authors` replaces
+what the authors' published code does otherwise (docs/authors.md).
 """
 
 import types
@@ -37,6 +38,7 @@ _HUB = {
 # The nano model has the tokenizer and the template of such a one.
 _HYBRID = ("1.7b", "8b", "nano")
 _THINKING = ("default", "on", "off")
+_SETTINGS = ("paper", "authors")
 
 
 def build(
@@ -51,10 +53,12 @@ def build(
     arg: what stands behind the colon of --config=FILE.py: `model`, `domain`
       (math or code), `method`, `subset` (trajectories to train on, by
       verdict), `cot` (all, with_cot or answer_only problems), `thinking` (see
-      `_think`), `gpus`, and `tokenizer`, which only the nano model reads.
+      `_think`), `settings` (paper, or authors: see `_as_authors`), `gpus`, and
+      `tokenizer`, which only the nano model reads.
 
   Raises:
-    UserError: no such variant or value, or a student that can't think.
+    UserError: no such variant or value, a student that can't think, or two
+      variants that contradict each other.
   """
   variant = experiment.parse_arg(
     arg,
@@ -64,6 +68,7 @@ def build(
     subset="all",
     cot="all",
     thinking="default",
+    settings="paper",
     gpus=8,
     tokenizer="Qwen/Qwen3-8B",
   )
@@ -72,6 +77,7 @@ def build(
   _choose("method", variant.method, tuple(methods.METHODS))
   _choose("subset", variant.subset, SUBSETS)
   _choose("thinking", variant.thinking, _THINKING)
+  _choose("settings", variant.settings, _SETTINGS)
   config: Any = experiment.default_config()
   config.regime = regime
   config.method = variant.method
@@ -101,6 +107,8 @@ def build(
   else:
     _real(config, variant)
   _think(config, variant)
+  if variant.settings == "authors":
+    _as_authors(config, variant)
   return config
 
 
@@ -142,6 +150,41 @@ def _think(config: Any, variant: types.SimpleNamespace) -> None:
       "on": True,
       "off": False,
     }[chosen]
+
+
+def _as_authors(config: Any, variant: types.SimpleNamespace) -> None:
+  """Sets what the authors' published code does otherwise than the paper.
+
+  What of it no key can express is in docs/authors.md.
+
+  Raises:
+    UserError: a thinking mode, where that code chooses none.
+  """
+  if variant.thinking != "default":
+    raise UserError(
+      f"settings=authors,thinking={variant.thinking}: the authors' code chooses"
+      " no thinking mode in any stage; leave one of the two out"
+    )
+  # No switch anywhere is the template's own mode: hybrids think, y_r too.
+  for section in (config.student, config.refine, config.evaluate):
+    section.thinking = None
+  config.prompts.set = "authors"
+  config.evaluate.math_prompt = "card"
+  config.data.decontaminate = "none"
+  config.refine.overflow = "drop"
+  if variant.domain == "math":
+    config.rollout.max_prompt_tokens = 2_048
+    config.evaluate.max_prompt_tokens = 2_048
+  config.evaluate.top_k = -1
+  config.train.context = "plain"
+  config.train.beta2 = 0.95
+  config.lora.dropout = 0.0
+  # Theirs is the mean over the tokens of 8 trajectories, then over 16 of such
+  # means. Within each of these long trajectories count more, as in the mean
+  # over all tokens of the batch.
+  config.loss.mean = "token"
+  if variant.method == "forward_kl_clip":
+    config.loss.clip = 0.1
 
 
 def _real(config: Any, variant: types.SimpleNamespace) -> None:
