@@ -197,6 +197,102 @@ x_1=2,x_2=3 == x_1=3,x_2=2
 2f'(x) == f'(x)+f'(x)
 15' == 15
 16'' == 16
+719 == \textbf{(719) }
+81 == \mathbf{(081)}
+204 == {\bf 204}
+204 == {\rm 204}
+204 == \textcolor{red}{204}
+204 == \color{blue}204
+204 == \color{blue}{204}
+204 == {\color{red} 204}
+204 == \Large 204
+204 == \texttt{204}
+204 == \underline{204}
+204 == \colorbox{yellow}{204}
+204 == \fcolorbox{red}{white}{$204$}
+204 == \textbf{\textit{204}}
+204 == \bbox[5px, border: 1px solid]{204}
+204 == 204\ \square
+204 == 204 ∎
+204 == 204 \quad \checkmark
+204 == 204 \tag{3}
+204 == \hspace{1em}204
+\frac12 == \boldsymbol{\frac{1}{2}}
+\frac12 == \mathbf{\frac12}
+\frac12 == \text{$\frac12$}
+11\sqrt2 == \text{11\sqrt{2}}
+x^2+1 == \boldsymbol{x^2+1}
+2^{10} == 2^\mathbf{10}
+5\text{ cm} == 5\,{\rm cm}
+5\text{ cm} == 5\;\texttt{cm}
+\text{north} == \textsf{North}
+2e-1 == 2e - 1
+2e-1 == -1+2e
+24e - 32 == 24e-32
+0.005 == 5e-3
+5\times10^{-3} == 5e-3
+6\times 10^{23} == 6e23
+1.5\times 10^{-7} == 1.5e-7
+204 == m+n=204
+204 == a+b+c=204
+204 == \alpha + \beta = 204
+204 == AB^2 = 204
+204 == x^2+y^2 = 200+4 = 204
+2k == m+n = 2k
+\frac12 == x+y=\frac12
+4 == 2+2=4
+e^{-1} == exp(-1)
+\frac{1}{e} == \exp(-1)
+e^{-x} == exp(-x)
+\arctan 2 == atan(2)
+\arctan 2 == arctan(2)
+\frac{\pi}{4} == atan(1)
+4\sqrt2 == 4\sqrt(2)
+4\sqrt2 == 4*sqrt(2)
+\sqrt{2+\sqrt3} == sqrt(2+sqrt(3))
+\sqrt{2+\sqrt3} == \sqrt(2+\sqrt(3))
+\binom{10}{3} == binomial(10, 3)
+120 == comb(10, 3)
+24 == factorial(4)
+3 == abs(-3)
+3 == log2(8)
+x^{3} == pow(x, 3)
+3:30 PM == 3:30 \text{ PM}
+3:30 PM == 3:30 \text{ p.m.}
+9:45 a.m. == 9:45\text{ AM}
+3:30 PM == 3:30pm
+3:30 PM == 03:30 PM
+3:30 PM == 3:30
+3:30 PM == 15:30
+5:05(PM) == 5:05 \text{ PM}
+p - q == p-q
+p - q == -q+p
+AB == A \cdot B
+Yes == yes
+\text{YES} == Yes
+Paul == \text{paul}
+Odd == odd
+x-axis == \text{x-axis}
+\{1,2\} == \{2,1,1\}
+\{1,1,2\} == \{1,2\}
+\{\frac12,1\} == \{1,0.5,\frac12\}
+2,3 == 2\\3
+2,3 == 2 \\ 3 \\
+2,3 == x=2 \\ x=3
+2,3 == \begin{aligned}x&=2\\x&=3\end{aligned}
+p=5,q=2;p=7,q=2 == (5,2),(7,2)
+p=5,q=2;p=7,q=2 == (7,2),(5,2)
+p=5,q=2;p=7,q=2 == p=7,q=2 \text{ or } p=5,q=2
+p=5,q=2;p=7,q=2 == q=2,p=5;q=2,p=7
+(5,2),(7,2) == p=5,q=2;p=7,q=2
+(5,2),(7,2) == (p,q)=(5,2),(7,2)
+42 == 42 \text{ square}
+42 == 42\text{ square units}
+5\text{ centimeters} == 5 \text{ centimetrs}
+7\text{ bananas} == 7\text{ banannas}
+18+\frac{3}{2}\pi == \textbf{18+\frac{3}{2}\pi}
+12_{10} == 12_{10}
+1+1=<<1+1=2>>2 #### 2 == 2
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -227,7 +323,6 @@ S = \{1,2,3\} == S = (1,2,3)
 [0,1) == [0,1]
 [0,1) == (0,1)
 \{1,2,3\} == \{1,2\}
-\{1,2\} == \{1,2,2\}
 x=5 == y=5
 12\text{ cm} == 12\text{ m}
 a+3z=0 == 0
@@ -367,6 +462,50 @@ f'(x)+1 == f(x)+1
 (S/S')^n == (S/S')^{2n}
 15' == 16'
 15' == 3-2\sqrt2
+p - q == p + q
+p - q == q - p
+p - q == p/q
+n-k == n^{-k}
+AB == ab
+ABC == abc
+y' == y
+xy == x+y
+ab == a-b
+2e-1 == \frac15
+2e-1 == 0.2
+24e-32 == 24\times10^{-32}
+204 == m+n=205
+204 == 204=205
+12 == 13=12
+4 == 2+3=4
+204 == x = 3+4 = 204
+12 == \sim 12
+12 == 12_5
+7 == 12_5
+12 == 12_{5}
+3:30 PM == 3:30 AM
+3:30 PM == 3:30 \text{ a.m.}
+5:05 PM == 17:06
+9:45 a.m. == 21:45
+\{1,2\} == \{1,2,3\}
+1,2,2 == 1,2
+p=5,q=2;p=7,q=2 == (2,5),(2,7)
+p=5,q=2;p=7,q=2 == (5,2)
+p=5,q=2;p=7,q=2 == p=5,q=7;p=7,q=2
+5\text{ cm} == 5\text{ mm}
+5\text{ miles} == 5\text{ minutes}
+5\text{ boys} == 5\text{ toys}
+719 == \textbf{(718)}
+204 == \textcolor{red}{205}
+42 == 42^2
+42 == 42\text{ squared}
+e == exp(2)
+2 == \text{not }2
+\sqrt{2} == sqrt(3)
+120 == comb(10, 4)
+x+y=5 == x-y=5
+23 == 2\\3
+5 == 5=x=6
 """
 
 
@@ -389,6 +528,14 @@ def test_equal_answers_match_however_they_are_written():
   wrong = [p for p, v in zip(pairs, verdicts, strict=True) if not v.correct]
   assert not wrong
   assert {verdict.reason for verdict in verdicts} == {"match"}
+
+
+@pytest.mark.parametrize(
+  ("gold", "answer"),
+  [("204", "204\\ "), ("3,4", "3,\\ 4\\ "), ("5", "5\\ \\text{cm}\\ ")],
+)
+def test_a_space_at_the_end_of_a_box_is_no_part_of_it(gold, answer):
+  assert grading.verify(f"It is \\boxed{{{answer}}}.", gold).correct
 
 
 def test_different_answers_do_not_match_however_alike():

@@ -31,9 +31,13 @@ _TAIL = re.compile(
   r"|<\|endoftext\|>|\s|[*□■∎])+\Z"
 )
 _ANCHOR = re.compile(
-  r"\b(?:answer|solution|therefore|thus|hence|is(?=[^a-z]*\.\s*\Z))\b",
-  re.IGNORECASE,
+  r"\b(?:answer|solution|therefore|thus|hence|is(?=[^a-z]*\.\s*\Z))\b"
+  r"|^####(?=[ \t]*[-$\\\d])",
+  re.IGNORECASE | re.MULTILINE,
 )
+# Bold, or code: with a digit or a command in it this may be the answer.
+_MARKED = re.compile(r"(\*\*|__|`)(?=\S)([^*_`$\n]+?)\1")
+_HOLDS_VALUE = re.compile(r"[\d\\]")
 _SPAN = re.compile(
   r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\\$|[^$\n])+?)(?<!\\)\$"
   r"|\\\((.+?)\\\)|\\\[(.+?)\\\]",
@@ -184,6 +188,17 @@ def adjacent_boxes(text: str, last: Box) -> list[str]:
   return contents[::-1]
 
 
+def _unmarked(text: str) -> str:
+  """Writes `**73**` as a formula, and drops the marks around other words."""
+
+  def formula(match: re.Match[str]) -> str:
+    inner = match[2]
+    is_value = _HOLDS_VALUE.search(inner) and not _ANCHOR.search(inner)
+    return f"${inner}$" if is_value else inner
+
+  return _MARKED.sub(formula, text)
+
+
 def stated_answer(text: str) -> str | None:
   """Returns the answer that an unboxed text unmistakably ends with.
 
@@ -193,7 +208,7 @@ def stated_answer(text: str) -> str | None:
   statement, and where its words deny, bound or hedge it or make another value
   of the number.
   """
-  tail = _TAIL.sub("", text[-4 * _MAX_STATEMENT :])
+  tail = _TAIL.sub("", _unmarked(text[-4 * _MAX_STATEMENT :]))
   anchors = _ANCHOR.finditer(tail, max(0, len(tail) - _MAX_STATEMENT))
   for anchor in list(anchors)[::-1]:
     sentence = tail[anchor.end() :]
@@ -213,5 +228,7 @@ def stated_answer(text: str) -> str | None:
       before = ""
     if _OPERATOR.search(before) or _OPERATOR.search(after):
       return None
-    return next(filter(None, found.groups()))
+    said = next(filter(None, found.groups()))
+    # A dollar that is escaped within a formula was to end it, or is money.
+    return said.rpartition("\\$")[2].strip(" =") or said
   return None

@@ -31,6 +31,28 @@ _SAYS_CHOICE = re.compile(
   r"\s*(?i:(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)"
   r"(?:\s+is|\s*:)?(?:\s+(?:option|choice))?)\s*\(?([A-Z])[\s).]*\Z"
 )
+# Words that answer a question by themselves, short as they are.
+_ANSWERS = frozenset(
+  [
+    "yes",
+    "no",
+    "true",
+    "false",
+    "odd",
+    "even",
+    "none",
+    "all",
+    "any",
+    "both",
+    "neither",
+    "never",
+    "always",
+  ]
+)
+_SHORT_WORD = 3  # letters of the shortest word besides
+_NAME_OF_POINTS = 4  # letters of the shortest in capitals: BAC is an angle
+_VOWEL = re.compile("[aeiouy]")
+_OPERATOR = re.compile(r"[+*/^=<>_|!]|\\(?!text)[A-Za-z]|(?:\s-|-\s)")
 _ACRONYM = re.compile(r"[A-Z]{3,}\Z")
 _MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
 _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
@@ -85,6 +107,27 @@ def _words(text: str) -> str:
   return " ".join(re.sub(r"[^\w\s]", " ", bare).lower().split())
 
 
+def _unmarked(text: str) -> str:
+  r"""Returns a text answer letter for letter, without `\text` and its dots."""
+  return " ".join(_TEXT.sub(r" \1 ", text).split()).strip(" ().")
+
+
+def _reads_as_words(letters: str, *, is_marked: bool) -> bool:
+  """Returns whether letters are words, whose case says nothing.
+
+  Names of points and products of variables are none: AB is not ab.
+  """
+  for word in re.findall(r"[A-Za-z]+", letters):
+    lower = word.lower()
+    if lower in _ANSWERS:
+      return True
+    least = _NAME_OF_POINTS if word.isupper() else _SHORT_WORD
+    is_word = _VOWEL.search(lower) and sorted(lower) != list(lower)
+    if len(word) >= least and (is_word or is_marked):
+      return True
+  return False
+
+
 def _compare_text(gold: str, answer: str) -> Maybe:
   """Compares words; None where the gold may be a formula after all."""
   bare = _TEXT.sub(r"\1", gold).strip(" ().")
@@ -96,7 +139,14 @@ def _compare_text(gold: str, answer: str) -> Maybe:
     choice = _CHOICE.match(said) or _SAYS_CHOICE.match(said)
     if choice:
       return choice[1] == bare
-  if _words(gold) == _words(answer) and len(bare) > 1:
+  if len(bare) > 1 and _unmarked(gold) == _unmarked(answer):
+    return True
+  is_marked = "\\text" in gold or "\\text" in answer
+  if (
+    _words(gold) == _words(answer)
+    and not any(map(_OPERATOR.search, (bare, _TEXT.sub("", answer))))
+    and _reads_as_words(bare, is_marked=is_marked)
+  ):
     return True
   if _ACRONYM.match(bare):
     return False  # a word, not the product of its letters
@@ -104,6 +154,17 @@ def _compare_text(gold: str, answer: str) -> Maybe:
   longest = max(map(len, bare.split()))
   is_text = "\\text" in gold or longest > 5 or (" " in bare and longest > 2)
   return False if is_text else None
+
+
+def _distinct(items: list[str], equal: Equal) -> list[str]:
+  """Returns a set's items, each once."""
+  if len(items) > MAX_ITEMS:
+    return items
+  kept: list[str] = []
+  for item in items:
+    if not any(compare(other, item, equal) for other in kept):
+      kept.append(item)
+  return kept
 
 
 def _compare_lists(
@@ -123,6 +184,8 @@ def _compare_lists(
     items = shapes.tuple_of(answer) or shapes.vector_of(answer)
   if items is None:
     items = [answer]
+  if is_set:
+    gold, items = _distinct(gold, equal), _distinct(items, equal)
   golds, answers = list(map(shapes.named, gold)), list(map(shapes.named, items))
 
   def pair(one: shapes.Named, other: shapes.Named) -> Maybe:
@@ -158,6 +221,12 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return True
   if (text := _compare_text(gold, answer)) is not None:
     return text
+  gold, answer = _as_points(gold, answer)
+  if not shapes.is_relation(gold):
+    values = shapes.values_said(answer)
+    if values is not None:
+      # All of what is said to be equal: 13 = 12 is not 12.
+      return every(compare(gold, value, equal) for value in values)
   if (member := _MEMBER_OF.match(answer)) is not None:
     answer = member[1]
   if (member := _MEMBER_OF.match(gold)) is not None:
@@ -190,6 +259,20 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     is_set = shapes.inside(gold, "\\{", "\\}") is not None
     return _compare_lists(items, answer, equal, is_set=is_set)
   return _compare_single(gold, answer, equal)
+
+
+def _as_points(gold: str, answer: str) -> tuple[str, str]:
+  """Writes `p=5, q=2; p=7, q=2` as points, in the gold's order of names."""
+  mine, yours = map(shapes.solutions_of, (gold, answer))
+  order = list((mine or yours or [{}])[0])
+
+  def points(solutions: list[dict[str, str]] | None, text: str) -> str:
+    if solutions is None or sorted(solutions[0]) != sorted(order):
+      return text
+    rows = [",".join(values[name] for name in order) for values in solutions]
+    return ", ".join(f"({row})" for row in rows)
+
+  return points(mine, gold), points(yours, answer)
 
 
 def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
@@ -257,10 +340,12 @@ def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
   An answer that hedges or lists is no single value, and wrong.
   """
   based, answer_based = _BASED.match(gold), _BASED.match(answer)
-  # Where the gold names a base, so must the answer: 7 is not 12_5, although
-  # both are worth the same.
-  if based:
-    return bool(answer_based) and based.groups() == answer_based.groups()
+  # Where one names a base, so must the other: 7 is not 12_5, although both are
+  # worth the same, and neither is 12.
+  if based is not None and answer_based is not None:
+    return based.groups() == answer_based.groups()
+  if based is not None or answer_based is not None:
+    return False
   inner = shapes.inside(answer, "\\{", "\\}")
   if inner is not None:
     return compare(gold, inner, equal)

@@ -89,6 +89,8 @@ def prepare(completion: str, gold: str) -> Prepared:
 
 
 def _prepare(completion: str, gold: str) -> Prepared:
+  # As GSM8K writes it: a solution, whose last line is the answer.
+  gold = gold.rpartition("####")[2]
   text = final_answer.final_text(completion)
   box = final_answer.last_box(text)
   if box is None:

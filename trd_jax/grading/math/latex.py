@@ -8,7 +8,7 @@ only that. It never evaluates anything.
 import re
 import unicodedata
 
-from trd_jax.grading.math import notation
+from trd_jax.grading.math import brackets, notation, program_notation, styles
 
 _CHARACTERS = {
   "−": "-",
@@ -93,7 +93,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-z]))", r"\\ln "),
     (r"\\lg(?![a-z])", r"\\log_{10} "),
     (r"\\(?:dots|cdots|ldots|dotsc)(?![a-z])|\.\.\.", r"\\ldots "),
-    (r"\\(?:simeq|sim|doteq)(?![a-z])|~=", r"\\approx "),
+    (r"\\(?:simeq|doteq)(?![a-z])|~=", r"\\approx "),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
     (r"\\imath(?![a-z])", "i"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
@@ -107,11 +107,6 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\\infty ",
     ),
     # Roman text: what is a symbol, a number or a conjunction is not text.
-    (
-      r"\\(?:mathrm|mathbf|mathit|mathsf|textbf|textit|textrm|textnormal"
-      r"|textsf|mbox|operatorname|emph)\*?(?=\s*\{)",
-      r"\\text",
-    ),
     (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
     (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
     (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
@@ -127,13 +122,14 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\\\1\2 ",
     ),
     # What programs write.
-    (r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"(?<![\\a-zA-Z])sqrt(?=\s*[\d{])", r"\\sqrt"),
-    (r"(?<![\\a-zA-Z])(sin|cos|tan|ln|log|pi)(?![a-zA-Z])", r"\\\1 "),
     (r"\*\*", "^"),
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
     (r"\*", r"\\cdot "),
-    (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    # A small e is Euler's number where that can be meant: in `24e-32`, and
+    # neither in `1.5e-7`, `3e8` nor in `5e-07`.
+    (r"(?<![\w.\\])(\d+(?:\.\d+)?)E([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    (r"(?<![\w.\\])(\d+\.\d+|1)e([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
+    (r"(?<![\w.\\])(\d+)e(\d+|[-+]0\d+)(?!\w)", r"\1\\times 10^{\2}"),
     # 073 = 73 and .5 = 0.5; after a comma it would be a group of digits.
     (r"(?<![\d.,:\\A-Za-z_^])0+(?=\d)", ""),
     (r"(?<![\d.])\.(?=\d)", "0."),
@@ -142,31 +138,21 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\A\s*(?:\\approx(?![a-z])|=)\s*(?=\S)", ""),
   )
 ]
+_SPACES = re.compile(r"\s+")
 _BOLD = re.compile(r"\*\*([^*]+)\*\*\Z")
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![a-z])")
 _INDEX = re.compile(r"\s*\[[^\]]*\]")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|[^\\]")
-_END = re.compile(r"(?:[\s.;,]|\\\\)+\Z")
+_END = re.compile(r"[\s.;,\\]+\Z")
+_ALIGNED = re.compile(
+  r"\\begin\{((?:aligned|align|gathered|gather|split|multline|eqnarray)\*?)\}"
+  r"(.*?)\\end\{\1\}",
+  re.DOTALL,
+)
+# Two backslashes before a command's name are one that was doubled.
+_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?(?![A-Za-z]{2})|\\newline(?![a-z])")
 # Column after column of tokens is how some models break a formula up.
 _COLUMN = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}", re.DOTALL)
-
-
-def _brace_end(text: str, start: int) -> int:
-  """Finds the index past the bracket that opens at `start`; -1 if none."""
-  opening = text[start]
-  closing = {"{": "}", "(": ")", "[": "]"}[opening]
-  depth, at = 0, start
-  while at < len(text):
-    if text[at] == "\\":
-      at += 1
-    elif text[at] == opening:
-      depth += 1
-    elif text[at] == closing:
-      depth -= 1
-      if depth == 0:
-        return at + 1
-    at += 1
-  return -1
 
 
 def _roots(text: str) -> str:
@@ -176,7 +162,7 @@ def _roots(text: str) -> str:
     # Unicode's root has no braces of its own: it stands over a group, a number
     # or one letter.
     if inner in ("{", "("):
-      end = _brace_end(text, found.end() - 1)
+      end = brackets.end_of(text, found.end() - 1)
       if end < 0:
         return text.replace("√", r"\sqrt ")
       body = text[found.end() : end - 1]
@@ -206,6 +192,14 @@ def _plain_characters(text: str) -> str:
   return _roots(unicodedata.normalize("NFKC", text))
 
 
+def _lines(text: str) -> str:
+  """Writes what is broken over lines as a list; a matrix keeps its rows."""
+  text = _ALIGNED.sub(lambda lines: lines[2].replace("&", " "), text)
+  if "\\begin" in text:
+    return text
+  return _BREAK.sub(", ", text)
+
+
 def _surplus(text: str) -> int:
   """Counts how many more braces a text closes than it opens."""
   return text.count("}") - text.count("{")
@@ -218,7 +212,7 @@ def _argument(text: str, at: int) -> tuple[str, int]:
   if at == len(text):
     return "", at
   if text[at] == "{":
-    end = _brace_end(text, at)
+    end = brackets.end_of(text, at)
     return ("", at) if end < 0 else (text[at + 1 : end - 1], end)
   token = _TOKEN.match(text, at)
   return (token[0], token.end()) if token else (text[at], at + 1)
@@ -244,7 +238,7 @@ def strip_braces(text: str) -> str:
   while (
     text.startswith("{")
     and text.endswith("}")
-    and _brace_end(text, 0) == len(text)
+    and brackets.end_of(text, 0) == len(text)
   ):
     text = text[1:-1].strip()
   return text
@@ -260,6 +254,7 @@ def clean(answer: str) -> str:
     LaTeX for the same thing; "" for nothing. Idempotent up to spaces.
   """
   text = _plain_characters(answer).replace("\n", " ").strip()
+  text = styles.plain(text)
   if (bold := _BOLD.match(text)) is not None:
     text = bold[1]
   # A column with & is a matrix and stays one.
@@ -271,8 +266,10 @@ def clean(answer: str) -> str:
   # Before the rules, which make spaces of `\!` and `\,`: `1,\!234` would be
   # left as the list 1, 234.
   text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run[0]), text)
+  text = _lines(text)
   for pattern, replacement in _RULES:
     text = pattern.sub(replacement, text)
+  text = _SPACES.sub(" ", program_notation.to_latex(text))
   text = _END.sub("", _braced(text).strip())
   # A box that closes once too often leaves its brace at the end.
   while text.endswith("}") and _surplus(text) > 0:

@@ -50,6 +50,12 @@ _SCALED = re.compile(
   rf"({'|'.join(_SCALES)})s?(?![A-Za-z])(?:(?(3)\s*\}}))?",
   re.IGNORECASE,
 )
+# A time of day, however its half is written: `9:45 a.m.`, `5:05(PM)`.
+_TIME = re.compile(
+  r"(\d{1,2}(?::[0-5]\d){1,2})\s*\(?\s*(?:\\text\s*\{)?\s*\(?\s*"
+  r"([ap])\s*\.?\s*m\s*\.?\s*\)?\s*\}?\s*\)?\Z",
+  re.IGNORECASE,
+)
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
 _REALS = re.compile(
   r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
@@ -102,6 +108,8 @@ def rewrite(text: str) -> str:
   if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
     side = (reals[2] or "").lower().replace("-", "")
     return "\\mathbb{R}" + _SIDES.get(side, "")
+  if (time := _TIME.match(text)) is not None:
+    return f"{time[1]}\\text{{ {time[2].lower()}m}}"
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
   if (based := _BASE.match(text)) is not None:

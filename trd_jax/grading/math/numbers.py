@@ -42,6 +42,9 @@ _SCIENTIFIC = re.compile(
 # Minutes and seconds; a ratio may look so, but then is not reduced.
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}\Z")
 _COLONS = re.compile(r"\d+(?::\d+)+\Z")
+_HALVES = ("am", "pm")  # of a day, as `notation.rewrite` writes them
+# In a gold this is Euler's number and a difference; a program means 2/1000.
+_PROGRAMS = re.compile(r"([+-]?\d+)e([+-]\d{1,3})\Z")
 
 
 class Literal(NamedTuple):
@@ -136,6 +139,27 @@ def literals_equal(gold: Literal, answer: Literal) -> bool:
   return close(gold, answer.value, answer.places is None)
 
 
+def _same_time(
+  gold: tuple[str, str | None], answer: tuple[str, str | None]
+) -> bool:
+  """Compares times, each with the half of the day or its unit, if said.
+
+  3:30 leaves open which half of the day is meant; 15:30 doesn't.
+  """
+  if not units.agree(gold[1], answer[1]):
+    return False
+  if not _CLOCK.match(answer[0]):  # 1:5 is a ratio
+    return False
+  seconds = []
+  for text, half in (gold, answer):
+    first, *rest = map(int, text.split(":"))
+    if half in _HALVES and first <= 12:
+      first = first % 12 + 12 * (half == "pm")
+    seconds.append((first, *rest))
+  halves = {gold[1], answer[1]} & {*_HALVES}
+  return seconds[0] == seconds[1] or (bool(halves) and gold[0] == answer[0])
+
+
 def equal(gold: str, answer: str) -> bool | None:
   """Compares two single values that are literals; None where one is not.
 
@@ -147,8 +171,10 @@ def equal(gold: str, answer: str) -> bool | None:
   yours, other_unit = units.measure(answer)
   # Before the literals: 2:30 would be the ratio 1/15.
   if _CLOCK.match(mine) and _COLONS.match(yours):
-    return units.agree(unit, other_unit) and mine == yours
+    return _same_time((mine, unit), (yours, other_unit))
   one, other = literal(mine), literal(yours)
+  if one is not None and (written := _PROGRAMS.match(yours)):
+    other = literal(f"{written[1]}\\times 10^{{{written[2]}}}")
   if one is None or other is None:
     return None
   if not units.agree(unit, other_unit):

@@ -8,6 +8,7 @@ are worth is for others to compare.
 import re
 from typing import NamedTuple
 
+from trd_jax.grading.math.brackets import split
 from trd_jax.grading.math.latex import strip_braces
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -21,6 +22,15 @@ _RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
 # Where a name or word begins; a lone e or i is a number.
 _UNKNOWN = re.compile(r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]")
+_GREEK = (
+  "alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa"
+  "|lambda|mu|nu|xi|rho|sigma|tau|upsilon|(?:var)?phi|chi|psi|omega|ell"
+)
+_UNKNOWNS = re.compile(
+  r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]+"
+  rf"|\\(?:{_GREEK}|Gamma|Delta|Lambda|Sigma|Phi|Psi|Omega)(?![a-z])"
+)
+_MEASURED = re.compile(r"\\text|\\circ|%")
 # What a name may carry: an index, a prime, the mark of an inverse.
 _MARK = re.compile(
   r"_\s*(?:\{[^{}]*\}|\w)|'|\^\s*\{\s*-\s*1\s*\}(?=\s*\()"
@@ -41,29 +51,6 @@ def squeeze(text: str) -> str:
   """Drops spaces (but for 1 0) and braces around one character."""
   text = re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text)
   return re.sub(r"\{(\w)\}", r"\1", text)
-
-
-def split(text: str, separators: str = ",;") -> list[str]:
-  """Splits at separators that stand outside of all brackets."""
-  parts, depth, begin, at = [], 0, 0, 0
-  while at < len(text):
-    character = text[at]
-    if character == "\\":
-      at += 1
-      if text[at : at + 1] in ("{", "}"):
-        depth += 1 if text[at] == "{" else -1
-      elif text.startswith(("begin{", "end{"), at):
-        depth += 1 if text[at] == "b" else -1
-    elif character in "([{":
-      depth += 1
-    elif character in ")]}":
-      depth -= 1
-    elif character in separators and depth == 0:
-      parts.append(text[begin:at])
-      begin = at + 1
-    at += 1
-  parts.append(text[begin:])
-  return [part for part in map(str.strip, parts) if part]
 
 
 def outside(text: str) -> str:
@@ -226,6 +213,51 @@ def matrix_of(text: str) -> list[list[str]] | None:
     for row in rows
     if row and row != "\\hline"
   ]
+
+
+def values_said(text: str) -> list[str] | None:
+  """Returns the values that one equation gives to something, if it does.
+
+  That is the constant sides of `m + n = 204` and of `2 + 2 = 4`, or the last
+  side where it speaks of other letters than the first: `a + b = 2k`. Sides
+  with words or units aren't looked at, as 0.5 = 50% and 1 h = 60 min. None
+  where `text` is no equation, or there is no telling.
+  """
+  parts = split(text, "=")
+  if len(parts) < 2 or len(split(text)) > 1 or "\\approx" in text:
+    return None
+  if any(re.search(r"[<>]|\\(?:le|ge|ne)(?![a-z])", part) for part in parts):
+    return None
+  unknowns = [set(_UNKNOWNS.findall(part)) for part in parts]
+  if unknowns[-1]:
+    apart = unknowns[0] and unknowns[0].isdisjoint(unknowns[-1])
+    return [parts[-1]] if apart else None
+  constant = [
+    part
+    for part, letters in zip(parts[:-1], unknowns[:-1], strict=True)
+    if not letters and not _MEASURED.search(part)
+  ]
+  return [*constant, parts[-1]]
+
+
+def solutions_of(text: str) -> list[dict[str, str]] | None:
+  """Reads `p=5, q=2; p=7, q=2`: the values of each solution by name.
+
+  None where the names don't come round again, all of them, at least two.
+  """
+  items = [named(item) for item in split(strip_braces(text))]
+  names = [squeeze(item.name) for item in items if item.name]
+  if len(names) < len(items) or len(items) < 4:
+    return None
+  count = names.index(names[0], 1) if names[0] in names[1:] else 0
+  if count < 2 or len(items) % count:
+    return None
+  solutions = [
+    {squeeze(item.name or ""): item.value for item in items[at : at + count]}
+    for at in range(0, len(items), count)
+  ]
+  same = all(sorted(one) == sorted(solutions[0]) for one in solutions)
+  return solutions if same and len(solutions[0]) == count else None
 
 
 def values_of(text: str, names: str | None) -> list[str] | None:

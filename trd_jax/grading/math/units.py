@@ -46,6 +46,16 @@ _SPELLINGS = [
   (name, re.compile(f"(?:{'|'.join(spellings.split())})\\Z", re.IGNORECASE))
   for name, spellings in _UNITS.items()
 ]
+_LONG_WORD = 6  # letters; of shorter ones any change makes another word
+# Words of which one with a letter too many or too few is no other unit.
+_LONG_SPELLINGS = {
+  spelling.replace("(?:er|re)", ending).replace("s?", plural): name
+  for name, spellings in _UNITS.items()
+  for spelling in spellings.split()
+  for ending in ("er", "re")
+  for plural in ("", "s")
+  if spelling[0].isalpha() and len(spelling.partition("(")[0]) >= _LONG_WORD
+}
 _LENGTH = "[kcm]?m|ft|feet|mi|miles?|(?:kilo|centi)?met(?:er|re)s?"
 _TIME = "s|secs?|seconds?|min|minutes?|h|hrs?|hours?"
 _WORD = "|".join(
@@ -98,7 +108,7 @@ _CHANGES = re.compile(
   r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?"
   rf"|(?:hundred|thousand|million|billion|trillion|dozen)s?|{_GREEK})\b"
   # or, alone, an operation or a letter that is no unit's and so a variable.
-  r"|\A\W*(?:squared?|cubed?|(?-i:(?![ACFJKLNVWghlms])[A-Za-z]))\W*\Z",
+  r"|\A\W*(?:squared|cubed?|(?-i:(?![ACFJKLNVWghlms])[A-Za-z]))\W*\Z",
   re.IGNORECASE,
 )
 _SUBJECT = re.compile(r"\b(?:is|are|equals?)\W*\Z", re.IGNORECASE)
@@ -129,7 +139,21 @@ def _known(words: str) -> str | None:
   for name, spelling in _SPELLINGS:
     if spelling.match(words):
       return name
-  return None
+  near = {
+    name for word, name in _LONG_SPELLINGS.items() if _slipped(words, word)
+  }
+  return near.pop() if len(near) == 1 else None
+
+
+def _slipped(word: str, other: str) -> bool:
+  """Returns whether long words differ by one letter that is more or another."""
+  if min(len(word), len(other)) < _LONG_WORD:
+    return False
+  short, long = sorted((word.lower(), other), key=len)
+  if len(long) - len(short) > 1:
+    return False
+  at = next((i for i, c in enumerate(short) if c != long[i]), len(short))
+  return short[at + (len(short) == len(long)) :] == long[at + 1 :]
 
 
 def _name(words: str, power: str) -> str:
@@ -163,7 +187,11 @@ def agree(gold: str | None, answer: str | None) -> bool:
   if not gold or not answer or gold == answer:
     return True
   mine, yours = set(gold.split()), set(answer.split())
-  return mine <= yours or yours <= mine
+  rest = [sorted(mine - yours), sorted(yours - mine)]
+  if not all(rest):
+    return True
+  # A slip of the pen names no other thing: banannas.
+  return len(rest[0]) == len(rest[1]) and all(map(_slipped, *rest))
 
 
 def _is_word(letters: str) -> bool:
