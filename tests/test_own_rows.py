@@ -95,3 +95,53 @@ def test_rows_with_privileged_texts_and_no_answers(tmp_path, nano, capsys):
       if isinstance(value, float)
     )
   assert "no verdict: 4 rows without an answer" in capsys.readouterr().out
+
+
+def test_messages_with_a_system_turn(tmp_path, nano):
+  rows = [
+    {
+      "messages": [
+        {"role": "system", "content": f"You are helper {n % 2}."},
+        {"role": "user", "content": f"What is {n // 2} + 1?"},
+      ],
+      "answer": str(n // 2 + 1),
+      "solution": f"It is {n // 2 + 1}.",
+    }
+    for n in range(4)
+  ]
+  run_dir = go(tmp_path, nano, rows)
+  chat = Chat.load(nano)
+  for stage in ("rollout", "refine"):
+    found = prompts_of(run_dir, stage, chat)
+    assert len(found) == 4
+    turns = [
+      f"<|im_start|>system\nYou are helper {n % 2}.<|im_end|>\n"
+      f"<|im_start|>user\n"
+      for n in range(4)
+    ]
+    assert sorted(p.partition("user\n")[0] + "user\n" for p in found) == sorted(
+      turns
+    )
+    assert sum("What is 1 + 1?" in p for p in found) == 2
+  assert len(read_metrics(run_dir.metrics_file("train"))) == 2
+
+
+def test_a_folder_of_prompts_with_one_changed_file(tmp_path, nano):
+  mine = tmp_path / "mine"
+  mine.mkdir()
+  (mine / "refinement_math.jinja").write_text(
+    "{{ problem }}\n{% if reference %}It is so:\n{{ reference }}\n{% endif %}"
+    "Tried:\n{{ draft }}\nMend it, {{ problem | length }}."
+  )
+  rows = [
+    {"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)
+  ]
+  run_dir = go(tmp_path, nano, rows, **{"prompts.set": str(mine)})
+  chat = Chat.load(nano)
+  for stage, said in (("rollout", "step by step"), ("refine", "Mend it, 14.")):
+    found = prompts_of(run_dir, stage, chat)
+    assert len(found) == 4
+    assert all(said in p for p in found)
+    versions = {r.prompt_version for r in run_dir.read(stage, Trajectory)}
+    assert len(versions) == 1
+    assert versions != {"1"}

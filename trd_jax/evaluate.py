@@ -103,7 +103,7 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
     for benchmark, question_set in questions.items():
       fitted = fit_messages(
         model.chat,
-        zip(question_set.problems, asked[benchmark].messages, strict=True),
+        asked[benchmark].of(question_set.problems),
         thinking,
         section.max_prompt_tokens,
         STAGE,

@@ -222,6 +222,30 @@ def check_plain(chat, text, thinking, then):
   assert chat.plain_message(ids, thinking, then) == chat.encode(text + then)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+  text=texts.filter(lambda text: text == text.strip() != ""),
+  system=texts.filter(lambda text: text == text.strip() != ""),
+  then=THEN,
+  controls=st.booleans(),
+)
+def test_a_message_is_had_from_behind_a_system_turn(
+  small, text, system, then, controls
+):
+  chat = small if controls else both_turns()
+  ids = chat.render(text, None, system)
+  before = f"{system}\n\n"
+  found = chat.plain_message(ids, None, then, before, system)
+  assert found == chat.encode(before + text + then)
+
+
+@functools.cache
+def both_turns():
+  with tempfile.TemporaryDirectory() as folder:
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    return Chat.load(write_folder(Path(folder), template=template))
+
+
 def test_what_is_no_prompt_has_no_message(small):
   ids = small.render("two\nlines", None)
   for broken in (ids[1:], ids[:-1], [], small.encode("two\nlines")):
@@ -429,3 +453,95 @@ def test_plain_text_of_a_template_after_the_users_stays(tmp_path):
   chat = Chat.load(folder, template)
   for text in ("1 + 2", "4"):
     assert chat.render(text, None) == chat.encode(f"7 + {text} = 3")
+
+
+@pytest.mark.slow
+@needs_qwen
+@pytest.mark.parametrize(("name", "thinking"), MODES)
+def test_a_system_turn_equals_transformers_token_for_token(
+  qwen, theirs, name, thinking
+):
+  template = (HYBRID if name == "hybrid" else INSTRUCT).read_text("utf-8")
+  extra = {} if thinking is None else {"enable_thinking": thinking}
+  qwen[name].check_system()
+  for system in ("Be brief.", "Two\n\nlines {{ 1 }} é", "qqUserTextGoesHereqq"):
+    for text in ("What is 1 + 1?", " and\nmore \n", ""):
+      expected = theirs.apply_chat_template(
+        [
+          {"role": "system", "content": system},
+          {"role": "user", "content": text},
+        ],
+        chat_template=template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+        **extra,
+      )
+      assert qwen[name].render(text, thinking, system) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=texts, system=texts, thinking=st.sampled_from([None, False]))
+def test_a_system_turn_never_makes_a_control_token(
+  small, text, system, thinking
+):
+  system = system.strip()
+  ids = small.render(text, thinking, system)
+  controls = [i for i in ids if i in small.control_ids]
+  plain = small.render("", thinking)
+  turn = [*small._tokenizer.encode("<|im_start|>").ids]
+  turn += small._tokenizer.encode("<|im_end|>").ids
+  assert controls == turn + [i for i in plain if i in small.control_ids]
+  # Offsets are the user's text's alone.
+  whole = small.render_with_offsets(text, thinking, system)
+  ends = [r for r in whole.offsets if r is not None]
+  assert all(0 <= a <= b <= len(text) for a, b in ends)
+  without = small.render_with_offsets(text, thinking)
+  assert ends == [r for r in without.offsets if r is not None]
+
+
+def test_many_at_once_have_each_its_own_system_turn(small):
+  some = [(f"x{n}", None if n % 3 == 0 else f"s{n % 70}") for n in range(150)]
+  many = small.render_many(
+    (text for text, _ in some), False, (system for _, system in some)
+  )
+  assert many == [small.render(text, False, system) for text, system in some]
+  assert len({tuple(ids) for ids in many}) == len(many)
+
+
+@pytest.mark.parametrize(
+  "template",
+  [
+    # It refuses the role, as Gemma's does; leaves it out; repeats it.
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}"
+    "{% endif %}{{ messages[0].content }}",
+    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}"
+    "{% endif %}{% endfor %}",
+    "{{ messages[0].content }}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{{ messages[0].content if messages[0].role == 'system' }}",
+    "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+  ],
+)
+def test_a_template_without_a_system_turn_is_one_clear_line(tmp_path, template):
+  chat = Chat.load(write_folder(tmp_path, template=template))
+  assert chat.render("x", None)
+  for ask in (chat.check_system, lambda: chat.render("x", None, "s")):
+    with pytest.raises(UserError, match="has no system turn") as caught:
+      ask()
+    assert "\n" not in str(caught.value)
+    assert "the key chat_template" in str(caught.value)
+
+
+def test_a_system_prompt_may_be_put_into_the_user_turn(tmp_path):
+  template = (
+    "<|im_start|>{% if messages[0].role == 'system' %}"
+    "{{ messages[0].content }}\n\n{% endif %}{{ messages[-1].content }}"
+    "<|im_end|>"
+  )
+  chat = Chat.load(write_folder(tmp_path, template=template))
+  chat.check_system()
+  text = chat._tokenizer.decode(
+    chat.render("x", None, "s"), skip_special_tokens=False
+  )
+  assert text == "<|im_start|>s\n\nx<|im_end|>"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -311,3 +313,20 @@ def test_the_modes_are_those_of_the_real_templates():
   assert ends["off"] == [271, 151_668, 271]
   assert hybrid.thinks(None)
   assert not instruct.thinks(None)
+
+
+def test_plain_contexts_begin_with_the_system_prompt(chat):
+  asked, p = prompts.default(), problem()
+  p = dataclasses.replace(p, meta='{"system_turn": "Be brief."}')
+  x, privileged = asked.initial(p), asked.privileged(p)
+  plain = contexts.student_context(asked, chat, p, None, "plain")
+  assert plain == chat.encode(f"Be brief.\n\n{x}\n")
+  refined = asked.fit_refinement(chat, p, "draft", "opsd", None, 999)
+  for context, message in (
+    ("x_reference", privileged),
+    ("refine", asked.refinement(p, "draft", "opsd")),
+  ):
+    found = contexts.teacher_context(
+      asked, chat, p, context, None, refined.ids, "plain"
+    )
+    assert found == chat.encode(f"Be brief.\n\n{message}\n")

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from trd_jax.data import prompts
+from trd_jax.data import problems, prompts
 from trd_jax.data.problems import store
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Problem
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.schema import Data
 
 
 def row(number, **columns):
@@ -116,3 +117,72 @@ def test_a_privileged_text_alone_is_shown_in_both_contexts():
     assert "# Reference\na hint\n" in message
   assert "a hint" not in said.initial(p)
   assert "a hint" not in said.refinement(p, "draft", "opd")
+
+
+def read(tmp_path, found):
+  file = tmp_path / "mine.jsonl"
+  file.write_text("\n".join(map(json.dumps, found)))
+  return problems.read(Data(source="jsonl", root=str(file)))
+
+
+def turns(*pairs):
+  return [{"role": role, "content": content} for role, content in pairs]
+
+
+def test_messages_are_a_problem_and_its_system_turn(tmp_path):
+  found, rejected = read(
+    tmp_path,
+    [
+      {"messages": turns(("user", " What is 1 + 1?\n")), "answer": "2"},
+      {"messages": turns(("system", "Be brief. "), ("user", "What is 1 + 1?"))},
+      {"messages": turns(("system", "Be long."), ("user", "What is 1 + 1?"))},
+      {"messages": turns(("system", " "), ("user", "What is 1 + 1?"))},
+      {"messages": turns(("system", "Be  long."), ("user", "What is 1 + 1?"))},
+    ],
+  )
+  said = prompts.default()
+  assert [p.text for p in found] == 3 * ["What is 1 + 1?"]
+  assert [said.system(p) for p in found] == [None, "Be brief.", "Be long."]
+  assert len({p.problem_id for p in found}) == 3
+  # Without a system turn it is the problem that a plain row would be.
+  plain, _ = read(tmp_path, [{"problem": "What is 1 + 1?", "answer": "2"}])
+  assert found[0] == plain[0]
+  assert [r.reason for r in rejected] == [
+    "mine.jsonl line 4: repeats mine.jsonl line 1",
+    "mine.jsonl line 5: repeats mine.jsonl line 3",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("messages", "reason"),
+  [
+    ("What?", "messages is no list of turns with role and content"),
+    (["What?"], "messages is no list of turns with role and content"),
+    ([], "messages has the turns none; it may have one of the system"),
+    (turns(("system", "s")), "messages has the turns system; it may"),
+    (turns(("user", "x"), ("assistant", "y")), "the turns user, assistant;"),
+    (turns(("user", "x"), ("user", "y")), "the turns user, user;"),
+    (turns(("user", "x"), ("system", "s")), "the turns user, system;"),
+    ([{"content": "x"}], "the turns None;"),
+    (turns(("user", [{"type": "image"}])), "the user turn's content is a list"),
+    (turns(("system", None), ("user", "x")), "system turn's content is a None"),
+    (turns(("user", " ")), "no problem"),
+    (
+      turns(("system", "\ud800"), ("user", "x")),
+      "the system turn is not valid",
+    ),
+  ],
+)
+def test_other_chats_are_set_aside_with_a_reason(tmp_path, messages, reason):
+  found, rejected = read(tmp_path, [row(1), {"messages": messages}])
+  assert [p.text for p in found] == ["Find 1."]
+  assert len(rejected) == 1
+  assert rejected[0].reason.startswith("mine.jsonl line 2: ")
+  assert reason in rejected[0].reason
+
+
+def test_messages_beside_a_problem_are_not_read(tmp_path):
+  taught = turns(("user", "Find 1."), ("assistant", "1"))
+  found, rejected = read(tmp_path, [row(1, messages=taught, answer="1")])
+  assert [p.text for p in found] == ["Find 1."]
+  assert rejected == []

@@ -11,12 +11,12 @@ from tests.data.test_prompts import DRAFT, Y_STAR, X, problem, words
 from tests.support import training_runs
 from tests.support.chat_folders import write_folder
 from tests.support.places import ROOT
-from trd_jax.data import prompts
+from trd_jax.data import contexts, prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.templates import DOMAINS, ROLES, Templates
 from trd_jax.experiment import experiment, prompt_sets, scopes
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Trajectory
+from trd_jax.experiment.records import SYSTEM_TURN, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 
 REFINEMENT = "{{ problem }}\n{{ draft }}\nMend it."
@@ -311,3 +311,52 @@ def test_roles_and_domains_are_all_in_the_default_set():
   files = {path.stem for path in (prompt_sets.FOLDER / "default").iterdir()}
   assert files == {f"{role}_{d}" for role in ROLES for d in DOMAINS}
   assert Templates.load("default", "7").version == "7"
+
+
+def test_a_set_may_have_a_system_prompt(tmp_path, chat):
+  p = problem("math")
+  plain = prompts.default()
+  assert plain.system(p) is None
+  said = prompts.load(folder(tmp_path / "a", system_math="Be brief.\n"))
+  other = prompts.load(folder(tmp_path / "b", system_math="Be long.\n"))
+  versions = {said.version, other.version, prompts.VERSION}
+  assert len(versions) == 3
+  assert len({one.initial_version("math") for one in (said, other, plain)}) == 3
+  assert said.initial_version("code") == plain.initial_version("code")
+  assert said.system(p) == "Be brief."
+  assert said.system(problem("code")) is None
+  own = problem("math", meta=json.dumps({SYSTEM_TURN: "Mine."}))
+  assert said.system(own) == "Mine."
+  # In each role's chat, and within its budget.
+  (ids,) = said.fit_initials(chat, [p], None, 999)
+  assert ids == chat.render(said.initial(p), None, "Be brief.")
+  extra = len(ids) - len(chat.render(said.initial(p), None))
+  assert extra > 5
+  rejected = said.fit_initial(chat, p, None, len(ids) - 1)
+  assert f"prompt of {len(ids)} tokens" in rejected.reason
+  fit = said.fit_refinement(chat, p, DRAFT, "opsd", None, 999)
+  whole = chat.render(said.refinement(p, DRAFT, "opsd"), None, "Be brief.")
+  assert fit.ids == whole
+  trimmed = said.fit_refinement(
+    chat, p, DRAFT * 9, "opsd", None, len(whole) + 40
+  )
+  assert trimmed.elided_tokens > 0
+  assert len(trimmed.ids) <= len(whole) + 40
+  start = chat.render("", None, "Be brief.")[:extra]
+  assert trimmed.ids[:extra] == start == ids[:extra]
+  teacher = contexts.teacher_context(said, chat, p, "x_reference", None)
+  assert teacher == chat.render(said.privileged(p), None, "Be brief.")
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{{ problem }}", "no field `problem` here; this role has none"),
+    ("{% if", "line 1"),
+  ],
+)
+def test_a_system_prompt_is_the_same_for_all_problems(tmp_path, text, message):
+  with pytest.raises(UserError, match=message):
+    prompts.load(folder(tmp_path / "a", system_code=text))
+  blank = prompts.load(folder(tmp_path / "b", system_code=" \n"))
+  assert blank.system_of("code") is None

@@ -143,3 +143,22 @@ def test_samples_say_whose_words_asked(tmp_path, capsys):
       number = row.problem_id.rpartition("-")[2]
       ids = chat.render(f"Start at {number}.", None)
       assert row.prompt_sha256 == sampling_stage.prompt_sha256(ids)
+
+
+def test_a_folders_system_prompt_is_before_the_questions(tmp_path):
+  p, program = [problem()], [problem("code")]
+  mine = prompts.load(folder(tmp_path / "a", system_math="Be brief."))
+  asked = asked_of("aime24", p, mine)
+  assert asked.system == "Be brief."
+  assert asked.messages == [mine.initial(p[0])]
+  assert asked.version == mine.initial_version("math") != prompts.VERSION
+  assert [*asked.of(p)] == [(p[0], asked.messages[0], "Be brief.")]
+  # Who names the card means its words alone; other domains have no such file.
+  named = asked_of("aime24", p, mine, math_prompt="card")
+  assert (named.version, named.system) == ("card", None)
+  other = asked_of("livecodebench", program, mine)
+  assert (other.version, other.system) == (prompts.VERSION, None)
+  # A question that is the whole message stays one, after it.
+  whole = asked_of("amobench", p, mine)
+  assert (whole.messages, whole.system) == ([p[0].text], "Be brief.")
+  assert whole.version.startswith("question after ")

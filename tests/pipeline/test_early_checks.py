@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 
 import pytest
 import tokenizers
@@ -20,7 +21,7 @@ from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.records import Problem, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.model.weights import hub
-from trd_jax.pipeline import early_checks, model_checks
+from trd_jax.pipeline import early_checks, model_checks, pipeline
 
 LAB = {name: hub.model_folder(f"lab:{name}") for name in ("student", "teacher")}
 SMALL = (
@@ -504,3 +505,43 @@ def test_what_the_merge_would_replace_is_refused_before_all(tmp_path, name):
   ]
   assert [told for told in wrong if "thesis.tex, which would be lost" in told]
   assert mine.read_text() == "mine"
+
+
+def without_system_turn(folder):
+  """Puts a template in a model's folder that refuses system prompts."""
+  template = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}"
+    "{% endif %}{{ messages[0].content }}\n"
+  )
+  edit(folder / "tokenizer_config.json", chat_template=template)
+  return str(folder)
+
+
+def test_a_template_without_a_system_turn_is_seen_first(tmp_path, teacher):
+  mine = tmp_path / "mine"
+  mine.mkdir()
+  (mine / "system_arithmetic.jinja").write_text("Be brief.")
+  path = {"teacher.path": without_system_turn(teacher)}
+  assert not messages(look(tmp_path, **path), "wrong")
+  line = wrong(tmp_path, **path, **{"prompts.set": str(mine)})
+  assert "has no system turn (No system.)" in line
+  assert "teacher" in line
+  # In OPSD the teacher isn't asked.
+  same = {"regime": "opsd", "prompts.set": str(mine)}
+  assert not messages(look(tmp_path, **path, **same), "wrong")
+
+
+def test_a_rows_system_turn_is_tried_before_the_first_stage(tmp_path, teacher):
+  file = tmp_path / "rows.jsonl"
+  turns = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Start at 1, add 2."},
+  ]
+  row = {"messages": turns, "answer": "3", "domain": "arithmetic"}
+  file.write_text(json.dumps(row))
+  source = {"data.source": "jsonl", "data.root": str(file)}
+  e = chosen(**source, **{"teacher.path": without_system_turn(teacher)})
+  flags = types.SimpleNamespace(dry_run=False, config_argv=[], **{"from": None})
+  with pytest.raises(UserError, match="has no system turn"):
+    pipeline.run(e, RunDir(tmp_path / "run"), flags)
+  assert not (tmp_path / "run" / "evaluate").exists()

@@ -5,11 +5,11 @@ chat template is rendered with a sandboxed jinja2; `transformers` is left out
 because every stage pays for this import. For text without control marks the
 ids are those of `transformers.apply_chat_template`, token for token.
 
-What a user message says can never become a control token. The template is
-rendered around a placeholder, the result is split at the template's own
-control tokens, and the text between them, user text included, is encoded by a
-tokenizer that knows the base vocabulary only. A draft that quotes `<think>` or
-`<|im_end|>` is therefore plain letters to the model.
+What a message says can never become a control token. The template is rendered
+around placeholders for the user's text and the system prompt, the result is
+split at the template's own control tokens, and the text between them, messages
+included, is encoded by a tokenizer that knows the base vocabulary only. A draft
+that quotes `<think>` or `<|im_end|>` is therefore plain letters to the model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -39,10 +40,12 @@ _ONSETS = (
 ONSET_WORDS = tuple(_ONSETS.split())
 """Words that open a doubt (Appendix C.5); see `Chat.onset_ids`."""
 
-# Stands for the user's text while the template runs; plain letters, so that no
-# filter of a template changes it.
+# Stand for the texts while the template runs; plain letters, so that no filter
+# of a template changes them.
 _PLACEHOLDER = "qqUserTextGoesHereqq"
+_SYSTEM = "qqSystemTextGoesHereqq"
 _PROBE = "Probe: 1 + 2 = 3,\nthen stop."
+_MOST_FRAMES = 64  # that a chat keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,22 @@ class _Piece(NamedTuple):
   text: str
   core_at: int | None
   ids: tuple[int, ...] = ()
+
+
+class _Frame(NamedTuple):
+  """What stands around any user text without a space at its ends.
+
+  Attributes:
+    head: the ids before the piece that the text is in.
+    left: how this piece begins.
+    right: how this piece ends.
+    tail: the ids after it.
+  """
+
+  head: _Piece
+  left: str
+  right: str
+  tail: _Piece
 
 
 class Chat:
@@ -124,7 +143,7 @@ class Chat:
     if tokenizer.pre_tokenizer is not None:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
     self._template, variables = _compile_template(template, name)
-    self._frames: dict[bool | None, tuple[_Piece, str, str, _Piece]] = {}
+    self._frames: dict[tuple[bool | None, str | None], _Frame] = {}
     self._tails: dict[bool | None, str] = {}
     self.supports_thinking = "enable_thinking" in variables
     self._check()
@@ -200,24 +219,44 @@ class Chat:
       digest=hashlib.sha256(content).hexdigest(),
     )
 
-  def render(self, user_text: str, thinking: bool | None) -> list[int]:
+  def render(
+    self, user_text: str, thinking: bool | None, system: str | None = None
+  ) -> list[int]:
     """Returns a user message's prompt ids, generation prompt included.
 
     Args:
       user_text: any text; its control marks stay plain text.
       thinking: True or False passes `enable_thinking`; None leaves the
         template's default.
+      system: the text of a system turn before it, without white space at its
+        ends; its control marks stay plain text, too. None: there is no such
+        turn but what the template puts there itself.
 
     Raises:
-      UserError: the template has no such mode.
+      UserError: the template has no such mode, or no system turn.
     """
-    return self.render_with_offsets(user_text, thinking).ids
+    return self.render_with_offsets(user_text, thinking, system).ids
 
   def render_many(
-    self, user_texts: Iterable[str], thinking: bool | None
+    self,
+    user_texts: Iterable[str],
+    thinking: bool | None,
+    systems: Iterable[str | None] | None = None,
   ) -> list[list[int]]:
-    """Renders each text like `render`, encoded on all cores at once."""
-    prompts = [self._pieces(text, thinking) for text in user_texts]
+    """Renders each text like `render`, encoded on all cores at once.
+
+    Args:
+      user_texts: the messages.
+      thinking: as in `render`.
+      systems: the system prompt of each; None: there is none.
+    """
+    # Zipped in this order: the texts say how many there are.
+    pairs = zip(
+      user_texts,
+      itertools.repeat(None) if systems is None else systems,
+      strict=False,
+    )
+    prompts = [self._pieces(text, thinking, system) for text, system in pairs]
     plain = [p.text for pieces in prompts for p in pieces if p.text]
     encoded = iter(
       self._plain.encode_batch_fast(plain, add_special_tokens=False)
@@ -228,14 +267,14 @@ class Chat:
     ]
 
   def render_with_offsets(
-    self, user_text: str, thinking: bool | None
+    self, user_text: str, thinking: bool | None, system: str | None = None
   ) -> Rendered:
     """Renders like `render`, and says which characters each id covers."""
     lead = len(user_text) - len(user_text.lstrip())
     size = len(user_text.strip())
     ids: list[int] = []
     offsets: list[tuple[int, int] | None] = []
-    for piece in self._pieces(user_text, thinking):
+    for piece in self._pieces(user_text, thinking, system):
       ids.extend(piece.ids)
       offsets.extend([None] * len(piece.ids))
       encoding = self._plain.encode(piece.text, add_special_tokens=False)
@@ -249,7 +288,19 @@ class Chat:
         offsets.append((a + lead, b + lead) if inside else None)
     return Rendered(ids, offsets)
 
-  def _pieces(self, user_text: str, thinking: bool | None) -> list[_Piece]:
+  def check_system(self) -> None:
+    """Checks that the template has a system turn.
+
+    Raises:
+      UserError: it has none, or a prompt with one can't be split.
+    """
+    before, between, after = self._around("", "", None, system=True)
+    whole = before + _PROBE + between + _PROBE + after
+    self._check_split(whole, None, _PROBE)
+
+  def _pieces(
+    self, user_text: str, thinking: bool | None, system: str | None
+  ) -> list[_Piece]:
     """Splits a prompt at the template's control tokens."""
     # White space stays outside the placeholder: a template that trims a
     # message trims it here too.
@@ -257,36 +308,49 @@ class Chat:
     lead = user_text[: len(user_text) - len(user_text.lstrip())]
     trail = user_text[len(lead) + len(core) :]
     if lead or trail or not core:
-      return self._split(lead, core, trail, thinking)
-    # Nearly always: what the template says is split and encoded but once.
-    if thinking not in self._frames:
-      self._frames[thinking] = self._frame(thinking)
-    head, left, right, tail = self._frames[thinking]
+      return self._split(lead, core, trail, thinking, system)
+    head, left, right, tail = self._frame(thinking, system)
     return [head, _Piece(left + core + right, len(left)), tail]
 
-  def _frame(self, thinking: bool | None) -> tuple[_Piece, str, str, _Piece]:
-    """Returns what stands around any text without a space at its ends.
+  def _frame(self, thinking: bool | None, system: str | None) -> _Frame:
+    """Returns the frame in a mode and after a system prompt.
 
-    That is what comes before the piece that the text is in, how this piece
-    begins and ends, and what comes after it.
+    What the template says is split and encoded but once, and so is a system
+    prompt that many messages have.
     """
-    pieces = self._split("", _PLACEHOLDER, "", thinking)
+    key = thinking, system
+    if key not in self._frames:
+      if len(self._frames) >= _MOST_FRAMES:
+        self._frames.clear()
+      self._frames[key] = self._made_frame(thinking, system)
+    return self._frames[key]
+
+  def _made_frame(self, thinking: bool | None, system: str | None) -> _Frame:
+    pieces = self._split("", _PLACEHOLDER, "", thinking, system)
     (at,) = (n for n, p in enumerate(pieces) if p.core_at is not None)
-    left, right = pieces[at].text.split(_PLACEHOLDER)
+    text, start = pieces[at].text, pieces[at].core_at or 0
     head, tail = (
       _Piece("", None, tuple(i for p in some for i in self._ids(p)))
       for some in (pieces[:at], pieces[at + 1 :])
     )
-    return head, left, right, tail
+    end = start + len(_PLACEHOLDER)
+    return _Frame(head, text[:start], text[end:], tail)
 
   def _ids(self, piece: _Piece) -> Sequence[int]:
     return self.encode(piece.text) if piece.text else piece.ids
 
   def _split(
-    self, lead: str, core: str, trail: str, thinking: bool | None
+    self,
+    lead: str,
+    core: str,
+    trail: str,
+    thinking: bool | None,
+    system: str | None,
   ) -> list[_Piece]:
     """Returns `_pieces` of a text and the white space on its sides."""
-    before, after = self._around(lead, trail, thinking)
+    parts = self._around(lead, trail, thinking, system is not None)
+    # What follows each part of the template: nothing follows the last.
+    follows = [core, ""] if system is None else [system, core, ""]
     pieces: list[_Piece] = []
     strip_left = False  # a control token with rstrip eats what follows it
     text, core_at = "", None
@@ -299,7 +363,7 @@ class Chat:
       pieces.append(_Piece(text[start:end], at))
       text, core_at = "", None
 
-    for part, ends_in_core in ((before, True), (after, False)):
+    for number, (part, told) in enumerate(zip(parts, follows, strict=True)):
       at = 0
       for match in self._control_pattern.finditer(part):
         text += part[at : match.start()]
@@ -309,9 +373,9 @@ class Chat:
         strip_left = token.rstrip
         at = match.end()
       text += part[at:]
-      if ends_in_core:
+      if number == len(parts) - 2:
         core_at = len(text)
-        text += core
+      text += told
     flush(False)
     return pieces
 
@@ -331,25 +395,33 @@ class Chat:
     return self._plain.encode(text, add_special_tokens=False).ids
 
   def plain_message(
-    self, prompt_ids: Sequence[int], thinking: bool | None, then: str = ""
+    self,
+    prompt_ids: Sequence[int],
+    thinking: bool | None,
+    then: str = "",
+    before: str = "",
+    system: str | None = None,
   ) -> list[int]:
     """Returns the ids of a prompt's message, without the template around it.
 
-    They are those of `encode(message + then)`, but only the message's first and
-    last lines are encoded for it: a refinement prompt has up to 20,000 tokens,
-    and there are 40,000 of them.
+    They are those of `encode(before + message + then)`, but with nothing before
+    it only the message's first and last lines are encoded for it: a refinement
+    prompt has up to 20,000 tokens, and there are 40,000 of them.
 
     Args:
       prompt_ids: of `render`; the message may have lost its middle since.
       thinking: the mode in which it was rendered.
       then: text behind the message.
+      before: text before it.
+      system: the system prompt that it was rendered with, which is no part of
+        the message.
 
     Raises:
       UserError: the ids are no prompt of this template in this mode.
     """
-    if thinking not in self._frames:
-      self._frames[thinking] = self._frame(thinking)
-    head, left, right, tail = self._frames[thinking]
+    head, left, right, tail = self._frame(thinking, system)
+    if system is not None:
+      left = self._text(self.encode(left))  # as the tokenizer normalises it
     at, end = len(head.ids), len(prompt_ids) - len(tail.ids)
     inner = list(prompt_ids[at:end])
     # No token reaches from one line into the next (see `_starts_line`), so that
@@ -358,11 +430,11 @@ class Chat:
     #   left line \n line \n line \n line right
     #                first          last
     first = last = 0
-    if left:
+    if left and not before:
       starts = (n for n in range(1, len(inner)) if self._starts_line(inner, n))
       covering = (n for n in starts if self._text(inner[:n]).startswith(left))
       first = next(covering, 0)
-    if first or not left:
+    if first or not (left or before):  # never where all is encoded
       backwards = range(len(inner) - 1, first, -1)
       starts = (n for n in backwards if self._starts_line(inner, n))
       covering = (n for n in starts if self._text(inner[n:]).endswith(right))
@@ -387,6 +459,8 @@ class Chat:
       opening = opening.removeprefix(left)
     else:
       closing = closing.removeprefix(left)
+    if before:
+      return self.encode(before + closing + then)
     middle = inner[first:last]
     return [*self.encode(opening), *middle, *self.encode(closing + then)]
 
@@ -463,31 +537,44 @@ class Chat:
   def opens_thoughts(self, thinking: bool | None) -> bool:
     """Returns whether the prompt opens the block, so no response does."""
     if thinking not in self._tails:
-      self._tails[thinking] = self._around("", "", thinking)[1]
+      self._tails[thinking] = self._around("", "", thinking)[-1]
     tail = self._tails[thinking]
     return tail.count("<think>") > tail.count("</think>")
 
   def _around(
-    self, lead: str, trail: str, thinking: bool | None
-  ) -> tuple[str, str]:
-    """Renders the template before and after the user's text."""
+    self, lead: str, trail: str, thinking: bool | None, system: bool = False
+  ) -> list[str]:
+    """Renders the template before and after the user's text.
+
+    With a system prompt: before that, between the two, and after both.
+    """
     variables: dict[str, Any] = dict(self._special)
     if thinking is not None and self.supports_thinking:
       variables["enable_thinking"] = thinking
-    message = {"role": "user", "content": lead + _PLACEHOLDER + trail}
+    messages = [{"role": "user", "content": lead + _PLACEHOLDER + trail}]
+    if system:
+      messages.insert(0, {"role": "system", "content": _SYSTEM})
     try:
       text = self._template.render(
-        messages=[message],
+        messages=messages,
         tools=None,
         documents=None,
         add_generation_prompt=True,
         **variables,
       )
     except jinja2.TemplateError as error:
+      if system:
+        raise self._no_system(f" ({one_line(error)})") from error
       raise UserError(
         f"chat template of {self.name}: {one_line(error)}; give another one "
         "with the key chat_template"
       ) from error
+    if system and (
+      text.count(_SYSTEM) != 1
+      or text.count(_PLACEHOLDER) != 1
+      or text.index(_SYSTEM) > text.index(_PLACEHOLDER)
+    ):
+      raise self._no_system()
     if text.count(_PLACEHOLDER) != 1:
       raise UserError(
         f"chat template of {self.name}: writes the user message "
@@ -495,6 +582,7 @@ class Chat:
         "the key chat_template"
       )
     before, after = text.split(_PLACEHOLDER)
+    parts = [*before.split(_SYSTEM), after] if system else [before, after]
     if thinking is not None and not self.supports_thinking:
       # Where the template decides, asking for what it does anyway is fine.
       always = after.count("<think>") > after.count("</think>")
@@ -504,7 +592,14 @@ class Chat:
           f"{'always' if always else 'never'} thinks; set this model's "
           f"thinking key to None or {always}"
         )
-    return before, after
+    return parts
+
+  def _no_system(self, why: str = "") -> UserError:
+    return UserError(
+      f"chat template of {self.name}: has no system turn{why}, and a system"
+      " prompt is to be given; leave that out of the prompt set and the rows,"
+      " or give another template with the key chat_template"
+    )
 
   def _check(self) -> None:
     """Proves first that to split the prompt changes nothing."""
@@ -517,15 +612,19 @@ class Chat:
         )
     for thinking in (None, False, True) if self.supports_thinking else (None,):
       before, after = self._around("", "", thinking)
-      whole = self._tokenizer.encode(
-        before + _PROBE + after, add_special_tokens=False
-      ).ids
-      if self.render(_PROBE, thinking) != whole:
-        raise UserError(
-          f"{self.name}: this tokenizer encodes text differently between "
-          "control tokens (a prefix added to the first piece?); only "
-          "byte-level tokenizers such as Qwen3's are supported"
-        )
+      self._check_split(before + _PROBE + after, thinking)
+
+  def _check_split(
+    self, text: str, thinking: bool | None, system: str | None = None
+  ) -> None:
+    """Proves that the probe's prompt, split, has the ids of the whole text."""
+    whole = self._tokenizer.encode(text, add_special_tokens=False).ids
+    if self.render(_PROBE, thinking, system) != whole:
+      raise UserError(
+        f"{self.name}: this tokenizer encodes text differently between "
+        "control tokens (a prefix added to the first piece?); only "
+        "byte-level tokenizers such as Qwen3's are supported"
+      )
 
 
 def _compile_template(

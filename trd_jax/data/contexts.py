@@ -16,6 +16,7 @@ plain text, and the response on the line after it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -112,7 +113,11 @@ def _switch(chat: Chat, override: bool | None, written: bool) -> bool | None:
 
 
 def render_many(
-  chat: Chat, messages: Iterable[str], form: str, thinking: bool | None
+  chat: Chat,
+  messages: Iterable[str],
+  form: str,
+  thinking: bool | None,
+  systems: Iterable[str | None] | None = None,
 ) -> list[list[int]]:
   """Returns the context that each message makes.
 
@@ -121,13 +126,20 @@ def render_many(
     messages: of a prompt set.
     form: of `train.context`: in the chat template (chat), or plain text.
     thinking: as in `Chat.render`, for the template.
+    systems: the system prompt of each message; None: there is none.
 
   Raises:
     UserError: the template has no such mode.
   """
-  if form == "plain":
-    return [chat.encode(message + _GAP) for message in messages]
-  return chat.render_many(messages, thinking)
+  if form != "plain":
+    return chat.render_many(messages, thinking, systems)
+  pairs = zip(messages, systems or itertools.repeat(None), strict=False)
+  return [chat.encode(_before(s) + message + _GAP) for message, s in pairs]
+
+
+def _before(system: str | None) -> str:
+  """Returns what stands before a message in plain text."""
+  return "" if system is None else f"{system}\n\n"
 
 
 def student_context(
@@ -138,7 +150,10 @@ def student_context(
   form: str = "chat",
 ) -> list[int]:
   """Returns the student's prompt before a response: x alone, always."""
-  return render_many(chat, [prompts.initial(problem)], form, thinking)[0]
+  (ids,) = render_many(
+    chat, [prompts.initial(problem)], form, thinking, [prompts.system(problem)]
+  )
+  return ids
 
 
 def teacher_context(
@@ -174,10 +189,16 @@ def teacher_context(
         " prompt of the refine stage; run that stage first"
       )
     if form == "plain":
-      return chat.plain_message(refinement_ids, thinking, _GAP)
+      system = prompts.system(problem)
+      return chat.plain_message(
+        refinement_ids, thinking, _GAP, _before(system), system
+      )
     return list(refinement_ids)
   message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
-  return render_many(chat, [message(problem)], form, thinking)[0]
+  (ids,) = render_many(
+    chat, [message(problem)], form, thinking, [prompts.system(problem)]
+  )
+  return ids
 
 
 def describe_modes(

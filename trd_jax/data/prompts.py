@@ -1,11 +1,11 @@
 """What the models are asked, and how it is made to fit.
 
-Four roles per domain, all in one user message (Appendix C.4 names them; the
-wording is ours): the initial prompt of stage 1, x; the privileged prompt of
-the vanilla OPSD teacher, x and y*; the refinement prompt of OPD, x and y_o;
-and that of OPSD, x, y_o and y*. A refined response has to stand on its own,
-because the student that learns it sees x alone: it may mention neither the
-draft nor the reference.
+Four roles per domain, each in one user message, before which a system prompt
+may stand (Appendix C.4 names the roles; the wording is ours): the initial
+prompt of stage 1, x; the privileged prompt of the vanilla OPSD teacher, x and
+y*; the refinement prompt of OPD, x and y_o; and that of OPSD, x, y_o and y*. A
+refined response has to stand on its own, because the student that learns it
+sees x alone: it may mention neither the draft nor the reference.
 
 The wording is data: a prompt set (see `templates`), which the key `prompts.set`
 names. Every artifact carries its version.
@@ -26,7 +26,12 @@ from trd_jax.data.templates import Templates
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.prompt_sets import DEFAULT
-from trd_jax.experiment.records import Problem, Rejected, Trajectory
+from trd_jax.experiment.records import (
+  SYSTEM_TURN,
+  Problem,
+  Rejected,
+  Trajectory,
+)
 from trd_jax.experiment.run_dir import RunDir
 
 # Of the default wording; another one is known by a hash of its templates.
@@ -143,8 +148,23 @@ class PromptSet:
     return self.templates.version
 
   def initial_version(self, domain: str) -> str:
-    """Returns what tells the wording of `initial` alone from others."""
+    """Returns what tells the wording of `initial` alone from others.
+
+    A system prompt of the set's is part of it.
+    """
     return self.templates.version_of("initial", domain)
+
+  def system_of(self, domain: str) -> str | None:
+    """Returns the set's own system prompt, or None: it has none."""
+    return self.templates.system(domain)
+
+  def system(self, problem: Problem) -> str | None:
+    """Returns the system turn before each message about a problem, or None.
+
+    The row's own is part of x and goes before the set's.
+    """
+    own = _meta(problem).get(SYSTEM_TURN)
+    return str(own) if own else self.system_of(problem.domain)
 
   def initial(self, problem: Problem) -> str:
     """Returns the stage-1 message: the same in OPD, OPSD, evaluation."""
@@ -218,7 +238,7 @@ class PromptSet:
 
     One for each problem, in their order.
     """
-    asked = ((problem, self.initial(problem)) for problem in problems)
+    asked = ((p, self.initial(p), self.system(p)) for p in problems)
     yield from fit_messages(chat, asked, thinking, max_tokens, stage)
 
   def fit_refinement(
@@ -292,6 +312,7 @@ class PromptSet:
         chat.render_many(
           (self.refinement(p, text, regime) for p, text in shown if has_all(p)),
           thinking,
+          (self.system(p) for p, _ in shown if has_all(p)),
         )
       )
       for problem, text in shown:
@@ -324,7 +345,9 @@ class PromptSet:
   ) -> FittedPrompt | Rejected:
     """Returns the prompt with the draft's middle left out."""
     before, after = self.around_draft(problem, regime)
-    prompt = chat.render_with_offsets(before + draft_text + after, thinking)
+    prompt = chat.render_with_offsets(
+      before + draft_text + after, thinking, self.system(problem)
+    )
     mark = chat.encode(elision(problem.domain))
     excess = len(prompt.ids) + len(mark) - max_tokens
     span = (len(before), len(before) + len(draft_text))
@@ -381,7 +404,7 @@ def default() -> PromptSet:
 
 def fit_messages(
   chat: Chat,
-  asked: Iterable[tuple[Problem, str]],
+  asked: Iterable[tuple[Problem, str, str | None]],
   thinking: bool | None,
   max_tokens: int,
   stage: str,
@@ -390,14 +413,16 @@ def fit_messages(
 
   Args:
     chat: the answering model's.
-    asked: each problem with the message that asks it.
+    asked: each problem with the message that asks it and the system prompt
+      before that.
     thinking: as in `Chat.render`.
     max_tokens: a prompt's budget.
     stage: names what rejects.
   """
   for some in _batches(asked):
-    prompts = chat.render_many((message for _, message in some), thinking)
-    for (problem, _), ids in zip(some, prompts, strict=True):
+    _, messages, systems = zip(*some, strict=True)
+    prompts = chat.render_many(messages, thinking, systems)
+    for (problem, *_), ids in zip(some, prompts, strict=True):
       if len(ids) <= max_tokens:
         yield ids
         continue

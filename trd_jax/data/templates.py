@@ -1,7 +1,8 @@
 """Prompt sets: what the models are asked, as Jinja templates in a folder.
 
-A set has a file `<role>_<domain>.jinja` for each role and domain. What a
-folder lacks is the default set's. Templates see text alone and run sandboxed:
+A set has a file `<role>_<domain>.jinja` for each role and domain, and may have
+a system prompt `system_<domain>.jinja`. What a folder lacks is the default
+set's. Templates see text alone and run sandboxed:
 no file, no Python object and nothing random is within their reach, so that
 equal templates and equal texts give equal prompts.
 
@@ -48,7 +49,8 @@ class Role(NamedTuple):
     return *self.shows, *self.may_show
 
 
-# The student's own prompt knows no reference: a template can't give it away.
+# The roles that a set has a message for. The student's own prompt knows no
+# reference: a template can't give it away.
 ROLES: Mapping[str, Role] = {
   "initial": Role(("problem",), ("starter_code",)),
   "privileged": Role(("problem", "privileged"), ("reference", "starter_code")),
@@ -57,6 +59,12 @@ ROLES: Mapping[str, Role] = {
     ("problem", "draft"), ("reference", "privileged", "starter_code")
   ),
 }
+
+
+# The system prompt that stands before all of these messages: the same text for
+# all problems of a domain, where the set has one.
+SYSTEM = "system"
+_FILES: Mapping[str, Role] = {**ROLES, SYSTEM: Role((), ())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +102,16 @@ class Templates:
     named = default if name == DEFAULT else _named(name)
     files = {**default, **named}
     own = {
-      key: text for key, (_, text) in files.items() if text != default[key][1]
+      key: text
+      for key, (_, text) in files.items()
+      if key not in default or text != default[key][1]
     }
     version = default_version
     if own:
       texts = {key: text for key, (_, text) in files.items()}
       version = _digest(json.dumps(texts, sort_keys=True))
     compiled = {
-      key: _compiled(path, text, ROLES[key.partition("_")[0]])
+      key: _compiled(path, text, _FILES[key.partition("_")[0]])
       for key, (path, text) in files.items()
     }
     versions = {key: _digest(text) for key, text in own.items()}
@@ -110,8 +120,28 @@ class Templates:
     return cls(name, version, brought, compiled, versions)
 
   def version_of(self, role: str, domain: str) -> str:
-    """Returns what tells one message's wording from others."""
-    return self._versions[f"{role}_{domain}"]
+    """Returns what tells one message's wording from others.
+
+    A system prompt before it is part of that.
+    """
+    version = self._versions[f"{role}_{domain}"]
+    system = self._versions.get(f"{SYSTEM}_{domain}")
+    if system is None or role == SYSTEM:
+      return version
+    return _digest(f"{system} {version}")
+
+  def system(self, domain: str) -> str | None:
+    """Returns the system prompt of a domain, or None: the set has none.
+
+    White space at its ends isn't part of it.
+
+    Raises:
+      UserError: the template can't be rendered.
+    """
+    template = self._compiled.get(f"{SYSTEM}_{domain}")
+    if template is None:
+      return None
+    return _rendered(template, _FILES[SYSTEM], {}).strip() or None
 
   def message(self, role: str, domain: str, **fields: str | None) -> str:
     """Returns a message; fields of the role that aren't given are None.
@@ -172,7 +202,7 @@ def _named(name: str) -> dict[str, tuple[Path, str]]:
 
 def _sources(folder: Path) -> dict[str, tuple[Path, str]]:
   """Returns path and text of each template in a folder, by its name."""
-  keys = [f"{role}_{domain}" for role in ROLES for domain in DOMAINS]
+  keys = [f"{role}_{domain}" for role in _FILES for domain in DOMAINS]
   found = {}
   for path in sorted(folder.glob("*.jinja")):
     if path.stem not in keys:
@@ -240,7 +270,7 @@ def _check_names(path: Path, tree: jinja2.nodes.Template, role: Role) -> None:
     if name.name not in role.fields and name.name not in own:
       raise UserError(
         f"{path}, line {name.lineno}: there is no field `{name.name}` here;"
-        f" this role has {', '.join(role.fields)}"
+        f" this role has {', '.join(role.fields) or 'none'}"
       )
   shown = {
     id(node)

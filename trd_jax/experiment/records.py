@@ -43,6 +43,8 @@ NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
 """Reasons that say that a completion holds nothing to be judged."""
 NO_GOLD: Reason = "no_gold"
 """The reason that says that its problem has nothing to judge it by."""
+SYSTEM_TURN = "system_turn"
+"""What `Problem.meta` has a system turn under."""
 
 _MOST_REASONS = 3  # that a line names
 
@@ -105,7 +107,8 @@ class Problem(_Record):
     domain: chooses prompts and grader.
     source: the data set it comes from.
     tests: JSON of a code problem's tests, or None.
-    meta: JSON object of whatever else the source knows (level, subject).
+    meta: JSON object of whatever else the source knows (level, subject); under
+      `SYSTEM_TURN` the system turn that x begins with, if there is one.
   """
 
   KEY: ClassVar[str] = "problem_id"

@@ -520,7 +520,8 @@ class Evaluate(Generation):
     None,
     "whose words ask mathematical benchmarks: card (the question and the boxed"
     " sentence of Qwen's model card) or ours (initial of the prompt set); None:"
-    " ours where prompts.set is a folder with an initial_math, else card",
+    " ours where prompts.set is a folder with an initial_math or system_math,"
+    " else card",
     one_of("card", "ours"),
   )
   evalplus_seconds: float = key(

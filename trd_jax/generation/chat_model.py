@@ -69,6 +69,17 @@ def open_model(
   return ChatModel(name, weights, revision, model.dtype, adapter, chat=chat)
 
 
+def open_chat(model: Model, run_dir: RunDir | None) -> Chat:
+  """Opens a model's tokenizer and template alone.
+
+  Raises:
+    UserError: they are missing or broken.
+  """
+  revision = None if model.tokenizer else model.revision
+  folder = hub.tokenizer_folder(model.tokenizer_path, run_dir, revision)
+  return Chat.load(folder, model.chat_template)
+
+
 def open_student(experiment: Experiment, run_dir: RunDir | None) -> ChatModel:
   """Opens the student before training, with `student.adapter` if it has one.
 

@@ -125,6 +125,7 @@ def of_rollouts(
     # The student learns after another prompt than the one that it answered.
     counted = _counted(
       student,
+      prompts,
       problems,
       map(prompts.initial, problems),
       modes.student,
@@ -146,6 +147,7 @@ def of_rollouts(
     message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
     counted = _counted(
       teacher,
+      prompts,
       usable,
       map(message, usable),
       modes.teacher,
@@ -169,6 +171,7 @@ def of_rollouts(
       around = len(chat) - len(plain)
     for problem, length in _counted(
       teacher,
+      prompts,
       usable,
       (prompts.refinement(p, _DIGIT, experiment.regime) for p in usable),
       refine.thinking,
@@ -216,6 +219,7 @@ def of_rollouts(
 
 def _counted(
   chat: Chat,
+  wording: PromptSet,
   problems: Sequence[Problem],
   messages: Iterable[str],
   thinking: bool | None,
@@ -228,7 +232,9 @@ def _counted(
     for at in range(0, len(problems), _BATCH):
       some = problems[at : at + _BATCH]
       batch = (next(texts) for _ in some)
-      prompts = contexts.render_many(chat, batch, form, thinking)
+      prompts = contexts.render_many(
+        chat, batch, form, thinking, map(wording.system, some)
+      )
       yield from zip(some, map(len, prompts), strict=True)
       progress.update(len(some))
 

@@ -17,7 +17,9 @@ from trd_jax.data import contexts
 from trd_jax.data.chat import Chat
 from trd_jax.data.leakage import mentions_reference
 from trd_jax.data.prompts import (
+  PromptSet,
   is_all_thoughts,
+  of_run,
   refinement_reference,
   shown_draft,
 )
@@ -30,11 +32,11 @@ from trd_jax.experiment.records import Problem, Rejected, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Model
 from trd_jax.generation import forecasts
+from trd_jax.generation.chat_model import open_chat
 from trd_jax.generation.forecasts import Forecast, Lengths
 from trd_jax.generation.samples import Prompt
 from trd_jax.generation.sampling_stage import SamplingStage
 from trd_jax.model.config import read_positions
-from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_folder import CONFIG
 
 STOPPED = "preflight only: nothing was generated"
@@ -213,11 +215,15 @@ def of_rollout(
   be had there is a warning instead.
 
   Raises:
-    UserError: a thinking key asks for a mode that a template hasn't.
+    UserError: a thinking key asks for a mode that a template hasn't, or the
+      teacher's has no system turn where one is to be made.
   """
   experiment, chat = stage.experiment, stage.model.chat
   teacher, warnings = _other_chat(stage, experiment.teacher)
   modes = contexts.outlook(experiment, chat, teacher)
+  # The student's is seen as its prompts are made.
+  if teacher is not None and experiment.reads_own_teacher:
+    _check_system(teacher, stage.prompt_set, problems)
   ahead = None
   if teacher is not None:
     lengths = {p.problem.problem_id: len(p.ids) for p in prompts}
@@ -328,6 +334,30 @@ def of_evaluation(
   )
 
 
+def check_systems(
+  experiment: Experiment, run_dir: RunDir, problems: Sequence[Problem]
+) -> None:
+  """Checks that all models that are asked have the system turns of problems.
+
+  Raises:
+    UserError: a template has none.
+  """
+  prompt_set = of_run(experiment, run_dir)
+  if all(prompt_set.system(problem) is None for problem in problems):
+    return
+  models = [experiment.student]
+  models += [experiment.teacher] if experiment.reads_own_teacher else []
+  for model in models:
+    _check_system(open_chat(model, run_dir), prompt_set, problems)
+
+
+def _check_system(
+  chat: Chat, prompt_set: PromptSet, problems: Sequence[Problem]
+) -> None:
+  if any(prompt_set.system(problem) is not None for problem in problems):
+    chat.check_system()
+
+
 def _other_chat(
   stage: SamplingStage, other: Model
 ) -> tuple[Chat | None, list[str]]:
@@ -338,10 +368,8 @@ def _other_chat(
   """
   if stage.experiment.regime == "opsd":
     return stage.model.chat, []
-  revision = None if other.tokenizer else other.revision
   try:
-    folder = hub.tokenizer_folder(other.tokenizer_path, stage.run_dir, revision)
-    return Chat.load(folder, other.chat_template), []
+    return open_chat(other, stage.run_dir), []
   except UserError as error:
     return None, [f"what {other.path} will make of it is not checked: {error}"]
 

@@ -6,7 +6,7 @@ So what surrounds a benchmark's question is decided here, a benchmark at a
 time, and not by the prompt set alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from trd_jax.data.problems import benchmarks
@@ -15,7 +15,10 @@ from trd_jax.experiment.records import Problem
 from trd_jax.experiment.schema import Evaluate
 
 QUESTION = "question"
-"""The version of a message that is the question and nothing else."""
+"""The version of a message that is the question and nothing else.
+
+After a system prompt of the prompt set its version follows.
+"""
 CARD = "card"
 """The version of a question with the sentence of the model card after it."""
 
@@ -32,10 +35,19 @@ class Asked(NamedTuple):
   Attributes:
     version: whose words they are; each sample carries it (`prompt_version`).
     messages: what the model is asked, a message a problem, in their order.
+    system: the system prompt before each; None: there is none.
   """
 
   version: str
   messages: list[str]
+  system: str | None = None
+
+  def of(
+    self, problems: Sequence[Problem]
+  ) -> Iterator[tuple[Problem, str, str | None]]:
+    """Yields each problem with its message and the system prompt."""
+    for problem, message in zip(problems, self.messages, strict=True):
+      yield problem, message, self.system
 
 
 def of_benchmark(
@@ -53,14 +65,21 @@ def of_benchmark(
     section: its `evaluate`, which says whose words are wanted.
   """
   entry = benchmarks.BENCHMARKS.get(benchmarks.published(benchmark))
-  if entry is not None and entry.whole_message:
-    return Asked(QUESTION, [problem.text for problem in problems])
   domain = problems[0].domain
-  if domain == "math" and _math_words(prompt_set, section) == CARD:
+  words = _math_words(prompt_set, section) if domain == "math" else "ours"
+  # Published words have no system prompt.
+  system = prompt_set.system_of(domain) if words == "ours" else None
+  if entry is not None and entry.whole_message:
+    version = QUESTION
+    if system is not None:
+      version += f" after {prompt_set.templates.version_of('system', domain)}"
+    return Asked(version, [problem.text for problem in problems], system)
+  if words == CARD:
     messages = [f"{problem.text}\n\n{_CARD}" for problem in problems]
     return Asked(CARD, messages)
   version = prompt_set.initial_version(domain)
-  return Asked(version, [*map(prompt_set.initial, problems)])
+  messages = [*map(prompt_set.initial, problems)]
+  return Asked(version, messages, system)
 
 
 def _math_words(prompt_set: PromptSet, section: Evaluate) -> str:
@@ -70,4 +89,5 @@ def _math_words(prompt_set: PromptSet, section: Evaluate) -> str:
   """
   if section.math_prompt is not None:
     return section.math_prompt
-  return "ours" if "initial_math" in prompt_set.templates.brought else CARD
+  own = {"initial_math", "system_math"} & prompt_set.templates.brought
+  return "ours" if own else CARD

@@ -142,6 +142,8 @@ def _models(
   student = opened.get("student")
   if student is None:
     return
+  for one in opened.values():
+    yield from _findings_of(lambda one=one: model_checks.system_turn(e, one))
   yield from _findings_of(lambda: model_checks.adapter(e, student))
   yield from model_checks.unmerged(e)
   # What compares two models says nothing where one can't be opened.

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from trd_jax.data import vocabulary
+from trd_jax.data import prompts, vocabulary
 from trd_jax.data.chat import Chat
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
@@ -146,6 +146,21 @@ def compare(
   else:
     message = "whether student and teacher give the same ids"
     yield Finding("vocabulary", "unchecked", message)
+
+
+def system_turn(experiment: Experiment, opened: Opened) -> list[Finding]:
+  """Checks that a model's template has the system turn of the prompt set.
+
+  Raises:
+    UserError: it has none.
+  """
+  try:
+    said = prompts.load(experiment.prompts.set)
+  except UserError:
+    return []  # which is another finding
+  if opened.chat is not None and said.system_of(experiment.domain) is not None:
+    opened.chat.check_system()
+  return []
 
 
 def budgets(

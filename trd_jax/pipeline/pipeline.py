@@ -51,6 +51,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.data.problems import store
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metric_log import timed
+  from trd_jax.generation import preflight
   from trd_jax.grading import scores
   from trd_jax.pipeline import early_checks, takeover
 
@@ -111,7 +112,9 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # Read here, before any stage starts. Once y_o is there, all that matters is
   # that the source is still the same.
   if run_dir.done("rollout") is None:
-    store.load(experiment, run_dir, questions)
+    loaded = store.load(experiment, run_dir, questions)
+    # Rows may bring system turns, which no model has been tried with yet.
+    preflight.check_systems(experiment, run_dir, loaded)
   else:
     store.check_source(experiment, run_dir)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trd_jax.data.problems import arithmetic, rows, sources
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.records import SYSTEM_TURN, Problem, Rejected
 from trd_jax.experiment.schema import Data
 
 
@@ -21,11 +21,13 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
   `domain` (default `code` for a row with tests, else `math`). A row without
   answer and tests is one without a verdict; an answer of the laboratory's
   `arithmetic` is one of its numbers. Other scalar columns are kept in `meta`.
+  In place of `problem` a row may have `messages`: one user turn, the problem,
+  and perhaps a system turn before it.
 
   Raises:
     UserError: no `data.root`, or it is missing, unreadable or empty.
   """
-  return rows.collect("jsonl", files(data.root), _problem)
+  return rows.collect("jsonl", files(data.root), _problem, _rows)
 
 
 def files(root: str | None) -> list[Path]:
@@ -51,6 +53,48 @@ def files(root: str | None) -> list[Path]:
   return found
 
 
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+  """Yields a file's rows, with `messages` taken apart."""
+  for where, row in rows.read(path):
+    # Beside a problem they are something else, as what a model was taught.
+    if (
+      isinstance(row, Mapping)
+      and row.get("messages") is not None
+      and rows.column(row, rows.PROBLEM_KEYS) is None
+    ):
+      try:
+        row = {**row, **_turns(row["messages"])}
+      except rows.BadRow as error:
+        row = error
+    yield where, row
+
+
+def _turns(messages: Any) -> dict[str, str | None]:
+  """Returns the problem and the system turn of a chat that asks one thing.
+
+  Raises:
+    rows.BadRow: it has other turns than these, or one without a text.
+  """
+  if not isinstance(messages, list) or not all(
+    isinstance(turn, Mapping) for turn in messages
+  ):
+    raise rows.BadRow("messages is no list of turns with role and content")
+  roles = [turn.get("role") for turn in messages]
+  if roles not in (["user"], ["system", "user"]):
+    raise rows.BadRow(
+      f"messages has the turns {', '.join(map(str, roles))[:80] or 'none'}; it"
+      " may have one of the system and has one of the user, the problem"
+    )
+  for turn in messages:
+    if not isinstance(content := turn.get("content"), str):
+      raise rows.BadRow(
+        f"the {turn['role']} turn's content is a {type(content).__name__}, not"
+        " a text"
+      )
+  turns = {turn["role"]: turn["content"] for turn in messages}
+  return {"problem": turns["user"], SYSTEM_TURN: turns.get("system")}
+
+
 def _problem(row: Mapping[str, Any]) -> Problem:
   """Makes a problem of a row; tests that are no text become JSON."""
   tests = row.get("tests")
@@ -59,7 +103,12 @@ def _problem(row: Mapping[str, Any]) -> Problem:
   tests = tests or None
   domain = row.get("domain") or ("code" if tests else "math")
   problem = rows.to_problem(
-    row, "jsonl", domain=domain, tests=tests, answer_required=False
+    row,
+    "jsonl",
+    domain=domain,
+    tests=tests,
+    answer_required=False,
+    system=rows.optional_text(row, (SYSTEM_TURN,), "the system turn"),
   )
   answered = bool(problem.answer)
   if (

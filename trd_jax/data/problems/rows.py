@@ -24,7 +24,13 @@ import pyarrow.parquet as pq
 from trd_jax.data.problems.sources import SUFFIXES
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import json_files
-from trd_jax.experiment.records import Domain, Problem, Rejected, content_key
+from trd_jax.experiment.records import (
+  SYSTEM_TURN,
+  Domain,
+  Problem,
+  Rejected,
+  content_key,
+)
 
 STAGE = "problems"
 
@@ -32,7 +38,7 @@ STAGE = "problems"
 WORD_FOR_WORD = ", word for word"
 
 _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
-_PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
+PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
 _ANSWER_KEYS = ("answer", "Answer")
 _SOLUTION_KEYS = ("solution", "Solution")
 
@@ -147,8 +153,10 @@ class _Row(NamedTuple):
 def _verbatim(row: Any) -> str | None:
   if not isinstance(row, Mapping):
     return None
-  found = column(row, _PROBLEM_KEYS)
-  return found if isinstance(found, str) else None
+  found, system = column(row, PROBLEM_KEYS), row.get(SYSTEM_TURN)
+  if not isinstance(found, str):
+    return None
+  return f"{system}\n{found}" if isinstance(system, str) else found
 
 
 def count(found: Sequence[Problem], rejected: Sequence[Rejected]) -> str:
@@ -197,6 +205,7 @@ def to_problem(
   domain: str = "math",
   tests: str | None = None,
   answer_required: bool = True,
+  system: str | None = None,
 ) -> Problem:
   """Builds a problem of a row's columns; arguments win over columns.
 
@@ -211,10 +220,17 @@ def to_problem(
   if answer is None:
     answer = answer_text(column(row, _ANSWER_KEYS), required=answer_required)
   if solution is None:
-    solution = _optional_text(row, _SOLUTION_KEYS)
+    solution = optional_text(row, _SOLUTION_KEYS, "solution")
   if domain not in _DOMAINS:
     raise BadRow(f"domain {domain!r} is not one of {', '.join(_DOMAINS)}")
-  used = {*_PROBLEM_KEYS, *_ANSWER_KEYS, *_SOLUTION_KEYS, "tests", "domain"}
+  used = {
+    SYSTEM_TURN,
+    *PROBLEM_KEYS,
+    *_ANSWER_KEYS,
+    *_SOLUTION_KEYS,
+    "tests",
+    "domain",
+  }
   meta = {
     key: value
     for key, value in row.items()
@@ -222,8 +238,10 @@ def to_problem(
     and isinstance(value, str | int | float)
     and not (isinstance(value, float) and not math.isfinite(value))
   }
+  if system is not None:
+    meta[SYSTEM_TURN] = system
   return Problem(
-    problem_id=problem_id(source, text),
+    problem_id=problem_id(source, text, system),
     text=text,
     answer=answer,
     solution=solution,
@@ -234,19 +252,22 @@ def to_problem(
   )
 
 
-def problem_id(source: str, text: str) -> str:
+def problem_id(source: str, text: str, system: str | None = None) -> str:
   """Returns a problem's id.
 
-  The same for the same source and statement, white space apart.
+  The same for the same source, statement and system turn, white space apart.
   """
+  turns = [" ".join(text.split())]
+  if system is not None:
+    turns.append(" ".join(system.split()))
   # 64 bits of the hash: of 100,000 problems any two share them with a chance of
   # 3e-10.
-  return f"{source}-{content_key(source, ' '.join(text.split()))[:16]}"
+  return f"{source}-{content_key(source, *turns)[:16]}"
 
 
 def statement(row: Mapping[str, Any]) -> str:
   """Returns the problem statement of a row, without white space around it."""
-  return _text(column(row, _PROBLEM_KEYS), "problem")
+  return _text(column(row, PROBLEM_KEYS), "problem")
 
 
 def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -316,11 +337,18 @@ def _text(value: Any, what: str) -> str:
   return value
 
 
-def _optional_text(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
+def optional_text(
+  row: Mapping[str, Any], names: Sequence[str], what: str
+) -> str | None:
+  """Returns the text of the first of the named columns that has one, or None.
+
+  Raises:
+    BadRow: it is no text; `what` names it.
+  """
   value = column(row, names)
   if value is None or (isinstance(value, str) and not value.strip()):
     return None
-  return _text(value, "solution")
+  return _text(value, what)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
