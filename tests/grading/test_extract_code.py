@@ -36,6 +36,19 @@ from trd_jax.grading.code.extract_code import last_program
     ("```{Python, echo=True}\na\n```\n```\n1\n```", "a\n"),
     ("```python:main.py\na\n```\n```\n1\n```", "a\n"),
     ("```Python 3\na\n```\n```\n1\n```", "a\n"),
+    ("```pypy3\na\n```\n```\n1\n```", "a\n"),
+    # A fence far to the right of the block's own is an example in it.
+    (
+      '```python\ndef f():\n    """\n    ```python\n    f()\n    ```\n'
+      '    """\n```',
+      'def f():\n    """\n    ```python\n    f()\n    ```\n    """\n',
+    ),
+    ("```\na\n   ```\nb", "a\n"),
+    ("- First:\n\n      ```py\n      a\n      ```", "a\n"),
+    # Closed at the end of a line of code, for want of a proper end.
+    ("```python\na\nb```", "a\nb"),
+    ("```python\na``` \nIt prints 1.", "a"),
+    ("```cpp\na;```", None),
     # And what is not Python, or not code.
     ("```python\na\n```\n```pycon\n>>> b\n```", "a\n"),
     ("```python\na\n```\n```python-repl\n>>> b\n```", "a\n"),

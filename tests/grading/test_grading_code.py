@@ -72,6 +72,18 @@ def grader():
     f"{SUM}\nraise SystemExit",
     f"import sys\nsys.setrecursionlimit(9**6)\n{SUM}",
     "import numpy\nprint(numpy.array(input().split(), int).sum())",
+    # Recursion through C takes the stack that the memory allows,
+    "import sys, functools\nsys.setrecursionlimit(10**6)\n"
+    "f = functools.cache(lambda n: n and 1 + f(n - 1))\nf(100_000)\n" + SUM,
+    "import sys, threading\nsys.setrecursionlimit(10**6)\n"
+    "threading.stack_size(2**28)\n"
+    "f = functools.cache(lambda n: n and 1 + f(n - 1))\n"
+    f"t = threading.Thread(target=lambda: (f(20_000), {SUM}))\n"
+    "t.start()\nt.join()",
+    # which leaves threads theirs.
+    "import threading\nts = [threading.Thread(target=int) for _ in range(40)]\n"
+    "[t.start() for t in ts]\n[t.join() for t in ts]\n" + SUM,
+    f"open('t.txt', 'x').write('1')\n{SUM}",
     "print(reduce(operator.add, map(int, input().split())))",
     "import os\nos.write(1, b'%d' % sum(map(int, os.read(0, 99).split())))",
     "from dataclasses import dataclass\n@dataclass\nclass A:\n  x: 'int'\n"
@@ -124,6 +136,18 @@ def test_the_first_failing_test_and_how_far_it_got(
   assert detail["tests"] == 3
   assert words in detail["excerpt"]
   assert "/box/runner.py" not in detail["excerpt"]
+
+
+def test_integers_of_thousands_of_digits_are_compared_wherever_they_stand(
+  grader,
+):
+  # As text, since Python itself refuses to read that many digits.
+  one = "1" + "0" * 5000
+  tests = f'{{"fn_name": "f", "inputs": [[[[{one}]]]], "outputs": [[[{one}]]]}}'
+  right = grader.grade_program("def f(a): return [[a[0][0]]]", tests)
+  assert right.correct, right.detail
+  wrong = grader.grade_program("def f(a): return [[a[0][0] + 1]]", tests)
+  assert (wrong.correct, wrong.reason) == (False, "mismatch")
 
 
 def test_a_function_that_is_not_there(grader):

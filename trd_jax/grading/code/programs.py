@@ -48,7 +48,7 @@ from trd_jax.grading.code import code_tests, compare, extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
 
-VERSION = "code-2"
+VERSION = "code-3"
 _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
@@ -232,12 +232,15 @@ class Grader(grader_protocol.Grader):
     """
     section = self._section
     most = section.output_mib << 20
+    memory = int(section.memory_gib * 2**30)
     limits = sandbox.Limits(
       wall_seconds=section.total_seconds + _GRACE,
       # The runner itself and its children have this limit; each test's own, a
       # shorter one, is the runner's to set.
       cpu_seconds=section.total_seconds + section.test_seconds + 1,
-      memory_bytes=int(section.memory_gib * 2**30),
+      memory_bytes=memory,
+      # Recursion through C, as of what is cached, goes as deep as on a judge.
+      stack_bytes=memory,
       file_bytes=section.file_mib << 20,
       output_bytes=most + (1 << 20),
       processes=section.processes,

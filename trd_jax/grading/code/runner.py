@@ -24,9 +24,11 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -40,6 +42,7 @@ _MODULES = (
 )
 _SET_DUMPABLE = 4  # of prctl
 _RECURSION = 50_000
+_THREAD_STACK = 8 << 20
 _STDERR = 4096
 _CHUNK = 1 << 16
 _REAP_SECONDS = 1.0
@@ -55,6 +58,19 @@ def guard(on):
   """
   if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, int(not on)):
     raise OSError(ctypes.get_errno(), "prctl")
+
+
+def keep_threads_small():
+  """Gives threads stacks of the usual size, and not of the first thread's.
+
+  A library that starts some would else reserve all memory for the first one.
+  """
+  library = ctypes.CDLL(None)
+  attributes = ctypes.create_string_buffer(256)
+  library.pthread_attr_init(attributes)
+  size = ctypes.c_size_t(_THREAD_STACK)
+  library.pthread_attr_setstacksize(attributes, size)
+  library.pthread_setattr_default_np(attributes)
 
 
 def read_exactly(fd, size):
@@ -162,8 +178,11 @@ def solve(module, code, function, arguments, limit):
     leave(status & 0xFF)
 
 
-def child(setup, module, code, data):
-  """Forks the process that runs one test; (pid, stdin, output, stderr)."""
+def child(setup, module, code, data, folder):
+  """Forks the process that runs one test; (pid, stdin, output, stderr).
+
+  A program may write files, so it starts in a folder of its own.
+  """
   stdin, feed = os.pipe()
   output, write = os.pipe()
   stderr, complain = os.pipe()
@@ -175,6 +194,7 @@ def child(setup, module, code, data):
   guard(False)  # a program may open its own
   # Its own session and group: one kill ends what it has started.
   os.setsid()
+  os.chdir(folder)
   function = setup["function"]
   if function is not None:
     os.close(stdin)
@@ -197,7 +217,16 @@ def test(setup, module, code, data):
 
   `how` is 'exit', 'signal', 'timeout' or 'output'.
   """
-  pid, feed, output, stderr = child(setup, module, code, data)
+  folder = tempfile.mkdtemp()
+  try:
+    return watch(setup, *child(setup, module, code, data, folder), data)
+  finally:
+    # The next test has the same space for its files.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def watch(setup, pid, feed, output, stderr, data):
+  """Feeds a started test and waits for its end; see `test`."""
   # Poll hears of its end by this one; the pipes may be held open by what it has
   # started.
   pidfd = os.pidfd_open(pid)
@@ -287,6 +316,7 @@ def test(setup, module, code, data):
 def main():
   """Answers tests until there are no more."""
   guard(True)
+  keep_threads_small()
   setup = json.loads(read_frame(0) or b"")
   sys.path += setup["path"]
   sys.setrecursionlimit(_RECURSION)

@@ -39,6 +39,7 @@ class Limits:
       that can be written to.
     output_bytes: what it writes to standard output and standard error.
     processes: how many processes and threads live at a time.
+    stack_bytes: of a process's first thread; None: as this machine has it.
   """
 
   wall_seconds: float = 10.0
@@ -47,6 +48,7 @@ class Limits:
   file_bytes: int = 64 << 20
   output_bytes: int = 16 << 20
   processes: int = 64
+  stack_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

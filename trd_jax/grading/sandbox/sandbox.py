@@ -102,6 +102,7 @@ def _limited(limits: Limits) -> list[str]:
     f"--fsize={limits.file_bytes}",
     f"--nofile={_OPEN_FILES}",
     f"--nproc={limits.processes}",
+    *([] if limits.stack_bytes is None else [f"--stack={limits.stack_bytes}"]),
     "--",
   ]
 
