@@ -545,3 +545,47 @@ def test_a_system_prompt_may_be_put_into_the_user_turn(tmp_path):
     chat.render("x", None, "s"), skip_special_tokens=False
   )
   assert text == "<|im_start|>s\n\nx<|im_end|>"
+
+
+# An answer that is begun for the model
+
+
+@needs_qwen
+@pytest.mark.parametrize("name", ["hybrid", "instruct"])
+def test_a_begun_answer_is_the_templates_assistant_turn(qwen, theirs, name):
+  """As tools make it that split the rendered conversation at a mark."""
+  path = {"hybrid": HYBRID, "instruct": INSTRUCT}[name]
+  begun, mark = "Here is a program:\n```python\n", "qqMarkqq"
+  conversation = [
+    {"role": "system", "content": "Program."},
+    {"role": "user", "content": "Add:\n```\n1 + 1\n```\n"},
+    {"role": "assistant", "content": f"{begun}{mark}\n```\n"},
+  ]
+  text = theirs.apply_chat_template(
+    conversation, chat_template=path.read_text(), tokenize=False
+  ).split(mark)[0]
+  expected = theirs(text, add_special_tokens=False)["input_ids"]
+  chat = qwen[name]
+  texts_ = [conversation[1]["content"]]
+  switch = chat.without_thoughts()
+  assert chat.render_many(texts_, switch, ["Program."], begun) == [expected]
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts, begun=texts)
+def test_what_begins_an_answer_is_plain_text(small, text, begun):
+  (ids,) = small.render_many([text], None, begun=begun)
+  frame = small.render("x", None)
+  controls = [i for i in ids if i in small.control_ids]
+  assert controls == [i for i in frame if i in small.control_ids]
+  said = small.decode([*ids, small.stop_ids[0]])
+  before = small.decode([*small.render(text, None), small.stop_ids[0]])
+  assert nfc(said) == nfc(before + begun)
+
+
+def test_an_answer_is_not_begun_inside_thoughts(tmp_path, small):
+  assert small.without_thoughts() is False
+  always = TEMPLATE.split("{% if enable")[0] + "<think>\n{% endif %}"
+  chat = Chat.load(write_folder(tmp_path / "always", template=always))
+  with pytest.raises(UserError, match="opens a thinking block in every"):
+    chat.without_thoughts()

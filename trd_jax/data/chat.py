@@ -242,6 +242,7 @@ class Chat:
     user_texts: Iterable[str],
     thinking: bool | None,
     systems: Iterable[str | None] | None = None,
+    begun: str = "",
   ) -> list[list[int]]:
     """Renders each text like `render`, encoded on all cores at once.
 
@@ -249,6 +250,8 @@ class Chat:
       user_texts: the messages.
       thinking: as in `render`.
       systems: the system prompt of each; None: there is none.
+      begun: how all responses begin: the prompts end with it, as plain text,
+        and the model goes on from there.
     """
     # Zipped in this order: the texts say how many there are.
     pairs = zip(
@@ -256,7 +259,9 @@ class Chat:
       itertools.repeat(None) if systems is None else systems,
       strict=False,
     )
-    prompts = [self._pieces(text, thinking, system) for text, system in pairs]
+    prompts = [
+      self._pieces(text, thinking, system, begun) for text, system in pairs
+    ]
     plain = [p.text for pieces in prompts for p in pieces if p.text]
     encoded = iter(
       self._plain.encode_batch_fast(plain, add_special_tokens=False)
@@ -299,7 +304,11 @@ class Chat:
     self._check_split(whole, None, _PROBE)
 
   def _pieces(
-    self, user_text: str, thinking: bool | None, system: str | None
+    self,
+    user_text: str,
+    thinking: bool | None,
+    system: str | None,
+    begun: str = "",
   ) -> list[_Piece]:
     """Splits a prompt at the template's control tokens."""
     # White space stays outside the placeholder: a template that trims a
@@ -307,8 +316,10 @@ class Chat:
     core = user_text.strip()
     lead = user_text[: len(user_text) - len(user_text.lstrip())]
     trail = user_text[len(lead) + len(core) :]
-    if lead or trail or not core:
-      return self._split(lead, core, trail, thinking, system)
+    if lead or trail or not core or begun:
+      *pieces, last = self._split(lead, core, trail, thinking, system)
+      # With the template's last words before it: a token may reach over both.
+      return [*pieces, last._replace(text=last.text + begun)]
     head, left, right, tail = self._frame(thinking, system)
     return [head, _Piece(left + core + right, len(left)), tail]
 
@@ -533,6 +544,20 @@ class Chat:
     if self.opens_thoughts(thinking):
       return True
     return self.supports_thinking and "<think>" not in self._tails[thinking]
+
+  def without_thoughts(self) -> bool | None:
+    """Returns the switch under which a response opens no thinking block.
+
+    Raises:
+      UserError: the template opens one in every prompt.
+    """
+    switch = False if self.supports_thinking else None
+    if self.opens_thoughts(switch):
+      raise UserError(
+        f"{self.name}: its chat template opens a thinking block in every"
+        " prompt, so that an answer can't be begun for the model"
+      )
+    return switch
 
   def opens_thoughts(self, thinking: bool | None) -> bool:
     """Returns whether the prompt opens the block, so no response does."""
