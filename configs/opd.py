@@ -23,8 +23,10 @@ AMOBench by 5.1, the 4b's there by 12.8.
 Memory of a GPU while training at the longest lengths, weights replicated, as
 compiled for H100s (docs/memory.md): 27.1 GB for 1.7b, 35.6 for 4b.
 
-Programs are graded in a sandbox, HumanEval+ and MBPP+ by EvalPlus
-(third_party/evalplus/install.sh).
+Programs are graded in a sandbox. EvalPlus and lcb_runner ask their benchmarks
+in their own prompts and judge the answers (third_party/evalplus/install.sh,
+third_party/lcb_runner/install.sh; --config.evaluate.code_prompt=ours asks in
+ours, and then LiveCodeBench does without lcb_runner).
 
 Thinking. The paper doesn't say in which mode its models write; configs/opsd.py
 has what speaks for which, and the command of a first look at 200 problems.
@@ -39,8 +41,7 @@ The 4b can't think, so its teacher, which could, writes and scores without: for
 it `off` is the default, and `on` is refused. Of programs the paper says as
 little: its authors' code begins the answer for the model on HumanEval+ and
 MBPP+, which leaves no room for thoughts, and lets it think on LiveCodeBench,
-which here takes a run with --config.evaluate.benchmarks=livecodebench
---config.evaluate.thinking=True.
+which here takes --config.evaluate.thinking=True.
 Whatever the variant, y_o and y_r are scored in the mode in which they were
 written, on both sides.
 

@@ -86,14 +86,13 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
   )
   questions = load_all(experiment)
   # Buckets of other questions are refused before anything is sampled.
-  scores.base_verdicts(
-    section, run_dir, name, questions, model.chat.thinks(thinking)
-  )
+  modes = benchmark_prompts.modes(experiment, model.chat.thinks(thinking))
+  scores.base_verdicts(section, run_dir, name, questions, modes)
 
   # 2. K prompts a question; none may be left out of a benchmark.
   asked = {
     name: benchmark_prompts.of_benchmark(
-      name, some.problems, stage.prompt_set, section
+      name, some, stage.prompt_set, experiment
     )
     for name, some in questions.items()
   }
@@ -101,12 +100,15 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
 
   def candidates() -> Iterator[Prompt | Rejected]:
     for benchmark, question_set in questions.items():
+      one = asked[benchmark]
+      mode = one.switch(model.chat, thinking)
       fitted = fit_messages(
         model.chat,
-        asked[benchmark].of(question_set.problems),
-        thinking,
+        one.of(question_set.problems),
+        mode,
         section.max_prompt_tokens,
         STAGE,
+        one.begun,
       )
       for problem, ids in zip(question_set.problems, fitted, strict=True):
         if isinstance(ids, Rejected):
@@ -123,7 +125,8 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
             *parts,
             seed=seed,
             sample=sample,
-            version=asked[benchmark].version,
+            version=one.version,
+            thinks=model.chat.thinks(mode),
           )
           benchmark_of[prompt.key] = benchmark
           yield prompt
@@ -134,7 +137,10 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
     for question_set in questions.values()
     for problem in question_set.problems
   ]
-  versions = {name: one.version for name, one in asked.items()}
+  versions = {
+    name: one.version + ", which begins the answer" * bool(one.begun)
+    for name, one in asked.items()
+  }
   report = preflight.of_evaluation(stage, problems, prompts, rejected, versions)
   preflight.publish(report, run_dir)
   if rejected:
@@ -220,8 +226,8 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
         f"{run_dir.stage(stage)}: {name} had other questions when it was"
         " sampled; give it the files that it had then"
       )
-  (thinking, *_) = {row.get("thinking") for row in done.values()}
-  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions, thinking)
+  modes = {name: row.get("thinking") for name, row in done.items()}
+  scores.base_verdicts(experiment.evaluate, run_dir, stage, questions, modes)
   keys = {
     row.key
     for row in run_dir.read(stage, GradedSample)

@@ -12,10 +12,10 @@ from trd_jax import evaluate
 from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import questions, sources
+from trd_jax.data.problems.questions import Questions
 from trd_jax.experiment import experiment, paper_recipe, prompt_sets
 from trd_jax.experiment.records import GradedSample
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import Evaluate
 from trd_jax.generation import sampling_stage
 from trd_jax.grading import benchmark_prompts
 from trd_jax.model.weights import hub
@@ -26,7 +26,10 @@ ASKS = "\n\nSay at the end: The final answer is: \\boxed{...}"
 
 def asked_of(name, problems, prompt_set=None, **section):
   return benchmark_prompts.of_benchmark(
-    name, problems, prompt_set or prompts.default(), Evaluate(**section)
+    name,
+    Questions(problems, {}),
+    prompt_set or prompts.default(),
+    experiment.from_config({"evaluate": {"k": 1, **section}}),
   )
 
 
@@ -95,7 +98,8 @@ def test_the_papers_rows_ask_mathematics_as_the_card(regime, models):
   e = experiment.from_config(paper_recipe.build(regime, models, None))
   named = prompts.load(e.prompts.set)
   for name in set(e.evaluate.benchmarks) - {"amobench"}:
-    asked = benchmark_prompts.of_benchmark(name, [problem()], named, e.evaluate)
+    some = Questions([problem()], {})
+    asked = benchmark_prompts.of_benchmark(name, some, named, e)
     assert asked.version == "card"
 
 

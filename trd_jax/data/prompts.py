@@ -408,6 +408,7 @@ def fit_messages(
   thinking: bool | None,
   max_tokens: int,
   stage: str,
+  begun: str = "",
 ) -> Iterator[list[int] | Rejected]:
   """Yields the prompt ids of messages, or the rejected row if too many.
 
@@ -418,10 +419,11 @@ def fit_messages(
     thinking: as in `Chat.render`.
     max_tokens: a prompt's budget.
     stage: names what rejects.
+    begun: how all responses begin.
   """
   for some in _batches(asked):
     _, messages, systems = zip(*some, strict=True)
-    prompts = chat.render_many(messages, thinking, systems)
+    prompts = chat.render_many(messages, thinking, systems, begun)
     for (problem, *_), ids in zip(some, prompts, strict=True):
       if len(ids) <= max_tokens:
         yield ids

@@ -94,6 +94,9 @@ def build(
   config.evaluate.max_prompt_tokens = prompt
   config.evaluate.max_response_tokens = _EVALUATION_TOKENS[variant.domain]
   config.evaluate.benchmarks = BENCHMARKS[variant.domain]
+  # Published figures of programs come out of these tools whole. (Mathematics is
+  # asked as its figures are where nothing else is said.)
+  config.evaluate.code_prompt = "official"
   config.refine.max_prompt_tokens = _REFINE_TOKENS[regime]
   on_draft, on_refined = _TRAIN_TOKENS[regime]
   config.train.max_student_tokens = on_draft

@@ -524,6 +524,19 @@ class Evaluate(Generation):
     " else card",
     one_of("card", "ours"),
   )
+  code_prompt: str = key(
+    "ours",
+    "whose words ask HumanEval+, MBPP+ and LiveCodeBench, and who takes the"
+    " program out of an answer: official (EvalPlus and lcb_runner, as"
+    " installed; EvalPlus begins the answer, which leaves no thoughts) or ours"
+    " (initial of the prompt set)",
+    one_of("official", "ours"),
+  )
+  lcb_model: str = key(
+    "Qwen/Qwen3-235B-A22B",
+    "the entry of lcb_runner's list of models whose prompt is the official one",
+    declarations.filled(),
+  )
   evalplus_seconds: float = key(
     1.0,
     "EvalPlus's shortest time limit of an input; published results have 1",

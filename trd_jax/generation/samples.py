@@ -27,6 +27,8 @@ class Prompt:
     draft_key: key of the draft in a refinement prompt, else None.
     elided_tokens: tokens of the draft that were left out.
     version: what a benchmark's words are called (`benchmark_prompts`).
+    thinks: whether the response may open with thoughts; None: as the stage's
+      switch says.
   """
 
   key: str
@@ -37,6 +39,7 @@ class Prompt:
   draft_key: str | None = None
   elided_tokens: int = 0
   version: str = ""
+  thinks: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,6 +130,7 @@ class SamplingStage:
     draft_key: str | None = None,
     elided_tokens: int = 0,
     version: str = "",
+    thinks: bool | None = None,
   ) -> Prompt:
     """Returns a prompt with its sample's key and seed.
 
@@ -142,6 +143,7 @@ class SamplingStage:
       draft_key: key of the draft in it.
       elided_tokens: tokens of that draft that were left out.
       version: what a benchmark's words are called.
+      thinks: see `Prompt`.
     """
     key, own_seed = self.identity(ids, *parts)
     return Prompt(
@@ -153,6 +155,7 @@ class SamplingStage:
       draft_key,
       elided_tokens,
       version,
+      thinks,
     )
 
   def fill(
@@ -243,7 +246,11 @@ class SamplingStage:
       finish_reason=completion.finish_reason,
       truncated=completion.finish_reason == "length",
       seed=prompt.seed,
-      thinking=self.model.chat.thinks(self.thinking),
+      thinking=(
+        self.model.chat.thinks(self.thinking)
+        if prompt.thinks is None
+        else prompt.thinks
+      ),
       sampling=_sampling_json(self.section),
       model=self.model.name,
       model_revision=self.model.revision,

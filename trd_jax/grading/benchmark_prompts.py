@@ -6,13 +6,18 @@ So what surrounds a benchmark's question is decided here, a benchmark at a
 time, and not by the prompt set alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from trd_jax.data.chat import Chat
 from trd_jax.data.problems import benchmarks
+from trd_jax.data.problems.questions import Questions
 from trd_jax.data.prompts import PromptSet
+from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem
 from trd_jax.experiment.schema import Evaluate
+from trd_jax.grading.graders import GRADERS
 
 QUESTION = "question"
 """The version of a message that is the question and nothing else.
@@ -36,11 +41,13 @@ class Asked(NamedTuple):
     version: whose words they are; each sample carries it (`prompt_version`).
     messages: what the model is asked, a message a problem, in their order.
     system: the system prompt before each; None: there is none.
+    begun: how the answers begin, which then have no thoughts; '': as they like.
   """
 
   version: str
   messages: list[str]
   system: str | None = None
+  begun: str = ""
 
   def of(
     self, problems: Sequence[Problem]
@@ -49,23 +56,49 @@ class Asked(NamedTuple):
     for problem, message in zip(problems, self.messages, strict=True):
       yield problem, message, self.system
 
+  def switch(self, chat: Chat, thinking: bool | None) -> bool | None:
+    """Returns the thinking switch of the prompts, as `Chat.render` takes it.
+
+    Args:
+      chat: the answering model's.
+      thinking: the experiment's, for prompts that leave room for thoughts.
+
+    Raises:
+      UserError: the answer is begun, and the template always opens thoughts.
+    """
+    if not self.begun:
+      return thinking
+    try:
+      return chat.without_thoughts()
+    except UserError as error:
+      raise UserError(
+        f"{error}; set --config.evaluate.code_prompt=ours"
+      ) from error
+
 
 def of_benchmark(
   benchmark: str,
-  problems: Sequence[Problem],
+  questions: Questions,
   prompt_set: PromptSet,
-  section: Evaluate,
+  experiment: Experiment,
 ) -> Asked:
   """Returns what the questions of a benchmark are asked in.
 
   Args:
     benchmark: its name, as `evaluate.benchmarks` has it.
-    problems: its questions, one or more.
+    questions: one or more.
     prompt_set: the experiment's.
-    section: its `evaluate`, which says whose words are wanted.
+    experiment: says whose words are wanted, and where tools are that have some.
+
+  Raises:
+    UserError: the benchmark's tool is to ask, and isn't here.
   """
+  problems, section = questions.problems, experiment.evaluate
   entry = benchmarks.BENCHMARKS.get(benchmarks.published(benchmark))
   domain = problems[0].domain
+  if entry is not None and _is_official(entry, section):
+    asks = GRADERS[entry.grader].official
+    return Asked(*asks(experiment, problems, questions.paths))
   words = _math_words(prompt_set, section) if domain == "math" else "ours"
   # Published words have no system prompt.
   system = prompt_set.system_of(domain) if words == "ours" else None
@@ -80,6 +113,32 @@ def of_benchmark(
   version = prompt_set.initial_version(domain)
   messages = [*map(prompt_set.initial, problems)]
   return Asked(version, messages, system)
+
+
+def modes(
+  experiment: Experiment, thinking: bool | None
+) -> Mapping[str, bool | None]:
+  """Returns by benchmark whether its answers may open with thoughts.
+
+  Args:
+    experiment: names the benchmarks.
+    thinking: of those that leave room for thoughts.
+  """
+  found = {}
+  for name in experiment.evaluate.benchmarks:
+    entry = benchmarks.BENCHMARKS.get(benchmarks.published(name))
+    begun = (
+      entry is not None
+      and _is_official(entry, experiment.evaluate)
+      and GRADERS[entry.grader].begins_answers
+    )
+    found[name] = False if begun else thinking
+  return found
+
+
+def _is_official(entry: benchmarks.Benchmark, section: Evaluate) -> bool:
+  """Returns whether a benchmark's own tool asks its questions."""
+  return section.code_prompt == "official" and entry.has_tool
 
 
 def _math_words(prompt_set: PromptSet, section: Evaluate) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Verdict
 
@@ -45,6 +46,22 @@ class Environment(NamedTuple):
     return named is not None or os.access(self.path(None), os.X_OK)
 
 
+class Official(NamedTuple):
+  """How a benchmark's own tool puts its questions.
+
+  Attributes:
+    version: of the tool, and of what else its words depend on.
+    messages: a user's message a problem, in their order.
+    system: the system prompt before each; None: there is none.
+    begun: how each answer begins; '': it isn't begun.
+  """
+
+  version: str
+  messages: list[str]
+  system: str | None = None
+  begun: str = ""
+
+
 class Grader(Protocol):
   """Judges answers, several at a time.
 
@@ -58,6 +75,8 @@ class Grader(Protocol):
       see them together, is dear to start, or needs more than the gold.
     runs_programs: whether it runs what a model wrote, in the sandbox.
     environment: the Python environment that it needs, if one.
+    begins_answers: whether its own tool begins the answer for the model, which
+      leaves no room for thoughts.
     workers: how many answers are judged at a time.
   """
 
@@ -65,6 +84,7 @@ class Grader(Protocol):
   domains: ClassVar[frozenset[str]] = frozenset()
   runs_programs: ClassVar[bool] = False
   environment: ClassVar[Environment | None] = None
+  begins_answers: ClassVar[bool] = False
   workers: int
 
   @classmethod
@@ -92,6 +112,29 @@ class Grader(Protocol):
     """
     del experiment, problem
     return None
+
+  @classmethod
+  def official(
+    cls,
+    experiment: Experiment,
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+  ) -> Official:
+    """Returns what the grader's own tool asks, out of the tool itself.
+
+    A grader that is opened where `evaluate.code_prompt` is `official` judges
+    answers to it, and takes the program out of them as the tool does.
+
+    Args:
+      experiment: says where the tool is.
+      problems: what is asked.
+      files: the benchmark's files.
+
+    Raises:
+      UserError: the tool isn't here; it says how to get it.
+    """
+    del experiment, problems, files
+    raise UserError(f"{cls.version} asks no questions itself")
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:

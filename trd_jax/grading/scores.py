@@ -95,7 +95,7 @@ def base_verdicts(
   run_dir: RunDir,
   stage: str,
   questions: Mapping[str, Questions],
-  thinking: bool | None = None,
+  thinking: Mapping[str, bool | None] | None = None,
 ) -> dict[str, Verdicts]:
   """Returns the base model's verdicts, which say how hard questions are.
 
@@ -104,7 +104,7 @@ def base_verdicts(
     run_dir: this run.
     stage: what is evaluated: 'evaluate/base' or 'evaluate/trained'.
     questions: what is asked.
-    thinking: in which mode, where that is known.
+    thinking: in which mode, by benchmark, where that is known.
 
   Returns:
     Verdicts by question, by benchmark; nothing without a base evaluation.
@@ -132,10 +132,11 @@ def base_verdicts(
     raise UserError(f"{told}: it has no {', '.join(lacking)}")
   found = {name: row["verdicts"] for name, row in done.items()}
   for name in questions.keys() & found.keys():
-    if _differ(there := done[name].get("thinking"), thinking):
+    here = (thinking or {}).get(name)
+    if _differ(there := done[name].get("thinking"), here):
       raise UserError(
         f"{told}: its {name} was sampled with thinking {_mode(there)}, and here"
-        f" it is with thinking {_mode(thinking)}, so that its buckets are"
+        f" it is with thinking {_mode(here)}, so that its buckets are"
         " another mode's; set evaluate.thinking to its mode, or name another"
         " run in evaluate.buckets_from"
       )

@@ -52,7 +52,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metric_log import timed
   from trd_jax.generation import preflight
-  from trd_jax.grading import scores
+  from trd_jax.grading import benchmark_prompts, scores
   from trd_jax.pipeline import early_checks, takeover
 
   steps = list(commands(experiment))
@@ -107,7 +107,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       run_dir,
       unfinished[-1],
       questions,
-      experiment.evaluation_thinking,
+      benchmark_prompts.modes(experiment, experiment.evaluation_thinking),
     )
   # Read here, before any stage starts. Once y_o is there, all that matters is
   # that the source is still the same.

@@ -68,6 +68,7 @@ class Benchmark:
     part_of: the benchmark whose questions these are some of.
     whole_message: whether a question says in which form the answer is to be
       given, so that nothing is to be added to it.
+    has_tool: whether its grader has prompts of its own (`Grader.official`).
   """
 
   rows: int
@@ -79,6 +80,7 @@ class Benchmark:
   grader: str = "math"
   part_of: str | None = None
   whole_message: bool = False
+  has_tool: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +196,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     },
     build=evalplus.problem,
     grader="evalplus",
+    has_tool=True,
   ),
   "mbppplus": Benchmark(
     378,
@@ -209,6 +212,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     },
     build=evalplus.problem,
     grader="evalplus",
+    has_tool=True,
   ),
   # A release holds all files before it too; see `evaluate.livecodebench`.
   "livecodebench": Benchmark(
@@ -217,6 +221,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     tuple(sources.Hub(_LCB, f"{stem}.jsonl") for stem in _LCB_FILES),
     build=livecodebench.problem,
     grader="lcb_runner",
+    has_tool=True,
   ),
   "livecodebenchv6": Benchmark(
     175,
@@ -224,6 +229,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     (sources.Hub(_LCB, f"{_LCB_FILES[-1]}.jsonl"),),
     build=livecodebench.problem,
     grader="lcb_runner",
+    has_tool=True,
     part_of="livecodebench",
   ),
 }

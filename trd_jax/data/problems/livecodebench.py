@@ -38,20 +38,21 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
     rows.BadRow: a column is missing.
   """
   starter = row.get("starter_code") or ""
+  meta: dict[str, Any] = {}
   if "question_content" in row:
     text = row["question_content"]
     for column in _TESTS[:2]:
       if not row.get(column):
         raise rows.BadRow(f"no {column}")
     tests = json.dumps({key: row[key] for key in _TESTS if row.get(key)})
-    meta = {key: str(row[key]) for key in _META if row.get(key) is not None}
+    meta |= {key: str(row[key]) for key in _META if row.get(key) is not None}
   elif "content" in row:
     text, starter = _unwrapped(rows.statement({"problem": row["content"]}))
     tests, labels = row.get("test"), _object(row.get("labels") or "{}")
-    meta = {key: labels[key] for key in ("difficulty",) if key in labels}
+    meta |= {key: labels[key] for key in ("difficulty",) if key in labels}
     meta["question_id"] = str(labels.get("task_id", row.get("id")))
   else:
-    text, meta = row.get("problem"), {}
+    text = row.get("problem")
     tests = row.get("tests") and json.dumps(
       {"tests": row["tests"], "starter_code": starter}
     )
@@ -63,6 +64,8 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
     else _STANDARD_INPUT
   )
   statement = rows.statement({"problem": text})
+  # As its own tool is given it, whose prompt may be asked.
+  meta["published"] = {"content": text, "starter_code": starter}
   built = rows.to_problem(
     {},
     name,
@@ -71,7 +74,7 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
     domain="code",
     tests=tests,
   )
-  if meta:
+  if "question_id" in meta:
     own = f"{name}-{meta['question_id']}"
     built = dataclasses.replace(built, problem_id=own)
   return dataclasses.replace(built, meta=json.dumps(meta, sort_keys=True))

@@ -8,6 +8,11 @@ EvalPlus compares in the candidate's own process, so that a program which sets
 out to be taken for right can be. That is all that it can do: each is checked in
 a process of its own that others can't reach, and what it has started is ended
 before the next (`evalplus_driver`); several sandboxes work side by side.
+
+With `evaluate.code_prompt=official` the questions are EvalPlus's own, too, and
+so is what counts as the program of a response: its stop strings and its
+`sanitize`. Both come out of EvalPlus's own code as it is installed, run around
+a model that isn't one.
 """
 
 import concurrent.futures
@@ -18,7 +23,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
@@ -38,16 +43,37 @@ DEFECTS = {
 """Tasks that EvalPlus 0.3.1 can't judge, and why; they count as not judged."""
 
 _DRIVER = Path(__file__).with_name("evalplus_driver.py")
+_ENV = {
+  "HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl",
+  "MBPP_OVERRIDE_PATH": "tasks.jsonl",
+  "HF_HUB_OFFLINE": "1",
+  "PYTHONDONTWRITEBYTECODE": "1",
+}
 _PROGRAMS = 64  # of one sandbox, but for those of one task
 _SECONDS = 240.0  # twice EvalPlus's most for a program's base and plus tests
 _START_SECONDS = 900.0
+_SANITIZE_SECONDS = 90.0  # three times the driver's limit of processor time
 _STATUSES = ("pass", "fail", "timeout")
 _GIB = 1 << 30
 
-# What one run is given: task id and program, in this order.
+# What one run is given: task id and program, or a whole response to EvalPlus's
+# own prompt, in this order.
 _Programs = Sequence[tuple[str, str]]
-# By these: what the base and the plus tests said; None where nothing did.
-_Found = dict[tuple[str, str], tuple[str, str] | None]
+
+
+class _Judged(NamedTuple):
+  """What a run says of one of its programs.
+
+  Attributes:
+    program: the program; None where none could be taken out of a response.
+    statuses: what the base and the plus tests said; None where nothing did.
+  """
+
+  program: str | None
+  statuses: tuple[str, str] | None
+
+
+_Found = dict[tuple[str, str], _Judged]
 
 
 _ENVIRONMENT = grader_protocol.Environment(
@@ -69,7 +95,12 @@ def check(python: str | None, unsafe: bool = False) -> None:
   box = sandbox.open(unsafe, path)
   probe = "import importlib.metadata as m; print(m.version('evalplus'))"
   result = box.run([path, "-c", probe])
-  if f"evalplus-{result.stdout.decode().strip()}" != VERSION:
+  _check_version(path, result.stdout.decode().strip())
+
+
+def _check_version(path: str, version: str) -> None:
+  """Raises a UserError where an environment has another EvalPlus, or none."""
+  if f"evalplus-{version}" != VERSION:
     raise UserError(
       f"{path} has no {VERSION.replace('-', ' ')}; make the environment again:"
       " third_party/evalplus/install.sh"
@@ -102,11 +133,14 @@ class Grader(grader_protocol.Grader):
     workers: programs that are tested at once; None: half of the cores.
     least_seconds: EvalPlus's time limit for an input whose reference solution
       is quick; published results have its default.
+    official: whether the responses are to EvalPlus's own prompts, so that it
+      says what of them is the program.
   """
 
   version = VERSION
   runs_programs = True
   environment = _ENVIRONMENT
+  begins_answers = True
 
   def __init__(
     self,
@@ -116,11 +150,12 @@ class Grader(grader_protocol.Grader):
     unsafe: bool = False,
     workers: int | None = None,
     least_seconds: float = 1.0,
+    official: bool = False,
   ):
     self._tasks, self._lines = tasks, _task_lines(tasks)
     self._interpreter, self._unsafe = python, unsafe
     self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
-    self._least_seconds = least_seconds
+    self._least_seconds, self._official = least_seconds, official
     self._ready: list[tuple[Any, Verdict]] = []
     # By task, then by program: the keys of the answers that are this program,
     # as samples that hold the same one are judged once.
@@ -138,12 +173,55 @@ class Grader(grader_protocol.Grader):
       unsafe=experiment.sandbox.unsafe,
       workers=experiment.sandbox.workers,
       least_seconds=experiment.evaluate.evalplus_seconds,
+      official=experiment.evaluate.code_prompt == "official",
     )
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
     """Checks that EvalPlus and a sandbox for it are there."""
     check(experiment.python.evalplus, experiment.sandbox.unsafe)
+
+  @classmethod
+  def official(
+    cls,
+    experiment: Experiment,
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+  ) -> grader_protocol.Official:
+    """Returns EvalPlus's own prompts, as `grader.Grader`.
+
+    Raises:
+      UserError: EvalPlus isn't there, or is another version.
+    """
+    path = _python(experiment.python.evalplus)
+    box = sandbox.open(experiment.sandbox.unsafe, path)
+    lines = _task_lines(files[0])
+    tasks = "".join(f"{lines[one.problem_id]}\n" for one in problems)
+    result = box.run(
+      [path, "driver.py", "prompts", DATASETS[problems[0].source]],
+      files={"driver.py": _DRIVER.read_bytes(), "tasks.jsonl": tasks.encode()},
+      env=_ENV,
+      limits=sandbox.Limits(
+        wall_seconds=_START_SECONDS,
+        cpu_seconds=600,
+        memory_bytes=4 * _GIB,
+        file_bytes=_GIB,
+        output_bytes=64 << 20,
+      ),
+    )
+    if result.exit_code != 0:
+      said = result.stderr.decode(errors="replace").strip().splitlines()
+      raise UserError(
+        f"{path} gives no prompt of EvalPlus ({(said or ['no word'])[-1][:160]}"
+        "); make the environment again: third_party/evalplus/install.sh, or set"
+        " --config.evaluate.code_prompt=ours"
+      )
+    answer = json.loads(result.stdout[4:])  # behind the frame's length
+    _check_version(path, answer["version"])
+    asked = [answer["asked"][one.problem_id] for one in problems]
+    (begun,) = {one["begun"] for one in asked}
+    messages = [one["user"] for one in asked]
+    return grader_protocol.Official(VERSION, messages, begun=begun)
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
     """Takes a response, as `grader.Grader`.
@@ -155,11 +233,12 @@ class Grader(grader_protocol.Grader):
     if task not in self._lines:
       raise UserError(f"{self._tasks} has no task {task}")
     self._dataset = DATASETS[problem.source]
-    program = extract_code.last_program(text)
+    program = text if self._official else extract_code.last_program(text)
     if program is None:
       self._ready.append((key, Verdict(False, "no_code", None)))
     elif task in DEFECTS:
-      verdict = Verdict(None, "ungradable", program, DEFECTS[task])
+      shown = None if self._official else program
+      verdict = Verdict(None, "ungradable", shown, DEFECTS[task])
       self._ready.append((key, verdict))
     else:
       programs = self._waiting.setdefault(task, {})
@@ -179,7 +258,14 @@ class Grader(grader_protocol.Grader):
     by_task = [[(task, one) for one in waiting[task]] for task in waiting]
     path = _python(self._interpreter)
     box = sandbox.open(self._unsafe, path)
-    judge = _Judge(box, path, self._dataset, self._lines, self._least_seconds)
+    judge = _Judge(
+      box,
+      path,
+      self._dataset,
+      self._lines,
+      self._least_seconds,
+      self._official,
+    )
     # Small enough that every worker has some, large enough to pay for a start
     # of EvalPlus.
     size = min(_PROGRAMS, math.ceil(sum(map(len, by_task)) / self.workers))
@@ -191,9 +277,9 @@ class Grader(grader_protocol.Grader):
       ]
       try:
         for job in concurrent.futures.as_completed(jobs):
-          for (task, program), statuses in job.result().items():
+          for (task, program), judged in job.result().items():
             for key in waiting[task][program]:
-              yield key, _verdict(program, statuses)
+              yield key, _verdict(*judged)
       finally:
         # Also where the caller leaves off: what is running is ended.
         judge.close()
@@ -205,11 +291,16 @@ class Grader(grader_protocol.Grader):
     self._waiting.clear()
 
 
-def _verdict(program: str, statuses: tuple[str, str] | None) -> Verdict:
+def _verdict(program: str | None, statuses: tuple[str, str] | None) -> Verdict:
   """Returns right where both pass, else the first one's reason that doesn't.
 
-  `statuses` are those of the base and of the plus tests.
+  The arguments are those of `_Judged`.
   """
+  if program is None:
+    why = "EvalPlus took too long to find the program in it, or broke down"
+    return Verdict(None, "ungradable", None, why)
+  if not program.strip():
+    return Verdict(False, "no_code", None)
   if statuses is None:
     return Verdict(None, "ungradable", program, "it ended EvalPlus itself")
   base, plus = statuses
@@ -259,6 +350,12 @@ def _statuses(answer: bytes) -> tuple[str, str] | None:
   return (base, plus) if base in _STATUSES and plus in _STATUSES else None
 
 
+def _text(answer: bytes) -> str | None:
+  """Reads a program that EvalPlus took out of a response; None without."""
+  found = json.loads(answer)
+  return found if isinstance(found, str) else None
+
+
 class _Judge:
   """EvalPlus, started as often as it takes; from any number of threads."""
 
@@ -269,7 +366,9 @@ class _Judge:
     dataset: str,
     lines: Mapping[str, str],
     least_seconds: float,
+    official: bool,
   ):
+    self._official = official
     self._box, self._python, self._dataset = box, python, dataset
     self._lines, self._least_seconds = lines, least_seconds
     self._running: set[BoxedProcess] = set()
@@ -295,8 +394,8 @@ class _Judge:
       found |= dict(zip(left, self._once(left), strict=False))
     return found
 
-  def _once(self, programs: _Programs) -> list[tuple[str, str] | None]:
-    """Returns the statuses of one run, as far as it got: one or more.
+  def _once(self, programs: _Programs) -> list[_Judged]:
+    """Returns what one run says, as far as it got: one or more.
 
     Raises:
       UserError: it did not get to the first.
@@ -307,9 +406,10 @@ class _Judge:
     )
     asked = dict.fromkeys(task for task, _ in programs)
     tasks = "".join(self._lines[task] + "\n" for task in asked)
-    argv = [self._python, "driver.py", self._dataset, "samples.jsonl"]
+    argv = [self._python, "driver.py", "check", self._dataset, "samples.jsonl"]
     argv += [str(self._least_seconds), str(int(not self._box.unsafe))]
-    answers: list[tuple[str, str] | None] = []
+    argv.append(str(int(self._official)))
+    answers: list[_Judged] = []
     with self._box.start(
       argv,
       files={
@@ -317,12 +417,7 @@ class _Judge:
         "tasks.jsonl": tasks.encode(),
         "samples.jsonl": samples.encode(),
       },
-      env={
-        "HUMANEVAL_OVERRIDE_PATH": "tasks.jsonl",
-        "MBPP_OVERRIDE_PATH": "tasks.jsonl",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-      },
+      env=_ENV,
       limits=sandbox.Limits(
         cpu_seconds=3600,
         memory_bytes=8 * _GIB,  # EvalPlus allows a program four
@@ -339,6 +434,15 @@ class _Judge:
         process.end_input()
         deadline = time.monotonic() + _START_SECONDS
         while len(answers) < len(programs):
+          program: str | None = programs[len(answers)][1]
+          if self._official:
+            deadline += _SANITIZE_SECONDS
+            found = frames.receive(process, deadline)
+            program = None if found is None else _text(found)
+            if found is not None and not program:
+              answers.append(_Judged(program, None))
+              deadline = time.monotonic() + _SECONDS
+              continue
           if frames.receive(process, deadline) is None:  # it isn't ready
             if not answers and not self._closed:
               self._did_not_start(process)
@@ -346,7 +450,8 @@ class _Judge:
           # A program's own time begins when EvalPlus has taken it up.
           deadline = time.monotonic() + _SECONDS
           answer = frames.receive(process, deadline)
-          answers.append(None if answer is None else _statuses(answer))
+          statuses = None if answer is None else _statuses(answer)
+          answers.append(_Judged(program, statuses))
       finally:
         self._running.discard(process)
     return answers

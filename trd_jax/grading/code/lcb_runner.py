@@ -8,6 +8,10 @@ The comparison is in the candidate's own process, and lcb_runner hands all
 programs of a run to one pool of processes: a program that sets out to can be
 taken for right and change what is said of the others of its run. Each in a
 sandbox of its own would cost lcb_runner's start, seconds, for every sample.
+
+With `evaluate.code_prompt=official` the questions are lcb_runner's own, too,
+and so is what counts as the program of a response. Both go by the style of a
+model in its list, which `evaluate.lcb_model` names.
 """
 
 import json
@@ -34,6 +38,8 @@ _PROGRAMS = 256  # of one run
 _TEST_SECONDS = 6  # lcb_runner's own limit
 _START_SECONDS = 300
 _GIB = 1 << 30
+_ENV = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+_ROLES = {"system", "user"}
 # The runner's codes for the test at which it stopped.
 _REASONS = {-3: "timeout", -1: "timeout", -4: "error", -5: "error"}
 
@@ -47,24 +53,36 @@ _ENVIRONMENT = grader_protocol.Environment(
 )
 
 
-def _python(python: str | None) -> str:
+def _python(python: str | None, official: bool = False) -> str:
   path = _ENVIRONMENT.path(python)
   if not os.access(path, os.X_OK):
+    without = "leave the key out to grade LiveCodeBench with our own executor"
+    if official:
+      without = (
+        "set --config.evaluate.code_prompt=ours to ask LiveCodeBench in our own"
+        " words"
+      )
     raise UserError(
       f"python.lcb_runner={path} is not there: run"
-      " third_party/lcb_runner/install.sh, or leave the key out to grade"
-      " LiveCodeBench with our own executor"
+      f" third_party/lcb_runner/install.sh, or {without}"
     )
   return path
 
 
-def check(python: str | None, unsafe: bool = False) -> None:
+def check(
+  python: str | None, unsafe: bool = False, official: bool = False
+) -> None:
   """Checks that lcb_runner and a sandbox for it are there.
+
+  Args:
+    python: its interpreter; None: `PYTHON`.
+    unsafe: see `sandbox.open`.
+    official: whether it asks, too, which our own executor can't do for it.
 
   Raises:
     UserError: they are not; it says how to get them.
   """
-  path = _python(python)
+  path = _python(python, official)
   result = sandbox.open(unsafe, path).run(
     [path, "-c", f"import {_MODULE}"],
     limits=sandbox.Limits(wall_seconds=120, cpu_seconds=60),
@@ -88,6 +106,8 @@ class Grader(grader_protocol.Grader):
     python: lcb_runner's interpreter; None: `PYTHON`.
     unsafe: see `sandbox.open`.
     workers: programs that are tested at once; None: half of the cores.
+    model: of lcb_runner's list; responses are to the prompts of its style.
+      None: they are to ours.
   """
 
   version = VERSION
@@ -99,7 +119,9 @@ class Grader(grader_protocol.Grader):
     python: str | None = None,
     unsafe: bool = False,
     workers: int | None = None,
+    model: str | None = None,
   ):
+    self._model = model
     self._path = _python(python)
     self._box = sandbox.open(unsafe, self._path)
     self.workers = workers or max(1, (os.cpu_count() or 2) // 2)
@@ -111,24 +133,87 @@ class Grader(grader_protocol.Grader):
     """Opens `grader.Grader`, which reads no files."""
     del files
     section = experiment.sandbox
-    return cls(experiment.python.lcb_runner, section.unsafe, section.workers)
+    return cls(
+      experiment.python.lcb_runner,
+      section.unsafe,
+      section.workers,
+      experiment.evaluate.lcb_model if _is_official(experiment) else None,
+    )
 
   @classmethod
   def stand_in(
     cls, experiment: Experiment, problem: Problem | None
   ) -> str | None:
-    """Names our own executor, for the same tests, without lcb_runner."""
+    """Names our own executor, for the same tests, without lcb_runner.
+
+    It judges no answers to lcb_runner's own prompts.
+    """
     del problem
-    return None if _ENVIRONMENT.wanted(experiment) else "code"
+    wanted = _is_official(experiment) or _ENVIRONMENT.wanted(experiment)
+    return None if wanted else "code"
 
   @classmethod
   def check(cls, experiment: Experiment) -> None:
     """Checks that lcb_runner and a sandbox for it are there."""
-    check(experiment.python.lcb_runner, experiment.sandbox.unsafe)
+    check(
+      experiment.python.lcb_runner,
+      experiment.sandbox.unsafe,
+      _is_official(experiment),
+    )
+
+  @classmethod
+  def official(
+    cls,
+    experiment: Experiment,
+    problems: Sequence[Problem],
+    files: Sequence[Path],
+  ) -> grader_protocol.Official:
+    """Returns lcb_runner's own prompts, as `grader.Grader`.
+
+    Raises:
+      UserError: lcb_runner isn't there, or lists no such model.
+    """
+    del files
+    path = _python(experiment.python.lcb_runner, official=True)
+    box = sandbox.open(experiment.sandbox.unsafe, path)
+    rows = [json.loads(one.meta)["published"] for one in problems]
+    model = experiment.evaluate.lcb_model
+    with tempfile.TemporaryDirectory(prefix="trd-jax-lcb-") as name:
+      folder = Path(name)
+      (folder / "asked.json").write_text(json.dumps({"rows": rows}))
+      result = box.run(
+        [path, "driver.py", "prompts", str(folder), model],
+        files={"driver.py": _DRIVER.read_bytes()},
+        writable=folder,
+        env=_ENV,
+        limits=sandbox.Limits(
+          wall_seconds=_START_SECONDS,
+          cpu_seconds=_START_SECONDS,
+          memory_bytes=4 * _GIB,
+          file_bytes=_GIB,
+        ),
+      )
+      if result.exit_code != 0:
+        said = result.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(
+          f"{path} gives no prompt of lcb_runner:"
+          f" {(said or ['no word'])[-1][:400]}; or set"
+          " --config.evaluate.code_prompt=ours"
+        )
+      answer = json_files.loads((folder / "answered.json").read_bytes())
+    commit = Path(path).parents[1] / "lcb_runner.txt"
+    which = commit.read_text().strip()[:12] if commit.is_file() else "unknown"
+    said = [_said(turns, path) for turns in answer["messages"]]
+    (system,) = {turns.get("system") for turns in said}
+    return grader_protocol.Official(
+      f"lcb_runner-{which} {answer['style']}",
+      [turns["user"] for turns in said],
+      system,
+    )
 
   def submit(self, key: Any, text: str, problem: Problem) -> None:
     """Takes a response, as `grader.Grader`."""
-    program = extract_code.last_program(text)
+    program = text if self._model else extract_code.last_program(text)
     if program is None:
       self._ready.append((key, Verdict(False, "no_code", None)))
     else:
@@ -157,7 +242,7 @@ class Grader(grader_protocol.Grader):
       keys = [key for key, *_ in self._waiting[:taken]]
       del self._waiting[:taken]
       for index, verdict in _run(
-        self._box, self._path, queue, self.workers
+        self._box, self._path, queue, self.workers, self._model
       ).items():
         yield keys[index], verdict
 
@@ -165,6 +250,27 @@ class Grader(grader_protocol.Grader):
     """Forgets the responses that have no verdict yet."""
     self._ready.clear()
     self._waiting.clear()
+
+
+def _is_official(experiment: Experiment) -> bool:
+  return experiment.evaluate.code_prompt == "official"
+
+
+def _said(turns: Sequence[Any], path: str) -> dict[str, str]:
+  """Returns what is said in a conversation of lcb_runner's, by role.
+
+  Raises:
+    UserError: it is more than a user's turn, perhaps after a system's.
+  """
+  said = {turn["role"]: turn["content"] for turn in turns}
+  if len(said) != len(turns) or "user" not in said or said.keys() - _ROLES:
+    raise UserError(
+      f"{path}: lcb_runner's prompt has the turns"
+      f" {', '.join(turn['role'] for turn in turns)}, and here it can have one"
+      " of the system and one of the user; name another model in"
+      " evaluate.lcb_model, or set --config.evaluate.code_prompt=ours"
+    )
+  return said
 
 
 def input_output(problem: Problem) -> str:
@@ -193,6 +299,7 @@ def _run(
   python: str,
   queue: Sequence[tuple[int, str, str]],
   workers: int,
+  model: str | None = None,
 ) -> dict[int, Verdict]:
   """Judges programs in one run of lcb_runner.
 
@@ -208,14 +315,16 @@ def _run(
     folder = Path(name)
     given = folder / "asked.json"
     rows = [{"program": p, "input_output": t} for _, p, t in queue]
-    given.write_text(json.dumps({"rows": rows, "seconds": _TEST_SECONDS}))
+    given.write_text(
+      json.dumps({"rows": rows, "seconds": _TEST_SECONDS, "model": model})
+    )
     # Programs can write to this folder, and are not to change the tests.
     given.chmod(0o444)
     result = box.run(
-      [python, "driver.py", str(folder), str(workers)],
+      [python, "driver.py", "judge", str(folder), str(workers)],
       files={"driver.py": _DRIVER.read_bytes()},
       writable=folder,
-      env={"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+      env=_ENV,
       limits=sandbox.Limits(
         # Enough for every test to take its whole time: a run that is merely
         # slow must not be taken for one that a program has ended.
@@ -231,24 +340,30 @@ def _run(
     )
     try:
       answered = json_files.loads((folder / "answered.json").read_bytes())
+      programs = [str(program) for program in answered["programs"]]
+      judged = zip(answered["codes"], programs, queue, strict=True)
       return {
         index: _verdict(codes, program)
-        for codes, (index, program, _) in zip(answered, queue, strict=True)
+        for codes, program, (index, *_) in judged
       }
     # No file, or one that a program wrote: the halves below find whose.
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
       pass
   if len(queue) > 1:
     half = len(queue) // 2
-    first = _run(box, python, queue[:half], workers)
-    return first | _run(box, python, queue[half:], workers)
+    first = _run(box, python, queue[:half], workers, model)
+    return first | _run(box, python, queue[half:], workers, model)
   said = result.stderr.decode(errors="replace").strip().splitlines()
   detail = f"{result.reason}, {(said or ['no word'])[-1][:160]}"
-  return {queue[0][0]: Verdict(None, "ungradable", queue[0][1], detail)}
+  # A whole response isn't what was taken out of it.
+  program = None if model else queue[0][1]
+  return {queue[0][0]: Verdict(None, "ungradable", program, detail)}
 
 
 def _verdict(codes: list, program: str) -> Verdict:
   """Reads a program's codes: True a test passed, a number where it stopped."""
+  if not program.strip():
+    return Verdict(False, "no_code", None)
   passed = sum(one is True for one in codes)
   detail = json.dumps({"passed": passed, "ran": len(codes)})
   if codes and passed == len(codes):
