@@ -177,8 +177,8 @@ def test_the_authors_code_differs_in_so_much_and_no_more(row):
   if method == "forward_kl_clip":
     expected["loss.clip"] = 0.1
   assert changed == expected
-  # What both have is in these tests already: truncated trajectories, the
-  # teacher's context of y_r.
+  # What the two agree on.
+  assert theirs.evaluate.code_prompt == "official"
   assert theirs.train.truncated == "keep"
   assert theirs.context_of_teacher == paper.context_of_teacher
 
