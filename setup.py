@@ -30,7 +30,9 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["trd_jax", "trd_jax.*"]),
-  package_data={"trd_jax": ["lab/*/*", "data/prompt_sets/*/*"]},
+  package_data={
+    "trd_jax": ["lab/*/*", "data/prompt_sets/*/*", "data/chat_templates/*"]
+  },
   install_requires=[
     "absl-py>=2.1",
     # 0.10.2 is the newest for Python 3.11, 0.11.2 the newest tried.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import types
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.chat_folders import HYBRID, QWEN, needs_qwen
 from trd_jax import merge, refine, rollout, train
 from trd_jax.data.chat import Chat
 from trd_jax.experiment import experiment
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
@@ -145,3 +147,27 @@ def test_a_folder_of_prompts_with_one_changed_file(tmp_path, nano):
     versions = {r.prompt_version for r in run_dir.read(stage, Trajectory)}
     assert len(versions) == 1
     assert versions != {"1"}
+
+
+def test_a_base_model_without_a_chat_template(tmp_path, nano):
+  base = shutil.copytree(nano, tmp_path / "base")
+  (base / "chat_template.jinja").unlink()
+  config = base / "tokenizer_config.json"
+  fields = json.loads(config.read_text("utf-8"))
+  config.write_text(json.dumps(fields | {"chat_template": None}), "utf-8")
+  rows = [
+    {"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)
+  ]
+  with pytest.raises(UserError, match="no chat template; set the key chat_te"):
+    go(tmp_path, base, rows)
+  assert not (tmp_path / "run/rollout").exists()
+  run_dir = go(tmp_path, base, rows, **{"student.chat_template": "plain"})
+  chat = Chat.load(base, "plain")
+  for stage in ("rollout", "refine"):
+    for prompt in prompts_of(run_dir, stage, chat):
+      assert prompt.endswith("\\boxed{}.\n")
+      assert "<|im_" not in prompt
+  # Whoever serves the merged student asks it in the same way.
+  merged = Chat.load(run_dir.merged)
+  assert merged.render("x", None) == chat.render("x", None)
+  assert merged.stop_ids == Chat.load(nano).stop_ids

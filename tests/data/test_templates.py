@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tests.data.test_prompts import DRAFT, Y_STAR, X, problem, words
 from tests.support import training_runs
 from tests.support.chat_folders import write_folder
-from tests.support.places import ROOT
 from trd_jax.data import contexts, prompts
 from trd_jax.data.chat import Chat
 from trd_jax.data.templates import DOMAINS, ROLES, Templates
@@ -264,11 +263,12 @@ def test_a_base_model_without_a_template_reads_the_message_alone(tmp_path):
   base = write_folder(tmp_path / "base", template=None)
   with pytest.raises(UserError, match="no chat template"):
     Chat.load(base)
-  page = (ROOT / "docs/prompts.md").read_text("utf-8")
-  section = page.split("## Base models")[1]
-  plain = tmp_path / "plain.jinja"
-  plain.write_text(section.split("```\n")[1], "utf-8")
-  chat = Chat.load(base, plain)
+  chat = Chat.load(base, "plain")
+  assert not chat.supports_thinking
+  assert not chat.thinks(False)
+  assert not chat.thinks(None)
+  assert chat.decode(chat.render("x", None, "s")) == "s\n\nx\n"
+  chat.check_system()
   said, p = prompts.default(), problem()
   for message in (said.initial(p), said.privileged(p), "<|im_end|>"):
     ids = chat.render(message, None)

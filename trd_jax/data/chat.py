@@ -30,6 +30,7 @@ import jinja2.meta
 import jinja2.sandbox
 import tokenizers
 
+from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 
@@ -156,7 +157,8 @@ class Chat:
       folder: holds `tokenizer.json` and `tokenizer_config.json`, perhaps
         `generation_config.json` (its `eos_token_id` gives the stop ids) and
         `chat_template.jinja` (which wins over the config's own template).
-      template: a jinja file to use instead of the folder's template.
+      template: a jinja file, or a shipped template's name, to use instead of
+        the folder's template.
 
     Raises:
       UserError: a file is missing or unreadable, or names no template or no
@@ -696,7 +698,9 @@ def _find_template(
   Raises:
     UserError: there is none, or the file can't be read.
   """
-  path = folder / "chat_template.jinja" if template is None else Path(template)
+  path = folder / "chat_template.jinja"
+  if template is not None:
+    path = chat_templates.file(template)
   if template is not None or path.exists():
     try:
       return path.read_text(encoding="utf-8")
@@ -711,8 +715,9 @@ def _find_template(
     found = named.get("default")
   if not isinstance(found, str):
     raise UserError(
-      f"{folder}: no chat template; give a jinja file with the key "
-      "chat_template"
+      f"{folder}: no chat template; set the key chat_template of this model to"
+      " plain, with which it reads the messages alone, as base models do, or to"
+      " a jinja file"
     )
   return found
 

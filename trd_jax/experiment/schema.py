@@ -9,7 +9,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
-from trd_jax.experiment import declarations, engines, methods, prompt_sets
+from trd_jax.experiment import (
+  chat_templates,
+  declarations,
+  engines,
+  methods,
+  prompt_sets,
+)
 from trd_jax.experiment.declarations import (
   above,
   at_least,
@@ -34,7 +40,9 @@ class Model:
     None, "folder or hub id of the tokenizer; None: the model itself"
   )
   chat_template: str | None = declarations.path(
-    None, "file of a Jinja chat template; None: the tokenizer's own"
+    None,
+    f"file of a Jinja chat template, or {', '.join(chat_templates.shipped())}:"
+    " the messages alone, for a base model; None: the tokenizer's own",
   )
   thinking: bool | None = key(
     None,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import file_locks, ownership, paths
 from trd_jax.experiment.files.json_files import read_object
@@ -267,13 +268,14 @@ def copy_companions(
   Args:
     source: a model's or a tokenizer's folder.
     out: the folder to copy them to.
-    chat_template: a jinja file to put in the place of the source's template.
+    chat_template: a jinja file, or a shipped template's name, to put in the
+      place of the source's template.
   """
   for name in _COMPANIONS:
     if (Path(source) / name).exists():
       shutil.copyfile(Path(source) / name, out / name)
   if chat_template is not None:
-    shutil.copyfile(chat_template, out / _TEMPLATE)
+    shutil.copyfile(chat_templates.file(chat_template), out / _TEMPLATE)
 
 
 def token_ids(source: Path | str) -> dict[str, Any]:
