@@ -110,6 +110,10 @@ def test_deepscaler_is_counted_and_rid_of_what_math500_holds(tmp_path, capsys):
   assert "of aime24" not in told
   mine = [row for row in rejected if "as math500's" in row.reason]
   assert len(found) == 38_922 - len(mine)
+  assert (
+    f"{len(found):,} can be trained on, and the paper trained on 40,245 rows:"
+    " there repeats, contradictions and questions of benchmarks stay in"
+  ) in told
   assert sum(row.reason.startswith("same text") for row in mine) == 4
   assert {row.problem_id for row in mine}.isdisjoint(
     problem.problem_id for problem in found

@@ -71,4 +71,4 @@ def _says_more(solution: str, answer: str) -> bool:
   )
 
 
-SOURCE = sources.Source(load, files, hub=(HUB,))
+SOURCE = sources.Source(load, files, hub=(HUB,), in_paper="40,245")

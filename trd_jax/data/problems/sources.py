@@ -53,6 +53,8 @@ class Source:
     hub: the data sets that are downloaded without a `data.root`, or
     urls: the addresses, each with the SHA-256 of what is there.
     check: raises `UserError` where its own keys ask for what there isn't.
+    in_paper: how many of its rows the paper trained on, as a person says it;
+      None: it trained on none.
   """
 
   load: Callable[[Data], tuple[list[Problem], list[Rejected]]]
@@ -61,6 +63,7 @@ class Source:
   hub: tuple[Hub, ...] = ()
   urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
   check: Callable[[Data], None] = _nothing_to_check
+  in_paper: str | None = None
 
 
 def fetch(hub: Hub, name: str, key: str = ROOT) -> tuple[str, list[Path]]:

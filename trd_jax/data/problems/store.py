@@ -59,6 +59,13 @@ def load(
         )
     # Before the selection, so that `data.limit` problems are left after it.
     clean, overlapping = _decontaminated(experiment, every, benchmarks)
+    if (paper := problems.source(experiment.data).in_paper) is not None:
+      print(
+        f"problems: {len(clean):,} can be trained on, and the paper trained on"
+        f" {paper} rows: there repeats, contradictions and questions of"
+        " benchmarks stay in",
+        flush=True,
+      )
     selected = problems.select(clean, experiment.data)
     # Before anything is kept, so that the rows can still be mended.
     _check_golds(experiment, selected, reading=True)

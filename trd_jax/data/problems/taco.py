@@ -163,4 +163,4 @@ def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
     yield where, row
 
 
-SOURCE = sources.Source(load, files, hub=(HUB,))
+SOURCE = sources.Source(load, files, hub=(HUB,), in_paper="about 25,000")
