@@ -179,6 +179,31 @@ def test_stages_are_shared_exactly_where_their_keys_agree(base):
   ]
 
 
+def test_split_rounds_share_the_first_part_s_rows_where_it_is_cut_alike(base):
+  split = {"pipeline.rounds": 4, "pipeline.split": True}
+  shared = {"rollout": 0, "refine": 0, "evaluate/base": 0}
+  assert _donors(
+    base,
+    [
+      point("four", split),
+      point("another rate", split | {"train.learning_rate": 1.0}),
+      point("each evaluated", split | {"pipeline.evaluate_every": 1}),
+      point("eight", split | {"pipeline.rounds": 8}),
+      point("cut elsewhere", split | {"train.batch_size": 16}),
+      point("whole"),
+      point("whole, twice", {"pipeline.rounds": 2}),
+    ],
+  ) == [
+    {},
+    shared,
+    shared,
+    {"evaluate/base": 0},
+    {"evaluate/base": 0},
+    {"evaluate/base": 0},
+    {"rollout": 5, "refine": 5, "evaluate/base": 0},
+  ]
+
+
 @pytest.mark.parametrize("how", ["exact", "ngram"])
 def test_problems_without_a_benchmarks_are_shared_under_its_keys_alone(
   base, how

@@ -180,25 +180,7 @@ def _open_model(
 
   if not stage.endswith("trained"):
     return chat_model.open_student(experiment, run_dir)
-  merged = run_dir.done("merge")
-  if merged is None:
-    raise UserError(
-      f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
-      " trd_jax.merge first, or evaluate --model=base"
-    )
-  if experiment.engine.weights == "adapter":
-    return chat_model.open_model(
-      experiment.student, run_dir, adapter=run_dir.adapter
-    )
-  if not merged["merged"]:
-    raise UserError(
-      f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
-      " --config.engine.weights=adapter, or remove merge/done.json and merge"
-      " again"
-    )
-  return chat_model.open_model(
-    experiment.student, run_dir, folder=run_dir.merged
-  )
+  return chat_model.open_trained(experiment, run_dir)
 
 
 def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:

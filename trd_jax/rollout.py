@@ -32,7 +32,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 1. The model that answers, and the problems. What can be wrong with the
   #    model is seen before anything is written.
-  model = chat_model.open_student(experiment, run_dir)
+  model = chat_model.open_learner(experiment, run_dir)
   problems = store.load(experiment, run_dir)
   stage = sampling_stage.SamplingStage(
     experiment, run_dir, STAGE, model, section, thinking

@@ -263,7 +263,9 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
   for one in plans:
     where = _folder(run_dir, one.point)
     found = {"best": 1, "rounds": [1]}
-    if one.experiment.pipeline.rounds > 1:
+    section = one.experiment.pipeline
+    # Split rounds are one training, whose summary is that of its end.
+    if section.rounds > 1 and section.parts == 1:
       if not where.rounds.exists():
         continue  # its later rounds are still to come
       found = read_json(where.rounds)

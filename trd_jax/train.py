@@ -64,6 +64,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     model_pair,
     models,
     processes,
+    split_rounds,
     training_loop,
     training_set,
   )
@@ -87,9 +88,11 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.read(experiment, run_dir, *both.chats)
 
-  # 3. The order of updates: the trajectories of each.
+  # 3. The order of updates: the trajectories of each, and where they stand in
+  #    a training over several rounds.
   print(f"train: {experiment.coordinates.describe()}", flush=True)
   batches = data.batches(train, experiment.seed)
+  place = split_rounds.place(experiment, run_dir, len(batches))
 
   # 4. Mesh and shapes: how the models are split, and the few lengths of rows
   #    that programs are compiled for.
@@ -118,13 +121,13 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 7. The programs of an update, for as few shapes as the lengths allow.
   distiller = Distiller.for_run(
-    experiment, both, loaded, source, mesh, num_steps=len(batches)
+    experiment, both, loaded, source, mesh, num_steps=place.total
   )
 
-  # 8. Where to begin: the newest checkpoint, or the start. The state alone
-  #    holds the adapter from here on.
+  # 8. Where to begin: the newest checkpoint, the round before, or the start.
+  #    The state alone holds the adapter from here on.
   start, state = training_loop.begin(
-    distiller, loaded.lora, outputs.checkpoints, experiment.seed
+    distiller, loaded.lora, outputs.checkpoints, experiment.seed, place
   )
   del loaded
   distiller.compile(source.layout, state)
@@ -139,8 +142,9 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     outputs,
     train,
     experiment.loss.mean,
+    place,
   )
-  if done.updates < len(batches):
+  if done.updates < place.first + len(batches):
     after = f"after update {done.updates}, which is saved"
     raise Terminated(after if done.updates else "", agreed=True)
 
@@ -148,7 +152,15 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   if not writes:
     return
   logged = read_metrics(metrics_file)
+  about_round = {}
+  if place.round is not None:
+    about_round = {
+      "round": place.round,
+      "first_update": place.first,
+      "schedule": place.total,
+    }
   summary = {
+    **about_round,
     "coordinates": experiment.coordinates._asdict(),
     "updates": len(batches),
     "trajectories": len(data.samples),
@@ -168,8 +180,12 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
 def describe(summary: dict) -> str:
   """Returns one line about a finished training run."""
+  after = ""
+  if summary.get("first_update"):
+    after = f" after {summary['first_update']:,} of earlier rounds"
   return (
-    f"{summary['updates']} updates on {summary['trajectories']:,} trajectories"
+    f"{summary['updates']} updates{after} on"
+    f" {summary['trajectories']:,} trajectories"
     f" ({sum(summary['dropped'].values()):,} dropped), loss"
     f" {summary['first_loss']:.4f} → {summary['last_loss']:.4f},"
     f" {summary['tokens_per_second']:,.0f} tokens/s"

@@ -244,6 +244,22 @@ def test_rounds_are_planned_to_the_last(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("every", "evaluated"), [(None, 1), (1, 7), (2, 4), (3, 3), (7, 1), (9, 1)]
+)
+def test_split_rounds_have_the_rows_of_one(tmp_path, every, evaluated):
+  once, _ = planned(tmp_path)
+  split = {"pipeline.rounds": 7, "pipeline.split": True}
+  found, e = planned(tmp_path, **split, **{"pipeline.evaluate_every": every})
+  graded = once.pop("evaluate") // 2
+  assert found.pop("evaluate") == (1 + evaluated) * graded
+  per_round = {"train": 7, "merge": 7}
+  assert found == {n: per_round.get(n, 1) * s for n, s in once.items()}
+  told = dry_run.describe(e, RunDir(tmp_path), [])
+  assert "315 updates of 128, each problem in one of 7 rounds" in told
+  assert "in all 7 rounds" in told
+
+
+@pytest.mark.parametrize(
   ("changes", "generate", "train"),
   [
     ({}, "8: vllm, 8 copies on 1 each", "chosen from sizes"),

@@ -8,7 +8,7 @@ from trd_jax import sweep
 from trd_jax.experiment import config_file, experiment
 from trd_jax.experiment.files.json_files import write_json
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.sweep_points import product
+from trd_jax.experiment.sweep_points import point, product
 from trd_jax.pipeline import sweep_plot
 
 
@@ -44,6 +44,18 @@ def three(base, tmp_path):
       rows = [{"round": number} for number in range(1, best + 1)]
       write_json(where.rounds, {"rounds": rows, "best": best})
   return sweep.plan(base, points, "s.py"), run_dir
+
+
+def test_split_rounds_show_their_end(base, tmp_path):
+  run_dir = RunDir(tmp_path / "sweep")
+  points = [point("split", {"pipeline.rounds": 3, "pipeline.split": True})]
+  plans = sweep.plan(base, points, "s.py")
+  where = sweep._folder(run_dir, points[0])
+  write_json(where.rounds, {"rounds": [{}, {}, {}], "best": 1})
+  assert not sweep.collect(plans, run_dir)  # its later rounds are to come
+  _summarised(where, 0.5)
+  (row,) = sweep.collect(plans, run_dir)
+  assert row["trained"]["avg_at_k"] == 0.5
 
 
 def test_a_point_shows_its_best_round_once_all_are_done(three):

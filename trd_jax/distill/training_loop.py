@@ -22,6 +22,7 @@ from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.flops import SampleFlops
 from trd_jax.distill.packing.layout import Sample
 from trd_jax.distill.packing.packing import MicroBatch
+from trd_jax.distill.split_rounds import Place
 from trd_jax.distill.step import TrainState, Tree
 from trd_jax.distill.teacher.source import TeacherSource
 from trd_jax.experiment.errors import UserError
@@ -62,9 +63,13 @@ class Outputs:
 
 
 def begin(
-  distiller: Distiller, lora: Tree, checkpoints: Checkpoints, seed: int
+  distiller: Distiller,
+  lora: Tree,
+  checkpoints: Checkpoints,
+  seed: int,
+  place: Place,
 ) -> tuple[int, TrainState]:
-  """Goes on from the newest checkpoint, or starts anew.
+  """Goes on from the newest checkpoint, or from the round before, or anew.
 
   The number of updates done is the cursor into the order of batches and the
   key of the dropout, so nothing else has to be restored.
@@ -74,22 +79,37 @@ def begin(
     lora: the adapter before the first update.
     checkpoints: the run's.
     seed: of the dropout.
+    place: has the checkpoints of the round before.
 
   Returns:
     How many updates are done, and the state after them.
 
   Raises:
-    UserError: the processes find different checkpoints, or one doesn't fit.
+    UserError: the processes find different checkpoints, one doesn't fit, or
+      the last of the round before isn't there any more.
   """
   # To look into the folder is done by all processes together, or by none.
   exists = checkpoints.directory.exists()
   processes.check_same(int(exists), "whether there are checkpoints")
   start = checkpoints.latest() or 0
   processes.check_same(start, "the checkpoint that they find")
+  told = ""
+  if not start and place.before is not None:
+    checkpoints, told = place.before, f" of round {(place.round or 0) - 1}"
+    # Whole or not at all: an earlier one of that round would be trained on
+    # from here as if nothing was missing.
+    newest = checkpoints.latest()
+    if newest != place.first:
+      raise UserError(
+        f"{checkpoints.directory}: the checkpoint after update {place.first},"
+        f" the last{told}, is not there; put it back, or remove that round's"
+        " train/done.json and give the whole run's command again"
+      )
+    start = place.first
   if not start:
     return 0, distiller.init(lora, seed)
   start, state = checkpoints.restore(distiller.abstract_state(lora))
-  print(f"train: goes on after update {start}", flush=True)
+  print(f"train: goes on after update {start}{told}", flush=True)
   return start, state
 
 
@@ -143,44 +163,49 @@ def run(
   outputs: Outputs,
   section: Train,
   mean: str,
+  place: Place,
 ) -> Done:
   """Takes the updates that are left, until SIGTERM asks to stop between two.
 
   Args:
     distiller: the compiled programs.
-    start: updates that are done.
+    start: updates that are done, those of earlier rounds among them.
     state: after them; donated.
-    batches: of all updates, in their order.
+    batches: of this round's updates, in their order.
     source: adds the teacher's side to each.
     outputs: where checkpoints and rows of metrics go.
     section: `checkpoint_every` and `log_every`.
     mean: over what the loss is one, see `packing.pack`.
+    place: where this round's updates stand.
 
   Raises:
     UserError: the loss stops being a number.
   """
+  end = place.first + len(batches)
+  of_round = {} if place.round is None else {"round": place.round}
   pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
   done, tokens = start, 0
   with (
     # SIGTERM waits for the end of an update.
     supervise.deferred() as ending,
-    _log(outputs, start, len(batches), section.log_every) as log,
+    _log(outputs, start, place.first, end, section.log_every) as log,
   ):
-    for step in range(start, len(batches)):
+    for step in range(start, end):
       # An update is one program of all processes: they stop at the same one.
       if processes.stop_before(step, ending.requested):
         break
-      packs = packing.pack(batch := batches[step], source.layout, mean)
+      batch = batches[step - place.first]
+      packs = packing.pack(batch, source.layout, mean)
       state, metrics = distiller.update(state, source.fill(batch, packs))
       # An update is waited for only after the next has been handed over, so
       # that the devices work on while the host packs and writes.
       if pending is not None:
         log.record(*pending)
-      facts = _facts(batch, packs, source.layout.flops)
+      facts = of_round | _facts(batch, packs, source.layout.flops)
       tokens += int(facts["tokens_student"] + facts["tokens_teacher"])
       pending = step, metrics, facts
       done = step + 1
-      if done % section.checkpoint_every == 0 or done == len(batches):
+      if done % section.checkpoint_every == 0 or done == end:
         # Rows first: a run that goes on from here must find them written.
         log.record(*pending)
         pending = None
@@ -194,17 +219,19 @@ def run(
 
 @contextlib.contextmanager
 def _log(
-  outputs: Outputs, start: int, num_steps: int, every: int
+  outputs: Outputs, start: int, first: int, end: int, every: int
 ) -> Iterator[Log]:
-  """Opens a `Log` for the updates from `start` on."""
+  """Opens a `Log` for the updates from `start` on, of those of a round."""
   with (
     # All processes have the same row, so one of them writes it.
     MetricWriter(outputs.metrics_file, start, outputs.sinks)
     if processes.first()
     else contextlib.nullcontext() as writer,
-    Progress(num_steps, "train", "updates", initial=start) as progress,
+    Progress(
+      end - first, "train", "updates", initial=start - first
+    ) as progress,
   ):
-    yield Log(writer, progress, every, num_steps - 1)
+    yield Log(writer, progress, every, end - 1)
 
 
 def _facts(

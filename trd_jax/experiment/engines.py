@@ -300,6 +300,12 @@ class ServerEngine(EngineSection):
     # A preflight counts prompts, for which nothing has to be served.
     if not self.urls and not experiment.preflight_only:
       yield "engine.name=server needs engine.server.urls: name the servers"
+    if self.model is not None and experiment.pipeline.parts > 1:
+      yield (
+        f"engine.server.model={self.model} names one model for a whole run, and"
+        " with pipeline.split each round has another: leave it out, and have"
+        " each served under its folder"
+      )
     yield from _temperatures(experiment)
     if experiment.engine.ray.actors:
       yield (

@@ -175,6 +175,11 @@ class Experiment:
     return self.trains_on == "y_o" or rewritten or by_rollout
 
   @property
+  def trajectories_per_problem(self) -> int:
+    """Returns how many trajectories of a problem are trained on, at most."""
+    return self.rollout.samples if self.trains_on in ("y_o", "y_r") else 1
+
+  @property
   def reads_own_teacher(self) -> bool:
     """Whether a teacher that isn't the student's base writes or is read."""
     writes = self.teacher_writes is not None
@@ -348,6 +353,7 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
     )
   yield from _teacher_contradictions(e)
   yield from _context_contradictions(e)
+  yield from _round_contradictions(e)
   if e.data.source == "arithmetic" and e.data.root is not None:
     yield (
       f"data.root={e.data.root} is read by no source, as"
@@ -452,6 +458,30 @@ def _loss_contradictions(e: Experiment) -> Iterator[str]:
       f"{chosen.token_weights} weighs tokens by the student's whole"
       f" distribution, and {named} makes only its top {loss['top_k']}: set"
       " loss.top_k_tail=bucket, or loss.token_weights=none"
+    )
+
+
+def _round_contradictions(e: Experiment) -> Iterator[str]:
+  """Yields what of `pipeline` doesn't fit rounds that are split, or aren't."""
+  section = e.pipeline
+  if section.round > section.parts:
+    yield (
+      f"pipeline.round={section.round} of {section.parts}: the pipeline itself"
+      " sets it, where pipeline.split cuts the problems: leave it out"
+    )
+  if section.evaluate_every is not None and not section.split:
+    yield (
+      f"pipeline.evaluate_every={section.evaluate_every} is for rounds that are"
+      " split, and others are evaluated each: set pipeline.split=True, or leave"
+      " it at None"
+    )
+  if section.parts > 1 and e.train.max_steps is not None:
+    trajectories = e.train.max_steps * e.train.batch_size
+    limit = -(-trajectories // e.trajectories_per_problem)
+    yield (
+      f"train.max_steps={e.train.max_steps} ends a training early, and"
+      " pipeline.split gives each round its part of all problems: set"
+      f" data.limit={limit} in its place"
     )
 
 

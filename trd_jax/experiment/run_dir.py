@@ -8,6 +8,7 @@
     merge/adapter/ model/     the PEFT adapter; the merged student
     evaluate/base/ trained/   graded samples, as rows
     models/random-<size>/     randomly initialised models
+    rounds/<number>/          further rounds, a directory each
     summary.json timings.jsonl locks/
 
 Beside its rows a stage has `rejected.parquet` (rows that it set aside), perhaps
@@ -252,6 +253,16 @@ class RunDir:
     if number == 1:
       return self
     return RunDir(self.stage("rounds") / str(number))
+
+  def round_before(self, number: int) -> "RunDir":
+    """Returns the directory of the round before this one, which is `number`."""
+    # Found by its place, so that a run can be moved with all its rounds.
+    return RunDir(self.root.absolute().parents[1]).round(number - 1)
+
+  @property
+  def parts(self) -> Path:
+    """Returns the JSON file of the problems of each split round."""
+    return self.stage("rounds") / "parts.json"
 
   @property
   def timings(self) -> Path:

@@ -602,10 +602,31 @@ class Metrics:
 class Pipeline:
   """The whole pipeline, once or several times over."""
 
+  # The first three decide artifacts where rounds are split, and nothing
+  # elsewhere: see `scopes.identity`.
   rounds: int = key(
     1,
     "times that the stages are run, each from the student that the one before"
     " has trained",
+    at_least(1),
+    scope="rollout",
+  )
+  split: bool = key(
+    False,
+    "each round takes its own part of the problems, and one training, with one"
+    " optimizer and one schedule, goes on over all rounds",
+    scope="rollout",
+  )
+  round: int = key(
+    1,
+    "which of the split rounds a workdir holds: the pipeline sets it",
+    at_least(1),
+    scope="rollout",
+  )
+  evaluate_every: int | None = key(
+    None,
+    "split rounds from one evaluation to the next; the last round always has"
+    " one. None: it alone",
     at_least(1),
   )
   collapse_pass: float = key(
@@ -618,6 +639,20 @@ class Pipeline:
     "nor once responses have shrunk to so much of the base's median length",
     within(0, 1),
   )
+
+  @property
+  def parts(self) -> int:
+    """Returns how many parts the problems are cut into; 1: they stay whole."""
+    return self.rounds if self.split else 1
+
+  @property
+  def evaluates(self) -> bool:
+    """Returns whether the student that this round trains is evaluated."""
+    if self.parts == 1 or self.round == self.rounds:
+      return True
+    return self.evaluate_every is not None and (
+      self.round % self.evaluate_every == 0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
   # Compared as what they amount to, so that a preset and the keys that spell
   # it out share their artifacts.
-  values = {**values, **_coordinates(values, stage)}
+  values = {**values, **_coordinates(values, stage), **_part(values)}
   return {
     name: json.dumps(value)
     for name, value in values.items()
@@ -109,6 +109,11 @@ def _reads_besides(values: Mapping[str, Any], stage: str) -> Iterator[str]:
     yield from (f"evaluate.{name}" for name in _OF_A_BENCHMARK)
     if not LAB_BENCHMARKS.keys().isdisjoint(values["evaluate.benchmarks"]):
       yield "evaluate.seed"  # it makes their questions
+  if stage == "rollout" and _is_split(values):
+    # Parts are cut at whole updates (`data.problems.parts`).
+    yield "train.batch_size"
+    if values["rollout.samples"] > 1:
+      yield "trajectory"  # which may be one a problem
   if STAGES[stage] is _RANDOM:
     yield "seed"
     for side in ("student", "teacher"):
@@ -134,6 +139,20 @@ def _coordinates(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
     "loss.token_weights": chosen.token_weights,
     "loss.clip": chosen.clip,
   }
+
+
+def _part(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the keys of a round's part of the problems as what they amount to.
+
+  Rounds over all problems don't depend on their number: each has a workdir.
+  """
+  if _is_split(values):
+    return {}
+  return {"pipeline.rounds": 1, "pipeline.split": False, "pipeline.round": 1}
+
+
+def _is_split(values: Mapping[str, Any]) -> bool:
+  return values["pipeline.split"] and values["pipeline.rounds"] > 1
 
 
 def _is_unread(values: Mapping[str, Any], name: str) -> bool:

@@ -80,6 +80,46 @@ def open_chat(model: Model, run_dir: RunDir | None) -> Chat:
   return Chat.load(folder, model.chat_template)
 
 
+def open_trained(experiment: Experiment, run_dir: RunDir) -> ChatModel:
+  """Opens the student that has been trained in a workdir, as it is served.
+
+  Its base, tokenizer and template are the experiment's; the weights are the
+  merged ones, or the base's with the adapter (`engine.weights`).
+
+  Raises:
+    UserError: it isn't there, or only in the other form.
+  """
+  merged = run_dir.done("merge")
+  if merged is None:
+    raise UserError(
+      f"{run_dir.root}: there are no merged weights yet; run trd_jax.train and"
+      " trd_jax.merge first, or evaluate --model=base"
+    )
+  if experiment.engine.weights == "adapter":
+    return open_model(experiment.student, run_dir, adapter=run_dir.adapter)
+  if not merged["merged"]:
+    raise UserError(
+      f"{run_dir.root}: trd_jax.merge wrote the adapter alone; go on with"
+      " --config.engine.weights=adapter, or remove merge/done.json and merge"
+      " again"
+    )
+  return open_model(experiment.student, run_dir, folder=run_dir.merged)
+
+
+def open_learner(experiment: Experiment, run_dir: RunDir) -> ChatModel:
+  """Opens the student that a round starts from, which answers the problems.
+
+  In a split round after the first it is the one that the round before trained.
+
+  Raises:
+    UserError: it isn't there, or as `open_student`.
+  """
+  number = experiment.pipeline.round
+  if number == 1:
+    return open_student(experiment, run_dir)
+  return open_trained(experiment, run_dir.round_before(number))
+
+
 def open_student(experiment: Experiment, run_dir: RunDir | None) -> ChatModel:
   """Opens the student before training, with `student.adapter` if it has one.
 

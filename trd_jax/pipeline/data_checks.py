@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trd_jax.data import problems
-from trd_jax.data.problems import benchmarks, questions, sources, store
+from trd_jax.data.problems import benchmarks, parts, questions, sources, store
 from trd_jax.data.problems.sources import Source
 from trd_jax.data.prompts import of_run
 from trd_jax.experiment.errors import UserError
@@ -23,6 +23,8 @@ from trd_jax.model.weights import hub_look, peft
 from trd_jax.model.weights.model_folder import check_replaceable
 
 _SECONDS = 5.0
+# Rows of the public data sets.
+_KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
 
 
 def benchmark(experiment: Experiment, name: str) -> Iterator[Finding]:
@@ -64,6 +66,31 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
     )
   where = f", {section.root}" if section.root else ""
   yield from absent or [Finding("problems", "ok", section.source + where)]
+
+
+def num_problems(experiment: Experiment) -> int | None:
+  """Returns how many problems there are, at most; None where nothing says."""
+  data = experiment.data
+  known = _KNOWN_ROWS.get(data.source)
+  if data.source == "arithmetic":
+    known = data.arithmetic.num_problems
+  if data.limit is None:
+    return known
+  return data.limit if known is None else min(data.limit, known)
+
+
+def split(experiment: Experiment, run_dir: RunDir) -> list[Finding]:
+  """Sees that there are problems enough for all split rounds.
+
+  Raises:
+    UserError: there are not.
+  """
+  # Before they are read it is the most that there can be; then once more.
+  done = run_dir.done(store.STAGE) or {}
+  count = done.get("problems", num_problems(experiment))
+  if experiment.pipeline.parts > 1 and count is not None:
+    parts.cuts(experiment, count)
+  return []
 
 
 def prompts(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:

@@ -20,10 +20,10 @@ from trd_jax.model.config import ModelConfig
 from trd_jax.model.known import KNOWN_MODELS, SIZES
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.model_folder import read_config
+from trd_jax.pipeline.data_checks import num_problems
 
-# Rows of the public data sets.
-_KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
-
+# Stages whose size goes by the number of problems.
+_OF_PROBLEMS = ("rollout", "refine", "teacher_cache")
 _FLOAT32 = _INT32 = 4
 # Of a token in a row of parquet, before compression: its id and its text.
 _TOKEN_BYTES = _INT32 + 4
@@ -51,17 +51,6 @@ def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
   return shape.num_parameters() * _WIDTHS[model.dtype]
 
 
-def num_problems(experiment: Experiment) -> int | None:
-  """Returns how many problems there are, at most; None where nothing says."""
-  data = experiment.data
-  known = _KNOWN_ROWS.get(data.source)
-  if data.source == "arithmetic":
-    known = data.arithmetic.num_problems
-  if data.limit is None:
-    return known
-  return data.limit if known is None else min(data.limit, known)
-
-
 def disk(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
@@ -71,14 +60,21 @@ def disk(
   if every response used its whole budget, before compression. None where the
   model or the data is not known here.
   """
-  rounds = experiment.pipeline.rounds
+  section = experiment.pipeline
+  rounds = section.rounds
+  # Split, all rounds together have the rows of one.
+  rows = 1 if section.parts > 1 else rounds
   for stage, size, what in _of_a_round(experiment, run_dir):
-    yield stage, None if size is None else rounds * size, what
+    times = rows if stage in _OF_PROBLEMS else rounds
+    yield stage, None if size is None else times * size, what
   count = 0
   for name in experiment.evaluate.benchmarks:
     count += questions.number(experiment, name)
-  # Every round is compared with the one base.
-  graded = (1 + rounds) * count * experiment.evaluate.k
+  # Every round that is evaluated is compared with the one base.
+  evaluated = rounds
+  if section.parts > 1:
+    evaluated = -(-rounds // (section.evaluate_every or rounds))
+  graded = (1 + evaluated) * count * experiment.evaluate.k
   yield "evaluate", _rows(graded, experiment.evaluate), "base and trained"
 
 
@@ -189,8 +185,12 @@ def describe(
     updates += f" of {e.train.batch_size}"
   count = "not known here" if problems is None else f"{problems:,}"
   rounds, scope = e.pipeline.rounds, ""
+  if e.pipeline.parts > 1:
+    updates += f", each problem in one of {rounds} rounds" if updates else ""
+  elif rounds > 1:
+    updates = f"{updates} a round"
   if rounds > 1:
-    updates, scope = f"{updates} a round", f"in all {rounds} rounds, "
+    scope = f"in all {rounds} rounds, "
   lines.append(f"  problems  {count:>8}{updates}")
   lines += ["", "devices that the config asks for:", *_devices(e)]
   if card:

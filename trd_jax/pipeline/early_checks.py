@@ -66,11 +66,10 @@ def look(
   Returns:
     What was found, in a fixed order; mistakes are among it.
   """
-  left = [
-    stage
-    for stage in ("evaluate/base", *experiment.stages, "evaluate/trained")
-    if run_dir.done(stage) is None
-  ]
+  stages = ("evaluate/base", *experiment.stages, "evaluate/trained")
+  if experiment.pipeline.round > 1 and not experiment.pipeline.evaluates:
+    stages = experiment.stages
+  left = [stage for stage in stages if run_dir.done(stage) is None]
   if not left:
     return []
   jobs: list[Callable[[], Iterable[Finding]]] = []
@@ -84,6 +83,7 @@ def look(
     jobs.append(lambda name=name: data_checks.benchmark(experiment, name))
   jobs.append(lambda: data_checks.prompts(experiment, run_dir))
   jobs.append(lambda: data_checks.data(experiment, run_dir))
+  jobs.append(lambda: data_checks.split(experiment, run_dir))
   for key, python, packages in _interpreters(experiment, left):
     jobs.append(lambda k=key, p=python, n=packages: _interpreter(k, p, n))
   python = experiment.python.of("evaluate" if evaluates else "rollout")

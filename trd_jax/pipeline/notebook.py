@@ -176,6 +176,17 @@ class OpenRun:
     return read_json(self._run_dir.summary)
 
   @property
+  def rounds(self) -> list["OpenRun"]:
+    """Returns the workdir of each round that has begun; the first is this one.
+
+    Of split rounds the metrics, one after the other, are those of one training.
+    """
+    begun = [OpenRun(self.workdir)]
+    while (here := self._run_dir.round(len(begun) + 1)).config.is_file():
+      begun.append(OpenRun(here.root))
+    return begun
+
+  @property
   def stages(self) -> tuple[str, ...]:
     """Returns the stages that have a folder here."""
     names = (*RECORDS, "train", "merge")

@@ -2,7 +2,8 @@
 
     evaluate base → rollout → refine → train → merge → evaluate trained
 
-With `pipeline.rounds` above 1 all of it again, from the trained student.
+With `pipeline.rounds` above 1 all of it again, from the trained student; with
+`pipeline.split` each round on its own part of the problems (see `rounds`).
 
 A stage that is done is skipped by itself, so the same command goes on where an
 earlier one was stopped. What comes out stands in `summary.json`. With
@@ -11,13 +12,14 @@ as these can be made, and nothing else is done.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from trd_jax.experiment import cli, tables
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.schema import Pipeline
 
 _RANDOM = "random:"
 FLAGS = (
@@ -48,7 +50,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
-  from trd_jax.data.problems import store
+  from trd_jax.data.problems import parts, store
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metric_log import timed
   from trd_jax.generation import preflight
@@ -56,6 +58,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.pipeline import early_checks, takeover
 
   steps = list(commands(experiment))
+  section = experiment.pipeline
   donor = getattr(flags, "from")  # no name that Python lets one write
   if flags.dry_run:
     from trd_jax.experiment import config_file, findings
@@ -78,11 +81,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     ]
     planned += [
       (
-        f"round {number}, unless the student has collapsed",
+        _round_name(section, number),
         _round(experiment, run_dir, number, flags),
         run_dir.round(number).summary.exists(),
       )
-      for number in range(2, experiment.pipeline.rounds + 1)
+      for number in _further(section)
     ]
     shared = dict(argument.split("=", 1) for argument in flags.config_argv)
     card = config_file.expected(shared["--config"])
@@ -95,15 +98,14 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   early_checks.enter(experiment, run_dir)
   if donor is not None and not experiment.preflight_only:
     takeover.take_over(experiment, run_dir, donor)
-  sides = ("evaluate/base", "evaluate/trained")
+  sides = () if _only_trains(section) else ("evaluate/base", "evaluate/trained")
   questions = None
   if unfinished := [one for one in sides if run_dir.done(one) is None]:
-    section = experiment.evaluate
     questions = load_all(experiment)
     # For its errors alone: buckets that can't be had are refused now and not
     # after training.
     scores.base_verdicts(
-      section,
+      experiment.evaluate,
       run_dir,
       unfinished[-1],
       questions,
@@ -121,6 +123,16 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
     return
+  if section.parts > 1:
+    ids = [one.problem_id for one in store.load_all(experiment, run_dir)]
+    mine = len(parts.of_round(experiment, ids))
+    print(
+      f"round {section.round} of {section.rounds}: {mine:,} of {len(ids):,}"
+      f" problems, {parts.num_updates(experiment, mine):,} updates an epoch",
+      flush=True,
+    )
+    if section.round == 1:
+      parts.record(experiment, run_dir, ids)
   for number, (account, module, own) in enumerate(steps, 1):
     if is_done(run_dir, account):
       print(f"[{number}/{len(steps)}] {account}: done before", flush=True)
@@ -136,14 +148,37 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
         )
         sys.exit(code)
 
+  if section.parts > 1 and section.round == 1:
+    # One training over all rounds has one summary, at its end.
+    _go_on_split(experiment, run_dir, flags)
+    return
   summary = summarise(experiment, run_dir)
   from trd_jax.experiment.files.json_files import write_json
 
   write_json(run_dir.summary, summary)
-  print(table(summary))
+  # The last split round's is the whole run's table, which is printed there.
+  last_part = section.parts > 1 and section.round == section.rounds
+  if section.evaluates and not last_part:
+    print(table(summary))
   print(f"written: {run_dir.summary}")
-  if experiment.pipeline.rounds > 1:
+  if list(_further(section)):
     _go_on(experiment, run_dir, flags)
+
+
+def _further(section: Pipeline) -> Iterable[int]:
+  """Returns the numbers of the rounds that this process starts."""
+  return range(2, section.rounds + 1) if section.round == 1 else ()
+
+
+def _round_name(section: Pipeline, number: int) -> str:
+  """Returns what a further round is called beforehand."""
+  judged = section.parts == 1 or section.evaluate_every is not None
+  return f"round {number}{', unless the student has collapsed' * judged}"
+
+
+def _only_trains(section: Pipeline) -> bool:
+  """Returns whether a round evaluates nothing, base neither."""
+  return section.round > 1 and not section.evaluates
 
 
 def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
@@ -169,7 +204,7 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     # The same problems, and one base that every round is compared with.
     for stage in ("problems", "evaluate/base"):
       here.adopt(stage, run_dir)
-    with timed(run_dir.timings, f"round {number}"):
+    with timed(run_dir.timings, f"{rounds.ACCOUNT}{number}"):
       code = supervise.run(_round(experiment, run_dir, number, flags))
       if code:
         sys.exit(code)
@@ -182,6 +217,55 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
   print(f"written: {run_dir.rounds}")
 
 
+def _go_on_split(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Runs the further split rounds, and sums up the training over all of them.
+
+  Raises:
+    SystemExit: a round failed; with its exit code.
+    UserError: a round's directory belongs to another config.
+  """
+  from trd_jax.experiment.experiment import to_json
+  from trd_jax.experiment.files.json_files import write_json
+  from trd_jax.experiment.metric_log import timed
+  from trd_jax.pipeline import rounds
+
+  section = experiment.pipeline
+  rows: list[dict[str, Any]] = []
+  stopped, summary = None, {}
+  for number in range(1, section.rounds + 1):
+    here, own = run_dir.round(number), rounds.at(experiment, number)
+    if number > 1:
+      here.check(to_json(own))
+      accounts = [account for account, _, _ in commands(own)]
+      name = f"[round {number}/{section.rounds}]"
+      if here.summary.exists() and all(is_done(here, a) for a in accounts):
+        print(f"{name} done before", flush=True)
+      else:
+        print(f"{name} {here.root}", flush=True)
+        for stage in ("problems", "evaluate/base"):
+          if stage == "problems" or own.pipeline.evaluates:
+            here.adopt(stage, run_dir)
+        with timed(run_dir.timings, f"{rounds.ACCOUNT}{number}"):
+          if code := supervise.run(_round(experiment, run_dir, number, flags)):
+            sys.exit(code)
+    summary = summarise(own, here)
+    rows.append(rounds.of_split(summary, here, number))
+    # Only figures can show a collapse: a round that isn't evaluated goes by.
+    if own.pipeline.evaluates and number < section.rounds:
+      stopped = rounds.collapsed(rows[-1], section)
+      if stopped:
+        break
+  summary["rounds"] = len(rows)
+  summary["seconds"] = rounds.seconds(run_dir, len(rows))
+  evaluated = [row for row in rows if "avg_at_k" in row]
+  best = rounds.best(evaluated)["round"]
+  write_json(run_dir.rounds, {"rounds": rows, "best": best, "stopped": stopped})
+  write_json(run_dir.summary, summary)
+  print(table(summary))
+  print(rounds.table_of_split(rows, stopped))
+  print(f"written: {run_dir.summary}, {run_dir.rounds}")
+
+
 def _round(
   experiment: Experiment, run_dir: RunDir, number: int, flags
 ) -> list[str]:
@@ -192,7 +276,7 @@ def _round(
   shared = [a for a in flags.config_argv if not a.startswith("--workdir=")]
   return [
     *(sys.executable, "-m", "trd_jax.pipeline", *shared),
-    *rounds.overrides(experiment, run_dir.round(number - 1)),
+    *rounds.overrides(experiment, run_dir.round(number - 1), number),
     f"--workdir={run_dir.round(number).root}",
   ]
 
@@ -258,10 +342,12 @@ def commands(experiment: Experiment) -> Iterator[tuple[str, str, list[str]]]:
     models.append(experiment.teacher.path)
   if any(path.startswith(_RANDOM) for path in models):
     yield "convert", "convert", []
-  yield "evaluate/base", "evaluate", ["--model=base"]
+  if not _only_trains(experiment.pipeline):
+    yield "evaluate/base", "evaluate", ["--model=base"]
   for stage in experiment.stages:
     yield stage, stage, []
-  yield "evaluate/trained", "evaluate", ["--model=trained"]
+  if experiment.pipeline.evaluates:
+    yield "evaluate/trained", "evaluate", ["--model=trained"]
 
 
 def is_done(run_dir: RunDir, account: str) -> bool:
@@ -273,10 +359,10 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
   """Sums up what the run found: figures by benchmark, trajectories, seconds.
 
   Returns:
-    `benchmarks`: by name `base`, `trained` and `paired_difference`, each with
-    `avg_at_k`, `pass_at_k`, `k`, `n` and 95% intervals over questions,
-    `data`, the files that the questions were read from, and `thinking`,
-    whether the prompts let a response think;
+    `benchmarks`: by name (none where the student isn't evaluated) `base`,
+    `trained` and `paired_difference`, each with `avg_at_k`, `pass_at_k`, `k`,
+    `n` and 95% intervals over questions, `data`, the files that the questions
+    were read from, and `thinking`, whether the prompts let a response think;
     `trajectories`, `training`, `merge`: what the stages said of themselves;
     `seconds`: wall-clock by stage, over all the processes that worked on it,
     those that were stopped apart.
@@ -289,7 +375,8 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
   trained = run_dir.done("evaluate/trained") or {}
   section = experiment.evaluate
   figures = {}
-  for name in section.benchmarks:
+  # Of a split round that isn't evaluated there are no figures.
+  for name in section.benchmarks if experiment.pipeline.evaluates else ():
     # The two may come from different days: another grader or mode in between,
     # and the difference would not be the training's.
     scores.check_alike(name, base[name], trained[name])

@@ -8,19 +8,40 @@ out, the teacher rewrites its fresh drafts, and training goes on, in
   In OPSD, whose teacher is the student's own base, the teacher improves, too.
 - `adapter`: base and teacher stay what they were, and the adapter, served
   unmerged, is trained further.
+
+With `pipeline.split` the rounds are one training, each on its part of the
+problems. Base and teacher stay what they were, and one adapter is trained
+further with its optimizer and schedule; `engine.weights` only says in which
+form the student rolls out.
 """
 
+import collections
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trd_jax.experiment import tables
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
+from trd_jax.experiment.metric_log import seconds_by_stage
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Pipeline
 
+ACCOUNT = "round "
+"""What the time of a further round stands under begins so."""
 
-def overrides(experiment: Experiment, before: RunDir) -> list[str]:
-  """Returns the flags that turn a config into the next round's."""
+
+def overrides(experiment: Experiment, before: RunDir, number: int) -> list[str]:
+  """Returns the flags that turn a config into that of round `number`.
+
+  Args:
+    experiment: the whole run's.
+    before: the directory of the round before.
+    number: of the round, from 2.
+  """
+  if experiment.pipeline.parts > 1:
+    # The round finds by its place what the one before has trained.
+    return [f"--config.pipeline.round={number}"]
   student = {"student.adapter": str(before.adapter)}
   if experiment.engine.weights == "merged":
     student = {
@@ -34,6 +55,12 @@ def overrides(experiment: Experiment, before: RunDir) -> list[str]:
   # Each round is a pipeline of one round: the first one's alone goes on.
   student["pipeline.rounds"] = 1  # type: ignore[assignment]
   return [f"--config.{key}={value}" for key, value in student.items()]
+
+
+def at(experiment: Experiment, number: int) -> Experiment:
+  """Returns the config of a split round."""
+  pipeline = dataclasses.replace(experiment.pipeline, round=number)
+  return dataclasses.replace(experiment, pipeline=pipeline)
 
 
 def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
@@ -50,28 +77,64 @@ def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
     if not here.summary.exists():
       return
     benchmarks = read_json(here.summary)["benchmarks"]
-    trained = [pair["trained"] for pair in benchmarks.values()]
-    yield {
-      "round": number,
-      "weights": str(here.merged if here.merged.exists() else here.adapter),
-      "avg_at_k": _mean(trained, "avg_at_k"),
-      "pass_at_k": _mean(trained, "pass_at_k"),
-      "base_avg_at_k": _mean(
-        [p["base"] for p in benchmarks.values()], "avg_at_k"
-      ),
-      "base_pass_at_k": _mean(
-        [p["base"] for p in benchmarks.values()], "pass_at_k"
-      ),
-      # The worst benchmark: a mean would hide one whose answers are down to a
-      # line.
-      "length_share": min(
-        pair["trained"]["median_tokens"] / max(pair["base"]["median_tokens"], 1)
-        for pair in benchmarks.values()
-      ),
-      "benchmarks": {
-        name: pair["trained"] for name, pair in benchmarks.items()
-      },
-    }
+    yield {"round": number, "weights": _weights(here), **means(benchmarks)}
+
+
+def means(benchmarks: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the figures of a round over its benchmarks, see `figures`."""
+  pairs = benchmarks.values()
+  trained = [pair["trained"] for pair in pairs]
+  base = [pair["base"] for pair in pairs]
+  return {
+    "avg_at_k": _mean(trained, "avg_at_k"),
+    "pass_at_k": _mean(trained, "pass_at_k"),
+    "base_avg_at_k": _mean(base, "avg_at_k"),
+    "base_pass_at_k": _mean(base, "pass_at_k"),
+    # The worst benchmark: a mean would hide one whose answers are down to a
+    # line.
+    "length_share": min(
+      pair["trained"]["median_tokens"] / max(pair["base"]["median_tokens"], 1)
+      for pair in pairs
+    ),
+    "benchmarks": {name: pair["trained"] for name, pair in benchmarks.items()},
+  }
+
+
+def of_split(
+  summary: Mapping[str, Any], here: RunDir, number: int
+) -> dict[str, Any]:
+  """Returns the figures of a split round that is done.
+
+  Args:
+    summary: of the round (`pipeline.summarise`).
+    here: its directory.
+    number: which one it is.
+
+  Returns:
+    `round` and `weights`; `first_update` (from 0), `updates`, `trajectories`
+    and `last_loss` of its training; and what `means` has, where its student was
+    evaluated.
+  """
+  training = summary["stages"]["train"]
+  kept = ("first_update", "updates", "trajectories", "last_loss")
+  row = {"round": number, "weights": _weights(here)}
+  row |= {name: training[name] for name in kept}
+  return row | (means(summary["benchmarks"]) if summary["benchmarks"] else {})
+
+
+def seconds(run_dir: RunDir, rounds: int) -> dict[str, float]:
+  """Adds up each stage's seconds over split rounds."""
+  sums: collections.Counter[str] = collections.Counter()
+  for number in range(1, rounds + 1):
+    for stage, spent in seconds_by_stage(run_dir.round(number).timings).items():
+      # What the first round's directory has of a further one is the whole.
+      if not stage.startswith(ACCOUNT):
+        sums[stage] += spent  # type: ignore[assignment]
+  return dict(sums)
+
+
+def _weights(here: RunDir) -> str:
+  return str(here.merged if here.merged.exists() else here.adapter)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -128,3 +191,48 @@ def table(rows: Sequence[Mapping[str, Any]], stopped: str | None) -> str:
     lines.append(f"stopped after round {rows[-1]['round']}: {stopped}")
   lines += [f"* the best: {chosen['weights']}", ""]
   return "\n".join(lines)
+
+
+def table_of_split(
+  rows: Sequence[Mapping[str, Any]], stopped: str | None
+) -> str:
+  """Writes split rounds as a person reads them.
+
+  Args:
+    rows: of `of_split`; the last one has figures.
+    stopped: why no further round followed; None: it was the last.
+  """
+  head = (
+    "round",
+    "updates",
+    "trajectories",
+    "loss",
+    "mean Avg@k",
+    "mean Pass@k",
+  )
+  last = rows[-1]
+  cells = [
+    head,
+    ("base", *("",) * 3, *_percent(last, "base_avg_at_k", "base_pass_at_k")),
+  ]
+  for row in rows:
+    first = row["first_update"]
+    cells.append(
+      (
+        f"{row['round']}",
+        f"{first + 1}-{first + row['updates']}",
+        f"{row['trajectories']:,}",
+        f"{row['last_loss']:.4f}",
+        *_percent(row, "avg_at_k", "pass_at_k"),
+      )
+    )
+  lines = ["", tables.columns(cells)]
+  if stopped:
+    lines.append(f"stopped after round {last['round']}: {stopped}")
+  return "\n".join([*lines, ""])
+
+
+def _percent(row: Mapping[str, Any], *names: str) -> Iterator[str]:
+  """Yields figures in percent, a dash for one that there isn't."""
+  for name in names:
+    yield f"{100 * row[name]:.1f}" if name in row else "-"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trd_jax.data import problems
-from trd_jax.data.problems import overlap, questions, rows, sources
+from trd_jax.data.problems import overlap, parts, questions, rows, sources
 from trd_jax.data.problems.questions import Questions
 from trd_jax.data.prompts import lacks
 from trd_jax.experiment.errors import UserError
@@ -23,7 +23,31 @@ def load(
   run_dir: RunDir,
   benchmarks: Mapping[str, Questions] | None = None,
 ) -> list[Problem]:
-  """Returns the problems that the run trains on, in the order of their ids.
+  """Returns the problems that a round trains on, in the order of their ids.
+
+  That is all that the run has, unless rounds are split (`parts`).
+
+  Args:
+    experiment: its `data`, and its round.
+    run_dir: where they are kept.
+    benchmarks: whose questions are taken out, where they are loaded already.
+
+  Raises:
+    UserError: as `load_all`, or there are more rounds than parts.
+  """
+  every = load_all(experiment, run_dir, benchmarks)
+  if experiment.pipeline.parts == 1:
+    return every
+  mine = parts.of_round(experiment, [p.problem_id for p in every])
+  return [problem for problem in every if problem.problem_id in mine]
+
+
+def load_all(
+  experiment: Experiment,
+  run_dir: RunDir,
+  benchmarks: Mapping[str, Questions] | None = None,
+) -> list[Problem]:
+  """Returns the problems of all rounds, in the order of their ids.
 
   The first call reads them from their source and writes them, and the rows
   that were set aside, into the run directory; later calls, of any stage, read
