@@ -625,3 +625,18 @@ def test_how_a_stage_was_carried_out_may_differ(tmp_path):
   run_dir.config.write_text(_config(**same, train={"learning_rate": 1.0}))
   with pytest.raises(UserError, match=r"train\.learning_rate"):
     run_dir.done("train")
+
+
+def test_what_a_round_takes_over_is_its_own_and_the_donor_s_stays(tmp_path):
+  first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run/rounds/2")
+  config = experiment.default_config()
+  first.claim(experiment.to_json(experiment.from_config(config)))
+  first.mark_done("evaluate/base", {"b": 1})
+  config.student.path = "another"
+  second.claim(experiment.to_json(experiment.from_config(config)))
+  assert second.adopt("evaluate/base", first)
+  with pytest.raises(UserError, match="is not of this run"):
+    second.done("evaluate/base")
+  second.forget_keys("evaluate/base")
+  assert second.done("evaluate/base") == {"b": 1}
+  assert first.made_by("evaluate/base")["student.path"] == "lab:student"

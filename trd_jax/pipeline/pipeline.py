@@ -114,7 +114,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # Read here, before any stage starts. Once y_o is there, all that matters is
   # that the source is still the same.
   if run_dir.done("rollout") is None:
-    loaded = store.load(experiment, run_dir, questions)
+    loaded = store.load_all(experiment, run_dir, questions)
     # Rows may bring system turns, which no model has been tried with yet.
     preflight.check_systems(experiment, run_dir, loaded)
   else:
@@ -204,6 +204,7 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
     # The same problems, and one base that every round is compared with.
     for stage in ("problems", "evaluate/base"):
       here.adopt(stage, run_dir)
+    here.forget_keys("evaluate/base")
     with timed(run_dir.timings, f"{rounds.ACCOUNT}{number}"):
       code = supervise.run(_round(experiment, run_dir, number, flags))
       if code:
