@@ -1,5 +1,6 @@
 """Rows without an answer: what is asked of them, and when it is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -115,6 +116,8 @@ def test_a_privileged_text_alone_is_shown_in_both_contexts():
   said = prompts.default()
   for message in (said.privileged(p), said.refinement(p, "draft", "opsd")):
     assert "# Reference\na hint\n" in message
+  blank = dataclasses.replace(p, meta='{"privileged": " "}')
+  assert prompts.privileged_text(blank) is None
   assert "a hint" not in said.initial(p)
   assert "a hint" not in said.refinement(p, "draft", "opd")
 

@@ -443,8 +443,8 @@ def _batches(items: Iterable[_T]) -> Iterator[list[_T]]:
 
 
 def _own_privileged(problem: Problem) -> str | None:
-  own = _meta(problem).get("privileged")
-  return str(own) if own else None
+  own = str(_meta(problem).get("privileged") or "")
+  return own if own.strip() else None
 
 
 def _required(text: str | None, problem: Problem) -> str:
