@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from tests.support.small_models import LORA, SMALL, forward, model, tree
@@ -12,6 +14,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import logits
 from trd_jax.model.weights.adapters import (
+  begin_with,
   load_peft,
   logit_difference,
   merge,
@@ -148,7 +151,23 @@ def _key(layer, name, part):
     ({"use_rslora": True}, None, ["use_rslora"]),
     ({"init_lora_weights": "pissa_niter_4"}, None, ["pissa_niter_4"]),
     ({"init_lora_weights": "olora"}, None, ["olora"]),
-    ({"r": None}, None, ["r or lora_alpha"]),
+    ({"init_lora_weights": "loftq"}, None, ["loftq"]),
+    ({"init_lora_weights": "lora_ga"}, None, ["lora_ga"]),
+    ({"init_lora_weights": "of next year"}, None, ["of next year"]),
+    ({"alora_invocation_tokens": [1]}, None, ["alora_invocation_tokens"]),
+    ({"layer_replication": [[0, 2]]}, None, ["layer_replication"]),
+    ({"a_field_of_next_year": 0}, None, ["a_field_of_next_year=0"]),
+    ({"r": None}, None, ["r is None"]),
+    ({"r": 4.5}, None, ["4.5"]),
+    ({"r": True}, None, ["r is True"]),
+    ({"lora_alpha": 0}, None, ["lora_alpha is 0"]),
+    ({"lora_alpha": -8}, None, ["lora_alpha is -8"]),
+    ({"lora_alpha": "8"}, None, ["lora_alpha is '8'"]),
+    ({"target_modules": ["c_attn"]}, None, ["c_attn", "q_proj"]),
+    ({"target_modules": 3}, None, ["target_modules=3"]),
+    ({"target_modules": "(q_proj"}, None, ["(q_proj"]),
+    # It names two kinds, and the file holds seven.
+    ({"target_modules": ["q_proj", "v_proj"]}, None, ["not part"]),
     (
       {"r": 8},
       None,
@@ -183,6 +202,70 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path, fields, change, named):
   assert "\n" not in message
   for part in named:
     assert part in message, message
+
+
+@pytest.mark.parametrize(
+  "targets",
+  [
+    ["q_proj", "v_proj"],
+    ["self_attn.q_proj", "v_proj"],
+    r".*\.(q|v)_proj",
+    ["model.layers.0.self_attn.q_proj", "v_proj"],
+  ],
+)
+def test_layers_that_an_adapter_leaves_alone_are_zero(tmp_path, targets):
+  _, base, adapter = _adapted()
+  folder = tmp_path / "a"
+  save_peft(adapter, LORA, folder, base="some/model")
+  config = folder / "adapter_config.json"
+  fields = json.loads(config.read_text()) | {"target_modules": targets}
+  config.write_text(json.dumps(fields))
+  tensors = load_file(folder / FILE)
+  one_layer = "model.layers.0.self_attn.q_proj" in targets
+  for name in list(tensors):
+    kept = ".v_proj." in name or ".q_proj." in name
+    if not kept or (one_layer and "layers.1.self_attn.q_proj" in name):
+      del tensors[name]
+  save_file(tensors, folder / FILE)
+  lora, again = load_peft(folder, SMALL)
+  assert lora == LORA
+  merged = flatten_dict(merge(base, again, LORA))
+  for path, kernel in flatten_dict(base).items():
+    changed = {
+      layer
+      for layer in range(SMALL.num_layers)
+      if path[0] == "layers" and np.any(merged[path][layer] != kernel[layer])
+    }
+    wanted = set(range(SMALL.num_layers)) if "v" in path else set()
+    if "q" in path and "kernel" in path:
+      wanted = {0} if one_layer else set(range(SMALL.num_layers))
+    assert changed == wanted, path
+  # Trained further, all layers can learn: none has both factors at zero.
+  begun = flatten_dict(begin_with(folder, SMALL, LORA, adapter))
+  for path, leaf in begun.items():
+    if path[-1] == "lora_a":
+      assert np.all(np.any(leaf, axis=(1, 2))), path
+
+
+@pytest.mark.slow
+def test_what_peft_can_express_is_read_right_or_refused(tmp_path):
+  """Every field that PEFT's own class has, set to what turns it on."""
+  peft = pytest.importorskip("peft")
+  _, _, adapter = _adapted()
+  save_peft(adapter, LORA, tmp_path / "a", base="some/model")
+  path = tmp_path / "a" / "adapter_config.json"
+  plain = json.loads(path.read_text())
+  harmless = {"inference_mode", "revision", "task_type", "auto_mapping"}
+  harmless |= {"base_model_name_or_path", "peft_version", "megatron_core"}
+  # Read, or of no meaning but beside another field that is refused.
+  harmless |= {"r", "lora_alpha", "lora_dropout", "qalora_group_size"}
+  harmless |= {"eva_config", "ensure_weight_tying"}
+  fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+  assert len(fields) > 30
+  for name in sorted(fields - harmless):
+    path.write_text(json.dumps(plain | {name: {"on": True}}))
+    with pytest.raises(UserError, match=name):
+      load_peft(tmp_path / "a", SMALL)
 
 
 def test_a_tree_of_another_rank_is_not_written(tmp_path):

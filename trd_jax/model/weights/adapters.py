@@ -25,7 +25,6 @@ from trd_jax.model.weights.peft import (
   CONFIG,
   FILES,
   LINEAR,
-  VARIANTS,
   WEIGHTS,
   check_size,
   open_adapter,
@@ -81,7 +80,7 @@ def save_peft(
     "target_modules": [name.split(".")[-1] for name, _ in _LINEAR],
     "inference_mode": True,
     "init_lora_weights": True,
-    **dict(VARIANTS),
+    "bias": "none",
   }
   with atomic_folder(folder, compared_later=FILES) as out:
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
@@ -99,21 +98,26 @@ def load_peft(
 
   Returns:
     The adapter's size, and its tree of float32 numpy arrays `[L, I, A]` and
-    `[L, A, O]`.
+    `[L, A, O]`. Layers that it doesn't adapt are zero, in both.
 
   Raises:
     UserError: a file is missing or damaged, a tensor is unknown, missing or
       of another shape, or the adapter is of a variety that this model lacks.
   """
   lora, files = open_adapter(folder, config)
+  sizes = config.linear_layers()
   tree: dict[tuple[str, ...], np.ndarray] = {}
   for name, path in _LINEAR:
-    for part, leaf in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
-      layers = [
-        files.read(tensor_name(layer, name, part)).astype(np.float32).T
-        for layer in range(config.num_layers)
-      ]
-      tree[*path, leaf] = np.stack(layers)
+    ins, outs = sizes[path[-1]]
+    for part, leaf, shape in (
+      ("lora_A", "lora_a", (ins, lora.rank)),
+      ("lora_B", "lora_b", (lora.rank, outs)),
+    ):
+      tree[*path, leaf] = np.zeros((config.num_layers, *shape), np.float32)
+      for layer in range(config.num_layers):
+        tensor = tensor_name(layer, name, part)
+        if tensor in files:
+          tree[*path, leaf][layer] = files.read(tensor).T
   return lora, unflatten_dict(tree)
 
 
@@ -121,6 +125,9 @@ def begin_with(
   folder: Path | str, config: ModelConfig, lora: LoraConfig, like: Tree
 ) -> Tree:
   """Reads a folder's adapter and places it like the fresh one it replaces.
+
+  A layer that the folder's doesn't adapt keeps the fresh A beside its B of
+  zero: with both at zero neither would ever get a gradient.
 
   Args:
     folder: see `load_peft`.
@@ -133,7 +140,17 @@ def begin_with(
   """
   found, tree = load_peft(folder, config)
   check_size(folder, found, lora)
-  return jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), tree, like)
+
+  def placed(x: np.ndarray, fresh: jax.Array) -> jax.Array:
+    return jax.device_put(x, fresh.sharding)
+
+  flat: dict[Any, Any] = flatten_dict(jax.tree.map(placed, tree, like))
+  fresh: dict[Any, Any] = flatten_dict(like)
+  for path, x in flat.items():
+    if path[-1] == "lora_a":
+      adapted_L11 = jnp.any(x, axis=(1, 2), keepdims=True)
+      flat[path] = jnp.where(adapted_L11, x, fresh[path])
+  return unflatten_dict(flat)
 
 
 def is_zero(adapter: Tree) -> bool:

@@ -1,6 +1,9 @@
 """Reads PEFT's folders of adapters without JAX."""
 
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import read_object
@@ -18,21 +21,28 @@ FILES = (WEIGHTS, CONFIG)
 LINEAR = tuple(
   (name, path[:-1]) for name, path, _ in BLOCK if path[-1] == "kernel"
 )
-# PEFT's variants of LoRA that compute something else, each with the value that
-# turns it off. Passed over, the adapter would load and be another one.
-VARIANTS = (
-  ("use_rslora", False),
-  ("use_dora", False),
-  ("fan_in_fan_out", False),
-  ("bias", "none"),
-  ("rank_pattern", {}),
-  ("alpha_pattern", {}),
-  ("modules_to_save", None),
-  ("layers_to_transform", None),
+# Fields that say nothing of what an adapter computes, or that are read. Any
+# other one has to be off, whatever it is called: PEFT's variants of LoRA
+# compute something else, and passed over they would load and be another one.
+_KNOWN = frozenset(
+  (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "peft_type"),
+    *("init_lora_weights", "base_model_name_or_path", "revision"),
+    *("task_type", "inference_mode", "auto_mapping", "peft_version"),
+    *(
+      "megatron_core",
+      "qalora_group_size",
+      "eva_config",
+      "ensure_weight_tying",
+    ),
+  )
 )
-# Ways to begin an adapter that subtract its first value from the base, so that
-# the adapter is right only beside the changed base.
-_CHANGES_THE_BASE = ("pissa", "olora", "corda")
+_OFF = (None, False, "none", {}, [])
+# Ways to begin an adapter that leave the base as it is. All others subtract the
+# adapter's first value from it, or quantise it, so that the adapter is right
+# only beside the changed base.
+_KEEPS_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
+_ALL_LINEAR = "all-linear"
 
 
 def open_adapter(
@@ -46,7 +56,7 @@ def open_adapter(
 
   Returns:
     The adapter's size, and its tensors under the names that `tensor_name`
-    returns.
+    returns. Layers that it doesn't adapt have none.
 
   Raises:
     UserError: a file is missing or damaged, a tensor is unknown, missing or
@@ -54,6 +64,7 @@ def open_adapter(
   """
   folder = Path(folder)
   lora, _ = read_peft_config(folder)
+  targets = read_object(folder / CONFIG).get("target_modules")
   files = TensorFiles(folder, WEIGHTS)
   sizes = config.linear_layers()
   known = set()
@@ -65,6 +76,8 @@ def open_adapter(
     ):
       for layer in range(config.num_layers):
         tensor = tensor_name(layer, name, part)
+        if not _is_target(f"model.layers.{layer}.{name}", targets):
+          continue
         known.add(tensor)
         files.expect(tensor, shape, CONFIG)
   # A surplus tensor is part of the adapter, too: without it the adapter is not
@@ -76,6 +89,21 @@ def open_adapter(
       f" {config.architecture}; use the model that it was trained on"
     )
   return lora, files
+
+
+def _is_target(module: str, targets: Any) -> bool:
+  """Returns whether `target_modules` names a linear layer, as PEFT reads it.
+
+  Args:
+    module: its full name, `model.layers.0.self_attn.q_proj`.
+    targets: a list of names or ends of names, a regular expression, or None
+      for all.
+  """
+  if targets is None or targets == _ALL_LINEAR:
+    return True
+  if isinstance(targets, str):
+    return re.fullmatch(targets, module) is not None
+  return any(module == end or module.endswith(f".{end}") for end in targets)
 
 
 def check_size(
@@ -109,31 +137,65 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
       f"{path}: peft_type is {fields.get('peft_type')!r}; only LORA"
       " adapters are read"
     )
-  for name, off in VARIANTS:
-    if fields.get(name, off) not in (off, None):
+  for name in sorted(fields.keys() - _KNOWN):
+    # By identity where it counts: 0 is no switch that is off.
+    value = fields[name]
+    if not any(value is off or value == off != 0 for off in _OFF):
       raise UserError(
-        f"{path}: {name}={fields[name]!r} is not supported; use a"
-        " plain LoRA adapter"
+        f"{path}: {name}={value!r} is not supported; use a plain LoRA adapter"
       )
+  _check_targets(path, fields.get("target_modules"))
   init = fields.get("init_lora_weights")
-  if str(init).lower().startswith(_CHANGES_THE_BASE):
+  if not any(init is known or init == known != 0 for known in _KEEPS_THE_BASE):
     raise UserError(
       f"{path}: init_lora_weights={init!r} belongs to a base that was changed"
       " with it; have PEFT save it as a plain LoRA adapter"
       " (path_initial_model_for_weight_conversion)"
     )
-  try:
-    lora = LoraConfig(
-      rank=int(fields["r"]),
-      alpha=float(fields["lora_alpha"]),
-      dropout=float(fields.get("lora_dropout", 0.0)),
-    )
-  except (KeyError, TypeError, ValueError) as error:
+  rank: Any = fields.get("r")
+  alpha: Any = fields.get("lora_alpha")
+  dropout: Any = fields.get("lora_dropout") or 0.0
+  # A negative alpha turns what was learnt round, and at zero nothing is left.
+  for name, value, least in (("r", rank, 1), ("lora_alpha", alpha, 0)):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least or not value:
+      raise UserError(
+        f"{path}: {name} is {value!r}, and not a number above 0; fetch the file"
+        " again"
+      )
+  if rank != int(rank) or not isinstance(dropout, int | float):
     raise UserError(
-      f"{path}: r or lora_alpha is missing or no number ({error});"
-      " fetch the file again"
-    ) from error
+      f"{path}: r is {rank!r} and lora_dropout {dropout!r}; a rank is an"
+      " integer, and dropout a number: fetch the file again"
+    )
+  lora = LoraConfig(rank=int(rank), alpha=float(alpha), dropout=float(dropout))
   return lora, str(fields.get("base_model_name_or_path"))
+
+
+def _check_targets(path: Path, targets: Any) -> None:
+  """Checks that `target_modules` names layers that are adapted here.
+
+  Raises:
+    UserError: it is of another form, or names none of them.
+  """
+  modules = [f"model.layers.0.{name}" for name, _ in LINEAR]
+  is_list = isinstance(targets, list) and all(
+    isinstance(one, str) for one in targets
+  )
+  try:
+    if targets is None or isinstance(targets, str) or is_list:
+      # A layer's number in a name narrows it down further; the first will do.
+      if targets is None or any(_is_target(one, targets) for one in modules):
+        return
+      if isinstance(targets, list) and any(".layers." in t for t in targets):
+        return
+  except re.error:
+    pass
+  raise UserError(
+    f"{path}: target_modules={targets!r} names none of"
+    f" {', '.join(name.split('.')[-1] for name, _ in LINEAR)}; use an adapter"
+    " on these linear layers"
+  )
 
 
 def tensor_name(layer: int, name: str, part: str) -> str:
