@@ -38,8 +38,6 @@ _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
 _DONE = "done.json"
 _MADE_BY = "made_by"  # its keys, in the file above
-_ROUNDS = "rounds"  # the folder of further rounds
-_GIVEN_TO_ROUNDS = ("problems", "evaluate/base")
 _ARTIFACTS = (_DONE, "shard-*.parquet", "*.safetensors")
 
 # Locks that this process holds, so that it can take one again: POSIX locks know
@@ -254,7 +252,7 @@ class RunDir:
     """Returns the directory of a round; the first is this one itself."""
     if number == 1:
       return self
-    return RunDir(self.stage(_ROUNDS) / str(number))
+    return RunDir(self.stage("rounds") / str(number))
 
   def round_before(self, number: int) -> "RunDir":
     """Returns the directory of the round before this one, which is `number`."""
@@ -394,10 +392,7 @@ class RunDir:
     summary = read_json(path)
     made_by = summary.pop(_MADE_BY, None)
     # Earlier versions left no keys; neither has a folder that no config claims.
-    # A further round has the first one's problems and the base that all rounds
-    # are compared with, although its own student is another.
-    is_given = self.root.parent.name == _ROUNDS and stage in _GIVEN_TO_ROUNDS
-    if made_by is not None and self.config.exists() and not is_given:
+    if made_by is not None and self.config.exists():
       self._own_config.check_made_by(path, stage, made_by)
     return summary
 
