@@ -15,7 +15,6 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from tests.support import serving
 from tests.support.engine_env import ROOT
@@ -145,6 +144,8 @@ def test_any_int64_is_a_seed(driver):
 
 
 def test_first_tokens_are_drawn_as_often_as_they_are_likely(driver):
+  from scipy import stats  # here, as every process of the tests reads this file
+
   prompt = draws()[0].prompt_ids
   exact = expected(prompt)
   # No rounding decides which tokens are in.
@@ -164,6 +165,8 @@ def test_first_tokens_are_drawn_as_often_as_they_are_likely(driver):
 
 
 def test_the_share_of_first_tokens_sees_a_wrong_sampling():
+  from scipy import stats
+
   # The bound of the test above isn't idle.
   prompt = draws()[0].prompt_ids
   exact = expected(prompt)

@@ -8,9 +8,6 @@ from tests.support.small_models import forward, tree
 from trd_jax.model.qwen3 import logits
 from trd_jax.model.weights.hf import load, read_config, save_hf
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 pytestmark = pytest.mark.slow
 
 PLAIN = {
@@ -69,8 +66,21 @@ SHAPES = {
 TOKENS = np.random.default_rng(0).integers(0, 80, (2, 40))
 
 
+@pytest.fixture(autouse=True)
+def _peers():
+  """Skips where they are not; they are imported where they are used.
+
+  Every process of the tests reads this file, and few run its tests.
+  """
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+
+
 def _reference(shape):
   """A transformers model with weights large enough to tell logits apart."""
+  import torch
+  import transformers
+
   shape = PLAIN | shape
   family = shape.pop("family", "Qwen3")
   config = getattr(transformers, f"{family}Config")(
@@ -90,11 +100,15 @@ def _reference(shape):
 
 
 def _theirs(made):
+  import torch
+
   with torch.no_grad():
     return made(torch.from_numpy(TOKENS)).logits.float().numpy()
 
 
 def _from(folder, dtype):
+  import transformers
+
   # Not `made.to(dtype)`: that rounds the rotary frequencies too.
   return transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=dtype, attn_implementation="eager"
@@ -128,6 +142,8 @@ BFLOAT16_BOUND = 0.025
 
 @pytest.mark.parametrize("name", ["untied", "yarn, all fields"])
 def test_bfloat16_logits_stay_within_the_stated_bound(name, tmp_path):
+  import torch
+
   _reference(SHAPES[name]).to(torch.bfloat16).save_pretrained(tmp_path)
   exact = _theirs(_from(tmp_path, "float32"))
   error, their_error = (
@@ -152,6 +168,8 @@ def test_bfloat16_logits_stay_within_the_stated_bound(name, tmp_path):
   ],
 )
 def test_there_and_back_again_is_byte_identical(name, dtype, tmp_path):
+  import torch
+
   made = _reference(SHAPES[name]).to(getattr(torch, dtype))
   made.save_pretrained(tmp_path / "theirs")
   ours = load(tmp_path / "theirs", dtype=dtype)
