@@ -1,43 +1,36 @@
 """What all tests run under, and in which order."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.devices import xla_flags
+from trd_jax.experiment.files import paths
 
 # Before the first import of JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags()}"
+# Once: pytest-xdist's workers inherit them, and find what was compiled under
+# the same flags alone.
+if xla_flags() not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags()}"
 
 # Files with these come first, in this order: what takes longest may not be
 # what all other cores wait for in the end.
 _LONGEST_FIRST = ("vllm", "multiprocess", "slow")
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-  """Compiles a program once, in however many of a file's tests it is made.
+def pytest_configure(config: pytest.Config) -> None:
+  """Keeps what JAX compiles, for all processes of this run and of later ones.
 
-  A file whose tests begin the same run again and again asks for it. JAX's
-  cache in a folder of this process's own: it writes its files in place, so
-  processes that are killed could leave halves of them to others.
+  Most of the tests' time is compilation, much of it of the same programs. A
+  process that is killed as it writes leaves a torn entry: JAX warns, and
+  compiles anew (pyproject.toml takes that warning for no error).
   """
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
-
-  changes = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
-  }
-  before = {name: getattr(jax.config, name) for name in changes}
-  for values in (changes, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it remembers whether there is a folder
-    if values is changes:
-      yield
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = config.rootpath / ".pytest_cache" / "xla" / paths.kind_of_cpu()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+  # By default only what takes a second, and no test's program does.
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ from trd_jax.model.weights import adapters, hub
 from trd_jax.model.weights.adapters import load_peft, logit_difference
 from trd_jax.model.weights.hf import load, save_hf
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 LORA = LoraConfig(rank=4, alpha=6.0, dropout=0.0)
 CONFIG = dataclasses.replace(SMALL, vocab_size=416, tie_embeddings=True)

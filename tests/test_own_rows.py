@@ -17,11 +17,7 @@ from trd_jax.experiment.records import Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.lab.random_model import random_folder
 
-pytestmark = [
-  pytest.mark.slow,
-  needs_qwen,
-  pytest.mark.usefixtures("compiled_once"),
-]
+pytestmark = [pytest.mark.slow, needs_qwen]
 
 STAGES = (rollout, refine, train, merge)
 

@@ -26,7 +26,7 @@ from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.records import Trajectory
 from trd_jax.model.weights import hf, hub
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 LORA = {"rank": 4, "alpha": 8.0}
 

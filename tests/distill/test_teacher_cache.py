@@ -26,7 +26,7 @@ from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.model.sharding import make_mesh
 from trd_jax.model.weights import hf
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 # Facts about the teacher's work, which differs; and what a clock says.
 OF_THE_WORK = {"elapsed_seconds", "tokens_teacher", "fill_teacher"}

@@ -14,7 +14,7 @@ from trd_jax.lab import corpus, pretrain
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.hf import read_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,13 @@ a stage imports jax inside its `run`: `--help` answers at once.
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import platform
 import shutil
 import signal
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
@@ -272,7 +269,7 @@ def _keep_compilations() -> None:
   may not run on another, and a home may be shared: each kind of CPU has a
   folder of its own.
   """
-  folder = paths.cache() / "xla" / _cpu()
+  folder = paths.cache() / "xla" / paths.kind_of_cpu()
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
   # A program that calls cuDNN on split weights holds a pointer of this process,
@@ -280,20 +277,6 @@ def _keep_compilations() -> None:
   os.environ.setdefault(
     "JAX_REMOVE_CUSTOM_PARTITIONING_PTR_FROM_CACHE_KEY", "true"
   )
-
-
-def _cpu() -> str:
-  """Returns a name for this machine's kind of CPU."""
-  about = Path("/proc/cpuinfo")
-  text = about.read_text("utf-8", "replace") if about.exists() else ""
-  # Of all lines those that say what it can do; others are clocks and numbers.
-  kinds = {
-    line
-    for line in text.splitlines()
-    if line.startswith(("model name", "flags", "Features", "CPU part"))
-  }
-  names = [platform.machine(), platform.processor(), *sorted(kinds)]
-  return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 class _CommandLine:

@@ -1,7 +1,9 @@
 """Reads paths as a user writes them, and finds the user's own places."""
 
 import argparse
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError
@@ -73,6 +75,20 @@ def cache() -> Path:
   named = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
   home = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
   return home / "trd-jax"
+
+
+def kind_of_cpu() -> str:
+  """Returns a name for this machine's kind of CPU."""
+  about = Path("/proc/cpuinfo")
+  text = about.read_text("utf-8", "replace") if about.exists() else ""
+  # Of all lines those that say what it can do; others are clocks and numbers.
+  kinds = {
+    line
+    for line in text.splitlines()
+    if line.startswith(("model name", "flags", "Features", "CPU part"))
+  }
+  names = [platform.machine(), platform.processor(), *sorted(kinds)]
+  return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
 
 
 def behind_links(path: Path | str) -> Path:
