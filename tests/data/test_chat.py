@@ -509,6 +509,50 @@ def test_many_at_once_have_each_its_own_system_turn(small):
   assert len({tuple(ids) for ids in many}) == len(many)
 
 
+def test_what_templates_of_public_models_use_is_there(tmp_path):
+  """The generation tag, the date, as transformers has them but for the day."""
+  marked = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{% endgeneration %}{%- else %}<|im_start|>{{ m.content }}"
+    "<|im_end|>{%- endif %}{%- endfor %}<|im_start|>"
+  )
+  plain = marked.replace("{% generation %}", "").replace(
+    "{% endgeneration %}", ""
+  )
+  folders = [
+    write_folder(tmp_path / str(n), template=template)
+    for n, template in enumerate((marked, plain))
+  ]
+  one, other = (Chat.load(folder) for folder in folders)
+  assert one.render("hi", None) == other.render("hi", None)
+  dated = "{{ strftime_now('%d %b %Y') }}{{ messages[0].content }}"
+  chat = Chat.load(write_folder(tmp_path / "d", template=dated))
+  # Not today's: a run that passes midnight has one prompt all the same.
+  assert chat.decode(chat.render("!", None)) == "26 Jul 2024!"
+
+
+@pytest.mark.parametrize(
+  "broken",
+  [
+    "{{ 1 / 0 }}",
+    "{{ messages[7].content }}",
+    "{{ messages.role.name() }}",
+    "{{ nothing }} {% if %}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ messages[0].content.encode('idna-').x }}",
+    "{{ raise_exception('no user turn') }}",
+  ],
+)
+def test_a_broken_template_is_one_line_that_names_its_file(tmp_path, broken):
+  folder = write_folder(tmp_path / "model")
+  mine = tmp_path / "mine.jinja"
+  mine.write_text(broken)
+  with pytest.raises(UserError, match="key chat_template") as caught:
+    Chat.load(folder, mine)
+  assert str(mine) in str(caught.value)
+  assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
   "template",
   [

@@ -18,19 +18,14 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
-import jinja2.sandbox
 import tokenizers
 
-from trd_jax.experiment import chat_templates
+from trd_jax.data import chat_language
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 
@@ -106,6 +101,7 @@ class Chat:
     stop_ids: Sequence[int],
     pad_id: int,
     digest: str = "",
+    template_name: str | None = None,
   ):
     """Prefer `Chat.load`.
 
@@ -117,6 +113,7 @@ class Chat:
       stop_ids: ids that end a response.
       pad_id: an id to fill up with; masks never depend on it.
       digest: hash of the tokenizer's file, a short cut for `same_ids`.
+      template_name: how messages refer to the template; None: by `name`.
 
     Raises:
       UserError: the template is broken, has no place for a user message, or
@@ -143,7 +140,9 @@ class Chat:
       self._plain.normalizer = tokenizer.normalizer
     if tokenizer.pre_tokenizer is not None:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
-    self._template, variables = _compile_template(template, name)
+    where = template_name or name
+    self._template, variables = chat_language.compile_template(template, where)
+    self._template_name = where
     self._frames: dict[tuple[bool | None, str | None], _Frame] = {}
     self._tails: dict[bool | None, str] = {}
     self.supports_thinking = "enable_thinking" in variables
@@ -211,14 +210,16 @@ class Chat:
           "id of tokenizer.json; the two files belong to different models"
         )
     pad_id = to_id("pad_token")
+    text, file = chat_language.find_template(folder, config, template)
     return cls(
       tokenizer,
-      _find_template(folder, config, template),
+      text,
       name=str(folder),
       special=special,
       stop_ids=stop_ids,
       pad_id=stop_ids[0] if pad_id is None else pad_id,
       digest=hashlib.sha256(content).hexdigest(),
+      template_name=str(file),
     )
 
   def render(
@@ -589,12 +590,14 @@ class Chat:
         add_generation_prompt=True,
         **variables,
       )
-    except jinja2.TemplateError as error:
+    # A template is a program: it divides by zero, recurses, or asks a text for
+    # a role.
+    except Exception as error:
       if system:
         raise self._no_system(f" ({one_line(error)})") from error
       raise UserError(
-        f"chat template of {self.name}: {one_line(error)}; give another one "
-        "with the key chat_template"
+        f"chat template of {self._template_name}: {one_line(error)}; give"
+        " another one with the key chat_template"
       ) from error
     if system and (
       text.count(_SYSTEM) != 1
@@ -604,7 +607,7 @@ class Chat:
       raise self._no_system()
     if text.count(_PLACEHOLDER) != 1:
       raise UserError(
-        f"chat template of {self.name}: writes the user message "
+        f"chat template of {self._template_name}: writes the user message "
         f"{text.count(_PLACEHOLDER)} times, not once; give another one with "
         "the key chat_template"
       )
@@ -623,9 +626,9 @@ class Chat:
 
   def _no_system(self, why: str = "") -> UserError:
     return UserError(
-      f"chat template of {self.name}: has no system turn{why}, and a system"
-      " prompt is to be given; leave that out of the prompt set and the rows,"
-      " or give another template with the key chat_template"
+      f"chat template of {self._template_name}: has no system turn{why}, and a"
+      " system prompt is to be given; leave that out of the prompt set and the"
+      " rows, or give another template with the key chat_template"
     )
 
   def _check(self) -> None:
@@ -652,74 +655,6 @@ class Chat:
         "control tokens (a prefix added to the first piece?); only "
         "byte-level tokenizers such as Qwen3's are supported"
       )
-
-
-def _compile_template(
-  source: str, name: str
-) -> tuple[jinja2.Template, set[str]]:
-  """Compiles the template; also returns the names that it reads.
-
-  Args:
-    source: jinja text; it runs sandboxed and without access to files.
-    name: how messages refer to it.
-
-  Raises:
-    UserError: it is no jinja template.
-  """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[jinja2.ext.loopcontrols],
-  )
-
-  def raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-  def to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-  environment.globals["raise_exception"] = raise_exception
-  environment.filters["tojson"] = to_json
-  try:
-    variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    return environment.from_string(source), variables
-  except jinja2.TemplateError as error:
-    raise UserError(
-      f"chat template of {name}: {one_line(error)}; give another one with "
-      "the key chat_template"
-    ) from error
-
-
-def _find_template(
-  folder: Path, config: dict[str, Any], template: str | Path | None
-) -> str:
-  """Returns the jinja text: `template`, the folder's file, its config's.
-
-  Raises:
-    UserError: there is none, or the file can't be read.
-  """
-  path = folder / "chat_template.jinja"
-  if template is not None:
-    path = chat_templates.file(template)
-  if template is not None or path.exists():
-    try:
-      return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(
-        f"{path}: the chat template can't be read ({one_line(error)}); give "
-        "a jinja file"
-      ) from error
-  found = config.get("chat_template")
-  if isinstance(found, list):  # several templates, each with a name
-    named = {t.get("name"): t.get("template") for t in found}
-    found = named.get("default")
-  if not isinstance(found, str):
-    raise UserError(
-      f"{folder}: no chat template; set the key chat_template of this model to"
-      " plain, with which it reads the messages alone, as base models do, or to"
-      " a jinja file"
-    )
-  return found
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,116 @@
+"""Finds chat templates, and compiles them as transformers does.
+
+Their language is Jinja with what templates of public models expect besides:
+`raise_exception`, `tojson` without escapes, `break` and `continue`,
+`strftime_now`, and `{% generation %}`, which marks the assistant's words for
+trainers and changes nothing in them.
+"""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.sandbox
+from jinja2.parser import Parser
+
+from trd_jax.experiment import chat_templates
+from trd_jax.experiment.errors import UserError, one_line
+
+# The day that models are told it is. With the real one a run that passes
+# midnight would score its trajectories after prompts that nobody answered. It
+# is the day that templates of Llama 3 name where they are told none.
+TODAY = datetime.datetime(2024, 7, 26)
+
+
+class _Generation(jinja2.ext.Extension):
+  """Reads `{% generation %}…{% endgeneration %}` as what is in it."""
+
+  tags: ClassVar = {"generation"}
+
+  def parse(self, parser: Parser) -> list[jinja2.nodes.Node]:
+    """Returns the nodes between the tags."""
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+  raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+  return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def compile_template(
+  source: str, name: str
+) -> tuple[jinja2.Template, set[str]]:
+  """Compiles the template; also returns the names that it reads.
+
+  Args:
+    source: jinja text; it runs sandboxed and without access to files.
+    name: how messages refer to it.
+
+  Raises:
+    UserError: it is no jinja template.
+  """
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[jinja2.ext.loopcontrols, _Generation],
+  )
+  environment.globals["raise_exception"] = _raise_exception
+  environment.globals["strftime_now"] = TODAY.strftime
+  environment.filters["tojson"] = _to_json
+  try:
+    variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    return environment.from_string(source), variables
+  except jinja2.TemplateError as error:
+    raise UserError(
+      f"chat template of {name}: {one_line(error)}; give another one with "
+      "the key chat_template"
+    ) from error
+
+
+def find_template(
+  folder: Path, config: dict[str, Any], template: str | Path | None
+) -> tuple[str, Path]:
+  """Finds a chat template: `template`, the folder's file, or its config's.
+
+  Args:
+    folder: a model's.
+    config: what its `tokenizer_config.json` holds.
+    template: a jinja file, or a shipped template's name; None: the folder's.
+
+  Returns:
+    The jinja text, and the file that it stands in.
+
+  Raises:
+    UserError: there is none, or the file can't be read.
+  """
+  path = folder / "chat_template.jinja"
+  if template is not None:
+    path = chat_templates.file(template)
+  if template is not None or path.exists():
+    try:
+      return path.read_text(encoding="utf-8"), path
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(
+        f"{path}: the chat template can't be read ({one_line(error)}); give "
+        "a jinja file"
+      ) from error
+  found = config.get("chat_template")
+  if isinstance(found, list):  # several templates, each with a name
+    named = {t.get("name"): t.get("template") for t in found}
+    found = named.get("default")
+  if not isinstance(found, str):
+    raise UserError(
+      f"{folder}: no chat template; set the key chat_template of this model to"
+      " plain, with which it reads the messages alone, as base models do, or to"
+      " a jinja file"
+    )
+  return found, folder / "tokenizer_config.json"
