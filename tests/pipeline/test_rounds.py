@@ -27,7 +27,7 @@ from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Pipeline, Train
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters
-from trd_jax.pipeline import pipeline, rounds
+from trd_jax.pipeline import data_checks, pipeline, rounds
 from trd_jax.pipeline.notebook import open_run
 
 pytestmark = pytest.mark.multiprocess
@@ -210,6 +210,18 @@ def test_split_rounds_are_one_training_on_fresh_drafts_of_each_part(
     name, _, value = change.partition("=")
     assert f"{name} is " in process.stderr
     assert f"and {value.lower()} here; rollout, refine, train" in process.stderr
+
+
+def test_more_split_rounds_than_updates_are_seen_before_anything(tmp_path):
+  section = Pipeline(rounds=5, split=True)
+  e = dataclasses.replace(Experiment(), pipeline=section)  # 512 problems
+  run_dir = RunDir(tmp_path / "run")
+  with pytest.raises(UserError, match="512 problems make 4 updates"):
+    data_checks.split(e, run_dir)
+  assert not run_dir.root.exists()
+  # Once they are read, what is left of them counts.
+  run_dir.mark_done("problems", {"problems": 513})
+  assert data_checks.split(e, run_dir) == []
 
 
 class _Pair(dict):
