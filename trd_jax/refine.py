@@ -77,7 +77,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
   stage.fill(
-    prompts, Trajectory, stage.trajectory, top_logprobs=section.teacher_top_k
+    prompts,
+    Trajectory,
+    stage.trajectory,
+    top_logprobs=section.teacher_top_k,
+    grade=section.grade,
   )
 
   # 4. What came out, and how it compares with the drafts: an own answer has

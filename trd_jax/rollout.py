@@ -59,7 +59,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  stage.fill(prompts, Trajectory, stage.trajectory)
+  stage.fill(prompts, Trajectory, stage.trajectory, grade=section.grade)
 
   # 4. What came out.
   stage.finish(stage.summarize(prompts, rejected))

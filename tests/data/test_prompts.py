@@ -367,6 +367,22 @@ def test_draft_think_answer_shows_what_follows_the_thoughts(text, shown):
   assert prompts.is_all_thoughts(text) == (shown is None)
 
 
+@pytest.mark.parametrize("domain", ["math", "code"])
+def test_what_is_shown_of_a_draft_is_the_same_in_each_domain(chat, domain):
+  tried = {"math": "\\boxed{8}", "code": "```python\nprint(8)\n```"}[domain]
+  ends = tried.replace("8", "7")
+  draft = f"<think>Perhaps\n{tried}\nno.</think>\n\nSo:\n{ends}"
+  p = problem(domain)
+  fitted = prompts.default().fit_refinement(
+    chat, p, draft, "opsd", None, 9999, draft_think="answer"
+  )
+  assert isinstance(fitted, FittedPrompt)
+  text = chat.decode([*fitted.ids, chat.stop_ids[0]])
+  assert f"So:\n{ends}" in text
+  assert tried not in text
+  assert "Perhaps" not in text
+
+
 def test_an_empty_draft_has_no_thoughts():
   assert not prompts.is_all_thoughts("")
   assert prompts.shown_draft(" ", "answer") == ""

@@ -46,7 +46,8 @@ def bubblewrap(machine: Machine) -> Diagnosis:
 
 def by_programs(experiment: Experiment) -> bool:
   """Returns whether an experiment runs programs that a model wrote."""
-  return experiment.domain == "code" or any(
+  trains = experiment.domain == "code" and experiment.grades
+  return trains or any(
     GRADERS[name].runs_programs for name in _judging(experiment)
   )
 

@@ -180,6 +180,13 @@ class Experiment:
     return self.rollout.samples if self.trains_on in ("y_o", "y_r") else 1
 
   @property
+  def grades(self) -> bool:
+    """Whether any trajectory is graded."""
+    return (self.needs_rollouts and self.rollout.grade) or (
+      self.teacher_writes is not None and self.refine.grade
+    )
+
+  @property
   def reads_own_teacher(self) -> bool:
     """Whether a teacher that isn't the student's base writes or is read."""
     writes = self.teacher_writes is not None
@@ -352,6 +359,14 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
       f"{benchmark} asks: train on train or train_hard"
     )
   yield from _teacher_contradictions(e)
+  by = {"rollout": ("fail", "succ", "fail_to_succ"), "refine": BY_Y_R}
+  for stage, subsets in by.items():
+    if e.train.subset in subsets and not getattr(e, stage).grade:
+      yield (
+        f"train.subset={e.train.subset} goes by verdicts that"
+        f" {stage}.grade=False doesn't give: set {stage}.grade=True, or"
+        " train.subset=all"
+      )
   yield from _context_contradictions(e)
   yield from _round_contradictions(e)
   if e.data.source == "arithmetic" and e.data.root is not None:

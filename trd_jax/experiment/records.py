@@ -38,11 +38,16 @@ Reason = Literal[
   "output",
   "ungradable",
   "no_gold",
+  "not_graded",
 ]
 NO_ANSWER: tuple[Reason, ...] = ("no_box", "no_code")
 """Reasons that say that a completion holds nothing to be judged."""
 NO_GOLD: Reason = "no_gold"
 """The reason that says that its problem has nothing to judge it by."""
+NOT_GRADED: Reason = "not_graded"
+"""The reason that says that its stage was told to grade nothing."""
+NO_VERDICT: tuple[Reason, ...] = (NO_GOLD, NOT_GRADED)
+"""Reasons that say that nobody has looked."""
 SYSTEM_TURN = "system_turn"
 """What `Problem.meta` has a system turn under."""
 
@@ -173,6 +178,11 @@ class Verdict(_Record):
   def without_gold(cls) -> "Verdict":
     """Returns what stands for a verdict where there is no gold answer."""
     return cls(None, NO_GOLD, None)
+
+  @classmethod
+  def not_graded(cls) -> "Verdict":
+    """Returns what stands for a verdict where a stage is told to grade none."""
+    return cls(None, NOT_GRADED, None)
 
 
 def unparsed_because(

@@ -166,6 +166,12 @@ class Rollout(Generation):
   """Stage 1: the student's raw answers y_o."""
 
   samples: int = key(1, "answers a problem", at_least(1))
+  grade: bool = key(
+    True,
+    "grade them; off where no verdict is used: correct is then null, and TACO's"
+    " rows may do without tests",
+    scope=("problems", "rollout"),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +197,7 @@ class Refine(Generation):
     " the marks (strip); or left out (answer), unless nothing follows them",
     one_of("keep_text", "strip", "answer"),
   )
+  grade: bool = key(True, "grade y_r; off: correct is null")
   teacher_top_k: int = key(
     0,
     "keep the teacher's so many likeliest tokens at each position; 0: none",

@@ -44,6 +44,7 @@ def generate(
   desc: str,
   already: int = 0,
   top_logprobs: int = 0,
+  grade: bool = True,
 ) -> Iterator[GradedCompletion]:
   """Completes prompts with the experiment's engine and grades each answer.
 
@@ -56,6 +57,7 @@ def generate(
     already: samples that are on disk from before, for the bar.
     top_logprobs: how many of the model's likeliest tokens to keep; what that
       costs is measured and printed.
+    grade: whether answers are judged.
 
   Yields:
     Samples in the order in which they are finished and judged; where the
@@ -77,7 +79,9 @@ def generate(
   stops = set(model.chat.stop_ids)
   with contextlib.ExitStack() as stack:
     # Before the model is loaded: a machine without a sandbox says so now.
-    domains = (p.problem.domain for p in prompts if p.problem.has_gold)
+    domains = (
+      p.problem.domain for p in prompts if grade and p.problem.has_gold
+    )
     judges = stack.enter_context(graders.opened(domains, experiment))
     # Weights that are no numbers would give tokens all the same.
     if not experiment.engine.chosen.checks_weights:
@@ -106,6 +110,6 @@ def generate(
             ids.pop()
           yield by_key[completion.key], completion, model.chat.decode(ids)
 
-      for sample in samples.graded(decoded(), judges):
+      for sample in samples.graded(decoded(), judges, grade):
         progress.update(1)
         yield sample

@@ -65,7 +65,9 @@ Answer = tuple[Prompt, Completion, str]
 
 
 def graded(
-  answers: Iterator[Answer], graders: Mapping[str, Grader]
+  answers: Iterator[Answer],
+  graders: Mapping[str, Grader],
+  grade: bool = True,
 ) -> Iterator[GradedCompletion]:
   """Judges answers as they come; slow ones don't hold up the rest.
 
@@ -75,6 +77,7 @@ def graded(
   Args:
     answers: what is to be judged, as it is made.
     graders: by domain of the problems that have a gold answer.
+    grade: whether any answer is judged.
 
   Raises:
     Exception: what `answers` raises, once all before it are judged.
@@ -94,8 +97,9 @@ def graded(
   failures: list[Exception] = []
   for number, answer in enumerate(_until_failure(answers, failures)):
     prompt, _, text = answer
-    if not prompt.problem.has_gold:
-      yield GradedCompletion(*answer, Verdict.without_gold(), "none")
+    if not prompt.problem.has_gold or not grade:
+      verdict = Verdict.not_graded() if not grade else Verdict.without_gold()
+      yield GradedCompletion(*answer, verdict, "none")
       continue
     held[number] = answer
     graders[prompt.problem.domain].submit(number, text, prompt.problem)

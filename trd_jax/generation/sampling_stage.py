@@ -165,6 +165,7 @@ class SamplingStage:
     to_row: Callable[[GradedCompletion], RecordT],
     *,
     top_logprobs: int = 0,
+    grade: bool = True,
   ) -> None:
     """Gives the stage the rows of all prompts that aren't on disk yet.
 
@@ -178,6 +179,7 @@ class SamplingStage:
       record_cls: the stage's kind of row.
       to_row: makes one of a sample.
       top_logprobs: see `generate.generate`.
+      grade: whether answers are judged.
     """
     # By content key and not by count: a problem, prompt or model that has
     # changed since asks for rows that aren't there.
@@ -194,6 +196,7 @@ class SamplingStage:
         desc=self.name.replace("/", " "),
         already=len(prompts) - len(pending),
         top_logprobs=top_logprobs,
+        grade=grade,
       ):
         writer.add(to_row(sample))
 

@@ -10,6 +10,8 @@ from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
   NO_ANSWER,
   NO_GOLD,
+  NO_VERDICT,
+  NOT_GRADED,
   Trajectory,
   because_of,
   unparsed_because,
@@ -47,8 +49,9 @@ def summarize(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
     "samples": len(rows),
     "correct": sum(row["correct"] is True for row in rows),
     "unjudged": sum(
-      row["correct"] is None and row["reason"] != NO_GOLD for row in rows
+      row["correct"] is None and row["reason"] not in NO_VERDICT for row in rows
     ),
+    "not_graded": sum(row["reason"] == NOT_GRADED for row in rows),
     "no_gold": sum(row["reason"] == NO_GOLD for row in rows),
     "truncated": sum(row["truncated"] for row in rows),
     "no_box": sum(row["reason"] in NO_ANSWER for row in rows),
@@ -68,7 +71,7 @@ def compare_with_drafts(
 
   Returns:
     `by_draft`: counts by (verdict of y_o, verdict of y_r), as in the paper's
-    Figure 7, of those whose problem has a gold answer; `leaks`,
+    Figure 7, of those that were both graded; `leaks`,
     `leaks_in_thoughts` and `leaks_in_answer`: see `leakage.Leakage`.
   """
   verdict: dict[str | None, bool | None] = {
@@ -79,8 +82,9 @@ def compare_with_drafts(
     for before in ("fail", "succ")
     for after in ("fail", "succ")
   }
+  ungraded = {draft.key for draft in drafts if draft.reason == NOT_GRADED}
   for row in refined:
-    if row.reason == NO_GOLD:
+    if row.reason in NO_VERDICT or row.draft_key in ungraded:
       continue
     before = "succ" if verdict.get(row.draft_key) else "fail"
     counts[f"{before}_to_{'succ' if row.correct else 'fail'}"] += 1
@@ -97,7 +101,8 @@ def describe(summary: Mapping[str, Any]) -> str:
   """Returns one line about a stage's rows, from its summary."""
   total = summary["samples"]
   no_gold = summary.get("no_gold", 0)  # earlier versions had none of these
-  graded = total - no_gold
+  not_graded = summary.get("not_graded", 0)
+  graded = total - no_gold - not_graded
   parts = [
     f"{total:,} samples",
     f"{_share(summary['truncated'], total)} truncated",
@@ -110,6 +115,8 @@ def describe(summary: Mapping[str, Any]) -> str:
     parts.append(f"{_share(summary['unjudged'], graded)} not judged")
   if no_gold:
     parts.append(f"no verdict: {no_gold:,} rows without an answer")
+  if not_graded:
+    parts.append(f"no verdict: {not_graded:,} rows that weren't graded")
   if summary.get("unparsed"):  # an earlier version's summary has no count
     why = because_of(summary["unparsed_because"])
     parts.append(f"{summary['unparsed']:,} unparsed{why}")

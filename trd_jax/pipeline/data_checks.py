@@ -121,7 +121,7 @@ def graders(
   """
   e = experiment
   names = judges.of_benchmarks(e.evaluate.benchmarks if graded else (), e)
-  if e.domain == "code":
+  if e.domain == "code" and e.grades:
     names.append(judges.of_domain(e.domain))
   for grader in (judges.GRADERS[name] for name in names):
     if grader.environment is not None:

@@ -45,12 +45,16 @@ def source(data: Data) -> Source:
   )
 
 
-def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
+def read(
+  data: Data, graded: bool = True
+) -> tuple[list[Problem], list[Rejected]]:
   """Reads all problems of a source, and its rows that were set aside.
 
   Args:
     data: `source` is a key of `SOURCES` or of `benchmarks.BENCHMARKS`; `root`
       its local copy.
+    graded: whether answers are graded; if not, a source whose rows have to have
+      tests takes others, too.
 
   Returns:
     Problems in the order of their source, with distinct ids, and the rows
@@ -59,7 +63,9 @@ def read(data: Data) -> tuple[list[Problem], list[Rejected]]:
   Raises:
     UserError: an unknown name, a missing or empty file, or no usable problem.
   """
-  problems, rejected = source(data).load(data)
+  one = source(data)
+  load = one.load if graded else one.load_ungraded or one.load
+  problems, rejected = load(data)
   if not problems:
     first = f", the first because: {rejected[0].reason}" if rejected else ""
     raise UserError(

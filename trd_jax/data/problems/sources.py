@@ -53,6 +53,8 @@ class Source:
     hub: the data sets that are downloaded without a `data.root`, or
     urls: the addresses, each with the SHA-256 of what is there.
     check: raises `UserError` where its own keys ask for what there isn't.
+    load_ungraded: as `load`, with rows that nothing can be graded by, too;
+      None: there are no others.
     in_paper: how many of its rows the paper trained on, as a person says it;
       None: it trained on none.
   """
@@ -63,6 +65,9 @@ class Source:
   hub: tuple[Hub, ...] = ()
   urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
   check: Callable[[Data], None] = _nothing_to_check
+  load_ungraded: (
+    Callable[[Data], tuple[list[Problem], list[Rejected]]] | None
+  ) = None
   in_paper: str | None = None
 
 

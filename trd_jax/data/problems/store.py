@@ -69,7 +69,9 @@ def load_all(
     # Digests before rows: a file that changes while it is read then differs
     # from its digest at the next stage.
     files = _digests(experiment.data)
-    every, rejected = problems.read(experiment.data)
+    every, rejected = problems.read(
+      experiment.data, graded=experiment.rollout.grade
+    )
     print(f"problems: {rows.count(every, rejected)}", flush=True)
     for problem in every:
       if problem.domain != experiment.domain:

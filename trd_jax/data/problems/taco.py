@@ -15,6 +15,8 @@ outputs are right. The latter are known where a file
 from __future__ import annotations
 
 import ast
+import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,13 +32,17 @@ HUB = sources.Hub("BAAI/TACO", "train/*.arrow")
 _FLAGS = "_special_judge_flags"
 _SPECIAL = "special_judge"
 _INTERACTIVE = "this is an interactive problem"
+_NO_TEST = '{"inputs": [""], "outputs": [""]}'  # has the form of one
 _META = ("difficulty", "source", "name", "url", "time_limit", "memory_limit")
 
 
-def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
+def load(
+  data: Data, graded: bool = True
+) -> tuple[list[Problem], list[Rejected]]:
   """Reads the problems from `data.root` or the hub's training split.
 
-  `data.root` is a file or a folder.
+  `data.root` is a file or a folder. Where nothing is graded, a row without
+  usable tests is a problem, too.
 
   Raises:
     UserError: a file is missing, unreadable or empty.
@@ -50,7 +56,8 @@ def load(data: Data) -> tuple[list[Problem], list[Rejected]]:
         f"data.root={data.root}: no data file in this folder; give one that"
         f" ends in {', '.join(sources.SUFFIXES)}"
       )
-  return rows.collect("taco", found, problem, _flagged)
+  build = problem if graded else _with_or_without_tests
+  return rows.collect("taco", found, build, _flagged)
 
 
 def files(root: str | None) -> list[Path]:
@@ -89,6 +96,17 @@ def problem(row: Mapping[str, Any]) -> Problem:
     domain="code",
     tests=tests(row.get("input_output")),
   )
+
+
+def _with_or_without_tests(row: Mapping[str, Any]) -> Problem:
+  """Reads a row, as `problem`; one whose tests can't be used has none."""
+  try:
+    tests(row.get("input_output"))
+  except rows.BadRow:
+    # What is wrong besides is said of the row itself.
+    whole = problem({**row, "input_output": _NO_TEST})
+    return dataclasses.replace(whole, tests=None)
+  return problem(row)
 
 
 def tests(input_output: Any) -> str:
@@ -163,4 +181,10 @@ def _flagged(path: Path) -> Iterator[tuple[str, Any]]:
     yield where, row
 
 
-SOURCE = sources.Source(load, files, hub=(HUB,), in_paper="about 25,000")
+SOURCE = sources.Source(
+  load,
+  files,
+  hub=(HUB,),
+  load_ungraded=functools.partial(load, graded=False),
+  in_paper="about 25,000",
+)
