@@ -25,7 +25,6 @@ _INSTRUCTION = re.compile(
   r"\s*Please reason step by step,? and put your final answer within "
   r"\\boxed\{\}\.?\s*$"
 )
-_GSM8K_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def _problem(row: Mapping[str, Any], name: str) -> Problem:
@@ -40,16 +39,12 @@ def _gsm8k(row: Mapping[str, Any], name: str) -> Problem:
 
   Its `answer` holds the worked solution and, after `####`, the answer.
   """
-  work, mark, answer = rows.answer_text(row.get("answer")).rpartition("####")
-  if not mark:
+  text = rows.answer_text(row.get("answer"))
+  if "####" not in text:
     raise rows.BadRow("no #### before the answer")
+  answer, solution = rows.worked_answer(text)
   return rows.to_problem(
-    row,
-    name,
-    answer=rows.answer_text(answer.replace(",", "")),
-    # Without the marks for a calculator (`<<48/2=24>>`), which no model is to
-    # learn.
-    solution=_GSM8K_CALCULATOR.sub("", work).strip() or None,
+    row, name, answer=rows.answer_text(answer), solution=solution
   )
 
 

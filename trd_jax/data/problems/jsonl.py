@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trd_jax.data.problems import arithmetic, rows, sources
+from trd_jax.data.problems import arithmetic, rows, sources, test_column
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import SYSTEM_TURN, Problem, Rejected
 from trd_jax.experiment.schema import Data
@@ -56,6 +55,7 @@ def files(root: str | None) -> list[Path]:
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
   """Yields a file's rows, with `messages` taken apart."""
   for where, row in rows.read(path):
+    row = _as_of_verl(row)
     # Beside a problem they are something else, as what a model was taught.
     if (
       isinstance(row, Mapping)
@@ -67,6 +67,16 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
       except rows.BadRow as error:
         row = error
     yield where, row
+
+
+def _as_of_verl(row: Any) -> Any:
+  """Returns a row of verl's form with the columns that this source reads."""
+  if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), list):
+    return row
+  reward = row.get("reward_model")
+  truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
+  found = {"messages": row["prompt"], "answer": truth}
+  return {**row, **{k: v for k, v in found.items() if row.get(k) is None}}
 
 
 def _turns(messages: Any) -> dict[str, str | None]:
@@ -96,15 +106,22 @@ def _turns(messages: Any) -> dict[str, str | None]:
 
 
 def _problem(row: Mapping[str, Any]) -> Problem:
-  """Makes a problem of a row; tests that are no text become JSON."""
-  tests = row.get("tests")
-  if tests is not None and not isinstance(tests, str):
-    tests = json.dumps(tests)
-  tests = tests or None
+  """Makes a problem of a row; tests that are no text become JSON.
+
+  An answer with `####` is a worked solution and, after that, the answer.
+  """
+  tests = test_column.to_text(row.get("tests"))
+  answer, solution = None, None
+  given = row.get("answer")
+  if isinstance(given, str) and "####" in given:
+    answer, solution = rows.worked_answer(given)
+    answer = rows.answer_text(answer)
   domain = row.get("domain") or ("code" if tests else "math")
   problem = rows.to_problem(
     row,
     "jsonl",
+    answer=answer,
+    solution=rows.optional_text(row, ("solution",), "solution") or solution,
     domain=domain,
     tests=tests,
     answer_required=False,

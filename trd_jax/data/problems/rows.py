@@ -7,6 +7,8 @@ a `Rejected` that says why not.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
 import io
 import json
@@ -41,6 +43,7 @@ _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
 PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
 _ANSWER_KEYS = ("answer", "Answer")
 _SOLUTION_KEYS = ("solution", "Solution")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 class BadRow(Exception):
@@ -57,9 +60,43 @@ def read(path: Path) -> Iterator[tuple[str, Any]]:
   count = 0
   for where, row in _read(path):
     count += 1
-    yield where, row
+    try:
+      yield where, _plain(row)
+    except BadRow as error:
+      yield where, error
   if not count:
     raise UserError(f"{path}: no rows; give a file with at least one problem")
+
+
+def _plain(value: Any) -> Any:
+  """Writes what columnar files hold besides JSON's kinds as JSON has it.
+
+  Raises:
+    BadRow: bytes that are no text.
+  """
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      raise BadRow("bytes that are no UTF-8 text") from None
+  if isinstance(value, decimal.Decimal):
+    whole = value.is_finite() and value == value.to_integral_value()
+    return int(value) if whole else float(value)
+  if isinstance(value, datetime.date | datetime.time):
+    return value.isoformat()
+  if isinstance(value, datetime.timedelta):
+    return value.total_seconds()
+  if isinstance(value, Mapping):
+    return {name: _plain(one) for name, one in value.items()}
+  if isinstance(value, list | tuple):
+    # A map comes as pairs.
+    if value and all(
+      isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str)
+      for one in value
+    ):
+      return {name: _plain(one) for name, one in value}
+    return [_plain(one) for one in value]
+  return value
 
 
 def collect(
@@ -310,6 +347,19 @@ def answer_text(value: Any, *, required: bool = True) -> str:
   return _text(str(value), "answer")
 
 
+def worked_answer(text: str) -> tuple[str, str | None]:
+  """Splits an answer as GSM8K has it: (answer, worked solution or None).
+
+  The solution stands before the last `####` and the answer behind it.
+  """
+  work, _, answer = text.rpartition("####")
+  # Without the marks for a calculator (`<<48/2=24>>`), which no model is to
+  # learn, and without what groups digits.
+  solution = _CALCULATOR.sub("", work).strip()
+  answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+  return answer.strip(), solution or None
+
+
 def comparable(answer: str) -> str:
   """Strips differences of notation off an answer, to compare golds only."""
   # Not `grading.math`, which builds on this package: what is missed here sets a
@@ -376,7 +426,12 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _read_lines(path, file)
         return
       text = file.read()
-  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); write it"
+      " in UTF-8"
+    ) from error
+  except (OSError, EOFError, zlib.error) as error:
     raise UserError(
       f"{path}: can't be read as text ({error}); fetch the file again"
     ) from error
@@ -412,6 +467,11 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
         row = json_files.loads(line)
       except ValueError as error:
         row = BadRow(f"not JSON ({error})")
+        if "integer string conversion" in str(error):
+          row = BadRow(
+            "an integer of over 4,300 digits; in tests that are a text of JSON"
+            " it may have any length"
+          )
       yield f"{path.name} line {i + 1}", row
 
 
