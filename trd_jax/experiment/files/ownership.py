@@ -284,7 +284,8 @@ def foreign(root: Path) -> Iterator[Path]:
   That is what lies under a name of ours and isn't ours. Reports of a preflight,
   locks, timings and whole rows, which an earlier run may have left, are ours.
   """
-  for name in ("summary.json", "sweep.json", "sweep.svg", "rounds.json"):
+  single = ("summary.json", "sweep.json", "sweep.svg", "rounds.json")
+  for name in (*single, "rounds/parts.json"):
     if os.path.lexists(root / name):
       yield root / name
   for name in ("teacher_cache", "points", "rounds", "models", "locks"):
