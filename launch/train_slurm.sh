@@ -2,7 +2,7 @@
 # Trains on the nodes of a Slurm job: stage 3, one process a node.
 #
 # usage: launch/train_slurm.sh --nodes N [--gpus N] [--time T] [--partition P]
-#          [--account A] [--port P] [--dry-run] -- arguments of trd_jax.train
+#          [--account A] [--port P] [--grace S] [--dry-run] -- arguments of trd_jax.train
 #
 #   --nodes N      nodes of the job
 #   --gpus N       GPUs of each node; default 8, 0 for none
@@ -10,6 +10,7 @@
 #   --partition P  the partition; default: the cluster's
 #   --account A    the account; default: yours
 #   --port P       of the first process; default: made from the job's id
+#   --grace S      seconds between SIGTERM and the end of its time; default 300
 #   --dry-run      print the commands and start nothing
 #
 # One process a node, not one a GPU: each process reads the trajectories and the
@@ -18,7 +19,8 @@
 # inside of one (sbatch, salloc) it starts the processes (srun) and stays until
 # they end. The workdir has to be on a disk that the nodes share. A process
 # that ends with an error ends the others, and so does scancel. TRD_PYTHON is
-# the interpreter; default .venv/bin/python. Same command again: it goes on.
+# the interpreter; default .venv/bin/python. Same command again: it goes on, and
+# so does a job that was preempted, by itself.
 #
 # example: launch/train_slurm.sh --nodes 2 -- --workdir=runs/opsd-8b
 set -euo pipefail
@@ -40,7 +42,7 @@ shown() {
 }
 
 given=("$@")
-nodes='' gpus=8 time=04:00:00 partition='' account='' port='' dry=''
+nodes='' gpus=8 time=04:00:00 partition='' account='' port='' grace=300 dry=''
 while (($#)); do
   case $1 in
     --help | -h)
@@ -55,10 +57,10 @@ while (($#)); do
       dry=yes
       shift
       ;;
-    --nodes=* | --gpus=* | --time=* | --partition=* | --account=* | --port=*)
+    --nodes=* | --gpus=* | --time=* | --partition=* | --account=* | --port=* | --grace=*)
       set -- "${1%%=*}" "${1#*=}" "${@:2}"
       ;;
-    --nodes | --gpus | --time | --partition | --account | --port)
+    --nodes | --gpus | --time | --partition | --account | --port | --grace)
       [[ -n ${2:-} && ${2:-} != --* ]] || refuse "$1 wants a value"
       printf -v "${1#--}" '%s' "$2"
       shift 2
@@ -69,7 +71,7 @@ while (($#)); do
 done
 (($#)) || refuse "name the stage's arguments behind --, as -- --workdir=DIR"
 [[ -n $nodes ]] || refuse "--nodes is missing; see --help"
-for number in "$nodes" "$gpus" "${port:-1}"; do
+for number in "$nodes" "$gpus" "${port:-1}" "$grace"; do
   [[ $number =~ ^(0|[1-9][0-9]{0,4})$ ]] ||
     refuse "\"$number\" is no number for an option; see --help"
 done
@@ -82,6 +84,10 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
     --ntasks-per-node 1
     --exclusive
     --time "$time"
+    # Time to save an update before the job is killed; preempted, it comes back.
+    --signal "TERM@$grace"
+    --requeue
+    --open-mode append
   )
   ((gpus == 0)) || submit+=(--gpus-per-node "$gpus")
   [[ -z $partition ]] || submit+=(--partition "$partition")

@@ -99,7 +99,9 @@ def test_a_dry_run_shows_the_job_and_what_it_would_start(tmp_path):
   assert job[-len(own + stage) - 1 :] == [str(SLURM), *own, *stage]
   own.append("--dry-run")
   stage.pop()
-  for option in ("--nodes 2", "--ntasks-per-node 1", "--gpus-per-node 4"):
+  options = ("--nodes 2", "--ntasks-per-node 1", "--gpus-per-node 4")
+  # It hears of its end in time to save, and comes back if it was preempted.
+  for option in (*options, "--signal TERM@300", "--requeue"):
     assert option in " ".join(job)
   # Within a job, which a cluster's own program tells the nodes of.
   scontrol = tmp_path / "scontrol"

@@ -260,6 +260,10 @@ def test_array_jobs_wait_for_what_they_take_over(base):
       check=True,
     )
     assert f"--gpus-per-node={count} " in out.stdout
+    # The process itself hears of the end, and not a shell around it.
+    assert "--signal=B:TERM@" in out.stdout
+    assert "--requeue" in out.stdout
+    assert "--wrap=exec python" in out.stdout
 
 
 def test_a_stage_is_adopted_whole_or_not_at_all(tmp_path):

@@ -230,6 +230,10 @@ def describe(plans: Sequence[Plan]) -> str:
   return "\n".join([*lines, tables.columns(rows)])
 
 
+# Of an array job: time to end in order, and another try where it was preempted.
+_ENDS_IN_ORDER = "--signal=B:TERM@300 --requeue --open-mode=append"
+
+
 def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
   """Writes shell commands that submit the sweep: an array job for each level.
 
@@ -241,10 +245,12 @@ def slurm(plans: Sequence[Plan], command: Sequence[str]) -> str:
     numbers = [n for n, one in enumerate(plans) if one.level == level]
     wait = f" --dependency=afterok:$level_{level - 1}" if level else ""
     array = ",".join(map(str, numbers))
-    inner = f"{shlex.join(command)} --point=$SLURM_ARRAY_TASK_ID"
+    # In the shell's place: it is whom Slurm tells of the time's end, before it
+    # kills the job, and it would not tell its children.
+    inner = f"exec {shlex.join(command)} --point=$SLURM_ARRAY_TASK_ID"
     lines.append(
       f"level_{level}=$(sbatch --parsable --array={array}{wait}"
-      f" --job-name=trd-sweep --gpus-per-node=${{GPUS:-8}}"
+      f" --job-name=trd-sweep --gpus-per-node=${{GPUS:-8}} {_ENDS_IN_ORDER}"
       f" --wrap={shlex.quote(inner)})"
     )
   return "\n".join(lines)

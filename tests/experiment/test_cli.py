@@ -88,6 +88,23 @@ def test_a_stage_gets_its_experiment_directory_and_flags(config, tmp_path):
   assert json.loads(run_dir.config.read_text())["seed"] == 3
 
 
+def test_a_flag_may_be_spelt_with_dashes(config, tmp_path, capsys):
+  experiment, _, flags = _main(
+    f"--config={config}",
+    f"--workdir={tmp_path / 'a-b'}",
+    "--config.data.arithmetic.num-problems=7",
+    "--noconfig.loss.diagnostics",
+    "--look-only=x-y",
+    flags=[cli.Flag("look_only", "", "what")],
+  )
+  assert experiment.data.arithmetic.num_problems == 7
+  # Values keep their dashes.
+  assert flags.look_only == "x-y"
+  assert (tmp_path / "a-b").exists()
+  said = _complaint(capsys, f"--config={config}", "--no-such-flag=1")
+  assert "--no-such-flag" in said
+
+
 def test_the_config_travels_to_another_stage(config, tmp_path):
   argv = [
     f"--config={config}:method=jsd",

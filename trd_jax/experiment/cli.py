@@ -16,7 +16,7 @@ import signal
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -312,6 +312,7 @@ class _CommandLine:
       )
     try:
       argv = [_ALL_KEYS.get(argument, argument) for argument in argv]
+      argv = [_underscored(argument, all_keys) for argument in argv]
       _, *strangers = values(["", *argv], known_only=True)
     except (absl_flags.Error, ValueError) as error:
       raise UserError(f"{error}; see --help") from None
@@ -345,6 +346,16 @@ class _CommandLine:
         for name in self.overrides
       ),
     ]
+
+
+def _underscored(argument: str, names: Container[str]) -> str:
+  """Returns `--dry_run` for `--dry-run`, and so for every known flag."""
+  name, equals, value = argument.partition("=")
+  spelt = name.removeprefix("--").replace("-", "_")
+  known = spelt in names or spelt.removeprefix("no") in names
+  if not name.startswith("--") or not known:
+    return argument
+  return f"--{spelt}{equals}{value}"
 
 
 def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
