@@ -91,10 +91,13 @@ run .venv/bin/python -m pip install --quiet -e '.[cuda12]'
 [[ -e .venv-vllm/installed ]] ||
   run env "PYTHON=$base" third_party/vllm/install.sh cuda .venv-vllm
 
-# Programs are judged in a sandbox, HumanEval+ and MBPP+ by EvalPlus there.
+# Programs are judged in a sandbox, HumanEval+ and MBPP+ by EvalPlus there, and
+# LiveCodeBench by lcb_runner. Both also ask their questions themselves.
 if [[ $config == *domain=code* ]]; then
   [[ -e .venv-evalplus/installed ]] ||
     run env "PYTHON=$base" third_party/evalplus/install.sh .venv-evalplus
+  [[ -e .venv-lcb/lcb_runner.txt ]] ||
+    run env "PYTHON=$base" third_party/lcb_runner/install.sh .venv-lcb
 fi
 
 # Is this machine fit for it? Two minutes, before an hour is spent.

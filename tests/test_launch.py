@@ -299,6 +299,9 @@ def test_an_interrupted_installation_is_taken_up_again(tmp_path):
   root = LAUNCH.parent
   for name in ("launch", "third_party/vllm", "third_party/evalplus", "configs"):
     shutil.copytree(root / name, tmp_path / name)
+  # lcb_runner's is made already: what it fetches is on no registry.
+  (tmp_path / ".venv-lcb").mkdir()
+  (tmp_path / ".venv-lcb" / "lcb_runner.txt").write_text("commit")
   python = tmp_path / "python"
   python.write_text(PYTHON)
   python.chmod(0o755)

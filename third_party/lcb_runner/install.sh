@@ -20,7 +20,7 @@ TEXT
 }
 
 fail() {
-  echo "install.sh: $1" >&2
+  echo "install.sh: $*" >&2
   exit 2
 }
 
@@ -70,6 +70,10 @@ git -C "$fetched" checkout --quiet FETCH_HEAD
   fail "pip failed; give the same command again once that is mended"
 site=$("$venv/bin/python" -c \
   'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+# A folder below the root is removed further down, so which one has to be sure.
+[[ $site == /*/site-packages && -d $site ]] ||
+  fail "$venv/bin/python says that its packages are in \"$site\", and that" \
+    "is no folder of packages; name another VENV"
 # What was not copied by this script is somebody's.
 [ ! -e "$site/lcb_runner" ] || [ -e "$venv/lcb_runner.txt" ] ||
   fail "$site/lcb_runner is there already; name another VENV, or move it away"
