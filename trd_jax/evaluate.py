@@ -273,7 +273,11 @@ def _finish(
   run_dir.mark_done(stage, summary)
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
-  for line in (scores.describe_identical(summary), scores.served_base(summary)):
+  for line in (
+    scores.describe_identical(summary),
+    scores.served_base(summary),
+    *scores.without_answers(summary),
+  ):
     if line is not None:
       print(f"\n{stage}: {line}", flush=True)
   print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)

@@ -369,6 +369,61 @@ def test_a_server_without_token_ids_is_refused_in_one_line(asked):
     assert "\n" not in str(error.value)
 
 
+def test_a_reply_that_never_ends_is_given_up(asked, greedy, monkeypatch):
+  monkeypatch.setattr(server_client, "_CONNECT_SECONDS", 0.1)
+  with FakeServer(lambda number, _: "drip" if number == 1 else None) as server:
+    made = engine(server, concurrency=1, request_seconds=0.5)
+    began = time.monotonic()
+    (found,) = made.generate(asked[:1], GREEDY)
+  assert found == greedy[found.key]
+  assert time.monotonic() - began < 30
+  assert len(server.bodies) == 2
+
+
+def test_a_server_asks_for_no_longer_pause_than_a_request_may_take(
+  asked, greedy
+):
+  for pause in ("86400", "9" * 5000, "Fri, 01 Jan 2100 00:00:00 GMT"):
+    with FakeServer(
+      lambda number, _, pause=pause: f"busy{pause}" if number == 1 else None
+    ) as server:
+      made = engine(server, concurrency=1, request_seconds=2.0)
+      (found,) = made.generate(asked[:1], GREEDY)
+    assert found == greedy[found.key]
+
+
+@pytest.mark.parametrize(
+  "cards",
+  [
+    [[]],
+    [{}],
+    [None],
+    ["name"],
+    [{"id": ["a"]}],
+    [{"id": None}],
+    {"id": "a"},
+    7,
+    None,
+  ],
+)
+def test_a_list_of_models_of_any_shape_is_one_line(asked, cards):
+  with FakeServer(cards=[]) as server:
+    server.cards = cards
+    with pytest.raises(UserError, match="has no list of models") as error:
+      by_key(engine(server).generate(asked[:1], GREEDY))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "odd", [{"root": ["a"]}, {"parent": {}}, {"max_model_len": "long"}]
+)
+def test_odd_fields_of_another_model_are_no_matter(asked, greedy, odd):
+  other = serving.card(id="other\x1b[31m", root="elsewhere") | odd
+  with FakeServer(cards=[other, serving.card()]) as server:
+    (found,) = engine(server).generate(asked[:1], GREEDY)
+  assert found == greedy[found.key]
+
+
 def test_a_refused_request_ends_the_run_with_what_the_server_says(asked):
   with (
     FakeServer(lambda *_: "refuse: top_p is odd") as server,

@@ -37,8 +37,15 @@ def answer(ids, reason, **fields):
   return {"choices": [{"finish_reason": reason, "token_ids": ids} | fields]}
 
 
-def read(told, sampling=GREEDY):
-  return completion(Request("k", [1], 0, 9), sampling, told, "http://x")
+def read(told, sampling=GREEDY, limit=2):
+  return completion(
+    Request("k", [1], 0, 9),
+    sampling,
+    told,
+    "http://x",
+    limit=limit,
+    head_rows=416,
+  )
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,15 @@ def read(told, sampling=GREEDY):
   [
     (answer([5, 6], "stop"), "at token id 6, which is no stop id"),
     (answer([5, 400], "length"), "drew token id 400"),
+    (answer([5, 416], "length"), "'416' for a token id"),
+    (answer([5, -1], "length"), "'-1' for a token id"),
+    (answer([5, True], "length"), "'True' for a token id"),
+    (answer([5, 6.0], "length"), "'6.0' for a token id"),
+    (answer([5, "6"], "length"), "'6' for a token id"),
+    (answer([5, None], "length"), "'None' for a token id"),
+    (answer([5, 6, 7], "length"), "3 tokens .* asked for 2"),
+    (answer([5], "length"), "after 1 of 2 tokens"),
+    (answer([396, 5], "length"), "went on after stop id 396"),
     (answer([5], "length", prompt_token_ids=[1, 2]), "another prompt"),
     ({"object": "error"}, "something else than a completion"),
     (None, "something else than a completion"),
@@ -76,5 +92,19 @@ def test_the_likeliest_tokens_are_read_in_order():
   assert done.top.logprobs.tolist() == [[-0.5, -1.5], [-0.25, -2.0]]
   assert done.top.ids.dtype == np.int32
   assert done.top.logprobs.dtype == np.float32
+  for first in (
+    *({"token_id:3": float("nan"), "token_id:4": -1.5},),
+    *({"token_id:3": -float("inf"), "token_id:4": -1.5},),
+    *({"token_id:3": 0.5, "token_id:4": -1.5},),
+    *({"token_id:416": -0.5, "token_id:4": -1.5},),
+    *({"token_id:-3": -0.5, "token_id:4": -1.5},),
+    *({f"token_id:{10**12}": -0.5, "token_id:4": -1.5},),
+    *({"token_id:3": -0.5},),
+    *({"three": -0.5, "four": -1.5},),
+    None,
+  ):
+    wrong = {"top_logprobs": [first, positions[1]]}
+    with pytest.raises(UserError, match="2 likeliest token ids"):
+      read(answer([9, 4], "length", logprobs=wrong), both)
   with pytest.raises(UserError, match="--max-logprobs 2"):
     read(answer([9, 4], "length"), both)

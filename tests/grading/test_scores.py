@@ -1,5 +1,7 @@
 """What an evaluation's figures say, from rows that are made up."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -214,6 +216,29 @@ def test_other_words_are_not_compared():
   del other["b"]["prompt_version"]  # as an earlier version's summary
   scores.compare(mine, other, SECTION)
   assert "asked as" not in scores.table(other)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"truncated": True, "finish_reason": "length"}, "100% .* cut off"),
+    ({"reason": "no_box"}, "100% .* hold no answer"),
+    ({"reason": "no_code"}, "100% .* hold no answer"),
+    ({}, None),
+  ],
+)
+def test_a_benchmark_that_was_hardly_answered_is_warned_of(changes, says):
+  rows = rows_of([0, 0, 0], 4, **changes)
+  summary = {"b": scores.figures(rows, SECTION, DATA)}
+  lines = list(scores.without_answers(summary))
+  assert len(lines) == (says is not None)
+  for line in lines:
+    assert line.startswith("warning: ")
+    assert re.search(says or "", line)
+  # One sample in four that says something is an answer.
+  some = [sample("q", n, True) for n in range(4)]
+  mixed = {"b": scores.figures(rows[:8] + some, SECTION, DATA)}
+  assert not list(scores.without_answers(mixed))
 
 
 def test_the_table_has_every_figure():

@@ -109,8 +109,8 @@ class FakeServer(ThreadingHTTPServer):
 
   Args:
     misbehave: called with the number of the completion request, from 1, and
-      its body; says what to do in place of answering: 'drop', 'busy',
-      'broken', 'abort', 'text', 'die', or None.
+      its body; says what to do in place of answering: 'drop', 'drip', 'busy'
+      (with seconds to wait behind it), 'broken', 'abort', 'text', 'die', None.
     key: the API key that it wants.
     cards: entries of /v1/models in place of the student's.
     loads_after: seconds until /health is well.
@@ -260,6 +260,15 @@ class _Handler(BaseHTTPRequestHandler):
       with server.mutex:
         server.now -= 1
 
+  def drip(self):
+    """Sends a byte now and then, and never all."""
+    self.send_response(200)
+    self.send_header("Content-Length", "1000000")
+    self.end_headers()
+    with contextlib.suppress(OSError):
+      while not self.server.dead.wait(0.05):
+        self.wfile.write(b" ")
+
   def load(self, body: dict):
     self.server.others.append(self.path)
     if not self.server.lora:
@@ -281,8 +290,11 @@ class _Handler(BaseHTTPRequestHandler):
     if how == "die":
       threading.Thread(target=self.server.die).start()
       return
-    if how == "busy":
-      self.error(429, "too much to do", Retry_After="1")
+    if how == "drip":
+      self.drip()
+      return
+    if how and how.startswith("busy"):
+      self.error(429, "too much to do", Retry_After=how[4:] or "1")
       return
     if how == "broken":
       self.error(500, "out of memory")

@@ -5,7 +5,7 @@ verdicts, `summary.json` of an evaluation hold; `table` is that for people.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trd_jax.data.problems.questions import Questions
@@ -31,6 +31,9 @@ SHARES = {
 """By key of `figures`: what the table calls it."""
 
 _IDENTICAL = "identical_to_base"
+_HARDLY_ANY = (
+  0.9  # share of samples without an answer from which on that is told
+)
 _BASE = "evaluate/base"
 _ADVICE = "evaluate both on the same questions, equally often"
 
@@ -241,6 +244,29 @@ def served_base(summary: Mapping[str, Any]) -> str | None:
     " seen; look at merge/done.json (largest_logit_distance_to_base), and on a"
     " server see that it has loaded the merged folder or the adapter anew"
   )
+
+
+def without_answers(summary: Mapping[str, Any]) -> Iterator[str]:
+  """Yields a warning about each benchmark that was hardly answered at all.
+
+  Its figures then say how the model was asked, and not what it can do.
+  """
+  for name, row in summary.items():
+    tokens = f"median {row['median_tokens']:,.0f} tokens"
+    if row["truncated_share"] >= _HARDLY_ANY:
+      yield (
+        f"warning: {100 * row['truncated_share']:.0f}% of the samples of {name}"
+        f" were cut off at their budget ({tokens}): raise"
+        " evaluate.max_response_tokens, or look whether the model ends its"
+        " turns (its chat template, its end token)"
+      )
+    elif row["no_box_share"] >= _HARDLY_ANY:
+      yield (
+        f"warning: {100 * row['no_box_share']:.0f}% of the samples of {name}"
+        f" hold no answer ({tokens}): look at some, at the words that asked"
+        " (evaluate.math_prompt, evaluate.code_prompt) and at the model's"
+        " weights and chat template"
+      )
 
 
 def describe_identical(summary: Mapping[str, Any]) -> str | None:

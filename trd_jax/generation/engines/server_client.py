@@ -1,5 +1,6 @@
 """One OpenAI-compatible server: its address, its models, its state."""
 
+import asyncio
 import contextlib
 import dataclasses
 import email.utils
@@ -27,6 +28,7 @@ _LOAD_SECONDS = 300.0  # of an adapter
 _IDLE_SECONDS = 3.0
 _LONGEST_MESSAGE = 400
 _LONGEST_PAUSE = 600.0
+_DIGITS = 12  # of a pause that are read: beyond them any is too long
 _OURS = "trd-"
 
 
@@ -178,14 +180,14 @@ class Server:
     if response.status_code >= 500:
       raise Failed(self._message(response))
     try:
-      cards = [dict(card) for card in response.json()["data"]]
-      self.serves = [str(card["id"]) for card in cards]
-    except (KeyError, TypeError, ValueError):
+      cards = [_card(one) for one in response.json()["data"]]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
       raise UserError(
         f"{self.url}/v1/models has no list of models"
         f" ({self._message(response)}); name an OpenAI-compatible server in"
         " engine.server.urls"
       ) from None
+    self.serves = [self._one_line(card["id"]) for card in cards]
     ours = next((card for card in cards if wanted.is_served_as(card)), None)
     if ours is None:
       self.model = None
@@ -267,12 +269,25 @@ class Server:
         answer = response.json()
       except ValueError:
         answer = None
-      return completion(request, sampling, answer, self.url)
+      return completion(
+        request,
+        sampling,
+        answer,
+        self.url,
+        limit=asked["max_tokens"],
+        head_rows=wanted.head_rows,
+      )
     message = self._message(response)
     # Overload, time and faults of the server pass; all else that it refuses it
     # would refuse again.
     if status in (408, 429) or status >= 500:
-      raise Failed(message, pause=_retry_after(response), busy=status == 429)
+      # No longer than a request may take: a server that asks for an hour is
+      # one that doesn't answer.
+      longest = min(_LONGEST_PAUSE, self._spec.request_seconds)
+      pause = _retry_after(response)
+      if pause is not None:
+        pause = min(pause, longest)
+      raise Failed(message, pause=pause, busy=status == 429)
     if status == 404:
       raise Failed(message, forgot=True)
     hint = ""
@@ -289,14 +304,15 @@ class Server:
     self, method: str, path: str, seconds: float, json: Any = None
   ) -> httpx.Response:
     assert self._client is not None, "outside of the context"
-    # A completion isn't streamed: no byte comes until its last token, so the
-    # limit between two bytes is the limit of the whole request.
     timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
     try:
-      response = await self._client.request(
-        method, self.url + path, json=json, timeout=timeout
-      )
-    except httpx.TimeoutException as error:
+      # Of the whole reply: httpx's own limit is that between two bytes, and a
+      # server that drips would hold a request for ever.
+      async with asyncio.timeout(seconds + _CONNECT_SECONDS):
+        response = await self._client.request(
+          method, self.url + path, json=json, timeout=timeout
+        )
+    except (httpx.TimeoutException, TimeoutError) as error:
       raise Failed(
         f"no answer in {seconds:g} s ({type(error).__name__})"
       ) from None
@@ -327,7 +343,25 @@ class Server:
     """Returns a short text for a message, without the API key."""
     if self._key:
       text = text.replace(self._key, "***")
+    # What a server writes may hold control characters for a terminal.
+    text = "".join(c if c.isprintable() or c.isspace() else "?" for c in text)
     return " ".join(text.split())[:_LONGEST_MESSAGE]
+
+
+def _card(entry: Any) -> dict[str, Any]:
+  """Returns what is read of an entry of /v1/models.
+
+  Raises:
+    AttributeError, KeyError, TypeError: it is none.
+  """
+  card = {name: entry.get(name) for name in ("root", "parent")}
+  card = {n: v if isinstance(v, str) else None for n, v in card.items()}
+  if not isinstance(name := entry["id"], str):
+    raise TypeError(name)
+  longest = entry.get("max_model_len")
+  is_number = isinstance(longest, int) and not isinstance(longest, bool)
+  card["max_model_len"] = longest if is_number and longest > 0 else None
+  return {"id": name, **card}
 
 
 def _address(url: str) -> str:
@@ -379,8 +413,8 @@ def _retry_after(response: httpx.Response) -> float | None:
   """Returns the seconds that a server asks to be left alone, if any."""
   text = response.headers.get("Retry-After", "").strip()
   if text.isdecimal():
-    return min(float(text), _LONGEST_PAUSE)
+    return float(text[:_DIGITS])
   with contextlib.suppress(ValueError):
     moment = email.utils.parsedate_to_datetime(text).timestamp()
-    return min(max(moment - time.time(), 0.0), _LONGEST_PAUSE)
+    return max(moment - time.time(), 0.0)
   return None

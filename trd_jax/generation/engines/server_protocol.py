@@ -28,6 +28,7 @@ _NEVER = -100
 # vLLM's newer model runner has room for so many; more would end its process.
 _MOST_BIASES = 1024
 _MOST_STOP_IDS = 128
+_ROUNDING = 1e-3  # by which a log-probability may be above 0
 
 
 class Failed(Exception):
@@ -138,15 +139,23 @@ def body(
 
 
 def completion(
-  request: Request, sampling: Sampling, answer: Any, url: str
+  request: Request,
+  sampling: Sampling,
+  answer: Any,
+  url: str,
+  *,
+  limit: int,
+  head_rows: int,
 ) -> Completion:
-  """Reads a server's answer to `body`.
+  """Reads a server's answer to `body`; nothing in it is taken on trust.
 
   Args:
     request: the request.
     sampling: how it was to be completed.
     answer: the JSON value of the response.
     url: the server's, for errors.
+    limit: the most tokens that it was asked for.
+    head_rows: rows of the model's head.
 
   Raises:
     Failed: the server gave the request up.
@@ -169,6 +178,17 @@ def completion(
       f"{url} returns no token ids, and text is no substitute; use a server"
       " that knows return_token_ids, such as vllm serve"
     )
+  for token in ids:
+    if type(token) is not int or not 0 <= token < head_rows:
+      raise UserError(
+        f"{url} returns {str(token)[:40]!r} for a token id, and the model has"
+        f" ids from 0 to {head_rows - 1}; use vllm serve"
+      )
+  if len(ids) > limit:
+    raise UserError(
+      f"{url} returns {len(ids)} tokens for request {request.key}, which asked"
+      f" for {limit} at most; use a server that knows max_tokens"
+    )
   if prompt is not None and prompt != [int(i) for i in request.prompt_ids]:
     raise UserError(
       f"{url} completed another prompt than request {request.key}'s; use a"
@@ -184,20 +204,34 @@ def completion(
     )
   # Told by the last id, not by the server's word: an end token that isn't asked
   # for here would look like a finished answer.
-  stopped = ids[-1] in sampling.stop_ids
+  stops = {*sampling.stop_ids}
+  stopped = ids[-1] in stops
+  if early := next((i for i in ids[:-1] if i in stops), None):
+    raise UserError(
+      f"{url} went on after stop id {early} in request {request.key}; use a"
+      " server that knows stop_token_ids"
+    )
   if not stopped and reason != "length":
     raise UserError(
       f"{url} ended request {request.key} ({reason}) at token id {ids[-1]},"
       " which is no stop id here; start it with --generation-config vllm"
     )
+  if not stopped and len(ids) < limit:
+    raise UserError(
+      f"{url} ended request {request.key} after {len(ids)} of {limit} tokens"
+      " and says that this was the limit; its context may be shorter than its"
+      " list of models says: set engine.server.urls to another"
+    )
   top = None
   if sampling.top_logprobs:
-    top = _top(choice, len(ids), sampling.top_logprobs, url)
+    top = _top(choice, len(ids), sampling.top_logprobs, url, head_rows)
   ended = "stop" if stopped else "length"
   return Completion(request.key, tuple(ids), ended, top)
 
 
-def _top(choice: dict[str, Any], tokens: int, k: int, url: str) -> TopTokens:
+def _top(
+  choice: dict[str, Any], tokens: int, k: int, url: str, head_rows: int
+) -> TopTokens:
   """Reads the K likeliest tokens at each position.
 
   A server lists the token that was drawn besides, first, where it isn't one of
@@ -219,7 +253,15 @@ def _top(choice: dict[str, Any], tokens: int, k: int, url: str) -> TopTokens:
         logprobs[position, rank] = logprob
       if len(best) < k:
         raise ValueError(f"{len(best)} of {k} tokens")
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    # No comparison with a NaN is true: what has to hold is asked, not what may
+    # not.
+    if not np.all(np.isfinite(logprobs) & (logprobs <= _ROUNDING)):
+      raise ValueError("a log-probability that is none")
+    if not np.all((ids >= 0) & (ids < head_rows)):
+      raise ValueError("an id that the model hasn't")
+  except (
+    *(AttributeError, KeyError, TypeError, ValueError, OverflowError),
+  ) as error:
     raise UserError(
       f"{url} doesn't return the {k} likeliest token ids of each position"
       f" ({error}); use vllm serve, with --max-logprobs {k} or more"
