@@ -19,7 +19,7 @@ from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import rounds
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.slow
 
 ROUNDS, COUNT = 3, 13  # 4 + 4 + 5 problems: 2 + 2 + 3 updates of 2
 
