@@ -59,7 +59,7 @@ def train_round(e, root, number):
 
 
 @pytest.fixture(scope="module")
-def split(student, tmp_path_factory, compiled_once):
+def split(student, tmp_path_factory):
   """Three rounds, one after the other, and the order of their trajectories."""
   e = chosen(student)
   root = begin(tmp_path_factory.mktemp("split") / "run", student)
