@@ -9,7 +9,7 @@ add("write to a file of the host", "error", "open('@canary@', 'w').write('x')")
 add("new file on the host", "error", "open('@folder@/@marker@', 'w')")
 add("new file in /usr", "error", "open('/usr/@marker@', 'w')")
 add("new file in /", "error", "open('/@marker@', 'w')")
-add("new file in the working directory", "error", "open('@marker@', 'w')")
+add("new file beside what runs it", "error", "open('/box/@marker@', 'w')")
 add("new file in /dev", "error", "open('/dev/@marker@', 'w')")
 add(
   "remove everything",
