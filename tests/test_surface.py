@@ -206,6 +206,9 @@ def test_a_folder_that_is_no_run_s_is_refused(tmp_path):
 def test_a_stage_without_rows_is_refused(rolled_out):
   with pytest.raises(UserError, match='"train" is no stage with rows'):
     rolled_out.table("train")
+  # No empty table, which would pass for a result.
+  with pytest.raises(UserError, match="has no rows here"):
+    rolled_out.table("evaluate/trained")
   with pytest.raises(UserError, match=r"summary.json is not there"):
     _ = rolled_out.summary
 

@@ -124,6 +124,16 @@ def test_a_reference_is_a_trajectory_that_nobody_sampled(tmp_path, chat):
     training_set.build(chosen, run_dir, chat, chat)
 
 
+def test_references_that_are_answers_alone_are_counted(tmp_path, chat):
+  run_dir = training_runs.workdir(tmp_path, chat)
+  problems = run_dir.read("problems", Problem)
+  bare = [dataclasses.replace(p, solution=None) for p in problems[:2]]
+  run_dir.replace("problems", Problem, bare + problems[2:])
+  experiment = training_runs.experiment("unused", trajectory="y_star")
+  data = training_set.build(experiment, run_dir, chat, chat)
+  assert any(line.startswith("note: 2 of 6 references") for line in data.notes)
+
+
 def test_the_teachers_own_answers_need_no_draft(tmp_path, chat):
   alone = {n: {"draft_key": None} for n in range(6)}
   data = build(tmp_path, chat, refine=alone, trajectory="teacher")

@@ -195,7 +195,7 @@ def test_a_row_is_planned_to_its_last_command(row, tmp_path):
   e = resolve(regime, model=model, domain=domain, method=method, subset=subset)
   run_dir = RunDir(tmp_path / "run")
   steps = list(pipeline.commands(e))
-  told = dry_run.describe(e, run_dir, [(a, [m], False) for a, m, _ in steps])
+  told = dry_run.describe(e, run_dir, [(a, [m], None) for a, m, _ in steps])
   assert "not known here" not in told
   sizes = {name: size for name, size, _ in dry_run.disk(e, run_dir)}
   assert all(size > 0 for size in sizes.values())

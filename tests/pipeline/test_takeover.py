@@ -1,11 +1,14 @@
 """A run takes over from another what it would make in the same way."""
 
+import dataclasses
 import shutil
 
 import pytest
 
 from tests.support import chat_folders, training_runs
+from trd_jax.data import prompts
 from trd_jax.data.chat import Chat
+from trd_jax.data.problems import store
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import from_config, to_json
 from trd_jax.experiment.records import Trajectory
@@ -102,3 +105,57 @@ def test_what_was_copied_into_the_donor_counts_as_what_it_is(donor, tmp_path):
   assert found["rollout"] == "rollout.temperature is 0.7 there and 0.6 here"
   found = taken(mixed, tmp_path / "new", rollout={"temperature": 0.7})
   assert found["rollout"] is None
+
+
+def test_words_that_have_changed_in_their_folder_are_no_longer_the_donors(
+  donor, tmp_path
+):
+  """The key is the same, and what it names isn't."""
+  folder = tmp_path / "mine"
+  folder.mkdir()
+  template = folder / "refinement_math.jinja"
+  template.write_text("{{ problem }} {{ draft }}")
+  values = {"prompts": {"set": str(folder)}}
+  copy = RunDir(tmp_path / "copy")
+  shutil.copytree(donor.root, copy.root)
+  copy.config.write_text(to_json(from_config(values)))
+  version = prompts.load(str(folder)).version
+  for stage in ("rollout", "refine"):
+    rows = copy.read(stage, Trajectory)
+    copy.replace(
+      stage,
+      Trajectory,
+      [dataclasses.replace(row, prompt_version=version) for row in rows],
+    )
+  assert taken(copy, tmp_path / "new", **values)["refine"] is None
+  template.write_text("{{ problem }} and {{ draft }}")
+  prompts.load(str(folder))
+  found = taken(copy, tmp_path / "new", **values)
+  assert found["problems"] is None
+  for stage in ("rollout", "refine"):
+    assert "another wording" in found[stage]
+
+
+def test_a_file_that_has_changed_takes_all_that_was_made_of_it_along(
+  donor, tmp_path
+):
+  mine = tmp_path / "mine.jsonl"
+  mine.write_text('{"problem": "1+1?", "answer": "2", "domain": "math"}')
+  values = {
+    "data": {"source": "jsonl", "root": str(mine)},
+    "domain": "math",
+    "evaluate": {"benchmarks": ("math500",)},
+  }
+  chosen = from_config(values)
+  here = RunDir(tmp_path / "donor", to_json(chosen))
+  store.load(chosen, here)
+  for stage in ("rollout", "refine"):
+    shutil.copytree(donor.stage(stage), here.stage(stage))
+  assert set(taken(here, tmp_path / "new", **values).values()) == {
+    None,
+    "not finished there",
+  }
+  mine.write_text('{"problem": "1+2?", "answer": "3", "domain": "math"}')
+  found = taken(here, tmp_path / "new", **values)
+  assert f"data.root={mine}: mine.jsonl has changed since" in found["problems"]
+  assert found["rollout"] == found["refine"] == "problems isn't either"

@@ -384,9 +384,7 @@ def of_run(experiment: Experiment, run_dir: RunDir) -> PromptSet:
   """
   prompts = load(experiment.prompts.set)
   for stage in ("rollout", "refine"):
-    rows = run_dir.table(stage, Trajectory, ["prompt_version"])
-    others = set(rows["prompt_version"].unique().to_pylist())
-    if others := others - {prompts.version}:
+    if others := other_wordings(run_dir, stage, prompts):
       raise UserError(
         f"{run_dir.stage(stage)}: its prompts are of another wording"
         f" ({', '.join(sorted(others))}) than that of"
@@ -394,6 +392,12 @@ def of_run(experiment: Experiment, run_dir: RunDir) -> PromptSet:
         " templates back to what they were, or start in a new --workdir"
       )
   return prompts
+
+
+def other_wordings(run_dir: RunDir, stage: str, prompts: PromptSet) -> set[str]:
+  """Returns the versions of a stage's prompts that aren't the set's."""
+  rows = run_dir.table(stage, Trajectory, ["prompt_version"])
+  return {*rows["prompt_version"].unique().to_pylist()} - {prompts.version}
 
 
 @functools.cache

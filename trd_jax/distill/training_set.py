@@ -227,6 +227,13 @@ def build(
       f"{where}: no trajectory is left to train on ({told});"
       " change train.subset, train.truncated or the bounds"
     )
+  if stage is None:
+    bare = sum(problem.solution is None for problem in problems.values())
+    if bare:
+      notes.append(
+        f"note: {bare:,} of {len(problems):,} references are answers alone,"
+        " without a solution"
+      )
   thinking: list[dict[str, int | None]] = []
   form = experiment.train.context
   for modes, count in counts.items():

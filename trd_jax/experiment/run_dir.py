@@ -402,8 +402,12 @@ class RunDir:
     Those that it recorded itself count: its folder may come from elsewhere.
     What it has not recorded, being of an earlier version, is the directory's.
     """
-    recorded = read_json(self.stage(stage) / _DONE).get(_MADE_BY)
+    recorded = self.record(stage).get(_MADE_BY)
     return recorded or declarations.flatten(read_json(self.config))
+
+  def record(self, stage: str) -> dict[str, Any]:
+    """Reads all that a finished stage recorded, whichever config made it."""
+    return read_json(self.stage(stage) / _DONE)
 
   def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
     """Declares a stage finished; this is its last write.

@@ -76,7 +76,7 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   """
   # A stage's artifacts are made of those before it: their keys decide, too.
   own = set(_scopes(stage))
-  besides = {n for s in _with_before(stage) for n in _reads_besides(values, s)}
+  besides = {n for s in with_before(stage) for n in _reads_besides(values, s)}
   # Compared as what they amount to, so that a preset and the keys that spell
   # it out share their artifacts.
   values = {**values, **_coordinates(values, stage), **_part(values)}
@@ -88,16 +88,16 @@ def identity(values: Mapping[str, Any], stage: str) -> dict[str, str]:
   }
 
 
-def _with_before(stage: str) -> Iterator[str]:
+def with_before(stage: str) -> Iterator[str]:
   """Yields a stage and those whose artifacts it is made of."""
   yield stage
   for before in STAGES[stage].after:
-    yield from _with_before(before)
+    yield from with_before(before)
 
 
 def _scopes(stage: str) -> Iterator[str]:
   """Yields the scopes of the keys that a stage and those before it read."""
-  for name in _with_before(stage):
+  for name in with_before(stage):
     if scope := STAGES[name].scope:
       yield scope
 

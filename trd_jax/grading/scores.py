@@ -234,9 +234,13 @@ def identical_to_base(
 
 
 def served_base(summary: Mapping[str, Any]) -> str | None:
-  """Returns the warning about a trained model that samples as base does."""
-  same = [n for n, row in summary.items() if row.get(_IDENTICAL) == 1.0]
-  if not same:
+  """Returns the warning about a trained model that samples as base does.
+
+  One benchmark with other samples is enough to know that it isn't base.
+  """
+  shares = {n: r[_IDENTICAL] for n, r in summary.items() if _IDENTICAL in r}
+  same = [name for name, share in shares.items() if share == 1.0]
+  if not same or len(same) < len(shares):
     return None
   return (
     f"warning: every sample of {', '.join(same)} is base's, token for token:"

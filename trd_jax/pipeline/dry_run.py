@@ -143,7 +143,7 @@ def _cache(
 def describe(
   experiment: Experiment,
   run_dir: RunDir,
-  commands: Sequence[tuple[str, Sequence[str], bool]],
+  commands: Sequence[tuple[str, Sequence[str], str | None]],
   card: str | None = None,
 ) -> str:
   """Writes every command, budget and expected size, for a person.
@@ -152,14 +152,13 @@ def describe(
     experiment: what would be run.
     run_dir: where.
     commands: of each stage, and each further round, its name, its command and
-      whether it is done.
+      what makes that needless; None: it is to be run.
     card: what the config's file says to expect.
   """
   e = experiment
   lines = ["would run, in this order:"]
-  for name, command, done in commands:
-    mark = "done before" if done else shlex.join(command)
-    lines += [f"  {name}", f"    {mark}"]
+  for name, command, needless in commands:
+    lines += [f"  {name}", f"    {needless or shlex.join(command)}"]
   lines += ["", "budgets, in tokens:"]
   sections: list[tuple[str, Generation]] = [("evaluate", e.evaluate)]
   if e.teacher_writes is not None:
@@ -234,7 +233,7 @@ def _ahead(
   stage: str,
   size: int,
   experiment: Experiment,
-  commands: Sequence[tuple[str, Sequence[str], bool]],
+  commands: Sequence[tuple[str, Sequence[str], str | None]],
 ) -> int:
   """Returns the bytes that a stage will still write where the workdir is.
 

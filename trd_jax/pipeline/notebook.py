@@ -215,7 +215,14 @@ class OpenRun:
       raise UserError(
         f'"{stage}" is no stage with rows; {did_you_mean(stage, RECORDS)}'
       )
-    return self._run_dir.table(stage, record, columns)
+    rows = self._run_dir.table(stage, record, columns)
+    if not rows.num_rows and not self._run_dir.finished(stage):
+      last = len(self.rounds)
+      elsewhere = f"; of {last} rounds the last is .rounds[-1]" * (last > 1)
+      raise UserError(
+        f"{self._run_dir.stage(stage)}: this stage has no rows here{elsewhere}"
+      )
+    return rows
 
   def frame(self, stage: str, columns: Sequence[str] | None = None) -> Any:
     """Returns the rows of `table` as a pandas.DataFrame.

@@ -67,15 +67,20 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     results = early_checks.look(experiment, run_dir)
     print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
     findings.refuse(results, "wrong")
+    taken: dict[str, str] = {}
     if donor is not None:
       for stage, obstacle in takeover.plan(experiment, run_dir, RunDir(donor)):
-        print(f"{stage}: {takeover.described(obstacle, donor)}")
+        told = takeover.described(obstacle, donor, would=True)
+        print(f"{stage}: {told}")
+        if obstacle is None:
+          taken[stage] = told
       print()
+    before = "done before"
     planned = [
       (
         account,
         _command(module, own, experiment, flags),
-        is_done(run_dir, account),
+        before if is_done(run_dir, account) else taken.get(account),
       )
       for account, module, own in steps
     ]
@@ -83,7 +88,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       (
         _round_name(section, number),
         _round(experiment, run_dir, number, flags),
-        run_dir.round(number).summary.exists(),
+        before if run_dir.round(number).summary.exists() else None,
       )
       for number in _further(section)
     ]

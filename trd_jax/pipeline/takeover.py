@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from trd_jax.data import prompts
+from trd_jax.data.problems import store
+from trd_jax.data.templates import DOMAINS
 from trd_jax.experiment import experiment, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
@@ -21,6 +24,8 @@ from trd_jax.experiment.run_dir import RunDir
 # takes minutes, and depends on how a run is carried out, too.
 _STAGES = ("problems", "evaluate/base", "rollout", "refine", "train")
 _MOST_KEYS = 3
+# How versions of words begin that no prompt set has.
+_PUBLISHED = ("question", "card", "evalplus-", "lcb_runner-")
 
 
 class Choice(NamedTuple):
@@ -60,8 +65,18 @@ def plan(
     )
   here = experiment.flat(chosen)
   wanted = {"problems", "evaluate/base", *chosen.stages}
+  # What keys don't show: a file that they name may hold something else now.
+  changed: dict[str, str] = {}
   for stage in [stage for stage in _STAGES if stage in wanted]:
-    yield Choice(stage, _obstacle(stage, here, run_dir, donor))
+    obstacle = _obstacle(stage, here, run_dir, donor)
+    if obstacle is None:
+      former = [s for s in scopes.with_before(stage) if s in changed]
+      obstacle = _content(stage, chosen, donor)
+      if obstacle is None and former:
+        obstacle = f"{former[-1]} isn't either"  # the first of them
+      if obstacle is not None:
+        changed[stage] = obstacle
+    yield Choice(stage, obstacle)
 
 
 def _obstacle(
@@ -95,6 +110,37 @@ def _obstacle(
   return None
 
 
+def _content(stage: str, chosen: Experiment, donor: RunDir) -> str | None:
+  """Returns what has changed in the files that a stage was made of, or None.
+
+  Raises:
+    UserError: the prompt set can't be read.
+  """
+  if stage == "problems":
+    clause = store.changed_file(chosen.data, donor.record(stage))
+    return clause and f"data.root={chosen.data.root}: {clause} since"
+  wording = prompts.load(chosen.prompts.set)
+  if stage in ("rollout", "refine"):
+    others = prompts.other_wordings(donor, stage, wording)
+  elif stage == "evaluate/base":
+    figures = donor.record(stage).values()
+    asked = {f.get("prompt_version") for f in figures if isinstance(f, dict)}
+    own = {wording.initial_version(domain) for domain in DOMAINS}
+    others = {
+      version
+      for version in asked - own
+      if version and not version.startswith(_PUBLISHED)
+    }
+  else:
+    return None
+  if not others:
+    return None
+  return (
+    f"its prompts are of another wording ({', '.join(sorted(others))}) than"
+    f" prompts.set={chosen.prompts.set} has now ({wording.version})"
+  )
+
+
 def take_over(chosen: Experiment, run_dir: RunDir, source: Path) -> None:
   """Takes over all stages that can be, and prints which, and why not others.
 
@@ -113,8 +159,10 @@ def take_over(chosen: Experiment, run_dir: RunDir, source: Path) -> None:
     print(f"{stage}: {described(obstacle, source)}", flush=True)
 
 
-def described(obstacle: str | None, source: Path) -> str:
-  """Returns what becomes of a stage, for a person."""
+def described(
+  obstacle: str | None, source: Path, *, would: bool = False
+) -> str:
+  """Returns what becomes of a stage, or would, for a person."""
   if obstacle is None:
-    return f"taken over from {source}"
+    return f"{'would be ' * would}taken over from {source}"
   return f"not taken over from {source}: {obstacle}"

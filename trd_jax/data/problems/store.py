@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trd_jax.data import problems
 from trd_jax.data.problems import overlap, parts, questions, rows, sources
@@ -196,23 +197,37 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
   Raises:
     UserError: one has another content now, or there is one more.
   """
-  read = (run_dir.done(STAGE) or {}).get("files")
-  if not read:  # no local files, or a version of this program kept no digests
-    return
   data = experiment.data
+  if changed := changed_file(data, run_dir.done(STAGE) or {}):
+    raise UserError(
+      f"data.root={data.root}: {changed} since {run_dir.problems_dir} was"
+      " read from it; restore what was there, or name another --workdir to"
+      " use what is there now"
+    )
+
+
+def changed_file(data: Data, record: Mapping[str, Any]) -> str | None:
+  """Returns which local file is another than was read, or None.
+
+  Args:
+    data: names the files.
+    record: of the stage when it was finished.
+
+  Returns:
+    A clause such as "mine.jsonl has changed".
+  """
+  read = record.get("files")
+  if not read:  # no local files, or a version of this program kept no digests
+    return None
   for path in _still_there(data, read):
     try:
       digest = sources.sha256(path)
     except OSError:
       continue
-    name = path.name
-    if read.get(name) != digest:
-      what = "has changed" if name in read else "was not there"
-      raise UserError(
-        f"data.root={data.root}: {name} {what} since {run_dir.problems_dir} was"
-        " read from it; restore what was there, or name another --workdir to"
-        " use what is there now"
-      )
+    if read.get(path.name) != digest:
+      what = "has changed" if path.name in read else "was not there"
+      return f"{path.name} {what}"
+  return None
 
 
 def _still_there(data: Data, read: Iterable[str]) -> list[Path]:
