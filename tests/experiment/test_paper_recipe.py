@@ -321,7 +321,10 @@ def test_too_little_free_disk_is_warned_of(tmp_path, monkeypatch):
       shutil, "disk_usage", lambda p: asked.append(p) or usage
     )
     _, e = planned(tmp_path, **changes)
-    steps = [(s, ["run"], s in done) for s in ("rollout", "train", "merge")]
+    steps = [
+      (s, ["run"], "done before" if s in done else None)
+      for s in ("rollout", "train", "merge")
+    ]
     return dry_run.describe(e, RunDir(tmp_path / "not" / "yet"), steps)
 
   total = sum(sizes.values())
@@ -348,7 +351,10 @@ def test_what_finished_rounds_have_written_needs_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     names = [name for name, _, _ in pipeline.commands(e)]
     names += [f"round {n}, unless the student has collapsed" for n in (2, 3)]
-    steps = [(name, ["run"], name.startswith(done)) for name in names]
+    steps = [
+      (name, ["run"], "done before" if name.startswith(done) else None)
+      for name in names
+    ]
     return "WARNING" not in dry_run.describe(e, run_dir, steps)
 
   left = 3 * sum(one.values()) + one["evaluate"]

@@ -245,11 +245,11 @@ def _ahead(
       return 0
     stage = "train"
   parts = [
-    done
-    for name, _, done in commands
+    needless
+    for name, _, needless in commands
     if name.partition("/")[0] == stage or name.startswith("round ")
   ]
-  return size * parts.count(False) // len(parts) if parts else size
+  return size * parts.count(None) // len(parts) if parts else size
 
 
 def _devices(experiment: Experiment) -> Iterator[str]:
