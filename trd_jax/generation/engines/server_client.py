@@ -354,8 +354,10 @@ def _card(entry: Any) -> dict[str, Any]:
   Raises:
     AttributeError, KeyError, TypeError: it is none.
   """
-  card = {name: entry.get(name) for name in ("root", "parent")}
-  card = {n: v if isinstance(v, str) else None for n, v in card.items()}
+  card: dict[str, Any] = {}
+  for field in ("root", "parent"):
+    text = entry.get(field)
+    card[field] = text if isinstance(text, str) else None
   if not isinstance(name := entry["id"], str):
     raise TypeError(name)
   longest = entry.get("max_model_len")
