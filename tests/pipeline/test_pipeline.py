@@ -202,7 +202,7 @@ def test_another_run_takes_over_what_its_keys_leave_as_it_is(
   first, second = finished[0].root, tmp_path / "second"
   asked = *SMALL, "--config.train.learning_rate=1e-3", f"--from={first}"
   dry = run(second, *asked, "--dry_run")
-  assert f"refine: taken over from {first}" in dry.stdout
+  assert f"refine: would be taken over from {first}" in dry.stdout
   assert not second.exists()
   process = run(second, *asked)
   assert process.returncode == 0, process.stderr[-3000:]
