@@ -305,7 +305,7 @@ class CodeGenerationProblem:
     json.loads(self.metadata)
 """
 PROMPTS = """
-from anthropic import HUMAN_PROMPT, AI_PROMPT
+from a_service_of_answers import HUMAN_PROMPT, AI_PROMPT
 from lcb_runner.lm_styles import LMStyle
 from lcb_runner.benchmarks.code_generation import CodeGenerationProblem
 with open("lcb_runner/prompts/examples.json") as f:
