@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -228,12 +228,7 @@ def build(
       " change train.subset, train.truncated or the bounds"
     )
   if stage is None:
-    bare = sum(problem.solution is None for problem in problems.values())
-    if bare:
-      notes.append(
-        f"note: {bare:,} of {len(problems):,} references are answers alone,"
-        " without a solution"
-      )
+    notes += _answers_alone(problems.values())
   thinking: list[dict[str, int | None]] = []
   form = experiment.train.context
   for modes, count in counts.items():
@@ -351,6 +346,16 @@ def _references(
     rollout = by_problem.get(problem.problem_id)
     repaired = verdict.get(rollout.key) if rollout is not None else None
     yield response, rollout, repaired
+
+
+def _answers_alone(problems: Collection[Problem]) -> Iterator[str]:
+  """Yields a note where references are answers without a solution."""
+  bare = sum(problem.solution is None for problem in problems)
+  if bare:
+    yield (
+      f"note: {bare:,} of {len(problems):,} references are answers alone,"
+      " without a solution"
+    )
 
 
 def _in_ids_of(

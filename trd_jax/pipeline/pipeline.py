@@ -61,40 +61,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   section = experiment.pipeline
   donor = getattr(flags, "from")  # no name that Python lets one write
   if flags.dry_run:
-    from trd_jax.experiment import config_file, findings
-    from trd_jax.pipeline import dry_run
-
-    results = early_checks.look(experiment, run_dir)
-    print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
-    findings.refuse(results, "wrong")
-    taken: dict[str, str] = {}
-    if donor is not None:
-      for stage, obstacle in takeover.plan(experiment, run_dir, RunDir(donor)):
-        told = takeover.described(obstacle, donor, would=True)
-        print(f"{stage}: {told}")
-        if obstacle is None:
-          taken[stage] = told
-      print()
-    before = "done before"
-    planned = [
-      (
-        account,
-        _command(module, own, experiment, flags),
-        before if is_done(run_dir, account) else taken.get(account),
-      )
-      for account, module, own in steps
-    ]
-    planned += [
-      (
-        _round_name(section, number),
-        _round(experiment, run_dir, number, flags),
-        before if run_dir.round(number).summary.exists() else None,
-      )
-      for number in _further(section)
-    ]
-    shared = dict(argument.split("=", 1) for argument in flags.config_argv)
-    card = config_file.expected(shared["--config"])
-    print(dry_run.describe(experiment, run_dir, planned, card))
+    _dry_run(experiment, run_dir, flags)
     return
 
   # What a run can be refused for is seen before a stage spends anything.
@@ -168,6 +135,51 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   print(f"written: {run_dir.summary}")
   if list(_further(section)):
     _go_on(experiment, run_dir, flags)
+
+
+def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
+  """Says what `run` would do, and what it would take over; starts nothing.
+
+  Raises:
+    UserError: as `run`, before its stages.
+  """
+  from trd_jax.pipeline import early_checks, takeover
+
+  section, donor = experiment.pipeline, getattr(flags, "from")
+  from trd_jax.experiment import config_file, findings
+  from trd_jax.pipeline import dry_run
+
+  results = early_checks.look(experiment, run_dir)
+  print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
+  findings.refuse(results, "wrong")
+  taken: dict[str, str] = {}
+  if donor is not None:
+    for stage, obstacle in takeover.plan(experiment, run_dir, RunDir(donor)):
+      told = takeover.described(obstacle, donor, would=True)
+      print(f"{stage}: {told}")
+      if obstacle is None:
+        taken[stage] = told
+    print()
+  before = "done before"
+  planned = [
+    (
+      account,
+      _command(module, own, experiment, flags),
+      before if is_done(run_dir, account) else taken.get(account),
+    )
+    for account, module, own in commands(experiment)
+  ]
+  planned += [
+    (
+      _round_name(section, number),
+      _round(experiment, run_dir, number, flags),
+      before if run_dir.round(number).summary.exists() else None,
+    )
+    for number in _further(section)
+  ]
+  shared = dict(argument.split("=", 1) for argument in flags.config_argv)
+  card = config_file.expected(shared["--config"])
+  print(dry_run.describe(experiment, run_dir, planned, card))
 
 
 def _further(section: Pipeline) -> Iterable[int]:
