@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from trd_jax.data import chat_language
+from trd_jax.data import bounded_jinja, chat_language
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files.json_files import read_object
 
@@ -141,7 +141,15 @@ class Chat:
     if tokenizer.pre_tokenizer is not None:
       self._plain.pre_tokenizer = tokenizer.pre_tokenizer
     where = template_name or name
-    self._template, variables = chat_language.compile_template(template, where)
+    self._template, variables = chat_language.compile_template(
+      template,
+      where,
+      [
+        self._variables("", "", thinking, system)
+        for thinking in (None, False, True)
+        for system in (False, True)
+      ],
+    )
     self._template_name = where
     self._frames: dict[tuple[bool | None, str | None], _Frame] = {}
     self._tails: dict[bool | None, str] = {}
@@ -576,19 +584,10 @@ class Chat:
 
     With a system prompt: before that, between the two, and after both.
     """
-    variables: dict[str, Any] = dict(self._special)
-    if thinking is not None and self.supports_thinking:
-      variables["enable_thinking"] = thinking
-    messages = [{"role": "user", "content": lead + _PLACEHOLDER + trail}]
-    if system:
-      messages.insert(0, {"role": "system", "content": _SYSTEM})
+    switch = thinking if self.supports_thinking else None
     try:
-      text = self._template.render(
-        messages=messages,
-        tools=None,
-        documents=None,
-        add_generation_prompt=True,
-        **variables,
+      text = bounded_jinja.render(
+        self._template, self._variables(lead, trail, switch, system)
       )
     # A template is a program: it divides by zero, recurses, or asks a text for
     # a role.
@@ -623,6 +622,24 @@ class Chat:
           f"thinking key to None or {always}"
         )
     return parts
+
+  def _variables(
+    self, lead: str, trail: str, thinking: bool | None, system: bool
+  ) -> dict[str, Any]:
+    """Returns what a template is rendered with."""
+    variables: dict[str, Any] = dict(self._special)
+    if thinking is not None:
+      variables["enable_thinking"] = thinking
+    messages = [{"role": "user", "content": lead + _PLACEHOLDER + trail}]
+    if system:
+      messages.insert(0, {"role": "system", "content": _SYSTEM})
+    return {
+      **variables,
+      "messages": messages,
+      "tools": None,
+      "documents": None,
+      "add_generation_prompt": True,
+    }
 
   def _no_system(self, why: str = "") -> UserError:
     return UserError(

@@ -8,6 +8,7 @@ trainers and changes nothing in them.
 
 import datetime
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -15,9 +16,9 @@ import jinja2
 import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
-import jinja2.sandbox
 from jinja2.parser import Parser
 
+from trd_jax.data import bounded_jinja
 from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError, one_line
 
@@ -46,34 +47,50 @@ def _to_json(value: Any, indent: int | None = None) -> str:
   return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
+def environment() -> bounded_jinja.Environment:
+  """Returns what chat templates run in."""
+  made = bounded_jinja.Environment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[jinja2.ext.loopcontrols, _Generation],
+  )
+  made.globals["raise_exception"] = _raise_exception
+  made.globals["strftime_now"] = TODAY.strftime
+  made.filters["tojson"] = _to_json
+  return made
+
+
 def compile_template(
-  source: str, name: str
+  source: str, name: str, renderings: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[jinja2.Template, set[str]]:
   """Compiles the template; also returns the names that it reads.
 
   Args:
     source: jinja text; it runs sandboxed and without access to files.
     name: how messages refer to it.
+    renderings: variables of JSON's kinds that it is tried with first.
 
   Raises:
-    UserError: it is no jinja template.
+    UserError: it is no jinja template, or takes too much time, memory or room.
   """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[jinja2.ext.loopcontrols, _Generation],
-  )
-  environment.globals["raise_exception"] = _raise_exception
-  environment.globals["strftime_now"] = TODAY.strftime
-  environment.filters["tojson"] = _to_json
+  trial = [(source, renderings)]
+  if found := bounded_jinja.objection(f"{__name__}:environment", trial):
+    raise _refusal(name, found[1])
+  made = environment()
   try:
-    variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
-    return environment.from_string(source), variables
-  except jinja2.TemplateError as error:
-    raise UserError(
-      f"chat template of {name}: {one_line(error)}; give another one with "
-      "the key chat_template"
-    ) from error
+    variables = jinja2.meta.find_undeclared_variables(made.parse(source))
+    return made.from_string(source), variables
+  # A template is turned into Python, whose compiler has complaints of its own,
+  # as of blocks that are nested too deeply.
+  except Exception as error:
+    raise _refusal(name, one_line(error)) from error
+
+
+def _refusal(name: str, problem: str) -> UserError:
+  return UserError(
+    f"chat template of {name}: {problem}; give another one with the key"
+    " chat_template"
+  )
 
 
 def find_template(

@@ -18,14 +18,14 @@ import hashlib
 import itertools
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 import jinja2.nodes
-import jinja2.sandbox
 
+from trd_jax.data import bounded_jinja
 from trd_jax.experiment.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment.prompt_sets import DEFAULT, FOLDER, shipped
 
@@ -65,6 +65,8 @@ ROLES: Mapping[str, Role] = {
 # all problems of a domain, where the set has one.
 SYSTEM = "system"
 _FILES: Mapping[str, Role] = {**ROLES, SYSTEM: Role((), ())}
+# About as long as a long draft, in characters.
+_LONG = "Then 2 + 2 = 4.\n" * 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Templates:
       for key, (_, text) in files.items()
       if key not in default or text != default[key][1]
     }
+    brought = {} if name in shipped() else named
+    _check_bounds(brought)
     version = default_version
     if own:
       texts = {key: text for key, (_, text) in files.items()}
@@ -116,8 +120,7 @@ class Templates:
     }
     versions = {key: _digest(text) for key, text in own.items()}
     versions = {key: versions.get(key, default_version) for key in files}
-    brought = frozenset(() if name in shipped() else named)
-    return cls(name, version, brought, compiled, versions)
+    return cls(name, version, frozenset(brought), compiled, versions)
 
   def version_of(self, role: str, domain: str) -> str:
     """Returns what tells one message's wording from others.
@@ -220,13 +223,13 @@ def _sources(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 @functools.cache
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def environment() -> bounded_jinja.Environment:
   """Returns what templates run in.
 
   The newline that ends a file isn't part of its message, as editors put it
   there. White space around a block tag is dropped as in chat templates.
   """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+  made = bounded_jinja.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=False,
@@ -236,9 +239,23 @@ def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
   )
   # What is left is a function of the fields: nothing random, no object that a
   # template could hold on to.
-  environment.globals.clear()
-  del environment.filters["random"]
-  return environment
+  made.globals.clear()
+  del made.filters["random"]
+  return made
+
+
+def _check_bounds(files: Mapping[str, tuple[Path, str]]) -> None:
+  """Raises a UserError for a template that takes too much time or memory."""
+  trials = []
+  for key, (_, text) in files.items():
+    role = _FILES[key.partition("_")[0]]
+    # A long text, too: loops over it, or copies of it, are what may take much.
+    renderings = [*_trials(role), *_trials(role, _LONG)]
+    trials.append((text, renderings))
+  found = bounded_jinja.objection(f"{__name__}:environment", trials)
+  if found is not None:
+    path, _ = list(files.values())[found[0]]
+    raise UserError(f"{path}: {found[1]}; write a simpler template")
 
 
 def _compiled(path: Path, text: str, role: Role) -> jinja2.Template:
@@ -247,16 +264,18 @@ def _compiled(path: Path, text: str, role: Role) -> jinja2.Template:
   Raises:
     UserError: see `Templates.load`.
   """
-  environment = _environment()
+  made = environment()
   try:
-    tree = environment.parse(text, filename=str(path))
-    code = environment.compile(tree, filename=str(path))
-  except jinja2.TemplateSyntaxError as error:
-    raise UserError(
-      f"{path}, line {error.lineno}: {one_line(error)}"
-    ) from error
+    tree = made.parse(text, filename=str(path))
+    code = made.compile(tree, filename=str(path))
+  # Python compiles it in the end, and has complaints of its own, as of blocks
+  # that are nested too deeply.
+  except Exception as error:
+    syntax = isinstance(error, jinja2.TemplateSyntaxError)
+    line = f", line {error.lineno}" if syntax else ""
+    raise UserError(f"{path}{line}: {one_line(error)}") from error
   _check_names(path, tree, role)
-  template = jinja2.Template.from_code(environment, code, {})
+  template = jinja2.Template.from_code(made, code, {})
   template.filename = str(path)
   _check_messages(template, role)
   return template
@@ -291,16 +310,8 @@ def _check_messages(template: jinja2.Template, role: Role) -> None:
 
   Whatever may be None is tried with and without.
   """
-  for given in itertools.product((True, False), repeat=len(role.may_show)):
-    missing = [
-      field
-      for field, there in zip(role.may_show, given, strict=True)
-      if not there
-    ]
-    fields = {
-      field: None if field in missing else f"\ue000{field}\ue001"
-      for field in role.fields
-    }
+  for fields in _trials(role):
+    missing = [field for field, text in fields.items() if text is None]
     message = _rendered(template, role, fields)
     for field in role.shows:
       count = message.count(f"\ue000{field}\ue001")
@@ -312,6 +323,21 @@ def _check_messages(template: jinja2.Template, role: Role) -> None:
         )
       if field == "draft" and count > 1:
         raise _drafts(template, count)
+
+
+def _trials(role: Role, then: str = "") -> Iterator[dict[str, str | None]]:
+  """Yields fields to try templates of a role with: a mark each, or None.
+
+  Args:
+    role: whatever may be None in it is there, and isn't, in all combinations.
+    then: text behind the marks.
+  """
+  for given in itertools.product((True, False), repeat=len(role.may_show)):
+    there = {*role.shows, *itertools.compress(role.may_show, given)}
+    yield {
+      field: f"\ue000{field}\ue001{then}" if field in there else None
+      for field in role.fields
+    }
 
 
 def _drafts(template: jinja2.Template, count: int) -> UserError:
@@ -337,7 +363,8 @@ def _rendered(
 ) -> str:
   """Returns the message of a template, or a UserError with file and line."""
   try:
-    return template.render({**dict.fromkeys(role.fields), **fields})
+    variables = {**dict.fromkeys(role.fields), **fields}
+    return bounded_jinja.render(template, variables)
   except Exception as error:  # a template may divide by zero, too
     lines = [
       frame.lineno
