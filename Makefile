@@ -16,12 +16,16 @@
 #   make bench                    benchmarks on CPUs; ONLY="loss step" QUICK=1
 #   make docs                     the documents as a site, in build/site
 #   make lint                     ruff, pyright and shellcheck
+#   make soak                     the pipeline under faults; MINUTES=30 SEED=0
+#   make lock                     third_party/*/lock*, as what is installed
+#   make audit                    known weaknesses of what the locks name
 
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 TUNIX_VENV ?= .venv-tunix
+AUDIT_VENV ?= .venv-audit
 NEWEST_VENV ?= .venv-newest
 VLLM ?= cpu
 EVALPLUS_VENV ?= .venv-evalplus
@@ -30,6 +34,13 @@ ARGS ?=
 ENGINE ?= jax
 ONLY ?=
 QUICK ?=
+MINUTES ?= 30
+SEED ?= 0
+# Versions that are tested together, for the Python that they were tested on;
+# LOCKED= for the newest that setup.py allows.
+LOCKS := third_party/locks
+LOCKED ?= $(wildcard $(LOCKS)/py$(shell $(PYTHON) -c 'import sys; \
+  print(*sys.version_info[:2], sep="") if sys.platform == "linux" else 0').txt)
 # Tests at a time: one a core, and no more than memory holds.
 JOBS ?= auto
 # A Python newer than the oldest that will do, where one is at hand.
@@ -44,7 +55,8 @@ WORKDIR ?= runs/demo$(if $(METHOD),-$(METHOD))$(if $(filter-out jax,$(ENGINE)),-
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  $(addprefix -c ,$(LOCKED))
 OVERRIDES := --config.engine.name=$(ENGINE) \
   $(if $(METHOD),--config.method=$(METHOD)) \
   $(if $(filter vllm,$(ENGINE)), \
@@ -57,7 +69,7 @@ PYRIGHT := $(BIN)/pyright --pythonpath $(BIN)/python
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
 .PHONY: demo doctor check test test-all newest newest-check \
-  lint style docs vllm evalplus bench clean help
+  lock audit soak lint style docs vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -100,12 +112,35 @@ docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "written: build/site/index.html"
 
+soak: $(VENV)/.test
+	@$(BIN)/python -m tests.soak --minutes=$(MINUTES) --seed=$(SEED)
+
+# The comments at a file's head stay. What pip resolves for GPUs it does without
+# one, and downloads some of it.
+lock: $(VENV)/.dev $(VENV)/.docs $(VLLM_VENV)/.cpu
+	@lock() { file=$$1; shift; { sed '/^#/!d' "$$file"; "$$@" | \
+	  sed '/ @ /d; s/+cpu$$//'; } > "$$file.new"; mv "$$file.new" "$$file"; \
+	  echo "written: $$file"; }; \
+	lock $(LOCKS)/py311.txt $(BIN)/python -m pip freeze --exclude-editable; \
+	lock third_party/vllm/lock-cpu.txt \
+	  $(VLLM_VENV)/bin/python -m pip freeze --exclude-editable; \
+	lock $(LOCKS)/cuda12.txt $(BIN)/python $(LOCKS)/resolve.py \
+	  -c $(LOCKS)/py311.txt 'jax[cuda12]'
+
+audit:
+	@$(AUDIT_VENV)/bin/python -m pip --version >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit
+	@for lock in $(LOCKS)/*.txt third_party/vllm/lock-*.txt; do \
+	  echo "$$lock"; $(AUDIT_VENV)/bin/pip-audit --no-deps --disable-pip \
+	    -r "$$lock" || exit; done
+
 newest:
 	@test -n "$(NEWEST)" || { echo "make newest: neither Python 3.12 nor 3.13" \
 	  "is at hand; name one: make newest NEWEST=PATH" >&2; exit 2; }
 	@$(MAKE) --no-print-directory demo PYTHON=$(NEWEST) VENV=$(NEWEST_VENV) \
-	  WORKDIR=$(WORKDIR)-newest
-	@$(MAKE) --no-print-directory newest-check VENV=$(NEWEST_VENV)
+	  LOCKED= WORKDIR=$(WORKDIR)-newest
+	@$(MAKE) --no-print-directory newest-check VENV=$(NEWEST_VENV) LOCKED=
 
 newest-check: $(VENV)/.test-newest
 	@$(PYTEST) -m "$(FAST)"
@@ -122,9 +157,9 @@ bench: $(BENCH_VENV)/.peers
 	  $(if $(wildcard $(VLLM_VENV)/bin/python), \
 	    --vllm-python=$(abspath $(VLLM_VENV)/bin/python))
 
-# A stamp is as old as the last install, which is repeated when setup.py is
-# newer. The package itself is installed in place: its files need no install.
-$(VENV)/.runtime: setup.py
+# A stamp is as old as the last install, which is repeated when setup.py or
+# a lock is newer. The package itself is installed in place: its files need no install.
+$(VENV)/.runtime: setup.py $(LOCKED)
 	@echo "installing trd-jax into $(VENV) (once; about a minute)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "trd-jax needs Python 3.11 or newer: make PYTHON=python3.11" >&2; \
@@ -174,8 +209,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 # Of an environment only one in this folder with the stamp of what made it.
 clean:
 	@for venv in $(VENV) $(VLLM_VENV) $(EVALPLUS_VENV) $(BENCH_VENV) \
-	  $(NEWEST_VENV) \
-	  $(TUNIX_VENV); do \
+	  $(NEWEST_VENV) $(TUNIX_VENV); do \
 	  case "$$venv" in \
 	    /* | *..* | "") ;; \
 	    *) for stamp in .runtime .cpu .cuda .evalplus .peers installed; do \

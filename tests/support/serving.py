@@ -104,13 +104,31 @@ def by_key(completions) -> dict:
   return found
 
 
+def _without_stop(choice: dict) -> None:
+  choice["token_ids"] = choice["token_ids"][:-1] or [HEAD_ROWS]
+
+
+# What a server may say that isn't so, by name; each changes an honest choice.
+LIES: dict[str, Callable[[dict], None]] = {
+  "an id that isn't": lambda choice: choice["token_ids"].append(HEAD_ROWS),
+  "a negative id": lambda choice: choice["token_ids"].insert(0, -1),
+  "an id that is no integer": lambda choice: choice["token_ids"].append(1.5),
+  "too many": lambda choice: choice.update(token_ids=[7] * POSITIONS),
+  "another prompt": lambda choice: choice["prompt_token_ids"].pop(),
+  "a stop that isn't": _without_stop,
+  "no ids": lambda choice: choice.pop("token_ids"),
+  "no choice": lambda choice: choice.clear(),
+}
+
+
 class FakeServer(ThreadingHTTPServer):
   """A server at `url`; a context manager.
 
   Args:
     misbehave: called with the number of the completion request, from 1, and
       its body; says what to do in place of answering: 'drop', 'drip', 'busy'
-      (with seconds to wait behind it), 'broken', 'abort', 'text', 'die', None.
+      (with seconds to wait behind it), 'broken', 'abort', 'text', 'die', 'lie'
+      (with one of `LIES` behind it), None.
     key: the API key that it wants.
     cards: entries of /v1/models in place of the student's.
     loads_after: seconds until /health is well.
@@ -321,6 +339,8 @@ class _Handler(BaseHTTPRequestHandler):
     }
     if how == "text":
       del choice["token_ids"], choice["prompt_token_ids"]
+    if how and how.startswith("lie "):
+      LIES[how[4:]](choice)
     if how == "abort":
       choice |= {"finish_reason": "abort", "token_ids": choice["token_ids"][:1]}
     self.answer(200, {"id": "cmpl", "choices": [choice]})

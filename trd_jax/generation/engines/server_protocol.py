@@ -206,7 +206,8 @@ def completion(
   # for here would look like a finished answer.
   stops = {*sampling.stop_ids}
   stopped = ids[-1] in stops
-  if early := next((i for i in ids[:-1] if i in stops), None):
+  early = next((i for i in ids[:-1] if i in stops), None)
+  if early is not None:
     raise UserError(
       f"{url} went on after stop id {early} in request {request.key}; use a"
       " server that knows stop_token_ids"
