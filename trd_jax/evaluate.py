@@ -322,5 +322,17 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
   print(f"\nwritten: {path}", flush=True)
 
 
+def _account(flags) -> str:
+  """Returns the stage that the flags choose; a wrong one is refused later."""
+  known = flags.model in ("base", "trained")
+  return f"{STAGE}/{flags.model}" if known else STAGE
+
+
 if __name__ == "__main__":
-  cli.main(STAGE, run, "K graded samples a question; Avg@K and Pass@K", FLAGS)
+  cli.main(
+    STAGE,
+    run,
+    "K graded samples a question; Avg@K and Pass@K",
+    FLAGS,
+    account=_account,
+  )

@@ -82,7 +82,7 @@ def joined(
     _initialize(section, about, stage)
     try:
       if not first():
-        quiet = stack.enter_context(open(os.devnull, "w"))
+        quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(quiet))
         stack.enter_context(contextlib.redirect_stderr(quiet))
       yield

@@ -88,14 +88,14 @@ def torch_devices():
 
 def main():
   """Writes what is requested as JSON: packages or devices."""
-  with open(sys.argv[1]) as file:
+  with open(sys.argv[1], encoding="utf-8") as file:
     requested = json.load(file)
   kinds = {"jax": jax_devices, "torch": torch_devices}
   if requested["kind"] == "packages":
     facts = packages(requested)
   else:
     facts = kinds[requested["kind"]]()
-  with open(sys.argv[2], "w") as file:
+  with open(sys.argv[2], "w", encoding="utf-8") as file:
     json.dump(facts, file)
 
 

@@ -135,7 +135,7 @@ def answer(examine: Callable[[Facts, Tell], None]) -> None:
   Raises:
     SystemExit: 2 after a `UserError`, which becomes the fact `failure`.
   """
-  requested = json.loads(Path(sys.argv[1]).read_text())
+  requested = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
   out = Path(sys.argv[2])
   facts: Facts = {}
 

@@ -11,6 +11,7 @@ a stage imports jax inside its `run`: `--help` answers at once.
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -21,7 +22,14 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from trd_jax.experiment import config_file, experiment, tables
+import trd_jax
+from trd_jax.experiment import (
+  config_file,
+  experiment,
+  printing,
+  stage_log,
+  tables,
+)
 from trd_jax.experiment.declarations import Key
 from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
 from trd_jax.experiment.experiment import KEYS, Experiment
@@ -138,6 +146,7 @@ def main(
   standalone: bool = False,
   exclusive: bool = True,
   looks_only: bool = False,
+  account: Callable[[types.SimpleNamespace], str] | None = None,
   examples: Sequence[str] = _EXAMPLES,
   argv: Sequence[str] | None = None,
 ) -> None:
@@ -156,6 +165,8 @@ def main(
       several processes says False and has one of them take it.
     looks_only: the stage makes nothing, not even the workdir, and sees for
       itself whether that is the config's.
+    account: returns, from the stage's own flags, the stage whose log the
+      command's is, as `evaluate/base`; default its name.
     examples: arguments that do something sensible, for --help.
     argv: the arguments; default `sys.argv[1:]`.
 
@@ -163,40 +174,77 @@ def main(
     SystemExit: 2 after a user's mistake (one line on stderr), 130 after an
       interrupt, 143 after SIGTERM, 141 where nobody reads the output any more.
   """
-  try:
-    line = _CommandLine(flags or (), sys.argv[1:] if argv is None else argv)
-    if line.own["help"]:
-      print(_help(stage_name, summary_line, line.flags, examples))
-    elif line.own["help_config"] is not None:
-      print(_help_config(line))
-    else:
-      supervise.end_with_pipeline()
-      with supervise.terminable():
-        _run(stage_name, run, line, standalone, exclusive, looks_only)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # Who read the output, as `head`, has seen enough. Python flushes once more.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
-  except UserError as error:
-    message = " ".join(str(error).split())
-    print(f"trd-jax {stage_name}: {message}", file=sys.stderr)
-    sys.exit(2)
-  except Terminated as error:
-    after = f" {error}" if str(error) else ""
-    goes_on = (
-      "" if looks_only else "; the same command goes on where it stopped"
-    )
-    message = f"terminated{after}{goes_on}"
-    print(f"trd-jax {stage_name}: {message}", file=sys.stderr)
-    sys.exit(128 + signal.SIGTERM)
-  except KeyboardInterrupt:
-    # A training has what its last checkpoint holds.
-    goes_on = (
-      "" if looks_only else "; the same command goes on from what is saved"
-    )
-    print(f"trd-jax {stage_name}: interrupted{goes_on}", file=sys.stderr)
-    sys.exit(130)
+  argv = sys.argv[1:] if argv is None else argv
+  with printing.opened() as door:
+    try:
+      line = _CommandLine(flags or (), argv)
+      if line.own["help"]:
+        print(_help(stage_name, summary_line, line.flags, examples))
+      elif line.own["help_config"] is not None:
+        print(_help_config(line))
+      else:
+        supervise.end_with_pipeline()
+        with supervise.terminable():
+          log = _Log(door, account or (lambda own: stage_name), argv)
+          _run(stage_name, run, line, standalone, exclusive, looks_only, log)
+      sys.stdout.flush()
+    except BrokenPipeError:
+      # Who read the output, as `head`, has seen enough. Python flushes once
+      # more.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(128 + signal.SIGPIPE)
+    except UserError as error:
+      _complain(stage_name, " ".join(str(error).split()))
+      sys.exit(2)
+    except Terminated as error:
+      after = f" {error}" if str(error) else ""
+      goes_on = (
+        "" if looks_only else "; the same command goes on where it stopped"
+      )
+      _complain(stage_name, f"terminated{after}{goes_on}")
+      sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+      # A training has what its last checkpoint holds.
+      goes_on = (
+        "" if looks_only else "; the same command goes on from what is saved"
+      )
+      _complain(stage_name, f"interrupted{goes_on}")
+      sys.exit(130)
+
+
+def _complain(stage_name: str, message: str) -> None:
+  """Prints why a command ends, in one line unless a terminal is narrower."""
+  line = f"trd-jax {stage_name}: {message}"
+  print(printing.wrapped(line, sys.stderr), file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Log:
+  """How a command's log is begun.
+
+  Attributes:
+    door: prints into it.
+    account: returns the name of the stage that the flags choose.
+    argv: the command's arguments.
+  """
+
+  door: printing.Door
+  account: Callable[[types.SimpleNamespace], str]
+  argv: Sequence[str]
+
+  def begin(
+    self, stage_name: str, run_dir: RunDir, own: types.SimpleNamespace
+  ) -> None:
+    """Has what is printed from now on kept in the workdir, too."""
+    command = shlex.join(["python", "-m", f"trd_jax.{stage_name}", *self.argv])
+    path = run_dir.log(self.account(own))
+    command = printing.clean(command).replace("\n", "\\n")
+    self.door.log = stage_log.StageLog(path, command, trd_jax.__version__)
+
+  def close(self) -> None:
+    """Keeps nothing from now on."""
+    if self.door.log is not None:
+      self.door.log.close()
 
 
 def _run(
@@ -206,6 +254,7 @@ def _run(
   standalone: bool,
   exclusive: bool,
   looks_only: bool,
+  log: _Log,
 ) -> None:
   """Runs a stage, from its parsed command line on."""
   if line.workdir is None and not standalone:
@@ -233,13 +282,16 @@ def _run(
   is_new = run_dir.claim(kept)
   try:
     with run_dir.lock(stage_name) if exclusive else contextlib.nullcontext():
+      log.begin(stage_name, run_dir, own)
       run(chosen, run_dir, own)
-  except (UserError, SystemExit, BrokenPipeError):
-    if is_new:
-      run_dir.abandon()
+  except (UserError, SystemExit, BrokenPipeError) as error:
+    # What a command was refused for needs no log. What went wrong later does.
+    refused = not isinstance(error, SystemExit) or error.code == 2
+    if is_new and run_dir.abandon(logs=refused) and refused:
+      log.close()
     raise
-  if is_new and chosen.preflight_only:
-    run_dir.abandon()
+  if is_new and chosen.preflight_only and run_dir.abandon():
+    log.close()
 
 
 def _spec(line: "_CommandLine") -> str | None:

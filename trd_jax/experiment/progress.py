@@ -1,13 +1,14 @@
 """Progress bars with the time that is left, on a terminal and in a log."""
 
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
+
+from trd_jax.experiment import printing
 
 _LINE_SECONDS = 10.0  # between lines where stderr is no terminal
 _FRAME_SECONDS = 0.1  # between pictures where it is one
@@ -48,8 +49,13 @@ class Progress(tqdm):
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
   ):
-    out: TextIO = stream or sys.stderr
+    out: Any = stream or sys.stderr
     self._live = out.isatty()
+    self._out = out
+    if isinstance(out, printing.CleanStream) and self._live:
+      # Of the pictures that it draws over, a log gets a line now and then.
+      out = out.unlogged()
+    self._logged = clock()
     self._note = ""
     self._first: float | None = None  # seconds until the first unit
     self._line = ""
@@ -85,6 +91,8 @@ class Progress(tqdm):
     """Draws the line as it is now."""
     if self._live:
       super().display(msg, pos)
+      if (now := self._time()) - self._logged >= _LINE_SECONDS:
+        self._log(now)
     elif msg is None and (line := str(self)) != self._line:
       self.fp.write(line + "\n")
       self.fp.flush()
@@ -95,16 +103,24 @@ class Progress(tqdm):
     if not self._live and not self.disable:
       self.display()
       self.leave = False  # tqdm would end a line that it thinks is open
+    elif self._live and not self.disable:
+      self._log(self._time())
     super().close()
 
-  def __str__(self) -> str:
-    line = self.line(self._time())
-    if self._live:
-      line = line[: shutil.get_terminal_size().columns - 1]
-    return line
+  def _log(self, now: float) -> None:
+    """Keeps the line in the command's log."""
+    printing.log_line(self.line(now, bar=False))
+    self._logged = now
 
-  def line(self, now: float) -> str:
-    """Returns the line at a moment of the clock."""
+  def __str__(self) -> str:
+    # Of data and models only their words, in one line.
+    line = printing.clean(" ".join(self.line(self._time(), self._live).split()))
+    # Not to the last column: a terminal may go on to the next line there.
+    most = printing.width(self._out)
+    return line if most is None else line[: most - 1]
+
+  def line(self, now: float, bar: bool = False) -> str:
+    """Returns the line at a moment of the clock, with or without a bar."""
     elapsed = now - self.start_t
     here = self.n - self.initial
     rate = here / elapsed if elapsed > 0 else 0.0
@@ -112,7 +128,7 @@ class Progress(tqdm):
     if self.total is not None:
       share = self.n / self.total if self.total else 1.0
       parts = [f"{self.n:,}/{self.total:,} {self.unit} ({share:.0%})"]
-      if self._live:
+      if bar:
         cells = round(min(share, 1.0) * _BAR_CELLS)
         parts.insert(0, "█" * cells + "·" * (_BAR_CELLS - cells))
     parts.append(_rate(rate, self.unit))

@@ -10,6 +10,7 @@
     models/random-<size>/     randomly initialised models
     rounds/<number>/          further rounds, a directory each
     summary.json timings.jsonl locks/
+    log/<stage>.txt           what the stage's commands printed
 
 Beside its rows a stage has `rejected.parquet` (rows that it set aside), perhaps
 `metrics.jsonl` or `preflight.json` (what it was about to do), and `done.json`,
@@ -26,7 +27,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_jax.experiment import declarations, records, scopes, shards
+from trd_jax.experiment import (
+  declarations,
+  records,
+  scopes,
+  shards,
+  stage_log,
+)
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import atomic_files, file_locks, ownership
 from trd_jax.experiment.files.json_files import read_json, write_json
@@ -64,8 +71,10 @@ class RunDir:
       self._made,
       self._others_at_work,
     )
-    # Folders that the claim has made, inner ones first.
+    # Folders that the claim has made, inner ones first, and the logs that were
+    # there before.
     self._new_folders: list[Path] = []
+    self._old_logs: set[Path] = set()
     if config_json is not None:
       self.claim(config_json)
 
@@ -88,8 +97,10 @@ class RunDir:
     root = self.root.absolute()
     # Noted before they are made, so that `abandon` removes only folders that
     # this claim has made. Inner ones come first: they have to be empty first.
-    mine = (self.problems_dir, self.root / "locks", root, *root.parents)
+    inside = (self.problems_dir, self.root / "locks", self.root / "log")
+    mine = (*inside, root, *root.parents)
     new = [path for path in mine if not os.path.lexists(path)]
+    self._old_logs = set((self.root / "log").glob("*.txt"))
     is_new = self._own_config.make(experiment_json)
     self._new_folders = new
     return is_new
@@ -105,7 +116,7 @@ class RunDir:
     """
     return self._own_config.check(experiment_json)
 
-  def abandon(self) -> None:
+  def abandon(self, logs: bool = True) -> bool:
     """Gives up a claim under which no sample has been made.
 
     For a config that turned out to be unusable, or was only looked at: when it
@@ -113,19 +124,28 @@ class RunDir:
     that were read are removed. Reports of a preflight stay, and so does
     everything that is not this program's. Nothing happens while another process
     is at work here.
+
+    Args:
+      logs: whether to remove the logs that were begun since the claim.
+
+    Returns:
+      Whether the claim is given up.
     """
     with self._alone() as locks:
       if locks is None or self._own_config.give_back():
-        return
+        return False
       if ownership.has_results(self.root):
-        return
+        return False
       problems = ownership.problems_in(self.problems_dir)
-      for path in (*problems, self.config, self.timings, *locks):
+      new_logs = set((self.root / "log").glob("*.txt")) - self._old_logs
+      mine = [path for path in new_logs if logs and stage_log.is_log(path)]
+      for path in (*problems, self.config, self.timings, *locks, *mine):
         path.unlink(missing_ok=True)
       self._own_config.remove_lock()
     for folder in self._new_folders:
       with contextlib.suppress(OSError):  # not empty, or not there
         folder.rmdir()
+    return True
 
   @contextlib.contextmanager
   def lock(self, name: str) -> Iterator[None]:
@@ -268,6 +288,10 @@ class RunDir:
   def timings(self) -> Path:
     """Returns the JSON lines of where time went (see `metrics.Stopwatch`)."""
     return self.root / "timings.jsonl"
+
+  def log(self, stage: str) -> Path:
+    """Returns the text file of what a stage's commands printed."""
+    return self.root / "log" / f"{self._checked(stage, '-')}.txt"
 
   def metrics_file(self, stage: str) -> Path:
     """Returns the JSON lines of a stage's `metrics.MetricWriter`."""

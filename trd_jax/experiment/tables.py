@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from trd_jax.experiment import printing
+
 
 def columns(
   rows: Sequence[Sequence[str]], align: str = "", indent: str = ""
@@ -9,12 +11,17 @@ def columns(
   """Returns rows of cells as lines, two spaces between the columns.
 
   Args:
-    rows: as many cells each; a column is as wide as its widest cell.
+    rows: as many cells each; a column is as wide as its widest cell. What would
+      command a terminal is shown, and a cell with newlines is one line.
     align: a character a column, `<` for cells that begin together and `>` for
       cells that end together; the last one counts for all that follow. Empty,
       all begin together.
     indent: stands before each line.
   """
+  # Before the widths are taken: shown, a character is wider.
+  rows = [
+    [printing.clean(cell).replace("\n", "\\n") for cell in row] for row in rows
+  ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   align = (align or "<").ljust(len(widths), (align or "<")[-1])
   return "\n".join(

@@ -2,7 +2,9 @@
 
 import sys
 
+from trd_jax.experiment import printing
 from trd_jax.grading.code.programs import main
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with printing.opened():
+    sys.exit(main())

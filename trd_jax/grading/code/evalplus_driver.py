@@ -103,7 +103,7 @@ def _codegen(dataset, number=None):
       resume=False,
       id_range=None if number is None else [number, number + 1],
     )
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
   return [json.loads(line)["solution"] for line in lines if line.strip()]
 
 
@@ -232,7 +232,7 @@ def _check(
     problems, digest = data.get_mbpp_plus(), data.get_mbpp_plus_hash
     not_none = evaluate.MBPP_OUTPUT_NOT_NONE_TASKS
   expected = evaluate.get_groundtruth(problems, digest(), not_none)
-  for line in Path(samples).read_text().splitlines():
+  for line in Path(samples).read_text(encoding="utf-8").splitlines():
     sample = json.loads(line)
     task, program = sample["task_id"], sample["solution"]
     if official == "1":

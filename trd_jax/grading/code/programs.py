@@ -335,7 +335,7 @@ class Grader(grader_protocol.Grader):
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
   try:
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f"{path}: can't be read ({error}); give a file of JSON lines"
@@ -408,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
           verdict = judging.grade_program(program, row["tests"], row)
         shown = dataclasses.asdict(verdict) | {"row": number}
         del shown["extracted"]
-        print(json.dumps(shown, ensure_ascii=False), flush=True)
+        print(json.dumps(shown), flush=True)
   except UserError as error:
     print(f"trd-jax grading: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
