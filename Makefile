@@ -115,17 +115,8 @@ docs: $(VENV)/.docs
 soak: $(VENV)/.test
 	@$(BIN)/python -m tests.soak --minutes=$(MINUTES) --seed=$(SEED)
 
-# The comments at a file's head stay. What pip resolves for GPUs it does without
-# one, and downloads some of it.
 lock: $(VENV)/.dev $(VENV)/.docs $(VLLM_VENV)/.cpu
-	@lock() { file=$$1; shift; { sed '/^#/!d' "$$file"; "$$@" | \
-	  sed '/ @ /d; s/+cpu$$//'; } > "$$file.new"; mv "$$file.new" "$$file"; \
-	  echo "written: $$file"; }; \
-	lock $(LOCKS)/py311.txt $(BIN)/python -m pip freeze --exclude-editable; \
-	lock third_party/vllm/lock-cpu.txt \
-	  $(VLLM_VENV)/bin/python -m pip freeze --exclude-editable; \
-	lock $(LOCKS)/cuda12.txt $(BIN)/python $(LOCKS)/resolve.py \
-	  -c $(LOCKS)/py311.txt 'jax[cuda12]'
+	@$(BIN)/python $(LOCKS)/write.py $(VLLM_VENV)/bin/python
 
 audit:
 	@$(AUDIT_VENV)/bin/python -m pip --version >/dev/null 2>&1 || \

@@ -18,6 +18,7 @@ DOCUMENTS = (
   "CONTRIBUTING.md",
   "CHANGELOG.md",
   "BENCHMARKS.md",
+  "SECURITY.md",
   "benchmarks/README.md",
   "trd_jax/lab/README.md",
 )

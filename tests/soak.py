@@ -6,10 +6,10 @@
 A calm run comes first. Then the same pipeline runs again and again while it is
 killed and terminated, while its disk is filled, made read-only or taken away,
 and while its server drops connections and lies; between two attempts a bit of
-one of its files is flipped, a file is cut short or a shard removed. After each
-fault the same command is given again. Where an attempt refuses, the advice in
-its one line is followed to the letter. In the end every row, the adapter and
-the table have to be those of the calm run.
+one of its files or of JAX's compiled programs is flipped, a file is cut short,
+or a shard removed. After each fault the same command is given again. Where an
+attempt refuses, the advice in its one line is followed to the letter. In the
+end every row, the adapter and the table have to be those of the calm run.
 
 The disk is a tmpfs in a mount namespace of this process's own, so util-linux's
 `unshare` and user namespaces are needed, but no root.
@@ -19,7 +19,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from pathlib import Path
 
 from tests.support import processes
 from trd_jax.experiment import records, shards
+from trd_jax.experiment.files import paths
 from trd_jax.experiment.run_dir import RunDir
 
 _FLAGS = (
@@ -69,7 +69,12 @@ _CODES = {
   "a server that fails": {0},
   "a server that lies": {2, 0},
 }
-_STORED = ("flip a bit", "cut a file short", "remove a shard")
+_STORED = (
+  "flip a bit",
+  "cut a file short",
+  "remove a shard",
+  "flip a bit of a compiled program",
+)
 _STAGES = {
   "problems": records.Problem,
   "rollout": records.Trajectory,
@@ -220,7 +225,11 @@ class Soak:
     self.flags = list(_FLAGS)
     if server is not None:
       self.flags += [*_SERVED, f"--config.engine.server.urls={server.url}"]
-    self.log = folder / "log.txt"
+    self.log, self.cache = folder / "log.txt", folder / "cache"
+    # What was compiled before need not be compiled for this.
+    known = paths.cache() / "xla" / paths.kind_of_cpu()
+    if known.is_dir():
+      shutil.copytree(known, self.cache)
     self.calm_seconds = 0.0
     # Damage to the run directory that no attempt has named yet.
     self.stored: list[str] = []
@@ -310,10 +319,7 @@ class Soak:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        # A shell's background jobs ignore it, and what they start.
-        preexec_fn=functools.partial(
-          signal.signal, signal.SIGINT, signal.SIG_DFL
-        ),
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self.cache)},
       )
     wait = _TO_FINISH
     started = processes.below(process.pid)
@@ -380,9 +386,10 @@ class Soak:
 
   def damage(self, run_dir: RunDir) -> None:
     """Damages one file of a run directory that nobody is at work in."""
-    files = [p for p in sorted(run_dir.root.rglob("*")) if p.is_file()]
-    files = [p for p in files if p.stat().st_size]
     kind = self.random.choice(_STORED)
+    place = self.cache if kind == _STORED[3] else run_dir.root
+    files = [p for p in sorted(place.rglob("*")) if p.is_file()]
+    files = [p for p in files if p.stat().st_size]
     if kind == "remove a shard":
       files = [p for p in files if p.match("shard-*.parquet")]
     if not files:
@@ -390,7 +397,7 @@ class Soak:
     # Each stage's files weigh the same, however many they are.
     groups = collections.defaultdict(list)
     for path in files:
-      groups[path.relative_to(run_dir.root).parts[0]].append(path)
+      groups[path.relative_to(place).parts[0]].append(path)
     path = self.random.choice(groups[self.random.choice(sorted(groups))])
     if kind == "remove a shard":
       path.unlink()
@@ -402,8 +409,9 @@ class Soak:
       data[bit // 8] ^= 1 << bit % 8
       path.write_bytes(data)
     self.counts.injected[kind] += 1
-    self.stored.append(f"{kind}: {path.relative_to(run_dir.root)}")
-    print(f"  {self.stored[-1]}", flush=True)
+    if place == run_dir.root:
+      self.stored.append(kind)
+    print(f"  {kind}: {path.relative_to(place)}", flush=True)
 
   def settle(
     self, run_dir: RunDir, kind: str | None, code: int | None, said: str
@@ -487,6 +495,8 @@ def main() -> int:
     command = ["unshare", "--map-root-user", "--mount", sys.executable]
     os.environ[_INSIDE] = "1"
     os.execvp(command[0], [*command, "-m", "tests.soak", *sys.argv[1:]])
+  # A shell's background jobs ignore it, and so would what they start.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   folder = args.out or Path(tempfile.mkdtemp(prefix="soak-"))
   folder.mkdir(parents=True, exist_ok=True)
   engines = ["jax", "server"] if args.engine == "both" else [args.engine]

@@ -28,7 +28,13 @@ from trd_jax.experiment.methods import METHODS
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = (
-  *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "BENCHMARKS.md"),
+  *(
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "BENCHMARKS.md",
+    "SECURITY.md",
+  ),
   *("benchmarks/README.md", "trd_jax/lab/README.md"),
 )
 DOCUMENTS = [*(ROOT / name for name in OTHERS), *PAGES]

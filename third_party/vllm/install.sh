@@ -82,9 +82,9 @@ pip() {
 }
 # Versions that are tested together, for the Python that they were tested on.
 lock=()
-if [ "$kind" = cpu ] && "$python" -c 'import sys; sys.exit(
+if "$python" -c 'import sys; sys.exit(
     sys.platform != "linux" or sys.version_info[:2] != (3, 11))'; then
-  lock=(-c "$here/lock-cpu.txt")
+  lock=(-c "$here/lock-$kind.txt")
 fi
 pin() { grep "^$1" "$here/$kind.txt" || fail "$here/$kind.txt has no $1"; }
 
@@ -100,7 +100,7 @@ if [ "$kind" = cpu ]; then
   # A dependency's dependency that drives GPUs; vLLM does without it.
   pip uninstall --quiet --yes triton
 else
-  pip install --quiet -r "$here/cuda.txt"
+  pip install --quiet "${lock[@]}" -r "$here/cuda.txt"
 fi
 # The text side of trd-jax: all that it asks for but what trains.
 pip install --quiet --no-deps -e "$root"
