@@ -143,6 +143,7 @@ class FakeServer(ThreadingHTTPServer):
 
   daemon_threads = True
   allow_reuse_address = True
+  request_queue_size = 128  # many clients connect at once
 
   def __init__(
     self,
