@@ -3,12 +3,13 @@
 import datetime
 import decimal
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trd_jax.data.problems import jsonl
+from trd_jax.data.problems import jsonl, rows
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import Data
 
@@ -131,6 +132,67 @@ def test_bytes_that_are_no_text_set_their_row_aside(tmp_path):
   (problem,), (rejected,) = load(path)
   assert problem.text == "p"
   assert "no UTF-8" in rejected.reason
+
+
+_FAR = 2**52  # parquet has milliseconds for seconds
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pa.timestamp("s"),
+    pa.timestamp("ms", "Europe/Berlin"),
+    pa.duration("s"),
+    pa.map_(pa.string(), pa.duration("s")),
+    pa.list_(pa.timestamp("ms")),
+  ],
+  ids=str,
+)
+def test_a_moment_that_python_has_none_of_sets_its_row_aside(
+  tmp_path, kind, suffix
+):
+  """And no other row."""
+  far, near = _FAR, 7
+  if pa.types.is_list(kind):
+    far, near = [far], [near]
+  elif pa.types.is_map(kind):
+    far, near = [("a", far)], [("a", near)]
+  table = pa.table(
+    {
+      "problem": ["p", "q", "r"],
+      "answer": ["1", "2", "3"],
+      "at": pa.array([near, far, None], kind),
+    }
+  )
+  path = tmp_path / f"rows.{suffix}"
+  if suffix == "parquet":
+    pq.write_table(table, path)
+  else:
+    with pa.ipc.new_stream(path, table.schema) as writer:
+      writer.write_table(table)
+  problems, (rejected,) = load(path)
+  assert [problem.text for problem in problems] == ["p", "r"]
+  assert f"rows.{suffix} row 2: a value that can't be read" in rejected.reason
+
+
+def test_nanoseconds_need_no_pandas(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pandas", None)
+  path = tmp_path / "rows.parquet"
+  at = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+  pq.write_table(pa.table({"problem": ["p"], "answer": ["1"], "at": at}), path)
+  (problem,), rejected = load(path)
+  assert not rejected
+  assert json.loads(problem.meta) == {"at": "2023-11-14T22:13:20.123456"}
+
+
+def test_rows_of_many_batches_are_numbered_through(tmp_path, monkeypatch):
+  monkeypatch.setattr(rows, "_BATCH", 2)
+  path = tmp_path / "rows.parquet"
+  texts = [*map(str, range(5))]
+  pq.write_table(pa.table({"problem": texts, "answer": texts}), path)
+  where = [where for where, _ in rows.read(path)]
+  assert where == [f"rows.parquet row {n}" for n in range(1, 6)]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

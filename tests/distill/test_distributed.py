@@ -250,6 +250,16 @@ def test_coordinates_that_make_no_sense_are_refused(keys, told):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("tasks", ["", "two", "-1", "1.0", "2(x2)", "\u00b2"])
+def test_tasks_of_slurm_that_are_no_number_are_named(monkeypatch, tasks):
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+  with (
+    pytest.raises(UserError, match="variable SLURM_STEP_NUM_TASKS is"),
+    processes.joined(Distributed(), "train"),
+  ):
+    pass
+
+
 def test_one_process_is_alone_whatever_slurm_says(monkeypatch):
   for variable in processes.VARIABLES.values():
     monkeypatch.delenv(variable, raising=False)

@@ -1,6 +1,7 @@
 """One value that is no number, in whatever is loaded, is named and refused."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.engines.jax_engine import JaxEngine
 from trd_jax.model.weights import adapters, finite_weights, hf
+from trd_jax.model.weights.tensor_files import TensorFiles
 
 FILE = "model.safetensors"
 DTYPES = {
@@ -33,6 +35,33 @@ DTYPES = {
   "float64": np.float64,
 }
 BAD = [np.nan, np.inf, -np.inf]
+
+
+_ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+  "entry",
+  [
+    7,
+    {},
+    _ENTRY | {"dtype": ["F32"]},
+    _ENTRY | {"data_offsets": [0, 5]},
+    _ENTRY | {"data_offsets": [0, 6]},
+    _ENTRY | {"data_offsets": [-4, 4]},
+    _ENTRY | {"data_offsets": [4, 0]},
+    _ENTRY | {"data_offsets": [0, 4.0]},
+    _ENTRY | {"data_offsets": 4},
+  ],
+  ids=str,
+)
+def test_a_file_whose_header_is_none_is_left_to_its_reader(tmp_path, entry):
+  header = json.dumps({"whole": _ENTRY, "broken": entry}).encode()
+  content = len(header).to_bytes(8, "little") + header + b"\xff" * 5
+  (tmp_path / "model.safetensors").write_bytes(content)
+  finite_weights.check_folder(tmp_path)
+  with pytest.raises(UserError, match="can't be read"):
+    TensorFiles(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -98,6 +98,71 @@ def test_a_config_that_is_no_dense_qwen3_is_named(fields, named):
   assert "\n" not in str(caught.value)
 
 
+_WRONG = {
+  "vocab_size": [True, 1.5, "64", 0, -1, 2**31, [64], {}],
+  "num_hidden_layers": [10_001, 2**31 - 1],  # a table has a row a layer
+  "architectures": ["Qwen3ForCausalLM", [7], {}, True],
+  "model_type": [7, ["qwen3"]],
+  "use_sliding_window": ["false", 1],
+  "tie_word_embeddings": ["false", 0, []],
+  "hidden_act": [7, ["silu"]],
+  "rms_norm_eps": ["1e-6", 0, -1e-6, float("nan"), float("inf"), True],
+  "rope_theta": ["1e6", 1, -1.0, float("nan"), 1e300],
+  "rope_scaling": ["linear", [], 2.0, {"type": 7}, {"type": []}]
+  + [
+    {"type": "yarn", "factor": factor}
+    for factor in (True, "4", 0, -1, [4], float("nan"))
+  ]
+  + [
+    {"type": "yarn", "factor": 4, name: value}
+    for name, value in {
+      "attention_factor": "1",
+      "beta_fast": [32],
+      "beta_slow": 0,
+      "truncate": "no",
+      "original_max_position_embeddings": 4096.5,
+    }.items()
+  ],
+  "rope_parameters": [[], "x", {"rope_theta": "1e6"}],
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "value"),
+  [(name, value) for name, values in _WRONG.items() for value in values],
+)
+def test_a_field_of_another_type_is_named(name, value):
+  with pytest.raises(UserError, match=r"^config\.json: ") as caught:
+    ModelConfig.from_hf(_without(**{name: value}))
+  inner = [*value] if isinstance(value, dict) else []
+  assert any(each in str(caught.value) for each in (name, *inner))
+
+
+def test_a_null_field_is_an_absent_one():
+  nulls = dict.fromkeys(
+    ("rms_norm_eps", "hidden_act", "rope_theta", "tie_word_embeddings")
+  )
+  config = ModelConfig.from_hf(_without(**nulls))
+  assert config == ModelConfig.from_hf(_without(*nulls))
+  nulls = {"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2}}
+  assert dict(ModelConfig.from_hf(_without(**nulls)).rope_scaling) == {
+    "rope_type": "linear",
+    "factor": 2,
+  }
+
+
+def test_a_band_of_llama_3_s_scaling_has_a_width():
+  band = {"low_freq_factor": 4.0, "high_freq_factor": 4.0}
+  scaling = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    **band,
+  }
+  with pytest.raises(UserError, match=r"low_freq_factor=4 .* not below"):
+    ModelConfig.from_hf(_without(rope_scaling=scaling))
+
+
 def test_an_absent_context_is_that_of_transformers():
   absent = _without("max_position_embeddings")
   assert read_positions(QWEN3_8B) == 40960

@@ -32,6 +32,7 @@ VARIABLES = {
   "processes": "TRD_PROCESSES",
   "process": "TRD_PROCESS",
 }
+_TASKS = "SLURM_STEP_NUM_TASKS"
 # What the processes agree on; see `stop_before`.
 _STOP = "trd_jax/stop"
 # How long a process that is through waits for the others.
@@ -69,9 +70,7 @@ def joined(
   """
   about = coordinates(section)
   alone = _value(section, "processes", VARIABLES["processes"]) == "1"
-  if alone or (
-    about is None and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2
-  ):
+  if alone or (about is None and tasks_of_slurm() < 2):
     yield
     return
   with contextlib.ExitStack() as stack:
@@ -96,6 +95,21 @@ def joined(
       codes = {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}
       atexit.register(_leave, codes.get(type(error), 1))
       raise
+
+
+def tasks_of_slurm() -> int:
+  """Returns how many processes `srun` has started; 1 without it.
+
+  Raises:
+    UserError: its variable holds no number.
+  """
+  text = os.environ.get(_TASKS, "1")
+  if not text.isdecimal():
+    raise UserError(
+      f"the environment variable {_TASKS} is {text!r}, which is no number of"
+      " processes; set it as srun does, or unset it"
+    )
+  return int(text[:9])
 
 
 def first() -> bool:

@@ -91,11 +91,12 @@ def _load_python(path: Path, arg: str) -> Any:
     return get_config(arg or None)
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
-  except Exception as error:
+  # `sys.exit` in it would end the stage without a word.
+  except (Exception, SystemExit) as error:
     raise _failure(path, error) from error
 
 
-def _failure(path: Path, error: Exception) -> UserError:
+def _failure(path: Path, error: BaseException) -> UserError:
   """Returns the error, in one line, about a config file that failed."""
   frames = traceback.extract_tb(error.__traceback__)
   # The last frame in the file itself: below it are libraries, and their lines

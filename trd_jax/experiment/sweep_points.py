@@ -89,7 +89,8 @@ def load(path: Path | str) -> list[Point]:
     points = None if get_sweep is None else list(get_sweep())
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
-  except Exception as error:
+  # `sys.exit` in it would end the sweep without a word.
+  except (Exception, SystemExit) as error:
     what = " ".join(str(error).split())
     raise UserError(f"{path}: {type(error).__name__}: {what}") from error
   if points is None:

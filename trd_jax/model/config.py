@@ -8,9 +8,23 @@ rotary scaling.
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import json_fields
+from trd_jax.experiment.files.json_fields import (
+  NAMES,
+  OBJECT,
+  POSITIVE,
+  SIZE,
+  SWITCH,
+  TEXT,
+  Kind,
+)
+
+CONFIG = "config.json"
+_REMEDY = "copy the file from the checkpoint again"
 
 
 class Architecture(NamedTuple):
@@ -37,8 +51,36 @@ ARCHITECTURES = {
   "Qwen2ForCausalLM": Architecture("qwen2", True, False, None, 32_768),
   "LlamaForCausalLM": Architecture("llama", False, False, None, 2_048),
 }
+_BASE = Kind("a number above 1", lambda x: POSITIVE.holds(x) and x > 1)
+# Sizes are looked at as they are read (`read_size`).
+_FIELDS: Mapping[str, Kind] = {
+  "architectures": NAMES,
+  "model_type": TEXT,
+  "use_sliding_window": SWITCH,
+  "attention_bias": SWITCH,
+  "mlp_bias": SWITCH,
+  "tie_word_embeddings": SWITCH,
+  "hidden_act": TEXT,
+  "rms_norm_eps": POSITIVE,
+  "rope_theta": _BASE,
+  "rope_scaling": OBJECT,
+  "rope_parameters": OBJECT,
+}
 # Types of rotary scaling and the fields that each may have.
 _TRAINED = "original_max_position_embeddings"
+_ROPE_KINDS: Mapping[str, Kind] = {
+  "type": TEXT,
+  "rope_type": TEXT,
+  "rope_theta": _BASE,
+  "factor": POSITIVE,
+  "attention_factor": POSITIVE,
+  "beta_fast": POSITIVE,
+  "beta_slow": POSITIVE,
+  "low_freq_factor": POSITIVE,
+  "high_freq_factor": POSITIVE,
+  "truncate": SWITCH,
+  _TRAINED: SIZE,
+}
 _ROPE_FIELDS = {
   "default": set(),
   "linear": {"factor", _TRAINED},
@@ -52,6 +94,11 @@ _ROPE_FIELDS = {
   },
   "llama3": {"factor", "low_freq_factor", "high_freq_factor", _TRAINED},
 }
+
+# A tenfold of the deepest and of the largest models that there are. Tables are
+# made of a row a layer, and sizes have to fit into an int64.
+_MOST_LAYERS = 10_000
+_MOST_PARAMETERS = 10**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +153,14 @@ class ModelConfig:
         f"config.json: head_dim={self.head_dim} is odd, so rotary embedding"
         " cannot pair its channels; check the file"
       )
+    if (
+      self.num_layers > _MOST_LAYERS or self.num_parameters() > _MOST_PARAMETERS
+    ):
+      raise UserError(
+        f"config.json: num_hidden_layers={self.num_layers} and its other sizes"
+        f" make {self.num_parameters():.1e} parameters, more than any model"
+        " has; check the file"
+      )
 
   @classmethod
   def from_hf(cls, fields: dict[str, Any]) -> "ModelConfig":
@@ -116,9 +171,11 @@ class ModelConfig:
 
     Raises:
       UserError: on an architecture that is none of `ARCHITECTURES`, on a
-        missing field and on a feature that this model doesn't have (sliding
-        windows, attention bias, another activation, an unknown rope type).
+        field that is missing or of another type, and on a feature that this
+        model doesn't have (sliding windows, attention bias, another activation,
+        an unknown rope type).
     """
+    json_fields.check(fields, _FIELDS, CONFIG, _REMEDY)
     architecture = _architecture(fields)
     family = ARCHITECTURES[architecture]
     # What this model lacks is refused. Passed over, the weights would load all
@@ -134,7 +191,7 @@ class ModelConfig:
           f"config.json: {name}=true is not {architecture}'s usual layout;"
           " use a checkpoint without it"
         )
-    if fields.get("hidden_act", "silu") != "silu":
+    if (fields.get("hidden_act") or "silu") != "silu":
       raise UserError(
         f"config.json: hidden_act={fields['hidden_act']!r} is not supported;"
         " use a checkpoint with 'silu'"
@@ -158,7 +215,7 @@ class ModelConfig:
       max_positions=read_positions(fields),
       rope_theta=theta,
       rope_scaling=scaling,
-      norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+      norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
       tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
       architecture=architecture,
     )
@@ -261,13 +318,9 @@ def read_size(
   """
   value = fields.get(name)
   value = default if value is None else value
-  # Not `isinstance`: JSON's true is an int to Python.
-  if type(value) is not int or value < 1:
-    problem = "missing" if value is None else f"{value!r}, not a size"
-    raise UserError(
-      f"config.json: the field {name!r} is {problem}; copy the file from"
-      " the checkpoint again"
-    )
+  if value is None:
+    raise json_fields.wrong(name, "missing", CONFIG, _REMEDY)
+  json_fields.check({name: value}, {name: SIZE}, CONFIG, _REMEDY)
   return value
 
 
@@ -277,6 +330,7 @@ def read_positions(fields: dict[str, Any]) -> int:
   Raises:
     UserError: the field is no size, or is left to an unknown architecture.
   """
+  json_fields.check(fields, _FIELDS, CONFIG, _REMEDY)
   name, default = "max_position_embeddings", None
   if fields.get(name) is None:
     default = ARCHITECTURES[_architecture(fields)].max_positions
@@ -308,17 +362,18 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
   """Reads base and scaling of the rotary embedding, in either spelling.
 
   Raises:
-    UserError: the type of scaling is unknown, or a field of it is unknown or
-      missing.
+    UserError: the type of scaling is unknown, or a field of it is unknown,
+      missing or of another type.
   """
   # transformers 5 keeps base and scaling together, transformers 4 apart and
   # calls the type `type` at first. Where a file has both, the older counts.
   scaling = dict(fields.get("rope_parameters") or {})
   scaling.update(fields.get("rope_scaling") or {})
+  json_fields.check(scaling, _ROPE_KINDS, CONFIG, _REMEDY)
   theta = scaling.pop("rope_theta", None)
   theta = fields.get("rope_theta") or theta or 10_000.0
-  old_name = scaling.pop("type", "default")
-  rope_type = scaling.setdefault("rope_type", old_name)
+  old_name = scaling.pop("type", None) or "default"
+  rope_type = scaling["rope_type"] = scaling.get("rope_type") or old_name
   if rope_type not in _ROPE_FIELDS:
     raise UserError(
       f"config.json: rope type {rope_type!r} is not supported; known types:"
@@ -336,11 +391,19 @@ def _rope(fields: dict[str, Any]) -> tuple[float, tuple[tuple[str, Any], ...]]:
   # yarn's other fields have defaults; llama3's have none.
   needed = _ROPE_FIELDS[rope_type] if rope_type == "llama3" else {"factor"}
   for name in sorted(needed):
-    if not isinstance(scaling.get(name), int | float):
+    if scaling.get(name) is None:
       raise UserError(
         f"config.json: rope scaling of type {rope_type!r} needs a number"
         f" {name!r}; add it"
       )
+  if rope_type == "llama3" and not (
+    scaling["low_freq_factor"] < scaling["high_freq_factor"]
+  ):
+    raise UserError(
+      f"config.json: low_freq_factor={scaling['low_freq_factor']:g} of the rope"
+      " scaling is not below"
+      f" high_freq_factor={scaling['high_freq_factor']:g}; check the file"
+    )
   return float(theta), tuple(sorted(scaling.items()))
 
 

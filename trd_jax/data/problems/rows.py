@@ -11,6 +11,7 @@ import datetime
 import decimal
 import gzip
 import io
+import itertools
 import json
 import math
 import re
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_jax.data.problems.sources import SUFFIXES
-from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import (
   SYSTEM_TURN,
@@ -39,6 +40,7 @@ STAGE = "problems"
 # What ends the reason of a row that an earlier one has the statement of.
 WORD_FOR_WORD = ", word for word"
 
+_BATCH = 10_000  # rows of a columnar file that are Python's at a time
 _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
 PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
 _ANSWER_KEYS = ("answer", "Answer")
@@ -404,14 +406,13 @@ def optional_text(
 def _read(path: Path) -> Iterator[tuple[str, Any]]:
   if path.name.endswith(".parquet"):
     try:
-      rows = pq.read_table(path).to_pylist()
+      batches = pq.read_table(path).to_batches(max_chunksize=_BATCH)
     except (OSError, pa.ArrowException) as error:
       raise UserError(
-        f"{path}: can't be read as parquet "
-        f"({str(error).splitlines()[0][:160]}); fetch the file again"
+        f"{path}: can't be read as parquet ({_arrow_s(error)}); fetch the file"
+        " again"
       ) from error
-    for i, row in enumerate(rows):
-      yield f"{path.name} row {i + 1}", row
+    yield from _numbered(path, map(_python_rows, batches))
     return
   if path.name.endswith(".arrow"):
     yield from _read_arrow(path)
@@ -449,8 +450,42 @@ def _read(path: Path) -> Iterator[tuple[str, Any]]:
     raise UserError(
       f"{path}: one JSON {type(rows).__name__}; give a list of objects"
     )
-  for i, row in enumerate(rows):
-    yield f"{path.name} row {i + 1}", row
+  yield from _numbered(path, [rows])
+
+
+def _numbered(
+  path: Path, batches: Iterable[Iterable[Any]]
+) -> Iterator[tuple[str, Any]]:
+  """Yields the rows of all batches, each with its number in the file."""
+  for i, row in enumerate(itertools.chain.from_iterable(batches), 1):
+    yield f"{path.name} row {i}", row
+
+
+def _arrow_s(error: Exception) -> str:
+  """Returns the reason of arrow, which may be long or none."""
+  return one_line(error)[:160]
+
+
+def _python_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+  """Yields the rows of a batch; for one that Python can't hold a `BadRow`.
+
+  Columnar files have moments of the year 100,000, and nanoseconds.
+  """
+  for number, field in enumerate(batch.schema):
+    if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+      kind = pa.timestamp("us", field.type.tz)
+      coarser = batch.column(number).cast(kind, safe=False)
+      batch = batch.set_column(number, field.name, coarser)
+  try:
+    yield from batch.to_pylist()
+    return
+  except (ValueError, OverflowError, pa.ArrowException):
+    pass
+  for start in range(len(batch)):
+    try:
+      yield batch.slice(start, 1).to_pylist()[0]
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+      yield BadRow(f"a value that can't be read ({_arrow_s(error)})")
 
 
 def _text_file(path: Path) -> typing.TextIO:
@@ -477,15 +512,12 @@ def _read_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 def _read_arrow(path: Path) -> Iterator[tuple[str, Any]]:
   """Reads a file as the library `datasets` keeps it, batch by batch."""
-  count = 0
   try:
     with pa.memory_map(str(path)) as source:
-      for batch in pa.ipc.open_stream(source):
-        for row in batch.to_pylist():
-          count += 1
-          yield f"{path.name} row {count}", row
+      batches = map(_python_rows, pa.ipc.open_stream(source))
+      yield from _numbered(path, batches)
   except (OSError, pa.ArrowException) as error:
     raise UserError(
-      f"{path}: can't be read as an arrow stream "
-      f"({str(error).splitlines()[0][:160]}); fetch the file again"
+      f"{path}: can't be read as an arrow stream ({_arrow_s(error)}); fetch the"
+      " file again"
     ) from error

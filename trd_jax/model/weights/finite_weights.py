@@ -119,7 +119,21 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
       if size > path.stat().st_size:
         return {}, 0
       header = dict(json.loads(file.read(size)))
+      header.pop("__metadata__", None)
+      room = path.stat().st_size - _HEADER_BYTES - size
+      whole = all(_fits(about, room) for about in header.values())
   except (OSError, ValueError, TypeError, RecursionError):
     return {}, 0
-  header.pop("__metadata__", None)
-  return header, _HEADER_BYTES + size
+  return (header, _HEADER_BYTES + size) if whole else ({}, 0)
+
+
+def _fits(about: Any, room: int) -> bool:
+  """Returns whether a header's entry is a tensor in so many bytes."""
+  if not isinstance(about, dict) or not isinstance(about.get("dtype"), str):
+    return False
+  offsets = about.get("data_offsets")
+  if not isinstance(offsets, list) or [*map(type, offsets)] != [int, int]:
+    return False
+  first, end = offsets
+  unsigned, _ = _DTYPES.get(about["dtype"], (np.dtype(np.uint8), 0))
+  return 0 <= first <= end <= room and not (end - first) % unsigned.itemsize

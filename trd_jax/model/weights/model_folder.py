@@ -12,9 +12,8 @@ from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import file_locks, ownership, paths
 from trd_jax.experiment.files.json_files import read_object
-from trd_jax.model.config import ModelConfig
+from trd_jax.model.config import CONFIG, ModelConfig
 
-CONFIG = "config.json"
 _TEMPLATE = "chat_template.jinja"
 # What belongs to a model folder besides config.json and the weights.
 _COMPANIONS = (
