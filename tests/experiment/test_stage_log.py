@@ -65,7 +65,10 @@ def test_each_attempt_has_its_header_its_lines_and_its_end(tmp_path, capsys):
   for line, pattern in zip(lines, wanted, strict=True):
     assert re.fullmatch(pattern, line), (line, pattern)
   last = stage_log.last_attempt(RunDir(tmp_path / "run").log("rollout"))
-  assert last == (0, ["again", "not ended"])
+  assert last is not None
+  assert last.code == 0
+  assert [line for _, line in last.lines] == ["again", "not ended"]
+  assert last.process == os.getpid()
 
 
 def test_an_unexpected_error_is_there_with_its_traceback(tmp_path):

@@ -82,6 +82,9 @@ class Flag:
     looks_only: whether with it nothing is made, not even the workdir, and
       nobody who is at work there is waited for.
     is_path: whether it is a path, or may be one: its `~` is expanded.
+    without_config: whether with it no config is read; the experiment that the
+      stage gets is then the default one.
+    bare: what the flag alone, without a value, stands for.
   """
 
   name: str
@@ -89,6 +92,8 @@ class Flag:
   doc: str
   looks_only: bool = False
   is_path: bool = False
+  without_config: bool = False
+  bare: str | None = None
 
   @property
   def key(self) -> Key:
@@ -123,14 +128,9 @@ _SHARED = (
     "help_config",
     None,
     "every --config.<key>, its value and meaning; --help_config=train. some",
+    bare="",
   ),
 )
-
-# Alone it takes no value, and of absl's flags only booleans can do without.
-_ALL_KEYS = {
-  "--help_config": "--help_config=",
-  "-help_config": "--help_config=",
-}
 
 _EXAMPLES = ("--config=configs/demo.py --workdir=runs/seed1 --config.seed=1",)
 
@@ -260,6 +260,12 @@ def _run(
   if line.workdir is None and not standalone:
     raise UserError("--workdir=DIR is missing: name the run's directory")
   run_dir = None if line.workdir is None else RunDir(line.workdir)
+  if any(
+    flag.without_config and line.own[flag.name] is not None
+    for flag in line.flags
+  ):
+    run(_experiment(line, None), run_dir, types.SimpleNamespace(**line.own))
+    return
   spec = _spec(line)
   if spec is None and not standalone:
     raise UserError(
@@ -363,7 +369,15 @@ class _CommandLine:
         short_name="h" if name == "help" else None,
       )
     try:
-      argv = [_ALL_KEYS.get(argument, argument) for argument in argv]
+      # Of absl's flags only booleans can do without a value.
+      bare = {
+        f"{dashes}{name}": f"--{flag.name}={flag.bare}"
+        for flag in self.flags
+        if flag.bare is not None
+        for name in (flag.name, flag.name.replace("_", "-"))
+        for dashes in ("-", "--")
+      }
+      argv = [bare.get(argument, argument) for argument in argv]
       argv = [_underscored(argument, all_keys) for argument in argv]
       _, *strangers = values(["", *argv], known_only=True)
     except (absl_flags.Error, ValueError) as error:

@@ -1,10 +1,11 @@
 """Progress bars with the time that is left, on a terminal and in a log."""
 
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from tqdm import tqdm
 
@@ -141,6 +142,27 @@ class Progress(tqdm):
     if self._note:
       parts.append(self._note)
     return f"{self.desc}: " + " · ".join(parts)
+
+
+class Parsed(NamedTuple):
+  """What a line of `Progress` says of how far something is."""
+
+  desc: str
+  done: int
+  total: int
+  unit: str
+
+
+_LINE = re.compile(r"(.+): ([\d,]+)/([\d,]+) (\S+) \(\d+%\)")
+
+
+def parse(line: str) -> Parsed | None:
+  """Reads a line of a bar with a total; None: it is none."""
+  found = _LINE.match(line)
+  if found is None:
+    return None
+  done, total = (int(found[i].replace(",", "")) for i in (2, 3))
+  return Parsed(found[1], done, total, found[4])
 
 
 # tqdm's own lock takes a semaphore of the machine, for bars of many processes.

@@ -5,6 +5,7 @@ A log only informs: where it can't be written, that is said once, and the stage
 goes on.
 """
 
+import contextlib
 import datetime
 import os
 import re
@@ -18,6 +19,8 @@ from typing import NamedTuple
 _HEAD = "== trd-jax "
 _END = "== ended with exit code "
 _ENDED = re.compile(re.escape(_END) + r"(\d+)")
+_PROCESS = re.compile(r", process (\d+) on ")
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ")
 _TAIL_BYTES = 1 << 16
 
 
@@ -126,11 +129,13 @@ class LastAttempt(NamedTuple):
 
   Attributes:
     code: its exit code; None: it goes on, or was killed.
-    lines: its last lines, without their times.
+    lines: its last lines, each with the time at which it was printed.
+    process: the process's id; None where the header is too far up.
   """
 
   code: int | None
-  lines: list[str]
+  lines: list[tuple[datetime.datetime, str]]
+  process: int | None
 
 
 def last_attempt(path: Path) -> LastAttempt | None:
@@ -144,16 +149,20 @@ def last_attempt(path: Path) -> LastAttempt | None:
   with path.open("rb") as file:
     file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
     text = file.read(_TAIL_BYTES).decode(errors="replace")
-  lines: list[str] = []
-  code = None
-  for line in text.splitlines():
+  lines: list[tuple[datetime.datetime, str]] = []
+  code = process = None
+  for line in text.split("\n"):
     if line.startswith(_HEAD):
       lines, code = [], None
+      process = int(by[1]) if (by := _PROCESS.search(line)) else None
     elif ended := _ENDED.match(line):
       code = int(ended[1])
-    elif not line.startswith("== "):
-      lines.append(line[len(_stamped("")) - 1 :])
-  return LastAttempt(code, lines)
+    elif stamp := _STAMP.match(line):
+      # Torn by a kill or a full disk, it could look like any date.
+      with contextlib.suppress(ValueError):
+        when = datetime.datetime.fromisoformat(stamp[1])
+        lines.append((when, line[stamp.end() :]))
+  return LastAttempt(code, lines, process)
 
 
 def _stamped(line: str) -> str:

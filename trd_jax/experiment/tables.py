@@ -32,3 +32,11 @@ def columns(
     ).rstrip()
     for row in rows
   )
+
+
+def size(count: int) -> str:
+  """Writes bytes in the larger unit that they fill."""
+  for unit, bits in (("TiB", 40), ("GiB", 30)):
+    if count >= 2**bits:
+      return f"{count / 2**bits:.1f} {unit}"
+  return f"{count / 2**20:.1f} MiB"

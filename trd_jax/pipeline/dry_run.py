@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trd_jax.data.problems import questions
+from trd_jax.experiment import tables
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Engine, Generation, Model
@@ -199,25 +200,27 @@ def describe(
   total = ahead = 0
   known = True
   for name, size, what in disk(e, run_dir):
-    shown = "not known here" if size is None else _shown(size)
+    shown = "not known here" if size is None else tables.size(size)
     lines.append(f"  {name:<13}{shown:>14}  {what}")
     total += size or 0
     known &= size is not None
     ahead += _ahead(name, size or 0, e, commands)
   rest = "" if known else "  and what is not known here"
-  lines.append(f"  {'all':<13}{_shown(total):>14}{rest}")
+  lines.append(f"  {'all':<13}{tables.size(total):>14}{rest}")
   free = free_bytes(run_dir.root)
-  lines.append(f"  {'free':<13}{_shown(free):>14}  where {run_dir.root} is")
+  lines.append(
+    f"  {'free':<13}{tables.size(free):>14}  where {run_dir.root} is"
+  )
   if free < ahead:
     lines.append(
-      f"  WARNING: {_shown(ahead)} may still be written there, and"
-      f" {_shown(free)} are free: make room, or name a --workdir elsewhere"
+      f"  WARNING: {tables.size(ahead)} may still be written there, and"
+      f" {tables.size(free)} are free: make room, or name a --workdir elsewhere"
     )
   for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
     if model in KNOWN_MODELS:
       # The public checkpoints are bfloat16: two bytes a parameter.
       size = 2 * KNOWN_MODELS[model].num_parameters()
-      lines.append(f"  and {_shown(size)} to fetch once: {model}")
+      lines.append(f"  and {tables.size(size)} to fetch once: {model}")
   return "\n".join(lines)
 
 
@@ -285,11 +288,3 @@ def _generating_devices(engine: Engine) -> str:
   if actors:
     shown += f", in each of {actors} Ray actors"
   return shown
-
-
-def _shown(size: int) -> str:
-  """Writes bytes in the larger unit that they fill."""
-  for unit, bits in (("TiB", 40), ("GiB", 30)):
-    if size >= 2**bits:
-      return f"{size / 2**bits:.1f} {unit}"
-  return f"{size / 2**20:.1f} MiB"

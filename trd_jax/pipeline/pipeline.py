@@ -31,6 +31,15 @@ FLAGS = (
     looks_only=True,
   ),
   cli.Flag(
+    "status",
+    None,
+    "say how far the run in --workdir is, and nothing else; --status=json for"
+    " programs. It needs no --config",
+    looks_only=True,
+    without_config=True,
+    bare="text",
+  ),
+  cli.Flag(
     "from",
     None,
     "another run's workdir: its finished stages are taken over where all keys"
@@ -50,6 +59,13 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
+  if flags.status is not None:
+    from trd_jax.pipeline import status
+
+    status.show(
+      run_dir, flags.status, lambda e: [account for account, *_ in commands(e)]
+    )
+    return
   from trd_jax.data.problems import parts, store
   from trd_jax.data.problems.questions import load_all
   from trd_jax.experiment.metric_log import timed

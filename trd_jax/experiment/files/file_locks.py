@@ -2,9 +2,14 @@
 
 import fcntl
 import os
+import re
 import socket
+import struct
+import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
+
+_SIGNATURE = re.compile(r"process (\d+) on (\S+)")
 
 
 def acquire(path: Path) -> IO[bytes] | None:
@@ -52,6 +57,57 @@ def holder(path: Path) -> str:
   """Returns who has signed a file last, for a message."""
   text = path.read_bytes().decode(errors="replace").strip()
   return text if is_signature(path) and text else "another process"
+
+
+class Holder(NamedTuple):
+  """Who has signed a lock last.
+
+  Attributes:
+    process, host: the process; None where the file doesn't say.
+    since: when, in seconds since the epoch.
+    alive: whether the lock is held at this moment.
+  """
+
+  process: int | None
+  host: str | None
+  since: float
+  alive: bool
+
+
+def look(path: Path) -> Holder | None:
+  """Returns who holds a lock, or held it last; changes and locks nothing.
+
+  Not for a lock that this process holds: to close the file would release it.
+
+  Returns:
+    The holder; None where there is no lock of ours.
+
+  Raises:
+    OSError: the file can't be read.
+  """
+  if not is_signature(path):
+    return None
+  with path.open("rb") as file:
+    by = _SIGNATURE.fullmatch(file.read(1 << 10).decode(errors="replace"))
+    since, alive = os.fstat(file.fileno()).st_mtime, _is_locked(file)
+  process, host = (int(by[1]), by[2]) if by else (None, None)
+  return Holder(process, host, since, alive)
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+  """Returns whether another process has locked an open file."""
+  if sys.platform == "linux":
+    # As C declares it: kind, whence, start, length (0: to the end), process.
+    question = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+    answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
+  # Elsewhere the only way to ask is to take it, shared, for a moment.
+  try:
+    fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except (BlockingIOError, PermissionError):
+    return True
+  fcntl.lockf(file, fcntl.LOCK_UN)
+  return False
 
 
 def is_signature(path: Path) -> bool:
