@@ -292,6 +292,48 @@ p=5,q=2;p=7,q=2 == q=2,p=5;q=2,p=7
 7\text{ bananas} == 7\text{ banannas}
 18+\frac{3}{2}\pi == \textbf{18+\frac{3}{2}\pi}
 12_{10} == 12_{10}
+12 == \hskip 1em 12
+12 == \mkern 3mu 12
+12 == \mathop{12}
+12 == \enclose{circle}{12}
+e^{2} == \mathbf{e^{2}}
+2e-1 == \boldsymbol{2e-1}
+n! == \mathbf{n!}
+x>2 == \boldsymbol{x>2}
+\sin x == \mathbf{\sin x}
+mn-1 == \mathbf{mn-1}
+30^\circ == {30^\circ}
+5\text{ cm} == \mathbf{5\text{ cm}}
+\text{even} == {\bf \text{even}}
+\triangle ABC == \textbf{$\triangle ABC$}
+\begin{pmatrix}1\\2\end{pmatrix} == \bm{\begin{pmatrix}1\\2\end{pmatrix}}
+\frac34 == \nicefrac{3}{4}
+3:30 PM == \text{3:30 p.m.}
+3:00 PM == 3 pm
+\text{noon} == 12:00 PM
+\ln 2 == log_e(2)
+6 == gcd(12, 18)
+36 == \text{lcm}(12,18)
+3 == \max\{1,3\}
+10 == {}_5C_2
+\text{circle} == \text{a circle}
+60 == 60\frac{\text{km}}{\text{h}}
+\$5 == 5\text{ dollars}
+£5 == 5 pounds
+\frac13 == 0.(3)
+1234567 == 1'234'567
+1234567 == 1_234_567
+1234567 == 1.234.567
+\mathbb{R} == ℝ
+x\le 5 == x ⩽ 5
+30^\circ == 30º
+\frac12 == 1⁄2
+3:4:5 == 6:8:10
+x_1+x_2 == x2+x1
+n2^{n-1} == n\cdot 2^{n-1}
+(x,y)=(1,2) == (y,x)=(2,1)
+(a,b)=(1,2),(3,4) == (b,a)=(2,1),(4,3)
+\frac{NO}{BO}=\frac{1}{2} == \frac{1}{2}
 1+1=<<1+1=2>>2 #### 2 == 2
 """
 MISMATCHES = r"""
@@ -478,6 +520,51 @@ ab == a-b
 204 == 204=205
 12 == 13=12
 4 == 2+3=4
+12 == \text{maybe }12
+12 == 12\text{, I guess}
+12 == 12\text{ (unsure)}
+12 == \text{could be }12
+x_1 == \text{perhaps }x_1
+y=2x+1 == \text{not }y=2x+1
+y=2x+1 == \sim y=2x+1
+y=2x+1 == 777=y=2x+1
+\alpha+\beta == 777=\alpha+\beta
+1,2,3 == 777=1,2,3
+\begin{pmatrix}1\\2\end{pmatrix} == 777=\begin{pmatrix}1\\2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix} == \begin{pmatrix}1\\2\end{pmatrix}\text{ no}
+204 == m=1, n=204
+5 == -x = 5
+x=1,y=2 == 777x=1,y=2
+k=45,n=2 == kx=45,n=2
+x=1,y=2 == X=1,y=2
+x>2 == X>2
+f(x)=x^2 == g(x)=x^2
+(x,y)=(1,2) == (y,x)=(1,2)
+(a,b)=(1,2),(3,4) == (b,a)=(1,2),(3,4)
+0 == \text{not }0
+0 == 0\text{ or more}
+\frac{1}{2004!} == \frac{1}{2004!}\text{ is wrong}
+\frac{1}{2004!} == f(\frac{1}{2004!})
+12 == 12_b
+x^2+1 == x^2+1_{7}
+2^{100} == 2^{100}_{7}
+C == C1
+5! == 5!1
+3:30 PM == \frac{1}{10}
+2:30 == \frac{1}{15}
+3:4:5 == 3:5:4
+12 == 12 \bmod 5
+\$5 == 5\text{ cents}
+\$5 == €5
+30^\circ == 30'
+\frac13 == 0.\overline{03}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} == \begin{vmatrix}1&2\\3&4\end{vmatrix}
+\text{even} == \text{even}?
+\text{even} == -\text{even}
+east == eats
+hello == ehllo
+\text{A and B} == \text{A or B}
+1\leq|z|\leq 3 == 1\leq|w|\leq 3
 204 == x = 3+4 = 204
 12 == \sim 12
 12 == 12_5

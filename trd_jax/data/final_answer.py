@@ -46,8 +46,15 @@ _SPAN = re.compile(
 _STATED_NUMBER = re.compile(
   r"(?:^|[\s:])(-?(?:\d[\d,.]*)?\d(?:/\d+)?(?:\\?%)?"
   r"(?:\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?)"
-  r"(?:\s?[A-Za-z²³°]+){0,3}\.?\Z"
+  # What is counted or its unit, of which a letter alone may be a variable.
+  r"(?P<words>\s?(?:[A-Za-z]{2,}|°|[CFKLghlms]\b)[²³]?(?:\s[A-Za-z]+[²³]?){0,2})?"
+  r"\.?\Z"
 )
+# A choice, where it is all that is said after the word "answer".
+_STATED_CHOICE = re.compile(
+  r"\s*(?:is|[:=])?\s*:?\s*(?:(?:option|choice)\s+)?\(?([A-J])\)?\.?\Z"
+)
+_SENTENCE_END = re.compile(r"[.!?]\s+\S")
 # What takes a statement back, bounds it, or leaves it open.
 _HEDGE = re.compile(
   r"[?]|n['’]t\b|\b(?:not?|nor|n?either|never|cannot|false|wrong|incorrect|or"
@@ -212,11 +219,17 @@ def stated_answer(text: str) -> str | None:
   anchors = _ANCHOR.finditer(tail, max(0, len(tail) - _MAX_STATEMENT))
   for anchor in list(anchors)[::-1]:
     sentence = tail[anchor.end() :]
+    if sentence.count("$") == 1:  # money
+      sentence = sentence.replace("$", "")
     spans = list(_SPAN.finditer(sentence))
     rest = sentence[spans[-1].end() :] if spans else sentence
     number = _STATED_NUMBER.search(rest) if "$" not in rest else None
     if number is None and not spans:
-      continue
+      choice = _STATED_CHOICE.match(sentence)
+      if choice is None or anchor[0].lower() != "answer":
+        continue
+      doubted = _DOUBT.search(_CLAUSE_END.split(tail[: anchor.start()])[-1])
+      return None if doubted else choice[1]
     if len(spans) + (number is not None) > 1:
       return None
     found, group = (number, 1) if number is not None else (spans[0], 0)
@@ -224,11 +237,15 @@ def stated_answer(text: str) -> str | None:
     introduced = _CLAUSE_END.split(tail[: anchor.start()])[-1]
     if _DOUBT.search(introduced) or any(map(_HEDGE.search, (before, after))):
       return None
+    if _SENTENCE_END.search(before):
+      return None
     if before.rstrip().endswith("="):  # a = b = 5 states no more than 5
       before = ""
     if _OPERATOR.search(before) or _OPERATOR.search(after):
       return None
     said = next(filter(None, found.groups()))
+    if number is not None and len((number["words"] or "").split()) == 1:
+      said, after = said + number["words"], ""
     # A dollar that is escaped within a formula was to end it, or is money.
     return said.rpartition("\\$")[2].strip(" =") or said
   return None

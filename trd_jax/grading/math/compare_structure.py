@@ -25,6 +25,7 @@ _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
 _BASED = re.compile(
   r"([+-]?\d[0-9A-Za-z]*)\s*_\s*\{?\s*\(?\s*(\d+)\s*\)?\s*\}?\Z"
 )
+_CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}(?:\D|\Z)")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
 _SAYS_CHOICE = re.compile(
@@ -52,7 +53,9 @@ _ANSWERS = frozenset(
 _SHORT_WORD = 3  # letters of the shortest word besides
 _NAME_OF_POINTS = 4  # letters of the shortest in capitals: BAC is an angle
 _VOWEL = re.compile("[aeiouy]")
-_OPERATOR = re.compile(r"[+*/^=<>_|!]|\\(?!text)[A-Za-z]|(?:\s-|-\s)")
+_OPERATOR = re.compile(r"[+*/^=<>_|!?%]|\\(?!text)[A-Za-z]|\s-|-\s|\A\s*-")
+_ARTICLE = re.compile(r"(?:an?|the) (?=\w)")
+_LONG_WORD = 4  # letters of the shortest that is surely no product
 _ACRONYM = re.compile(r"[A-Z]{3,}\Z")
 _MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
 _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
@@ -104,7 +107,8 @@ def unordered(golds: list, answers: list, equal: Callable) -> Maybe:
 def _words(text: str) -> str:
   """Returns the lower-case words of a text answer."""
   bare = _TEXT.sub(r" \1 ", text)
-  return " ".join(re.sub(r"[^\w\s]", " ", bare).lower().split())
+  words = " ".join(re.sub(r"[^\w\s]", " ", bare).lower().split())
+  return _ARTICLE.sub("", words, count=1) if " " in words else words
 
 
 def _unmarked(text: str) -> str:
@@ -148,8 +152,14 @@ def _compare_text(gold: str, answer: str) -> Maybe:
     and _reads_as_words(bare, is_marked=is_marked)
   ):
     return True
-  if _ACRONYM.match(bare):
-    return False  # a word, not the product of its letters
+  # A word, not the product of its letters, which an anagram would be, too.
+  if _ACRONYM.match(bare) or (
+    len(bare) >= _LONG_WORD
+    and bare.isalpha()
+    and not bare.isupper()
+    and _reads_as_words(bare, is_marked=False)
+  ):
+    return False
   # Short runs of letters may be products of variables, as in `xy`.
   longest = max(map(len, bare.split()))
   is_text = "\\text" in gold or longest > 5 or (" " in bare and longest > 2)
@@ -187,10 +197,17 @@ def _compare_lists(
   if is_set:
     gold, items = _distinct(gold, equal), _distinct(items, equal)
   golds, answers = list(map(shapes.named, gold)), list(map(shapes.named, items))
+  # Without a name an equation is looked at whole: 3 = 4 is not 4.
+  answers = [
+    named if named.name else shapes.Named(None, item)
+    for named, item in zip(answers, items, strict=True)
+  ]
 
   def pair(one: shapes.Named, other: shapes.Named) -> Maybe:
     if not shapes.names_agree(one.name, other.name):
       return False
+    if one.name and not other.name and "=" in shapes.outside(other.value):
+      return equal(f"{one.name} = {one.value}", other.value)
     return compare(one.value, other.value, equal)
 
   names = {shapes.squeeze(item.name) for item in golds if item.name}
@@ -222,6 +239,7 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   if (text := _compare_text(gold, answer)) is not None:
     return text
   gold, answer = _as_points(gold, answer)
+  answer = _in_order_of_names(gold, answer)
   if not shapes.is_relation(gold):
     values = shapes.values_said(answer)
     if values is not None:
@@ -275,6 +293,27 @@ def _as_points(gold: str, answer: str) -> tuple[str, str]:
   return points(mine, gold), points(yours, answer)
 
 
+def _in_order_of_names(gold: str, answer: str) -> str:
+  """Writes `(b,a) = (2,1)` as the values of a gold `(a,b) = …`."""
+  items = shapes.split(answer)
+  named = [shapes.named(text) for text in (*shapes.split(gold)[:1], *items)]
+  if len(named) < 2 or not named[0].name or not named[1].name:
+    return answer
+  mine, yours = (
+    list(map(shapes.squeeze, shapes.tuple_of(one.name or "") or []))
+    for one in named[:2]
+  )
+  if mine == yours or not mine or sorted(mine) != sorted(yours):
+    return answer
+  points = []
+  for item in named[1:]:
+    values = shapes.tuple_of(item.value)
+    if values is None or len(values) != len(mine):
+      return answer
+    points.append(f"({','.join(values[yours.index(name)] for name in mine)})")
+  return ", ".join(points)
+
+
 def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
   if (gold.left_open, gold.right_open) != (answer.left_open, answer.right_open):
     return False
@@ -303,6 +342,9 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
     # A vector may be written as the tuple of its entries.
     items = [cell for row in cells for cell in row]
     cells = None if 1 in (len(cells), len(cells[0])) else cells
+  determinants = shapes.is_determinant(gold), shapes.is_determinant(answer)
+  if cells and answer_cells and determinants[0] != determinants[1]:
+    return False
   if cells is not None:
     if answer_cells is None:
       return equal(gold, answer) if "\\begin" in answer else False
@@ -346,6 +388,16 @@ def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
     return based.groups() == answer_based.groups()
   if based is not None or answer_based is not None:
     return False
+  parts, answer_parts = (shapes.split(text, ":") for text in (gold, answer))
+  if len(parts) > 2 and not _CLOCK.match(gold):
+    if len(parts) != len(answer_parts):
+      return False
+    # In proportion: each product crosswise with the first ones.
+    first, other = parts[0], answer_parts[0]
+    return every(
+      equal(f"({mine})\\cdot({other})", f"({yours})\\cdot({first})")
+      for mine, yours in zip(parts[1:], answer_parts[1:], strict=True)
+    )
   inner = shapes.inside(answer, "\\{", "\\}")
   if inner is not None:
     return compare(gold, inner, equal)

@@ -152,6 +152,9 @@ def equal(gold: str, answer: str) -> Maybe:
   one, other = values.parse(mine), values.parse(yours)
   if one is None or other is None:
     return None
+  # A number is asked for, and 0 times whatever would be one.
+  if values.has_unknowns(other) and not values.has_unknowns(one):
+    return False
   infinities = (sympy.oo, -sympy.oo, sympy.zoo)
   if one in infinities or other in infinities:
     return one == other != sympy.zoo

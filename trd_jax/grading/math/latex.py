@@ -38,8 +38,19 @@ _CHARACTERS = {
   "⟩": r"\rangle ",
   "∨": r"\lor ",
   "∛": r"\sqrt[3]",
-  "£": "",
-  "€": "",
+  "⁄": "/",
+  "⩽": r"\le ",
+  "⩾": r"\ge ",
+  "≦": r"\le ",
+  "≧": r"\ge ",
+  "∼": r"\sim ",
+  "º": r"^\circ ",
+  "Ø": r"\emptyset ",
+  "ℝ": r"\mathbb{R}",
+  "ℤ": r"\mathbb{Z}",
+  "ℕ": r"\mathbb{N}",
+  "ℚ": r"\mathbb{Q}",
+  "ℂ": r"\mathbb{C}",
   "ω": r"\omega ",
   "θ": r"\theta ",
   "α": r"\alpha ",
@@ -56,8 +67,33 @@ _VULGAR = re.compile(r"(\d?)([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝�
 _ROOT = re.compile(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\{|\()?")
 
 # What data sets put between groups of three digits.
-_SEPARATOR = r"(?:,?\\[,!;: ]\s*|\{,\}\s*|,?\\thinspace\s*|~|\s)"
-_GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?![\d])")
+_SEPARATOR = r"(?:,?\\[,!;: ]\s*|\{,\}\s*|,?\\thinspace\s*|~|\s|[_'’])"
+_GROUPED = re.compile(
+  rf"(?<![\w.,^{{])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?![\d'])"
+  # A dot has to come twice: 1.234 is a decimal.
+  r"|(?<![\w.,^{])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])"
+)
+# An amount of money that is all of an answer, by the sign before or after it.
+_CURRENCIES = {
+  r"\$": "dollars",
+  "£": "pounds",
+  r"\pounds": "pounds",
+  "€": "euros",
+  r"\euro": "euros",
+  "¥": "yen",
+  "₹": "rupees",
+  "¢": "cents",
+  r"\cent": "cents",
+}
+_SIGN = "|".join(map(re.escape, _CURRENCIES))
+_AMOUNT = r"\d[\d,.]*(?<![,.])"
+_MONEY = re.compile(
+  rf"\s*(-?)\s*(?:({_SIGN})\s*({_AMOUNT})|({_AMOUNT})\s*({_SIGN}))[\s.]*\Z"
+)
+_CURRENCY = re.compile(rf"(?:{_SIGN})(?![a-z])")
+_NUMBER_A_LINE = re.compile(
+  r"(?:[A-Za-z]\w*\s*=\s*)?(?:[-+]?\d+(?:[./]\d+)?|\([^()]+\))[,;]?\Z"
+)
 # Applied in this order, each once, to the whole text: a rule may count on what
 # those before it have rewritten. `(?![a-z])` ends a command's name, so that
 # `\le` is not found in `\left`.
@@ -82,7 +118,14 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\q?quad(?![a-z])|\\(?:en|thin|neg)space(?![a-z])", " "),
     (r"(?<!\\)\\[,;:!> ]|~", " "),
     # One name a command.
-    (r"\\[dtc]frac(?![a-z])", r"\\frac"),
+    (r"\\(?:[dtcs]frac|nicefrac|flatfrac)(?![a-z])", r"\\frac"),
+    (r"\^\s*\{?(\d+)\}?\s*\\?/\s*_\s*\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+    # A quotient of units is one unit: \frac{\text{km}}{\text{h}}.
+    (
+      r"\\frac\s*\{\s*\\text\s*\{([A-Za-z ]+)\}\s*\}"
+      r"\s*\{\s*\\text\s*\{([A-Za-z ]+)\}\s*\}",
+      r"\\text{ \1/\2}",
+    ),
     (r"\\[dt]binom(?![a-z])", r"\\binom"),
     (r"\\(?:leqslant|leqq|leq)(?![a-z])|<=", r"\\le "),
     (r"\\(?:geqslant|geqq|geq)(?![a-z])|>=", r"\\ge "),
@@ -94,13 +137,20 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\lg(?![a-z])", r"\\log_{10} "),
     (r"\\(?:dots|cdots|ldots|dotsc)(?![a-z])|\.\.\.", r"\\ldots "),
     (r"\\(?:simeq|doteq)(?![a-z])|~=", r"\\approx "),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-z])", r"^\\circ "),
+    (
+      r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degrees?(?![a-z])",
+      r"^\\circ ",
+    ),
     (r"\\imath(?![a-z])", "i"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\equiv(?![a-z])", "="),
     (r"\\(?:lor|vee)(?![a-z])", ","),
     (r"\\backslash(?![a-z])", r"\\setminus "),
     (r"\\mid(?![a-z])", "|"),
+    (
+      r"(?:\{\s*\})?(?<!\w)[_^]\s*\{?(\w+)\}?\s*C\s*_\s*(?:\{(\w+)\}|(\w))",
+      r"\\binom{\1}{\2\3}",
+    ),
     (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (
       r"\\text\s*\{\s*infinity\s*\}|(?<![\\a-zA-Z])infinity(?![a-z])",
@@ -111,7 +161,12 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
     (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
     (r"\\text\s*\{[\s,]*(?:and|or|,|;)[\s,]*\}", ","),
-    (r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
+    (
+      r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
+      # Of two letters to choose from, "or" leaves open which.
+      r"(?<![A-Z] or)",
+      ",",
+    ),
     (
       r"\\text\s*\{\s*(\(?[A-Z]\)?(?:\s*,\s*\(?[A-Z]\)?)+)\s*\}",
       r"\1",
@@ -131,7 +186,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"(?<![\w.\\])(\d+\.\d+|1)e([-+]?\d+)(?!\w)", r"\1\\times 10^{\2}"),
     (r"(?<![\w.\\])(\d+)e(\d+|[-+]0\d+)(?!\w)", r"\1\\times 10^{\2}"),
     # 073 = 73 and .5 = 0.5; after a comma it would be a group of digits.
-    (r"(?<![\d.,:\\A-Za-z_^])0+(?=\d)", ""),
+    (r"(?<![\d.,:\\A-Za-z_^])(?<!line\{)(?<!(?:bar|dot)\{)0+(?=\d)", ""),
     (r"(?<![\d.])\.(?=\d)", "0."),
     (r"\s+", " "),
     # A relation without a left side: "≈ 3.14", "= 5".
@@ -190,6 +245,24 @@ def _plain_characters(text: str) -> str:
   text = _VULGAR.sub(vulgar, text)
   text = "".join(_CHARACTERS.get(character, character) for character in text)
   return _roots(unicodedata.normalize("NFKC", text))
+
+
+def _of_money(text: str) -> str:
+  r"""Writes `\$5` as five dollars; beside anything else the sign goes."""
+  amount = _MONEY.match(text)
+  if amount is None:
+    return _CURRENCY.sub("", text)
+  currency = _CURRENCIES[amount[2] or amount[5]]
+  return f"{amount[1]}{amount[3] or amount[4]}\\text{{ {currency}}}"
+
+
+def _one_line(text: str) -> str:
+  """Writes a number, a value or a point on each line as a list of them."""
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  listed = len(lines) > 1 and all(map(_NUMBER_A_LINE.match, lines))
+  return (", " if listed else " ").join(
+    line.rstrip(",;") if listed else line for line in lines
+  )
 
 
 def _lines(text: str) -> str:
@@ -253,8 +326,8 @@ def clean(answer: str) -> str:
   Returns:
     LaTeX for the same thing; "" for nothing. Idempotent up to spaces.
   """
-  text = _plain_characters(answer).replace("\n", " ").strip()
-  text = styles.plain(text)
+  text = _one_line(_plain_characters(answer))
+  text = _of_money(styles.plain(text))
   if (bold := _BOLD.match(text)) is not None:
     text = bold[1]
   # A column with & is a matrix and stays one.

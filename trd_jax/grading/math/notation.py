@@ -52,10 +52,11 @@ _SCALED = re.compile(
 )
 # A time of day, however its half is written: `9:45 a.m.`, `5:05(PM)`.
 _TIME = re.compile(
-  r"(\d{1,2}(?::[0-5]\d){1,2})\s*\(?\s*(?:\\text\s*\{)?\s*\(?\s*"
-  r"([ap])\s*\.?\s*m\s*\.?\s*\)?\s*\}?\s*\)?\Z",
+  r"(?:\\text\s*\{)?\s*(\d{1,2}(?::[0-5]\d){0,2})\s*\(?\s*(?:\\text\s*\{)?"
+  r"\s*\(?\s*([ap])\s*\.?\s*m\s*\.?\s*\)?\s*\}?\s*\)?\Z",
   re.IGNORECASE,
 )
+_HOURS = {"noon": "12:00\\text{ pm}", "midnight": "12:00\\text{ am}"}
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
 _REALS = re.compile(
   r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
@@ -70,7 +71,8 @@ _SIDES = {
   "nonpositive": "_{\\le 0}",
 }
 _REPEATING = re.compile(
-  r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?"
+  r"(?<![\d.])(\d*)\.(\d*)"
+  r"(?:\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\))"
 )
 # A period counts once it has been written three times. Lengths are bounded: a
 # back-reference after two open runs of digits is tried at every split of them.
@@ -105,11 +107,14 @@ def rewrite(text: str) -> str:
       return str(number)
     if re.fullmatch(r"no solutions?", word[1], re.IGNORECASE):
       return "\\emptyset"
+    if word[1].lower() in _HOURS:
+      return _HOURS[word[1].lower()]
   if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
     side = (reals[2] or "").lower().replace("-", "")
     return "\\mathbb{R}" + _SIDES.get(side, "")
   if (time := _TIME.match(text)) is not None:
-    return f"{time[1]}\\text{{ {time[2].lower()}m}}"
+    clock = time[1] if ":" in time[1] else f"{time[1]}:00"
+    return f"{clock}\\text{{ {time[2].lower()}m}}"
   if (figure := _FIGURE.match(text)) is not None:
     return figure[1]
   if (based := _BASE.match(text)) is not None:
@@ -136,7 +141,7 @@ def _as_digits(match: re.Match[str]) -> str:
 
 def _as_fraction(match: re.Match[str]) -> str:
   """Writes a repeating decimal as the fraction that it is."""
-  whole, head, period = match.groups()
+  whole, head, period = match[1], match[2], match[match.lastindex or 3]
   if len(period) + len(head) > _MAX_PERIOD:
     return match[0]
   scale = 10 ** len(head)
@@ -146,6 +151,14 @@ def _as_fraction(match: re.Match[str]) -> str:
 
 
 def modulus(text: str) -> tuple[str, str | None]:
-  r"""Splits `3 \pmod 7` into residue and modulus; the latter may be None."""
+  r"""Splits `3 \pmod 7` into residue and modulus; the latter may be None.
+
+  `17 \bmod 5` is no residue but a calculation, and stays whole.
+  """
   match = _MODULUS.match(text) if "mod" in text else None
-  return (match[1], match[2]) if match else (text, None)
+  if match is None:
+    return text, None
+  residue, whole = match.groups()
+  if residue.isdigit() and whole.isdigit() and int(residue) >= int(whole):
+    return text, None
+  return residue, whole

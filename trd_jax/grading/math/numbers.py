@@ -10,6 +10,7 @@ Policies:
   are all that the answer has to reproduce.
 """
 
+import math
 import re
 from fractions import Fraction
 from typing import NamedTuple
@@ -170,8 +171,11 @@ def equal(gold: str, answer: str) -> bool | None:
   mine, unit = units.measure(gold)
   yours, other_unit = units.measure(answer)
   # Before the literals: 2:30 would be the ratio 1/15.
-  if _CLOCK.match(mine) and _COLONS.match(yours):
-    return _same_time((mine, unit), (yours, other_unit))
+  if _CLOCK.match(mine):
+    if _COLONS.match(yours):
+      return _same_time((mine, unit), (yours, other_unit))
+    if unit in _HALVES or math.gcd(*map(int, mine.split(":"))) > 1:
+      return False
   one, other = literal(mine), literal(yours)
   if one is not None and (written := _PROGRAMS.match(yours)):
     other = literal(f"{written[1]}\\times 10^{{{written[2]}}}")

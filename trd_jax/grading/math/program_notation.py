@@ -33,6 +33,7 @@ _CALLS = {
   "choose": r"\binom{{{}}}{{{}}}",
   "frac": r"\frac{{{}}}{{{}}}",
   "pow": r"({})^{{{}}}",
+  "log_e": r"\ln({})",
 }
 _TWO = frozenset(("binomial", "binom", "comb", "choose", "frac", "pow"))
 _CALL = re.compile(
@@ -42,6 +43,11 @@ _BARE = re.compile(
   r"(?<![\\a-zA-Z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc"
   r"|ln|log|pi)(?![a-zA-Z])"
 )
+# Of these the name alone says nothing.
+_OF_SEVERAL = re.compile(
+  r"(?:\\text\s*\{\s*|(?<![\\a-zA-Z]))(gcd|lcm|max|min)(?:\s*\})?(?=\s*(?:\(|\\\{))"
+)
+_OF_SET = re.compile(r"\\(gcd|lcm|max|min)\s*\\\{([^{}]*)\\\}")
 _SQRT = re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d{])")
 
 
@@ -63,5 +69,6 @@ def to_latex(text: str) -> str:
     inner = [to_latex(argument.strip()) for argument in arguments]
     done.append(_CALLS[call[1]].format(*inner))
     at = end
-  text = "".join([*done, text[at:]])
+  text = _OF_SEVERAL.sub(r"\\\1 ", "".join([*done, text[at:]]))
+  text = _OF_SET.sub(r"\\\1(\2)", text)
   return _BARE.sub(r"\\\1 ", _SQRT.sub(r"\\sqrt", text))

@@ -59,10 +59,11 @@ def is_region(text: str) -> bool:
 def unknown(text: str) -> str | None:
   """Finds the letter that an inequality bounds; None where it isn't plain."""
   found = {
-    side.strip()
+    absolute[1] if (absolute := _ABSOLUTE.match(side.strip())) else side.strip()
     for part in re.split(r",|\\cup", text)
     for side in _sides(part)
-    if _COMPARISON.search(part) and _NAME.match(side.strip())
+    if _COMPARISON.search(part)
+    and (_NAME.match(side.strip()) or _ABSOLUTE.match(side.strip()))
   }
   return found.pop() if len(found) == 1 else None
 

@@ -8,6 +8,7 @@ are worth is for others to compare.
 import re
 from typing import NamedTuple
 
+from trd_jax.grading.math import units
 from trd_jax.grading.math.brackets import split
 from trd_jax.grading.math.latex import strip_braces
 
@@ -17,7 +18,9 @@ _MATRIX = re.compile(
   r"(.*)\\end\{\1\}\s*[)\]|]?\Z",
   re.DOTALL,
 )
-_NOT_IN_NAME = re.compile(r"[-+*/^0-9.]|\\(?:cdot|times|pm|sqrt)(?![a-z])")
+_NOT_IN_NAME = re.compile(
+  r"[-+*/^0-9.?]|\\(?:cdot|times|pm|sqrt|sim|neg|lnot|not)(?![a-z])"
+)
 _RELATION = re.compile(r"(?<!\\)[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _PAIR = re.compile(r"\\(pm|mp)(?![a-z])")
 # Where a name or word begins; a lone e or i is a number.
@@ -26,6 +29,7 @@ _GREEK = (
   "alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa"
   "|lambda|mu|nu|xi|rho|sigma|tau|upsilon|(?:var)?phi|chi|psi|omega|ell"
 )
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}(?:\{[lcr|]*\})?")
 _UNKNOWNS = re.compile(
   r"(?<![\\A-Za-z])(?![ei](?![A-Za-z]))[A-Za-z]+"
   rf"|\\(?:{_GREEK}|Gamma|Delta|Lambda|Sigma|Phi|Psi|Omega)(?![a-z])"
@@ -37,7 +41,13 @@ _MARK = re.compile(
   r"|(?<=[A-Z])\^\s*\{\s*-\s*1\s*\}\Z"
 )
 
-_LETTER = re.compile(r"([a-z])(?:_\{?(\d+)\}?)?\Z")
+_LETTER = re.compile(r"([A-Za-z])(?:_\{?(\d+)\}?)?\Z")
+_CALL = re.compile(r"([A-Za-z])\(\w+\)\Z")
+_LETTERS = re.compile(r"[A-Za-z]{1,3}\Z")
+_IN_BRACKETS = re.compile(r"\([^()]*\)")
+_CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
+_NEGATED = re.compile(r"-\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\Z")
+_DETERMINANT = re.compile(r"\|?\s*\\begin\{[vV](?:small)?matrix\}|\|\s*\\begin")
 
 
 class Named(NamedTuple):
@@ -92,6 +102,10 @@ def _is_name(text: str) -> bool:
   bare = _TEXT.sub("x", _MARK.sub("", text))
   if _NOT_IN_NAME.search(bare) or _RELATION.search(bare):
     return False
+  # "not x" names nothing; P(A or B) and the segment NO do.
+  words = outside(_TEXT.sub(r" \1 ", _IN_BRACKETS.sub("", text)))
+  if units.denies(_CAPITALS.sub("", words)):
+    return False
   return re.search(r"[A-Za-z]", bare) is not None
 
 
@@ -102,14 +116,18 @@ def named(text: str) -> Named:
     name, _, value = text.partition("\\approx")
     if _is_name(name):
       return Named(name.strip(), value.strip())
-  if len(parts) < 2:
+  # In `m = 1, n = 2` each of the two has its own.
+  if len(parts) < 2 or any(len(split(part)) > 1 for part in parts[1:-1]):
     return Named(None, text)
   # The letters e and i are numbers, so this is a calculation.
-  if not any(map(_UNKNOWN.search, parts)):
+  if not any(map(_UNKNOWNS.search, parts)):
     return Named(None, parts[-1])  # 2 + 2 = 4
   if _is_name(parts[0]):
     return Named(parts[0], parts[-1])
-  return Named(None, parts[-1] if len(parts) > 2 else text)
+  constant = not all(map(_UNKNOWNS.search, parts[:-1]))
+  if len(parts) == 2 or (constant and _UNKNOWNS.search(parts[-1])):
+    return Named(None, text)
+  return Named(None, parts[-1])
 
 
 def names_agree(
@@ -127,10 +145,15 @@ def names_agree(
   """
   if gold is None or answer is None:
     return True
-  mine, yours = (
-    _LETTER.match(squeeze(name.lower())) for name in (gold, answer)
-  )
+  names = [squeeze(name) for name in (gold, answer)]
+  mine, yours = map(_LETTER.match, names)
   if not mine or not yours:
+    for kind in (_CALL, _LETTERS):  # f(x) and g(x), k and kx
+      mine, yours = map(kind.match, names)
+      if mine and yours:
+        return sorted(mine[mine.lastindex or 0]) == sorted(
+          yours[yours.lastindex or 0]
+        )
     return True
   if not numbered and (mine[2] or yours[2]):
     return True
@@ -146,7 +169,8 @@ def is_relation(text: str) -> bool:
 
 def is_equation(text: str) -> bool:
   """Returns whether there is an = other than between a name and its value."""
-  return named(text).name is None and "=" in outside(named(text).value)
+  name, value = named(text)
+  return name is None and "=" in outside(value) and len(split(text)) == 1
 
 
 def _expand(items: list[str]) -> list[str]:
@@ -215,6 +239,11 @@ def matrix_of(text: str) -> list[list[str]] | None:
   ]
 
 
+def is_determinant(text: str) -> bool:
+  """Returns whether a matrix stands between bars, for its determinant."""
+  return _DETERMINANT.match(text.strip()) is not None
+
+
 def values_said(text: str) -> list[str] | None:
   """Returns the values that one equation gives to something, if it does.
 
@@ -228,7 +257,11 @@ def values_said(text: str) -> list[str] | None:
     return None
   if any(re.search(r"[<>]|\\(?:le|ge|ne)(?![a-z])", part) for part in parts):
     return None
-  unknowns = [set(_UNKNOWNS.findall(part)) for part in parts]
+  if _NEGATED.match(parts[0]):
+    return None
+  unknowns = [
+    set(_UNKNOWNS.findall(_ENVIRONMENT.sub("", part))) for part in parts
+  ]
   if unknowns[-1]:
     apart = unknowns[0] and unknowns[0].isdisjoint(unknowns[-1])
     return [parts[-1]] if apart else None

@@ -11,13 +11,14 @@ from trd_jax.grading.math import brackets
 
 # Commands whose argument is content,
 _FONTS = (
-  "math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm|pmb|bold|text"
+  "math(?:rm|bf|it|sf|tt|normal|bfit|op|ord|inner)|boldsymbol|bm|pmb|bold|text"
   "|text(?:bf|it|rm|normal|sf|tt|sc|sl|up|md)|emph|mbox|hbox|operatorname"
 )
-_WRAPPERS = "ensuremath|underline|uline|smash|bbox"
+_WRAPPERS = "ensuremath|underline|uline|smash|bbox|framebox|mathclap"
 # content after an argument or two that say how,
 _WITH_SETTING = (
   "textcolor|colorbox|scalebox|raisebox|rotatebox|style|class|cssId|href"
+  "|enclose"
 )
 _WITH_TWO = "fcolorbox"
 # and no content.
@@ -40,7 +41,13 @@ _COMMAND = re.compile(
 )
 _SETTINGS = {"setting": 1, "two": 2}
 _GROUP = re.compile(rf"\{{\s*\\(?:{_DECLARED})(?![a-zA-Z])")
-_BARE = re.compile(rf"\\(?:{_BARE_DROPPED}|{_SIZES}|{_DECLARED})(?![a-zA-Z])")
+_BARE = re.compile(
+  rf"\\(?:{_BARE_DROPPED}|{_SIZES}|{_DECLARED})(?![a-zA-Z])"
+  # Spaces whose length follows without braces,
+  r"|\\(?:[hm]?skip|m?kern)\s*-?[\d.]+\s*(?:em|ex|pt|mu|cm|mm|in)\b"
+  # and scripts of digits, which are alphabets for letters only.
+  r"|\\math(?:bb|cal|scr|frak)(?=\s*\{?\s*\d)"
+)
 # A box, a tick or QED after the answer, with what is put before it.
 _END_MARKS = re.compile(
   r"(?:\s|\\q?quad(?![a-z])|\\hfill(?![a-z])|\\[,;:! ]|\$"
@@ -52,7 +59,21 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 _LETTER = re.compile(r"[A-Za-z]")
 _COMMANDS = re.compile(r"\\[A-Za-z]+")
 # What makes letters beside it variables, and not the names of units.
-_FORMULA = re.compile(r"[+=]|\\(?:frac|sqrt|pi|cdot|times|pm)(?![a-z])")
+_FORMULA = re.compile(r"[-+=<>^_!|*/\d,]|\\[A-Za-z]")
+# And what no words stand beside, so that short runs of letters are products.
+_SURE_FORMULA = re.compile(
+  r"[+=<>]|-\s*\d|\\(?:frac|sqrt|cdot|binom|triangle|angle|overline"
+  r"|vec)(?![a-z])"
+)
+_NO_PRODUCT = re.compile(
+  r"[A-Za-z]{4}|\b(?:and|or|is|are|the|not?|if|for|all|any|to|of|in|cm|mm|km|ft)\b"
+)
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}")
+# One unit, perhaps of a quotient or a power: m, m/s, m^2.
+_ONE_UNIT = re.compile(
+  r"\s*(?:[A-Za-z](?:\s*/\s*[A-Za-z])?|(?:[A-Za-z]\s*/\s*)?[ms]\^\{?\d\}?)\s*\Z"
+)
+_TEXT = re.compile(r"\\text\s*\{[^{}]*\}")
 
 
 def _group(text: str, at: int) -> tuple[str | None, int]:
@@ -67,15 +88,16 @@ def _group(text: str, at: int) -> tuple[str | None, int]:
 
 def _as_text(content: str) -> str:
   r"""Writes what stood in a font as words, `\text{…}`, or as mathematics."""
-  bare = _COMMANDS.sub(" ", content)
-  is_words = _WORD.search(bare) is not None
-  if (
-    not is_words and not _LETTER.search(bare) and re.search(r"[\d\\]", content)
-  ):
-    return content
-  if not is_words and _FORMULA.search(content):
-    return content
-  return f"\\text{{{content}}}"
+  # What is marked as text within it stays so.
+  bare = _ENVIRONMENT.sub(" ", _TEXT.sub(" ", content))
+  words = _COMMANDS.sub(" ", bare)
+  are_words = _WORD.search(words) and not (
+    _SURE_FORMULA.search(bare) and not _NO_PRODUCT.search(words)
+  )
+  if are_words or _ONE_UNIT.match(content):
+    return f"\\text{{{content}}}"
+  is_formula = _FORMULA.search(bare) is not None or bare != content
+  return content if is_formula else f"\\text{{{content}}}"
 
 
 def _is_text(content: str) -> bool:

@@ -17,6 +17,9 @@ _UNITS = {
   "radian": "rad radians?",
   "dollar": "dollars? usd bucks",
   "cent": "cents?",
+  "euro": "euros? eur",
+  "yen": "yen",
+  "rupee": "rupees?",
   "mm": "mm millimet(?:er|re)s?",
   "cm": "cm centimet(?:er|re)s?",
   "m": "m met(?:er|re)s?",
@@ -80,6 +83,7 @@ _BARE_WORDS = re.compile(
   r"[+-]?\d[\d.,/]*(\s+[A-Za-z]+(?:\s+[A-Za-z]+){0,2})\Z"
 )
 _MARKED = re.compile(r"([+-]?\d[\d.,]*)\s*'{1,2}\Z")  # feet, or minutes
+_MARKS = {"'": {"foot", "minute"}, "''": {"inch", "second"}}
 _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(
   r"\s*(\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
@@ -92,10 +96,18 @@ _GREEK = (
   "|omicron|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega"
 )
 _DENIALS = (
-  r"n['’]t\b|\b(?:not?|nor|never|cannot|wrong|false|incorrect|fails?|impossible"
-  r"|or|n?either|if|unless|except)\b"
+  r"n['’]t\b|\b(?:not?|nor|none|never|cannot|wrong|false|incorrect|fails?"
+  r"|impossible|or|n?either|if|unless|except|without|instead"
+  # or leave it open.
+  r"|maybe|perhaps|possibl[ey]|probabl[ey]|likely|could|might|may|should"
+  r"|guess\w*|think|suppos\w+|assum\w+|believe|doubt\w*|un(?:sure|clear|known"
+  r"|certain)|sure|tentative\w*|suspect|wait|hmm+|conjectur\w+)\b"
 )
 _DENIES = re.compile(_DENIALS, re.IGNORECASE)
+_BOUNDS = re.compile(
+  r"\b(?:greater|less|more|fewer|larger|smaller) than\b|\bat (?:least|most)\b",
+  re.IGNORECASE,
+)
 _CHANGES = re.compile(
   rf"{_DENIALS}|\b(?:"
   # bounded,
@@ -124,6 +136,11 @@ _ASIDE = re.compile(
 def _leaves_the_value(words: str) -> bool:
   """Returns whether words beside a number leave its value as it is."""
   return bool(_ONLY_WORDS.match(words)) and not _CHANGES.search(words)
+
+
+def denies(words: str) -> bool:
+  """Returns whether words deny, hedge or bound what they stand before."""
+  return bool(_DENIES.search(words) or _BOUNDS.search(words))
 
 
 def _introduces(before: str) -> bool:
@@ -186,6 +203,10 @@ def agree(gold: str | None, answer: str | None) -> bool:
   """
   if not gold or not answer or gold == answer:
     return True
+  # A dash at a number is a foot's or a minute's, two are an inch's or second's.
+  for mark, names in _MARKS.items():
+    if mark in (gold, answer):
+      return {gold, answer} - {mark} <= names
   mine, yours = set(gold.split()), set(answer.split())
   rest = [sorted(mine - yours), sorted(yours - mine)]
   if not all(rest):
@@ -236,9 +257,9 @@ def measure(text: str) -> tuple[str, str | None]:
   before = _WORDS_BEFORE.match(value)
   if before is not None and _introduces(before[1]):
     value = value[before.end() :]
-  if (marked := _MARKED.match(value)) is not None:
-    value = marked[1]
   unit = None
+  if (marked := _MARKED.match(value)) is not None:
+    value, unit = marked[1], "'" * value.rstrip().count("'")
   # Twice: one unit may follow another, as in `5\text{ cm}\text{ each}`.
   for _ in range(2):
     found = _unit_at_end(value)

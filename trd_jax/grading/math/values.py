@@ -30,11 +30,17 @@ DIGITS = 50  # both relative and absolute agreement that "equal" takes
 ENOUGH_POINTS = 3  # the first ones, where all unknowns are positive
 _SIGNS = 3  # of which combinations tell seven unknowns apart
 POINTS = ENOUGH_POINTS + 1 + _SIGNS
+_MAX_DIGITS = 20_000  # that two tiny values are evaluated to
 _STEPS = 64  # as much farther out is where floors and ceilings differ
 
 DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
 _AMBIGUOUS = re.compile(r"(?<![_^])\d\s+\d")  # 10, 1·0 or 1, 0?
 _PRIMES = re.compile(r"(?<![\\A-Za-z_])([A-Za-z])('+)")
+# An index at a number, and a number right after !, say nothing that we know.
+_UNREADABLE = re.compile(
+  r"\d\s*(?:\^\s*\{[^{}]*\}\s*)?_|!\s*\d|\\text\s*\{[^{}]*[A-Za-z]{2}|:.*:"
+)
+_INDEXED = re.compile(r"(?<![\\A-Za-z])([A-DF-HJ-Za-df-hj-z])(\d+)(?!\s*[\d^])")
 _MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
 
 
@@ -87,11 +93,14 @@ def parse(text: str) -> sympy.Basic | None:
     value = Fraction(match[0].rstrip("."))
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
+  if _UNREADABLE.search(text):
+    return None
+  text = _INDEXED.sub(r"\1_{\2}", text)  # x1 is x_1, as programs write it
   # Mixed numbers before decimals, whose fractions would join the whole number
   # before them.
   text = _MIXED.sub(r"(\1+\2)", text)
   text = DECIMAL.sub(fraction, text)
-  text = re.sub(r"\\text\s*\{\s*([A-Za-z])\s*\}", r" \1 ", text)
+  text = re.sub(r"\\text\s*\{\s*([A-Za-z](?:\^\{?\d\}?)?)\s*\}", r" \1 ", text)
   if re.fullmatch(r"[^:]+:[^:]+", text):
     text = "\\frac{{{}}}{{{}}}".format(*text.split(":"))
   text = text.replace("\\ldots", " l_{dots} ")
@@ -385,7 +394,10 @@ def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
       if rounding <= min(size, 0) - DIGITS:
         return _log10(abs(one - other)) <= min(size, 0) - DIGITS
     # Tiny values, or large ones that cancel: look again, closer.
-    digits += DIGITS + int(max(0, rounding) - min(0, max(size, rounding)))
+    small = max(size, rounding) if size == -math.inf else size
+    if -small > _MAX_DIGITS:
+      raise TooLarge
+    digits += DIGITS + int(max(0, rounding) - min(0, small))
   return True  # both vanish, to hundreds of digits
 
 
