@@ -253,6 +253,7 @@ def _contexts(run_dir: RunDir, vocab_size: int):
   from trd_jax.experiment.records import Trajectory
 
   columns = ("prompt_ids", "response_ids")
+  run_dir.done("rollout")  # refuses rows of which some are gone
   rows = run_dir.table("rollout", Trajectory, columns)
   rows = rows.slice(0, _CONTEXTS).to_pylist()
   source = "the student's rollouts"

@@ -1,3 +1,5 @@
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import digests
 from trd_jax.model import sharding
 
 
@@ -223,6 +226,135 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
   with pytest.raises(UserError, match="remove it") as caught:
     Checkpoints(tmp_path, 2).restore({"x": noise})
   assert str(tmp_path / "4") in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """A folder with the checkpoints of steps 4 and 5, and what they hold."""
+  folder = tmp_path_factory.mktemp("two")
+  checkpoints, tree = Checkpoints(folder, 2), _tree()
+  checkpoints.save(4, tree)
+  checkpoints.save(5, tree)
+  checkpoints.wait()
+  return folder, tree
+
+
+def _files(folder):
+  """The files of a checkpoint that have any bytes."""
+  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  return [path for path in paths if path.stat().st_size]
+
+
+def test_300_flipped_bits_in_a_checkpoint_are_each_found_by_name(two, tmp_path):
+  folder = tmp_path / "5"
+  shutil.copytree(two[0] / "5", folder)
+  assert digests.difference(folder) is None
+  # What orbax writes after the list is tried below.
+  files = [path for path in _files(folder) if path.parent != folder]
+  assert len(files) > 10
+  generator = random.Random(0)
+  for number in range(300):
+    path = files[number % len(files)]
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(changed)
+    name = path.relative_to(folder).as_posix()
+    assert digests.difference(folder) == f"{name} is damaged"
+    path.write_bytes(content)
+  for path in files:
+    content, name = path.read_bytes(), path.relative_to(folder).as_posix()
+    path.write_bytes(content[:-1])
+    assert digests.difference(folder).startswith(f"{name} has ")
+    path.unlink()
+    assert digests.difference(folder) == f"{name} is missing"
+    path.write_bytes(content)
+  assert digests.difference(folder) is None
+
+
+def test_a_flip_beside_the_digests_is_harmless_or_found(two, tmp_path):
+  """In the list itself, and in the two files that orbax writes after it."""
+  shutil.copytree(two[0], tmp_path / "all")
+  folder, tree = tmp_path / "all", two[1]
+  generator = random.Random(1)
+  names = ("_CHECKPOINT_METADATA", "commit_success.txt", digests.LIST)
+  for name in (n for n in names for _ in range(10)):
+    path = folder / "5" / name
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+    path.write_bytes(changed)
+    try:
+      step, restored = Checkpoints(folder, 2).restore(_abstract(tree))
+    except UserError as error:
+      message = str(error)
+    else:
+      message = None
+      assert step == 5
+      _same_bits(restored, tree)
+    if message is not None:
+      assert name == digests.LIST
+      assert f"{path} is damaged: remove it" in message
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+  two, tmp_path
+):
+  folder, tree = tmp_path / "all", two[1]
+  shutil.copytree(two[0], folder)
+  path = _files(folder / "5" / "arrays")[0]
+  path.write_bytes(bytes(len(path.read_bytes())))
+  name = path.relative_to(folder / "5")
+  for read in (
+    lambda: Checkpoints(folder, 2).restore(_abstract(tree)),
+    lambda: Checkpoints(folder, 2).arrays(),
+  ):
+    with pytest.raises(UserError) as caught:
+      read()
+    assert str(caught.value) == (
+      f"{folder / '5'} can't be read ({name} is damaged); remove it to go on"
+      " from the one before"
+    )
+  shutil.rmtree(folder / "5")
+  step, restored = Checkpoints(folder, 2).restore(_abstract(tree))
+  assert step == 4
+  _same_bits(restored, tree)
+  path = _files(folder / "4" / "arrays")[0]
+  path.unlink()
+  with pytest.raises(UserError, match=r"missing.*remove it to begin anew"):
+    Checkpoints(folder, 2).restore(_abstract(tree))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read_and_that_is_said(
+  two, tmp_path, capsys
+):
+  folder, tree = tmp_path / "all", two[1]
+  shutil.copytree(two[0], folder)
+  Checkpoints(folder, 2).restore(_abstract(tree))
+  assert capsys.readouterr().out == ""
+  (folder / "5" / digests.LIST).unlink()
+  step, restored = Checkpoints(folder, 2).restore(_abstract(tree))
+  assert step == 5
+  _same_bits(restored, tree)
+  assert f"note: {folder / '5'} has no digests.json" in capsys.readouterr().out
+
+
+def test_of_an_unfinished_save_only_what_orbax_wrote_is_removed(tmp_path):
+  left = tmp_path / "2.orbax-checkpoint-tmp"
+  (left / "arrays.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+  mine = left / "arrays.orbax-checkpoint-tmp" / "notes.txt"
+  theirs = left / "arrays.orbax-checkpoint-tmp" / "d" / (32 * "0")
+  for path in (mine, theirs, left / "_CHECKPOINT_METADATA"):
+    path.write_text("text")
+  with pytest.raises(UserError, match=r"holds .*notes\.txt, which is no check"):
+    Checkpoints(tmp_path, 1).save(3, {"x": np.ones(2)})
+  assert mine.read_text() == theirs.read_text() == "text"
+  mine.unlink()
+  checkpoints = Checkpoints(tmp_path, 1)
+  checkpoints.save(3, {"x": np.ones(2)})
+  checkpoints.wait()
+  assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_without_a_checkpoint_there_is_one_line(tmp_path):

@@ -304,4 +304,5 @@ def test_base_was_asked_in_the_same_words(tmp_path):
   # Of an evaluation that was begun in other words there may be rows left.
   with run_dir.shard_writer(base, GradedSample) as writer:
     writer.add(sample("p1", 9, True, prompt_sha256="new"))
+  run_dir.mark_done(base, {})
   scores.check_prompts(asked, run_dir)

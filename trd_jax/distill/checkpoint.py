@@ -5,9 +5,14 @@ disk the arrays are nested dicts with readable names, the plain values JSON;
 the caller's own structure (named tuples, optimizer states) comes back from
 the abstract tree that `restore` is given, and what doesn't agree with it is
 an error, never a guess.
+
+Each checkpoint has `digests.json`, which lists its files with a digest each. It
+becomes visible with the checkpoint, and is compared before anything is read.
 """
 
-import shutil
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,27 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import digests
 from trd_jax.model.weights import finite_weights
 
 _UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
 _ARRAYS = "arrays"
+# What orbax writes after the digests. Neither is needed to restore.
+_WRITTEN_LAST = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# All that orbax writes into one of our checkpoints, by its path there.
+_OF_ORBAX = re.compile(
+  r"""
+  (_CHECKPOINT_METADATA | commit_success\.txt
+  | plain(\.orbax-checkpoint-tmp[^/]*)?/(metadata | commit_success\.txt)
+  | arrays(\.orbax-checkpoint-tmp[^/]*)?/(
+      _METADATA | _sharding | commit_success\.txt
+      | array_metadatas/process_\d+
+      | (ocdbt\.process_\d+/)?(manifest\.ocdbt | d/[0-9a-f]{32}))
+  | digests\.json(\.[0-9a-f]{32}\.tmp)?)
+  (\.__lock)?
+  """,
+  re.VERBOSE,
+)
 
 
 class Checkpoints:
@@ -40,6 +62,9 @@ class Checkpoints:
     self.keep = keep
     self._open: ocp.CheckpointManager | None = None
     self._cleared = False
+    # The step that is being written, and those whose bytes were compared.
+    self._saving: int | None = None
+    self._compared: set[int] = set()
 
   def save(self, step: int, tree: Any) -> None:
     """Starts to write a checkpoint; one of the same step stays as it is.
@@ -66,10 +91,12 @@ class Checkpoints:
     if not self._cleared and jax.process_index() == 0:
       for left_over in self.directory.glob(_UNFINISHED):
         if left_over.is_dir() and not left_over.is_symlink():
-          shutil.rmtree(left_over)
+          _remove_unfinished(left_over)
     self._cleared = True
     manager = self._manager()
+    manager.wait_until_finished()  # `_saving` is still the former one's
     if step not in manager.all_steps():
+      self._saving = step
       items = {
         _ARRAYS: ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
         "plain": ocp.args.JsonSave(plain),
@@ -102,9 +129,7 @@ class Checkpoints:
         left over, or of another shape or dtype, or an array has a value that
         is NaN or infinite.
     """
-    step = self.latest()
-    if step is None:
-      raise UserError(f"{self.directory} holds no checkpoint")
+    step = self._newest_whole()
     wanted = _named(abstract_tree)
     arrays = {n: x for n, x in wanted.items() if hasattr(x, "shape")}
     saved = self._saved(step)
@@ -136,9 +161,7 @@ class Checkpoints:
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    step = self.latest()
-    if step is None:
-      raise UserError(f"{self.directory} holds no checkpoint")
+    step = self._newest_whole()
     return {
       name: jax.ShapeDtypeStruct(shape, dtype)
       for name, (shape, dtype) in self._saved(step)[0].items()
@@ -156,15 +179,64 @@ class Checkpoints:
       for path in sorted(self.directory.glob("*")):
         if path.name.isdecimal() and not (path / _ARRAYS).is_dir():
           raise UserError(f"{path} is no checkpoint of trd-jax; move it away")
+      for path in sorted(self.directory.glob(_UNFINISHED)):
+        for name in _not_of_orbax(path):
+          raise UserError(
+            f"{path} holds {name}, which is no checkpoint's; move it away"
+          )
       self._open = ocp.CheckpointManager(
         self.directory,
-        options=ocp.CheckpointManagerOptions(max_to_keep=self.keep),
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=self.keep,
+          async_options=ocp.AsyncOptions(
+            post_finalization_callback=self._list_digests
+          ),
+        ),
         item_handlers={
           _ARRAYS: ocp.PyTreeCheckpointHandler(),
           "plain": ocp.JsonCheckpointHandler(),
         },
       )
     return self._open
+
+  def _list_digests(self) -> None:
+    """Lists the files of the checkpoint that is about to become visible.
+
+    Orbax calls this in the thread that writes, so that no update waits for it,
+    before it renames the folder: there is no checkpoint without its list.
+    """
+    if jax.process_index() == 0:
+      (unfinished,) = self.directory.glob(f"{self._saving}.orbax-*-tmp*")
+      digests.write(unfinished, without=_WRITTEN_LAST)
+
+  def _newest_whole(self) -> int:
+    """Returns the newest checkpoint's step, once its bytes are compared.
+
+    Raises:
+      UserError: there is none, or a file of it is missing or damaged.
+    """
+    step = self.latest()
+    if step is None:
+      raise UserError(f"{self.directory} holds no checkpoint")
+    if step in self._compared:
+      return step
+    folder = self.directory / str(step)
+    if not digests.exists(folder):
+      if jax.process_index() == 0:
+        print(
+          f"note: {folder} has no {digests.LIST}, as of an earlier version: its"
+          " bytes aren't compared",
+          flush=True,
+        )
+    elif differs := digests.difference(folder):
+      if differs.startswith(digests.LIST):
+        raise UserError(
+          f"{folder / differs}: remove it, and the checkpoint is read without"
+          " it"
+        )
+      raise self._damaged(step, ValueError(differs))
+    self._compared.add(step)
+    return step
 
   def _saved(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads shapes and dtypes of a checkpoint's arrays, and its plain part."""
@@ -220,10 +292,39 @@ class Checkpoints:
 
   def _damaged(self, step: int, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    before = [s for s in self._manager().all_steps() if s < step]
+    onward = "go on from the one before" if before else "begin anew"
     return UserError(
-      f"{self.directory / str(step)} can't be read ({reason}); remove it to go"
-      " on from the one before"
+      f"{self.directory / str(step)} can't be read ({reason}); remove it to"
+      f" {onward}"
     )
+
+
+def _remove_unfinished(folder: Path) -> None:
+  """Removes an unfinished checkpoint, unless anything in it isn't orbax's."""
+  if _not_of_orbax(folder):
+    return
+  for name in list(_paths_in(folder)):
+    (folder / name).unlink()
+  # Inner ones first; a file that has just come keeps its folder.
+  for top, _, _ in os.walk(folder, topdown=False):
+    try:
+      os.rmdir(top)
+    except OSError:
+      return
+
+
+def _not_of_orbax(folder: Path) -> list[str]:
+  """Returns what orbax has not written of an unfinished checkpoint."""
+  return sorted(n for n in _paths_in(folder) if not _OF_ORBAX.fullmatch(n))
+
+
+def _paths_in(folder: Path) -> Iterator[str]:
+  """Yields the files and links below a folder, by their paths from there."""
+  for top, folders, files in os.walk(folder):
+    links = [f for f in folders if os.path.islink(os.path.join(top, f))]
+    for name in (*files, *links):
+      yield os.path.relpath(os.path.join(top, name), folder)
 
 
 def _named(tree: Any) -> dict[str, Any]:

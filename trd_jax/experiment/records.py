@@ -16,7 +16,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
@@ -451,3 +451,55 @@ def check_schema(cls: type[_Record], actual: pa.Schema, where: str) -> None:
       f"{where} calls itself {ours[0]} version {ours[1]} but its columns "
       "differ: it is damaged or was edited; remove it and run the stage again"
     )
+
+
+def digest_of_rows(rows: Sequence[_Record]) -> str:
+  """Computes the digest of rows of one record kind, in whichever order."""
+  if not rows:
+    return digest_of({})
+  digests = row_digests(to_table(rows))
+  keys = [getattr(row, row.KEY) for row in rows]
+  return digest_of(dict(zip(keys, digests, strict=True)))
+
+
+def digest_of(digests: Mapping[str, bytes]) -> str:
+  """Computes one digest of the digests of rows, by the rows' keys."""
+  every = hashlib.sha256()
+  for key in sorted(digests):
+    every.update(f"{key}\0".encode() + digests[key])
+  return every.hexdigest()[:32]
+
+
+def row_digests(table: pa.Table) -> list[bytes]:
+  """Computes a SHA-256 of each row of a table, 32 bytes each.
+
+  Equal rows have equal digests, however a table is cut into chunks and a file
+  is compressed.
+  """
+  digests = [hashlib.sha256() for _ in range(table.num_rows)]
+  for name, column in zip(table.column_names, table.columns, strict=True):
+    start = 0
+    for chunk in column.chunks:
+      for number, value in enumerate(_values(chunk), start):
+        # Length first, so that no value runs into the next; None has none.
+        length = -1 if value is None else len(value)
+        digests[number].update(f"{name}\0{length}\0".encode() + (value or b""))
+      start += len(chunk)
+  return [one.digest() for one in digests]
+
+
+def _values(chunk: pa.Array) -> Iterator[bytes | None]:
+  """Yields the bytes of each value of a column's chunk, None for a None."""
+  if not pa.types.is_list(chunk.type):
+    for value in chunk.to_pylist():
+      yield None if value is None else str(value).encode()
+    return
+  # Lists have a row's thousands of ids: as bytes, and never as Python numbers.
+  numbers = chunk.flatten().to_numpy()
+  end = 0
+  for length in chunk.value_lengths().to_pylist():
+    if length is None:
+      yield None
+      continue
+    yield numbers[end : end + length].tobytes()
+    end += length

@@ -19,6 +19,7 @@ name, flushed to the disk, and renamed.
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -44,7 +45,11 @@ from trd_jax.experiment.workdir_config import WorkdirConfig
 _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
 _DONE = "done.json"
-_MADE_BY = "made_by"  # its keys, in the file above
+# In the file above, beside the stage's summary: the keys that it was made by,
+# what it has left on disk, and a digest of all the rest of the file.
+_MADE_BY, _LEFT, _DIGEST = "made_by", "left", "digest"
+# Who reads the folders that a stage leaves beside rows.
+_READERS = {"train": "merge", "merge": "evaluate/trained"}
 _ARTIFACTS = (_DONE, "shard-*.parquet", "*.safetensors")
 
 # Locks that this process holds, so that it can take one again: POSIX locks know
@@ -369,7 +374,24 @@ class RunDir:
       UserError: another process holds the stage.
     """
     with self.lock(stage):
-      shards.replace_rows(self.stage(stage), record_cls, rows)
+      folder = self.stage(stage)
+      if not self.finished(stage):
+        shards.replace_rows(folder, record_cls, rows)
+        return
+      record = self.record(stage)
+      left = record.setdefault(_LEFT, {})
+
+      def announce(name: str) -> None:
+        # Before the rows: a process that is killed in between leaves a state
+        # that this list describes, whether or not they have come.
+        left["replaced_by"] = name
+        self._write_record(stage, record)
+
+      # Those that an earlier one left, which was killed, are among them.
+      left["shards"] = shards.names(folder)
+      shards.replace_rows(folder, record_cls, rows, announce)
+      record[_LEFT] = _rows_in(folder)
+      self._write_record(stage, record)
 
   def keep(
     self, stage: str, record_cls: type[RecordT], wanted: Set[str]
@@ -405,20 +427,97 @@ class RunDir:
   def done(self, stage: str) -> dict[str, Any] | None:
     """Reads the summary of a finished stage; None if it isn't finished.
 
+    Sees that the stage has left what is there now: names alone, for whoever
+    reads a shard compares its bytes.
+
     Raises:
       UserError: the stage was made by a config that differs from the
         directory's in a key that it depends on, as when its folder was copied
-        from another run.
+        from another run; a shard of it is gone, or is there that isn't its;
+        what it was made of has been made again since; or `done.json` is
+        damaged.
     """
+    if lost := self.lost(stage):
+      raise UserError(f"{lost}; {_again(stage)}")
+    return self._summary(stage)
+
+  def complete(self, stage: str) -> dict[str, Any] | None:
+    """Reads what `done` reads, for whoever would finish the stage.
+
+    None, too, where something is gone that the stage has left (`lost`): it is
+    to be made again.
+
+    Raises:
+      UserError: as `done`.
+    """
+    return None if self.lost(stage) else self._summary(stage)
+
+  def _summary(self, stage: str) -> dict[str, Any] | None:
     if not self.finished(stage):
       return None
     path = self.stage(stage) / _DONE
-    summary = read_json(path)
-    made_by = summary.pop(_MADE_BY, None)
+    summary = self.record(stage)
+    made_by, left = (summary.pop(name, None) for name in (_MADE_BY, _LEFT))
     # Earlier versions left no keys; neither has a folder that no config claims.
     if made_by is not None and self.config.exists():
       self._own_config.check_made_by(path, stage, made_by)
+    # Nor did they list what they left.
+    if left is not None:
+      self._check_left(stage, left)
+    self._check_succession(stage, summary)
     return summary
+
+  def lost(self, stage: str) -> str | None:
+    """Says what a finished stage has left and is gone; None where nothing is.
+
+    A checkpoint or weights count as long as a stage is to come that reads them:
+    they are large, and one may remove them afterwards.
+    """
+    if not self.finished(stage):
+      return None
+    folder, left = self.stage(stage), self.record(stage).get(_LEFT) or {}
+    gone = [name for name in left.get("shards", ()) if not _is(folder / name)]
+    if (new := left.get("replaced_by")) and _is(folder / new):
+      gone = []  # rows that replace all others are there
+    if not gone and not self.finished(_READERS.get(stage, "none")):
+      gone = [n for n in left.get("folders", ()) if not _is(folder / n)]
+    if not gone:
+      return None
+    more = f" and {len(gone) - 1} more" if gone[1:] else ""
+    return f"{folder / gone[0]}{more}, which {stage} had left, is not there"
+
+  def _check_left(self, stage: str, left: Mapping[str, Any]) -> None:
+    """Refuses rows that a finished stage hasn't left."""
+    known = {*left.get("shards", ()), left.get("replaced_by")}
+    folder = self.stage(stage)
+    for name in shards.names(folder):
+      if name not in known:
+        raise UserError(
+          f"{folder / name} is none of the shards that {stage} was finished"
+          " with: move it away, and give the same command again"
+        )
+
+  def _check_succession(self, stage: str, summary: Mapping[str, Any]) -> None:
+    """Refuses what was made of something that has been made again since."""
+    path = self.stage(stage) / _DONE
+    again = f"remove {path} and {_again(stage)}"
+    if stage == "merge" and self.finished("train"):
+      train = self.record("train")
+      last = train.get("first_update", 0) + train.get("updates", 0)
+      if "updates" in train and summary.get("step", last) != last:
+        raise UserError(
+          f"{path} is of the adapter after update {summary['step']}, and the"
+          f" training has come to update {last}: {again}"
+        )
+
+  def check_bytes(self, stage: str) -> None:
+    """Compares the bytes of a stage's shards with the digests in their names.
+
+    Raises:
+      UserError: a shard is damaged.
+    """
+    for name in shards.names(self.stage(stage)):
+      shards.check_bytes(self.stage(stage) / name)
 
   def made_by(self, stage: str) -> dict[str, Any]:
     """Returns the keys by dotted name that a finished stage was made by.
@@ -430,14 +529,48 @@ class RunDir:
     return recorded or declarations.flatten(read_json(self.config))
 
   def record(self, stage: str) -> dict[str, Any]:
-    """Reads all that a finished stage recorded, whichever config made it."""
-    return read_json(self.stage(stage) / _DONE)
+    """Reads all that a finished stage recorded, whichever config made it.
 
-  def mark_done(self, stage: str, summary: Mapping[str, Any]) -> None:
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = self.stage(stage) / _DONE
+    remedy = f"remove it and {_again(stage)}"
+    record = read_json(path, remedy)
+    if not isinstance(record, dict):
+      raise UserError(f"{path} is damaged: {remedy}")
+    # Figures stand in this file, and a digit of them that has changed is still
+    # JSON. Earlier versions wrote neither digest nor what the stage left.
+    digest = record.pop(_DIGEST, None)
+    is_older = digest is None and _LEFT not in record
+    if not is_older and digest != records.content_key(record):
+      raise UserError(
+        f"{path} is damaged or was edited (it isn't what the stage wrote):"
+        f" {remedy}"
+      )
+    return record
+
+  def rows_left(self, stage: str) -> dict[str, Any]:
+    """Reads `number` and `digest` of a finished stage's rows; {} of none."""
+    left = self.record(stage).get(_LEFT) or {}
+    return {key: left[key] for key in ("number", "digest") if key in left}
+
+  def mark_done(
+    self, stage: str, summary: Mapping[str, Any], folders: Sequence[str] = ()
+  ) -> None:
     """Declares a stage finished; this is its last write.
 
     The directory's keys are written with it, so that a folder that is copied
-    to another run is not taken for that run's own.
+    to another run is not taken for that run's own; and what the stage leaves,
+    so that what is gone or has come is seen.
+
+    Args:
+      stage: its name.
+      summary: what it says of itself.
+      folders: that it leaves beside rows, by their paths in its own.
+
+    Raises:
+      UserError: one of its shards is damaged.
     """
     record = dict(summary)
     if stage in scopes.STAGES and self.config.exists():
@@ -447,7 +580,17 @@ class RunDir:
         for name, value in values.items()
         if not scopes.is_runtime(name)
       }
-    write_json(self.stage(stage) / _DONE, record)
+    folder = self.stage(stage)
+    left: dict[str, Any] = {"folders": list(folders)} if folders else {}
+    # Where it leaves nothing, too: what has it has a digest (see `record`).
+    record[_LEFT] = left | _rows_in(folder)
+    self._write_record(stage, record)
+
+  def _write_record(self, stage: str, record: Mapping[str, Any]) -> None:
+    # As it will be read: JSON makes a key that is a number a text.
+    as_read = json.loads(json.dumps(record, allow_nan=False))
+    digest = records.content_key(as_read)
+    write_json(self.stage(stage) / _DONE, {**as_read, _DIGEST: digest})
 
   def adopt(self, stage: str, donor: "RunDir") -> bool:
     """Takes a finished stage over from another directory, whole or not at all.
@@ -479,17 +622,40 @@ class RunDir:
     For the base that all rounds are compared with: it is that of the first
     round, though a further round has another student.
     """
-    path = self.stage(stage) / _DONE
     if self.finished(stage):
-      summary = read_json(path)
-      if summary.pop(_MADE_BY, None) is not None:
-        write_json(path, summary)  # a new file: the donor's link keeps its own
+      record = self.record(stage)
+      if record.pop(_MADE_BY, None) is not None:
+        # A new file: the donor's link keeps its own.
+        self._write_record(stage, record)
 
   @staticmethod
   def _checked(name: str, slash: str) -> str:
     if not _STAGE_NAME.fullmatch(name):
       raise ValueError(f"{name!r} is no name of a stage")
     return name.replace("/", slash)
+
+
+def _rows_in(folder: Path) -> dict[str, Any]:
+  """Returns what a stage's record says of its rows; {} where it has none."""
+  if not (names := shards.names(folder)):
+    return {}
+  number, digest = shards.digest(folder)
+  return {"number": number, "digest": digest, "shards": names}
+
+
+def _is(path: Path) -> bool:
+  return os.path.lexists(path)
+
+
+def _again(stage: str) -> str:
+  """Returns what makes a stage anew, as an end of a message."""
+  if stage == "problems":
+    return "run trd_jax.pipeline with the same --config and --workdir again"
+  module, _, model = stage.partition("/")
+  return (
+    f"run trd_jax.{module}{f' --model={model}' if model else ''} with the same"
+    " --config and --workdir again"
+  )
 
 
 def _has_artifacts(folder: Path) -> bool:

@@ -3,14 +3,22 @@
 A shard is written under a name that no reader looks for, flushed to the disk
 and renamed. A process that is killed at any moment loses only the rows of one
 unfinished shard. A row that was written twice is read once.
+
+    shard-<time>-<process>-<number>-<digest>.parquet
+
+The digest is of the file's bytes, and every reader compares it. So a shard that
+a disk or a copy has damaged is named, and is never read as other rows. In the
+name it needs no second file, which a killed process could leave behind.
 """
 
 import contextlib
+import hashlib
 import itertools
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Generic, Self
 
@@ -24,14 +32,45 @@ from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.records import RecordT
 
 _SHARDS = "shard-*.parquet"
-# Sorts before all others, so that its rows are the ones that are read.
-_REPLACED = "shard-" + 20 * "0" + "-replaced.parquet"
+# Earlier versions wrote none into the name.
+_DIGEST = re.compile(r"shard-.+-([0-9a-f]{32})\.parquet")
+# Below all times of a writing, in nanoseconds: rows that replace others sort
+# before them.
+_BEFORE_ALL_TIMES = 10**18
+# What earlier versions called them: nothing sorts before it.
+_FORMERLY_REPLACED = "shard-" + 20 * "0" + "-replaced.parquet"
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-  """Writes one parquet file (zstd), atomically."""
+  """Writes one parquet file (zstd, pages with checksums), atomically."""
   with atomic_file(path) as file:
-    pq.write_table(table, file, compression="zstd")
+    file.write(_encoded(table))
+
+
+def _encoded(table: pa.Table) -> pa.Buffer:
+  """Returns the bytes of a parquet file with a table's rows."""
+  sink = pa.BufferOutputStream()
+  # Page checksums are for the readers of other programs, which don't know what
+  # the name of a shard says.
+  pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+  return sink.getvalue()
+
+
+def _digest(content: pa.Buffer | bytes) -> str:
+  # SHA-256 and not BLAKE2: processors have instructions for it, and a shard is
+  # hashed at every read (see `benchmarks/checksums.py`).
+  return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _shard(folder: Path, begun: str, table: pa.Table) -> tuple[Path, pa.Buffer]:
+  """Returns a shard's path, its digest in the name, and its bytes."""
+  content = _encoded(table)
+  return folder / f"shard-{begun}-{_digest(content)}.parquet", content
+
+
+def _write(path: Path, content: pa.Buffer) -> None:
+  with atomic_file(path) as file:
+    file.write(content)
 
 
 class ShardWriter(Generic[RecordT]):
@@ -110,8 +149,9 @@ class ShardWriter(Generic[RecordT]):
       name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
       # Outside of the `try`: a row that doesn't fit is no fault of the disk.
       table = records.to_table(self._rows, self._record_cls)
+      path, content = _shard(self._folder, name, table)
       try:
-        write_table(self._folder / _SHARDS.replace("*", name), table)
+        _write(path, content)
       except OSError as error:
         raise UserError(
           f"{self._folder} cannot be written ({error.strerror or error}): make"
@@ -186,24 +226,51 @@ def read_shards(
   return pa.concat_tables([empty, *slices]).select(wanted)
 
 
+def names(folder: Path) -> list[str]:
+  """Returns the names of a folder's shards, in the order of their writing."""
+  return sorted(path.name for path in folder.glob(_SHARDS))
+
+
 def replace_rows(
-  folder: Path, record_cls: type[RecordT], rows: Sequence[RecordT]
+  folder: Path,
+  record_cls: type[RecordT],
+  rows: Sequence[RecordT],
+  announce: Callable[[str], None] = lambda name: None,
 ) -> None:
   """Replaces all rows of a folder's shards.
 
   A reader sees the old rows or the new ones. A process that is killed midway
   leaves the old rows, or the new ones beside shards that they hide.
 
+  Args:
+    folder: the folder.
+    record_cls: the record kind of the rows.
+    rows: the new rows.
+    announce: called with the new shard's name before it is written.
+
   Raises:
     UserError: a shard is damaged, or holds another record kind or version.
   """
-  path = folder / _REPLACED
-  former = [old for old in folder.glob(_SHARDS) if old != path]
-  for old in former:
+  for old in folder.glob(_SHARDS):
     read_table(old, record_cls, [])  # refuses foreign rows before any is lost
-  write_table(path, records.to_table(rows, record_cls))
+  if (zero := folder / _FORMERLY_REPLACED).exists():
+    zero.rename(folder / f"shard-{_BEFORE_ALL_TIMES - 1:020d}-replaced.parquet")
+  former = sorted(folder.glob(_SHARDS))
+  # Before the first: rows that have replaced others may be replaced, too.
+  first = min([_BEFORE_ALL_TIMES, *map(_number, former)])
+  table = records.to_table(rows, record_cls)
+  path, content = _shard(folder, f"{first - 1:020d}-0-000000", table)
+  announce(path.name)
+  _write(path, content)
   for old in former:
-    old.unlink()
+    if old != path:
+      old.unlink()
+
+
+def _number(path: Path) -> int:
+  """Returns what a shard's name sorts by; a strange name sorts last."""
+  number = path.name.split("-")[1]
+  return int(number) if number.isdecimal() else _BEFORE_ALL_TIMES
 
 
 def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
@@ -224,10 +291,14 @@ def keep_rows(folder: Path, record_cls: type[RecordT], wanted: Set[str]) -> int:
       continue
     removed += kept.count(False)
     if any(kept):
-      table = read_table(path, record_cls)
-      write_table(path, table.filter(pa.array(kept)))
-    else:
-      path.unlink()
+      table = read_table(path, record_cls).filter(pa.array(kept))
+      # Under the same time, so that the order of writing stays.
+      begun = path.stem.removeprefix("shard-")
+      if match := _DIGEST.fullmatch(path.name):
+        begun = begun.removesuffix(f"-{match[1]}")
+      new, content = _shard(folder, begun, table)
+      _write(new, content)
+    path.unlink()
   return removed
 
 
@@ -236,21 +307,82 @@ def read_keys(folder: Path) -> set[str]:
   keys: set[str] = set()
   for path in folder.glob(_SHARDS):
     with _parquet(path) as file:
-      # The name of the key's column stands in the file: problems are known by
-      # another than samples.
-      name = (file.schema_arrow.metadata or {}).get(b"trd_jax.key", b"key")
-      keys.update(file.read(columns=[name.decode()])[0].to_pylist())
+      keys.update(file.read(columns=[_key_name(file)])[0].to_pylist())
   return keys
+
+
+def check_bytes(path: Path) -> None:
+  """Compares a shard's bytes with the digest in its name.
+
+  Raises:
+    UserError: they differ, or the file can't be read.
+  """
+  with _parquet(path):
+    pass
+
+
+def digest(folder: Path) -> tuple[int, str]:
+  """Computes a digest of a folder's rows, however shards divide them.
+
+  A shard at a time, since what a teacher held likeliest can be more than the
+  memory holds.
+
+  Returns:
+    How many rows there are, each key counted once, and the digest.
+
+  Raises:
+    UserError: a shard is damaged.
+  """
+  first: dict[str, bytes] = {}
+  for path in sorted(folder.glob(_SHARDS)):
+    with _parquet(path) as file:
+      table = file.read()
+      keys = table[_key_name(file)].to_pylist()
+      for key, row in zip(keys, records.row_digests(table), strict=True):
+        first.setdefault(key, row)
+  return len(first), records.digest_of(first)
+
+
+def _key_name(file: pq.ParquetFile) -> str:
+  # It stands in the file: problems are known by another than samples.
+  metadata = file.schema_arrow.metadata or {}
+  return metadata.get(b"trd_jax.key", b"key").decode()
 
 
 @contextlib.contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-  """Opens a parquet file; makes whatever is wrong with it a `UserError`."""
+  """Opens a parquet file; makes whatever is wrong with it a `UserError`.
+
+  The bytes that are compared with the digest are those that are parsed: the
+  file is read once, and nothing of a damaged one reaches the parser.
+  """
   try:
-    with pq.ParquetFile(path) as file:
+    with pa.OSFile(str(path)) as source:
+      content = source.read_buffer()
+    match = _DIGEST.fullmatch(path.name)
+    if match and _digest(content) != match[1]:
+      raise OSError("its bytes are not those that were written")
+    with pq.ParquetFile(
+      pa.BufferReader(content), page_checksum_verification=True
+    ) as file:
       yield file
-  except (pa.ArrowException, OSError, IndexError) as error:
+  # ValueError: text that is no UTF-8.
+  except (pa.ArrowException, OSError, IndexError, ValueError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f"{path} cannot be read ({str(error).splitlines()[0]}): remove it and "
-      "run its stage again"
+      f"{path} cannot be read ({reason}): {_remedy(path)}"
     ) from error
+
+
+def _remedy(path: Path) -> str:
+  """Returns what to do about a damaged file of rows.
+
+  A shard that its finished stage has listed is missed when it is gone. What no
+  list names is made again only where the stage isn't done.
+  """
+  done = path.parent / "done.json"
+  listed = not done.exists() or path.name.encode() in done.read_bytes()
+  return (
+    f"remove it{'' if listed else ' and done.json beside it'} and run its stage"
+    " again"
+  )

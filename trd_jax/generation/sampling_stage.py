@@ -46,7 +46,7 @@ def begins(experiment: Experiment, run_dir: RunDir, stage: str) -> bool:
       engine isn't installed.
   """
   of_run(experiment, run_dir)
-  if run_dir.done(stage) is not None:
+  if run_dir.complete(stage) is not None:
     store.check_source(experiment, run_dir)  # or else as they are loaded
   if summaries.skip_if_done(run_dir, stage, summaries.describe):
     return False

@@ -157,9 +157,20 @@ def refuse_preflight(experiment: Experiment, stage: str) -> None:
 def skip_if_done(
   run_dir: RunDir, stage: str, describe: Callable[[dict], str]
 ) -> bool:
-  """Returns whether a stage has been finished before, and prints that."""
-  done = run_dir.done(stage)
+  """Returns whether a stage has been finished before, and prints that.
+
+  Where something is gone that it had left, it is to be finished again, and what
+  is gone is printed.
+
+  Raises:
+    UserError: a shard of it is damaged, or see `RunDir.done`.
+  """
+  if lost := run_dir.lost(stage):
+    print(f"{stage}: {lost}: it is made again", flush=True)
+    return False
+  done = run_dir.complete(stage)
   if done is None:
     return False
+  run_dir.check_bytes(stage)
   print(f"{stage}: done before: {describe(done)}", flush=True)
   return True

@@ -54,7 +54,7 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
       there or has changed.
   """
   store.check_files(experiment, run_dir)
-  if run_dir.done(store.STAGE) is not None:
+  if run_dir.complete(store.STAGE) is not None:
     yield Finding("problems", "ok", f"read before, in {run_dir.problems_dir}")
     return
   section = experiment.data
@@ -86,7 +86,7 @@ def split(experiment: Experiment, run_dir: RunDir) -> list[Finding]:
     UserError: there are not.
   """
   # Before they are read it is the most that there can be; then once more.
-  done = run_dir.done(store.STAGE) or {}
+  done = run_dir.complete(store.STAGE) or {}
   count = done.get("problems", num_problems(experiment))
   if experiment.pipeline.parts > 1 and count is not None:
     parts.cuts(experiment, count)

@@ -69,13 +69,13 @@ def look(
   stages = ("evaluate/base", *experiment.stages, "evaluate/trained")
   if experiment.pipeline.round > 1 and not experiment.pipeline.evaluates:
     stages = experiment.stages
-  left = [stage for stage in stages if run_dir.done(stage) is None]
+  left = [stage for stage in stages if run_dir.complete(stage) is None]
   if not left:
     return []
   jobs: list[Callable[[], Iterable[Finding]]] = []
   jobs.append(lambda: _models(experiment, run_dir, left, fetch))
   evaluates = any(stage.startswith("evaluate") for stage in left)
-  reads = run_dir.done("problems") is None and "rollout" in left
+  reads = run_dir.complete("problems") is None and "rollout" in left
   # Benchmarks are read for training, too, where their questions are to be taken
   # out of it.
   cleans = reads and experiment.data.decontaminate != "none"

@@ -208,13 +208,14 @@ class OpenRun:
       columns: the columns to read; None: all. docs/workdir.md explains them.
 
     Raises:
-      UserError: the stage has no rows, or a file of it is damaged.
+      UserError: the stage has no rows, or a file of it is damaged or gone.
     """
     record = RECORDS.get(stage)
     if record is None:
       raise UserError(
         f'"{stage}" is no stage with rows; {did_you_mean(stage, RECORDS)}'
       )
+    self._run_dir.done(stage)  # refuses rows of which some are gone
     rows = self._run_dir.table(stage, record, columns)
     if not rows.num_rows and not self._run_dir.finished(stage):
       last = len(self.rounds)

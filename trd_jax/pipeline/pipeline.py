@@ -88,25 +88,30 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     takeover.take_over(experiment, run_dir, donor)
   sides = () if _only_trains(section) else ("evaluate/base", "evaluate/trained")
   questions = None
-  if unfinished := [one for one in sides if run_dir.done(one) is None]:
+  if unfinished := [one for one in sides if run_dir.complete(one) is None]:
     questions = load_all(experiment)
-    # For its errors alone: buckets that can't be had are refused now and not
-    # after training.
-    scores.base_verdicts(
-      experiment.evaluate,
-      run_dir,
-      unfinished[-1],
-      questions,
-      benchmark_prompts.modes(experiment, experiment.evaluation_thinking),
-    )
+    # Base's samples of which some are gone are made again before they are read.
+    own = experiment.evaluate.buckets_from is None
+    if not own or run_dir.lost("evaluate/base") is None:
+      # For its errors alone: buckets that can't be had are refused now and not
+      # after training.
+      scores.base_verdicts(
+        experiment.evaluate,
+        run_dir,
+        unfinished[-1],
+        questions,
+        benchmark_prompts.modes(experiment, experiment.evaluation_thinking),
+      )
   # Read here, before any stage starts. Once y_o is there, all that matters is
   # that the source is still the same.
-  if run_dir.done("rollout") is None:
+  whole = run_dir.complete(store.STAGE) is not None
+  if not whole or run_dir.complete("rollout") is None:
     loaded = store.load_all(experiment, run_dir, questions)
     # Rows may bring system turns, which no model has been tried with yet.
     preflight.check_systems(experiment, run_dir, loaded)
   else:
     store.check_source(experiment, run_dir)
+    run_dir.check_bytes(store.STAGE)
 
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
@@ -343,7 +348,7 @@ def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:
   for account, module, own in steps:
     if account in ("train", "merge") or is_done(run_dir, account):
       continue
-    if account in after and run_dir.done(after[account]) is None:
+    if account in after and run_dir.complete(after[account]) is None:
       waiting.append(f"{account} (needs {after[account]})")
       continue
     print(f"[preflight] {account}", flush=True)
@@ -385,8 +390,15 @@ def commands(experiment: Experiment) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def is_done(run_dir: RunDir, account: str) -> bool:
-  """Returns whether a stage has nothing left to do."""
-  return run_dir.done(account) is not None
+  """Returns whether a stage has nothing left to do.
+
+  Raises:
+    UserError: a shard of it is damaged, or see `RunDir.done`.
+  """
+  if run_dir.complete(account) is None:
+    return False
+  run_dir.check_bytes(account)
+  return True
 
 
 def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:

@@ -83,10 +83,12 @@ def _obstacle(
   stage: str, here: dict, run_dir: RunDir, donor: RunDir
 ) -> str | None:
   """Returns why a stage is not taken over, or None."""
-  if run_dir.done(stage) is not None:
+  if run_dir.complete(stage) is not None:
     return "done here"
   if not donor.finished(stage):
     return "not finished there"
+  if lost := donor.lost(stage):
+    return lost
   # The other run may be of a version with fewer keys. What it lacks was at its
   # default then.
   defaults = {name: key.default for name, key in experiment.KEYS.items()}

@@ -11,7 +11,7 @@ from trd_jax.data.problems.questions import Questions
 from trd_jax.data.prompts import lacks
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.experiment.records import Problem, Rejected
+from trd_jax.experiment.records import Problem, Rejected, digest_of_rows
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Data
 
@@ -66,7 +66,10 @@ def load_all(
       `check_source`.
   """
   check_source(experiment, run_dir)
-  if run_dir.done(STAGE) is None:
+  lost = run_dir.lost(STAGE)
+  if lost is not None:
+    print(f"problems: {lost}: they are read again", flush=True)
+  if run_dir.complete(STAGE) is None:
     # Digests before rows: a file that changes while it is read then differs
     # from its digest at the next stage.
     files = _digests(experiment.data)
@@ -97,9 +100,15 @@ def load_all(
     # Before anything is kept, so that the rows can still be mended.
     _check_golds(experiment, selected, reading=True)
     rejected = [*rejected, *overlapping]
+    there: set[str] = set()
+    if lost is not None:
+      # Later stages have rows of these problems: others are refused here.
+      _check_as_before(experiment.data, run_dir, selected)
+      there = run_dir.keys(STAGE)
     with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
       for problem in selected:
-        writer.add(problem)
+        if problem.key not in there:
+          writer.add(problem)
     run_dir.write_rejected(STAGE, rejected)
     run_dir.mark_done(
       STAGE,
@@ -132,6 +141,23 @@ def load_all(
   # Keys of later stages may have changed since they were read.
   _check_golds(experiment, found)
   return found
+
+
+def _check_as_before(
+  data: Data, run_dir: RunDir, chosen: Sequence[Problem]
+) -> None:
+  """Checks that problems that are read again are those that were there.
+
+  Raises:
+    UserError: they are others.
+  """
+  was = run_dir.rows_left(STAGE).get("digest")
+  if was != digest_of_rows(chosen):
+    raise UserError(
+      f"{run_dir.problems_dir}: what data.source={data.source} gives now are"
+      " not the problems that this workdir was begun with; restore their shard,"
+      " or what they were read from, or name another --workdir"
+    )
 
 
 def _check_golds(
@@ -180,7 +206,7 @@ def check_files(experiment: Experiment, run_dir: RunDir) -> None:
     UserError: one that will be read isn't there, or as `check_source`.
   """
   data = experiment.data
-  if run_dir.done(STAGE) is None:
+  if run_dir.complete(STAGE) is None:
     try:
       problems.local_files(data)
     except OSError as error:
@@ -198,7 +224,9 @@ def check_source(experiment: Experiment, run_dir: RunDir) -> None:
     UserError: one has another content now, or there is one more.
   """
   data = experiment.data
-  if changed := changed_file(data, run_dir.done(STAGE) or {}):
+  run_dir.complete(STAGE)  # for its errors
+  record = run_dir.record(STAGE) if run_dir.finished(STAGE) else {}
+  if changed := changed_file(data, record):
     raise UserError(
       f"data.root={data.root}: {changed} since {run_dir.problems_dir} was"
       " read from it; restore what was there, or name another --workdir to"

@@ -219,7 +219,7 @@ _OF_A_STAGE = (
   *("checkpoints", "tensorboard", "wandb", "adapter", "model"),
 )
 
-_OF_PROBLEMS = {"problems", "rejected", "files", "made_by"}
+_OF_PROBLEMS = {"problems", "rejected", "files", "made_by", "left", "digest"}
 # What a run has made outside of its stages' folders.
 _MADE = (
   *("rounds/*/config.json", "points/*/config.json"),
