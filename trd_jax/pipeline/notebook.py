@@ -157,7 +157,7 @@ class OpenRun:
       )
 
   def __repr__(self) -> str:
-    done = [name for name in self.stages if self.done(name) is not None]
+    done = [name for name in self.stages if self._run_dir.finished(name)]
     return f"OpenRun({str(self.workdir)!r}, done: {', '.join(done) or '-'})"
 
   @property
