@@ -142,26 +142,10 @@ def build(
       doesn't fit the config or the rest of the directory, a thinking key asks
       for a mode that a template hasn't, or nothing is left to train on.
   """
-  # What else is read than the trajectories themselves: the student's verdict
-  # for a subset and for the metrics, y_r's for a subset that goes by it.
-  stage = experiment.trajectory_stage
-  needs = {stage} - {None}
-  if experiment.needs_rollouts:
-    needs.add("rollout")
-  if experiment.train.subset in BY_Y_R:
-    needs.add("refine")
-  for name in sorted(filter(None, needs)):
-    if run_dir.done(name) is None:
-      raise UserError(
-        f"{run_dir.stage(name)}: this stage has not finished here; run"
-        f" trd_jax.{name} with the same --config and --workdir first"
-      )
+  rollouts, refined = _finished_rows(experiment, run_dir)
   prompts = of_run(experiment, run_dir)
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
-  rollouts, refined = (
-    run_dir.read(name, Trajectory) if name in needs else []
-    for name in ("rollout", "refine")
-  )
+  stage = experiment.trajectory_stage
   if stage is None:
     candidates = _references(problems.values(), rollouts, refined, student)
   else:
@@ -229,21 +213,8 @@ def build(
     )
   if stage is None:
     notes += _answers_alone(problems.values())
-  thinking: list[dict[str, int | None]] = []
-  form = experiment.train.context
-  for modes, count in counts.items():
-    in_chat = form == "chat"
-    thinking.append(
-      {
-        "written": modes.written,
-        "student": student.thinks(modes.student) if in_chat else None,
-        "teacher": teacher.thinks(modes.teacher) if in_chat else None,
-        "trajectories": count,
-      }
-    )
-    notes.append(f"{count:,} {describe_modes(student, teacher, modes, form)}")
-    warnings = mode_warnings(experiment, student, teacher, modes)
-    notes += [f"note: {warning}" for warning in warnings]
+  thinking, told_of_modes = _told(experiment, student, teacher, counts)
+  notes += told_of_modes
   return TrainingSet(samples, rejected, dict(dropped), thinking, notes)
 
 
@@ -280,6 +251,74 @@ class _Response:
 # A trajectory to train on, the y_o of its problem (None where the run has
 # none), and the verdict of the y_r made of that.
 _Candidate = tuple[_Response, Trajectory | None, bool | None]
+
+
+def _finished_rows(
+  experiment: Experiment, run_dir: RunDir
+) -> tuple[list[Trajectory], list[Trajectory]]:
+  """Reads the rollouts and the refined trajectories that training looks at.
+
+  Returns:
+    Each, empty where it isn't looked at.
+
+  Raises:
+    UserError: one of these stages hasn't finished.
+  """
+  # What else is read than the trajectories themselves: the student's verdict
+  # for a subset and for the metrics, y_r's for a subset that goes by it.
+  stage = experiment.trajectory_stage
+  needs = {stage} - {None}
+  if experiment.needs_rollouts:
+    needs.add("rollout")
+  if experiment.train.subset in BY_Y_R:
+    needs.add("refine")
+  for name in sorted(filter(None, needs)):
+    if run_dir.done(name) is None:
+      raise UserError(
+        f"{run_dir.stage(name)}: this stage has not finished here; run"
+        f" trd_jax.{name} with the same --config and --workdir first"
+      )
+  rollouts, refined = (
+    run_dir.read(name, Trajectory) if name in needs else []
+    for name in ("rollout", "refine")
+  )
+  return rollouts, refined
+
+
+def _told(
+  experiment: Experiment,
+  student: Chat,
+  teacher: Chat,
+  counts: Mapping[Modes, int],
+) -> tuple[list[dict[str, int | None]], list[str]]:
+  """Tells the thinking modes of a training set.
+
+  Args:
+    experiment: its `train.context`, and keys that modes contradict.
+    student: the student's tokenizer and template.
+    teacher: the teacher's.
+    counts: trajectories by mode.
+
+  Returns:
+    For the record, an entry a mode; and for a person, lines.
+  """
+  thinking: list[dict[str, int | None]] = []
+  notes: list[str] = []
+  form = experiment.train.context
+  for modes, count in counts.items():
+    in_chat = form == "chat"
+    thinking.append(
+      {
+        "written": modes.written,
+        "student": student.thinks(modes.student) if in_chat else None,
+        "teacher": teacher.thinks(modes.teacher) if in_chat else None,
+        "trajectories": count,
+      }
+    )
+    notes.append(f"{count:,} {describe_modes(student, teacher, modes, form)}")
+    warnings = mode_warnings(experiment, student, teacher, modes)
+    notes += [f"note: {warning}" for warning in warnings]
+  return thinking, notes
 
 
 def _pairs(

@@ -117,22 +117,10 @@ def of_rollouts(
   problems = [p for p in problems if p.problem_id in initial_tokens]
   usable = [p for p in problems if lacks(experiment, p) is None]
   modes = contexts.planned_modes(experiment, student, teacher)
-  student_tokens = initial_tokens
   form = train.context
-  if form == "plain" or (
-    student.thinks(modes.student) != student.thinks(experiment.student.thinking)
-  ):
-    # The student learns after another prompt than the one that it answered.
-    counted = _counted(
-      student,
-      prompts,
-      problems,
-      map(prompts.initial, problems),
-      modes.student,
-      "student's contexts forecast",
-      form,
-    )
-    student_tokens = {p.problem_id: length for p, length in counted}
+  student_tokens = _student_tokens(
+    experiment, prompts, student, modes, problems, initial_tokens
+  )
   fixed: list[int] = []
   trimmed = no_room = 0
   # Prompt and response lengths of each trajectory that would be there.
@@ -142,19 +130,7 @@ def of_rollouts(
   if experiment.trajectory_stage == "refine":
     response = refine.max_response_tokens
   # Contexts that hold no draft have their true length already.
-  scored: dict[str, int] = {}
-  if context in ("x", "x_reference"):
-    message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
-    counted = _counted(
-      teacher,
-      prompts,
-      usable,
-      map(message, usable),
-      modes.teacher,
-      "training forecast",
-      form,
-    )
-    scored = {p.problem_id: length for p, length in counted}
+  scored = _scored_tokens(experiment, prompts, teacher, modes, usable)
   if experiment.teacher_writes == "y_r":
     draft = experiment.rollout.max_response_tokens
     budget = refine.max_prompt_tokens
@@ -215,6 +191,61 @@ def of_rollouts(
     max_student_tokens=train.max_student_tokens,
     max_teacher_tokens=train.max_teacher_tokens,
   )
+
+
+def _student_tokens(
+  experiment: Experiment,
+  prompts: PromptSet,
+  student: Chat,
+  modes: contexts.Modes,
+  problems: Sequence[Problem],
+  initial_tokens: Mapping[str, int],
+) -> Mapping[str, int]:
+  """Returns the length of the student's context in training, by problem id.
+
+  It is the rollout prompt's, but where the student learns after another prompt
+  than the one that it answered.
+  """
+  form = experiment.train.context
+  same_mode = student.thinks(modes.student) == student.thinks(
+    experiment.student.thinking
+  )
+  if form == "chat" and same_mode:
+    return initial_tokens
+  counted = _counted(
+    student,
+    prompts,
+    problems,
+    map(prompts.initial, problems),
+    modes.student,
+    "student's contexts forecast",
+    form,
+  )
+  return {p.problem_id: length for p, length in counted}
+
+
+def _scored_tokens(
+  experiment: Experiment,
+  prompts: PromptSet,
+  teacher: Chat,
+  modes: contexts.Modes,
+  usable: Sequence[Problem],
+) -> dict[str, int]:
+  """Returns the length of each teacher context that holds no draft."""
+  context = experiment.context_of_teacher
+  if context not in ("x", "x_reference"):
+    return {}
+  message = {"x": prompts.initial, "x_reference": prompts.privileged}[context]
+  counted = _counted(
+    teacher,
+    prompts,
+    usable,
+    map(message, usable),
+    modes.teacher,
+    "training forecast",
+    experiment.train.context,
+  )
+  return {p.problem_id: length for p, length in counted}
 
 
 def _counted(
