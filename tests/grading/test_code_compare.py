@@ -102,3 +102,13 @@ def test_what_is_far_too_long_is_not_even_read():
   assert not same_output("1\n", b"9" * 60_000, tolerant=True)
   assert not same_output("1\n", b"1e999 " * 10_000, tolerant=True)
   assert time.process_time() - start < 5  # a bound on work, not a timing
+
+
+def test_a_functions_floats_may_be_off_by_rounding():
+  assert same_value((0.3,), b"0.30000000000000004", tolerant=True)
+  assert not same_value((0.3,), b"0.30000000000000004")
+  assert same_value(([{"a": 0.3}],), b'[{"a": 0.30000000000000004}]', True)
+  for wrong in (b"0.3001", b'"0.3"', b"[0.3]", b"null", b"true"):
+    assert not same_value((0.3,), wrong, tolerant=True)
+  assert not same_value((2,), b"2.0000000001", tolerant=True)
+  assert not same_value((0.3,), b"1" + b"0" * 400, tolerant=True)

@@ -44,6 +44,19 @@ from trd_jax.grading.code.extract_code import last_program
       'def f():\n    """\n    ```python\n    f()\n    ```\n    """\n',
     ),
     ("```\na\n   ```\nb", "a\n"),
+    # In a string of the program it is text, wherever it stands.
+    ("```python\ns = '''\n```\n'''\nb\n```", "s = '''\n```\n'''\nb\n"),
+    (
+      '```python\n# it\'s\ns = """\n```\n"""\n```',
+      '# it\'s\ns = """\n```\n"""\n',
+    ),
+    ("```python\ns = '''\n```\nSo it is.", "s = '''\n"),
+    ("> ```python\n> a\n>\n> b\n> ```", "a\n\nb\n"),
+    ("\ufeff```python\na\n```", "a\n"),
+    ("```ipython3\na\n```\n```\n1\n```", "a\n"),
+    ("[PYTHON]\na\n[/PYTHON]", "a\n"),
+    ("[PYTHON]\na\n[/PYTHON]\n```python\nb\n```", "b\n"),
+    ("[PYTHON]\na\n", None),
     ("- First:\n\n      ```py\n      a\n      ```", "a\n"),
     # Closed at the end of a line of code, for want of a proper end.
     ("```python\na\nb```", "a\nb"),

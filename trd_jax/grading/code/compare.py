@@ -8,9 +8,11 @@ integer and the solution a decimal; two integers have to be equal.
 
 Functions: values are JSON on both sides, so that a tuple is a list, an
 object's keys are texts, and an object that calls itself equal to everything is
-no value at all.
+no value at all. Where the format is tolerant, a float that a test writes may be
+off by a relative 1e-9, as sums are.
 """
 
+import math
 import re
 from decimal import Decimal
 from typing import Any
@@ -70,14 +72,46 @@ def same_output(expected: str, written: bytes, tolerant: bool) -> bool:
   )
 
 
-def same_value(expected: tuple[Any, ...], written: bytes) -> bool:
-  """Returns whether a function's value, as JSON, is one a test expects."""
+def _same_json(expected: Any, value: Any, tolerant: bool) -> bool:
+  """Compares what JSON holds; floats to a relative 1e-9 where `tolerant`."""
+  if expected == value:
+    return True
+  if not tolerant:
+    return False
+  if isinstance(expected, list) and isinstance(value, list):
+    return len(expected) == len(value) and all(
+      _same_json(a, b, True) for a, b in zip(expected, value, strict=True)
+    )
+  if isinstance(expected, dict) and isinstance(value, dict):
+    return expected.keys() == value.keys() and all(
+      _same_json(each, value[name], True) for name, each in expected.items()
+    )
+  # An integer in the test has no rounding: 2.0000000001 is not 2.
+  return (
+    isinstance(expected, float)
+    and isinstance(value, float | int)
+    and not isinstance(value, bool)
+    and math.isclose(expected, value, rel_tol=_RELATIVE_TO_INTEGER)
+  )
+
+
+def same_value(
+  expected: tuple[Any, ...], written: bytes, tolerant: bool = False
+) -> bool:
+  """Returns whether a function's value, as JSON, is one a test expects.
+
+  Args:
+    expected: the values that are right.
+    written: what the function gave.
+    tolerant: see `code_tests.Tests`.
+  """
   size = max(len(code_tests.dumps(value)) for value in expected)
   if len(written) > 8 * size + _SLACK:
     return False
   try:
     value = code_tests.loads(written)
-    return any(value == right for right in expected)
-  # A solution may nest its value as deep as it likes: that is its mistake.
-  except (ValueError, RecursionError):
+    return any(_same_json(right, value, tolerant) for right in expected)
+  # A solution may nest its value as deep as it likes, or give an integer that
+  # no float is near: that is its mistake.
+  except (ValueError, RecursionError, OverflowError):
     return False

@@ -12,13 +12,26 @@ from trd_jax.data.final_answer import final_text
 
 # Nothing that it has taken is given back: a line of 100,000 spaces, which a
 # model that has lost its way does write, is read once.
-_FENCE = re.compile(r"^([ \t]*+)(`{3,}+|~{3,}+)([^`\r\n]*+)\r?$", re.MULTILINE)
+# A fence may stand in a quotation (`> `), as in a list.
+_FENCE = re.compile(
+  r"^([ \t]*+(?:>[ \t]*+)*+)(`{3,}+|~{3,}+)([^`\r\n]*+)\r?$", re.MULTILINE
+)
 # `python`, `Python 3`, `python3.11`, `{.python .numberLines}`, `py,linenos`,
 # `pypy3`
 _PYTHON = re.compile(
-  r"\{?[ \t]*\.?(?:py(?:thon)?|pypy)(?:3(?:\.\d+)*)?(?![\w.+#-])",
+  r"\{?[ \t]*\.?(?:py(?:thon)?|pypy|ipython)(?:3(?:\.\d+)*)?(?![\w.+#-])",
   re.IGNORECASE,
 )
+# What a triple quote may stand in, and not open a string: a comment, a string
+# of one line. Or it does, and ends at the next one.
+_PIECE = re.compile(
+  r"#[^\n]*+|(?P<triple>\'\'\'|\"\"\")"
+  r"|'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\"",
+  re.DOTALL,
+)
+# Some models put their program between these instead of fences.
+_TAGGED = re.compile(r"\[PYTHON\][ \t]*\r?\n(.*?)\[/PYTHON\]", re.DOTALL)
+_MOST_FENCES = 12  # that are looked through for one outside of strings
 _MOST_INDENT = 3  # columns, as CommonMark has it
 
 
@@ -27,42 +40,79 @@ def _width(indent: str) -> int:
   return len(indent.expandtabs(4))
 
 
-def last_program(completion: str) -> str | None:
-  """Returns the program that a completion ends with, or None."""
-  text = final_text(completion)
-  opened, marked, unmarked = None, None, None
-  for fence in _FENCE.finditer(text):
-    indent, marks, language = fence.groups()
-    language = language.strip(" \t")
-    if opened is None:
-      opened = (fence.end() + 1, indent, marks, language)
-      continue
-    start, outer, opening, name = opened
-    # A block is closed by at least as many marks, and nothing after them. Far
-    # to the right of its own they are part of it: an example in a docstring.
-    if language or not marks.startswith(opening):
+def _open_string(block: str) -> bool:
+  """Returns whether a piece of Python ends within triple quotes."""
+  at = 0
+  while (piece := _PIECE.search(block, at)) is not None:
+    at = piece.end()
+    if mark := piece["triple"]:
+      end = re.compile(rf"(?:[^\\]|\\.)*?{mark}", re.DOTALL).match(block, at)
+      if end is None:
+        return True
+      at = end.end()
+  return False
+
+
+def _closing(text: str, fences: list[re.Match[str]], at: int) -> int | None:
+  """Finds which fence closes the block that `fences[at]` opens, if one does.
+
+  That is the first one with as many marks, and nothing after them, that does
+  not stand in a string of the program. Where all do, the quotes are wrong.
+  """
+  outer, opening, language = fences[at].groups()
+  found: list[int] = []
+  for number in range(at + 1, len(fences)):
+    indent, marks, name = fences[number].groups()
+    if found and number > at + _MOST_FENCES:
+      break
+    if name.strip(" \t") or not marks.startswith(opening):
       continue  # a line of the block
+    # Far to the right of its own they are part of it: an example in a
+    # docstring.
     if _width(indent) > _width(outer) + _MOST_INDENT:
       continue
-    opened = None
-    program = _unindented(text[start : fence.start()], outer)
+    if not _PYTHON.match(language.strip(" \t")):
+      return number
+    found.append(number)
+    if not _open_string(text[fences[at].end() + 1 : fences[number].start()]):
+      return number
+  return found[0] if found else None
+
+
+def last_program(completion: str) -> str | None:
+  """Returns the program that a completion ends with, or None."""
+  text = final_text(completion).removeprefix("\ufeff")
+  marked, unmarked = None, None
+  fences, at = list(_FENCE.finditer(text)), 0
+  while at < len(fences):
+    start = fences[at].end() + 1
+    outer, opening, name = fences[at].groups()
+    name = name.strip(" \t")
+    end = _closing(text, fences, at)
+    if end is None:
+      # What the last line of code ends with closes it, too.
+      last = re.compile(rf"(?<=[^\s`~]){opening}[ \t]*+$", re.MULTILINE)
+      closed = last.search(text, start)
+      if closed is None or (name and not _PYTHON.match(name)):
+        return None
+      return _unindented(text[start : closed.start()], outer)
+    program = _unindented(text[start : fences[end].start()], outer)
     if not name:
       unmarked = program
     elif _PYTHON.match(name):
       marked = program
-  if opened is not None:
-    start, outer, opening, name = opened
-    # What the last line of code ends with closes it, too.
-    end = re.compile(rf"(?<=[^\s`~]){opening}[ \t]*+$", re.MULTILINE)
-    closed = end.search(text, start)
-    if closed is None or (name and not _PYTHON.match(name)):
-      return None
-    return _unindented(text[start : closed.start()], outer)
+    at = end + 1
+  if not fences and (tagged := _TAGGED.findall(text)):
+    marked = tagged[-1]
   found = unmarked if marked is None else marked
   return found if found and found.strip() else None
 
 
 def _unindented(block: str, indent: str) -> str:
   """Returns a block without the indent of its fence, as it has in a list."""
+  bare = indent.rstrip()  # an empty line of a quotation has no more
   lines = block.splitlines(keepends=True)
-  return "".join(line.removeprefix(indent) for line in lines)
+  return "".join(
+    line.removeprefix(indent if line.startswith(indent) else bare)
+    for line in lines
+  )

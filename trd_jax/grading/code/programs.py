@@ -48,7 +48,7 @@ from trd_jax.grading.code import code_tests, compare, extract_code
 from trd_jax.grading.sandbox import frames, sandbox
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess
 
-VERSION = "code-3"
+VERSION = "code-4"
 _EXCERPT = 200
 _WALL = 5.0  # times the seconds of processor time: a busy machine
 _GRACE = 5.0  # seconds that the runner has to say that a test took too long
@@ -313,7 +313,7 @@ class Grader(grader_protocol.Grader):
       right = compare.same_output(case.expected, written, tests.tolerant)
       shown = case.expected
     else:
-      right = compare.same_value(case.expected, written)
+      right = compare.same_value(case.expected, written, tests.tolerant)
       shown = code_tests.dumps(case.expected[-1])
     if not right:
       got = _short(written) or "nothing"
