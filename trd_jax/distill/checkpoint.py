@@ -10,8 +10,12 @@ Each checkpoint has `digests.json`, which lists its files with a digest each. It
 becomes visible with the checkpoint, and is compared before anything is read.
 """
 
+import contextlib
+import functools
+import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import digests
+from trd_jax.experiment.files import digests, disk_faults
 from trd_jax.model.weights import finite_weights
 
 _UNFINISHED = "[0-9]*.orbax-checkpoint-tmp*"
@@ -74,6 +78,7 @@ class Checkpoints:
       tree: arrays (of JAX, sharded or not, or numpy) and plain values.
 
     Raises:
+      OSError: the disk refuses this one or the one before.
       ValueError: two leaves have one name, or a leaf is neither an array nor
         plain.
     """
@@ -88,20 +93,21 @@ class Checkpoints:
     # Left by a process that was killed in a save. Orbax passes them over, and
     # would keep them for ever. Before the first save only: later ones of that
     # form may be this process's own, which is still writing.
-    if not self._cleared and jax.process_index() == 0:
-      for left_over in self.directory.glob(_UNFINISHED):
-        if left_over.is_dir() and not left_over.is_symlink():
-          _remove_unfinished(left_over)
-    self._cleared = True
-    manager = self._manager()
-    manager.wait_until_finished()  # `_saving` is still the former one's
-    if step not in manager.all_steps():
-      self._saving = step
-      items = {
-        _ARRAYS: ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
-        "plain": ocp.args.JsonSave(plain),
-      }
-      manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with self._writing():
+      if self._open is not None:
+        disk_faults.check_folder(self.directory)
+      if not self._cleared:
+        self._clear()
+      self._cleared = True
+      manager = self._manager()
+      manager.wait_until_finished()  # `_saving` is still the former one's
+      if step not in manager.all_steps():
+        self._saving = step
+        items = {
+          _ARRAYS: ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
+          "plain": ocp.args.JsonSave(plain),
+        }
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def latest(self) -> int | None:
     """Returns the newest checkpoint's step; None where none is whole."""
@@ -170,7 +176,37 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong in it."""
     if self._open is not None:
-      self._open.wait_until_finished()
+      with self._writing():
+        self._open.wait_until_finished()
+
+  def check(self) -> None:
+    """Raises what has gone wrong in a save; doesn't wait for one."""
+    if self._open is not None:
+      with self._writing():
+        self._open.check_for_errors()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Names the directory in an error of its disk, and clears what it left.
+
+    Raises:
+      OSError: the disk refuses to hold a checkpoint.
+    """
+    try:
+      with disk_faults.naming(self.directory):
+        yield
+    except OSError:
+      # What is there of it takes the room that is missing.
+      with contextlib.suppress(OSError):
+        self._clear()
+      raise
+
+  def _clear(self) -> None:
+    """Removes what saves that didn't end have left."""
+    if jax.process_index() == 0:
+      for left_over in self.directory.glob(_UNFINISHED):
+        if left_over.is_dir() and not left_over.is_symlink():
+          _remove_unfinished(left_over)
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._open is None:
@@ -184,12 +220,19 @@ class Checkpoints:
           raise UserError(
             f"{path} holds {name}, which is no checkpoint's; move it away"
           )
+      # Each error is raised in the main thread, too. Logged from a thread of
+      # orbax's as well, it would bury the line about it in tracebacks.
+      logging.getLogger("absl").addFilter(_is_no_traceback)
+      _pass_over_closed_loops()
       self._open = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
           max_to_keep=self.keep,
           async_options=ocp.AsyncOptions(
-            post_finalization_callback=self._list_digests
+            # Made in a thread, a folder that can't be made is waited for, for
+            # minutes, by the threads that write into it.
+            create_directories_asynchronously=False,
+            post_finalization_callback=self._list_digests,
           ),
         ),
         item_handlers={
@@ -325,6 +368,27 @@ def _paths_in(folder: Path) -> Iterator[str]:
     links = [f for f in folders if os.path.islink(os.path.join(top, f))]
     for name in (*files, *links):
       yield os.path.relpath(os.path.join(top, name), folder)
+
+
+def _is_no_traceback(record: logging.LogRecord) -> bool:
+  """Returns whether a line of the log is no traceback of orbax's."""
+  return not (record.exc_info and "orbax" in record.pathname)
+
+
+@functools.cache
+def _pass_over_closed_loops() -> None:
+  """Lets Python say nothing of writes that end after the first one failed.
+
+  Orbax stops waiting for them then, and each would print a traceback that has
+  nothing to do with the disk.
+  """
+  hook = sys.unraisablehook
+
+  def quiet(about: Any) -> None:
+    if str(about.exc_value) != "Event loop is closed":
+      hook(about)
+
+  sys.unraisablehook = quiet
 
 
 def _named(tree: Any) -> dict[str, Any]:

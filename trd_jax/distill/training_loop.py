@@ -201,6 +201,8 @@ def run(
       # that the devices work on while the host packs and writes.
       if pending is not None:
         log.record(*pending)
+      # A checkpoint that the disk refuses ends the run now, not at the next.
+      outputs.checkpoints.check()
       facts = of_round | _facts(batch, packs, source.layout.flops)
       tokens += int(facts["tokens_student"] + facts["tokens_teacher"])
       pending = step, metrics, facts

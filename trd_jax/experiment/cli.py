@@ -18,7 +18,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags as absl_flags
 
@@ -33,7 +33,7 @@ from trd_jax.experiment import (
 from trd_jax.experiment.declarations import Key
 from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
 from trd_jax.experiment.experiment import KEYS, Experiment
-from trd_jax.experiment.files import paths
+from trd_jax.experiment.files import disk_faults, paths
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
 
@@ -171,10 +171,12 @@ def main(
     argv: the arguments; default `sys.argv[1:]`.
 
   Raises:
-    SystemExit: 2 after a user's mistake (one line on stderr), 130 after an
-      interrupt, 143 after SIGTERM, 141 where nobody reads the output any more.
+    SystemExit: 2 after a user's mistake or a fault of a disk (one line on
+      stderr), 130 after an interrupt, 143 after SIGTERM, 141 where nobody reads
+      the output any more.
   """
   argv = sys.argv[1:] if argv is None else argv
+  line = None
   with printing.opened() as door:
     try:
       line = _CommandLine(flags or (), argv)
@@ -189,9 +191,8 @@ def main(
           _run(stage_name, run, line, standalone, exclusive, looks_only, log)
       sys.stdout.flush()
     except BrokenPipeError:
-      # Who read the output, as `head`, has seen enough. Python flushes once
-      # more.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      # Who read the output, as `head`, has seen enough.
+      _drop(sys.stdout)
       sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
       _complain(stage_name, " ".join(str(error).split()))
@@ -210,12 +211,42 @@ def main(
       )
       _complain(stage_name, f"interrupted{goes_on}")
       sys.exit(130)
+    except Exception as error:
+      fault = _disk_fault(error, None if line is None else line.workdir)
+      if fault is None:
+        raise
+      _complain(stage_name, fault)
+      sys.exit(2)
+
+
+def _disk_fault(error: BaseException, workdir: str | None) -> str | None:
+  """Returns one line about an error that a disk is the cause of, else None."""
+  fault = disk_faults.described(error, workdir)
+  if fault is None or not isinstance(error, OSError) or error.filename:
+    return fault
+  # What has no name may be the output, as a log on a full disk: a line more
+  # tells.
+  try:
+    print(flush=True)
+  except OSError as refused:
+    refused.filename = "the output"
+    _drop(sys.stdout)
+    return disk_faults.described(refused, workdir)
+  return fault
 
 
 def _complain(stage_name: str, message: str) -> None:
   """Prints why a command ends, in one line unless a terminal is narrower."""
   line = f"trd-jax {stage_name}: {message}"
-  print(printing.wrapped(line, sys.stderr), file=sys.stderr)
+  try:
+    print(printing.wrapped(line, sys.stderr), file=sys.stderr, flush=True)
+  except OSError:  # a log on a full disk: the exit code has to say it
+    _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+  """Sends what is left in a stream nowhere: Python flushes it once more."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +326,13 @@ def _run(
     refused = not isinstance(error, SystemExit) or error.code == 2
     if is_new and run_dir.abandon(logs=refused) and refused:
       log.close()
+    raise
+  except Exception as error:
+    # A disk that is full or gone may refuse this as well.
+    if is_new and disk_faults.described(error, run_dir.root):
+      with contextlib.suppress(OSError, UserError):
+        if run_dir.abandon(logs=True):
+          log.close()
     raise
   if is_new and chosen.preflight_only and run_dir.abandon():
     log.close()

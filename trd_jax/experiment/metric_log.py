@@ -1,17 +1,20 @@
 """Writes metrics by step and the seconds of stages, and reads them again."""
 
 import contextlib
+import errno
 import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.files.atomic_files import atomic_file
+from trd_jax.experiment.files.disk_faults import naming
 from trd_jax.experiment.records import content_key
 
 
@@ -91,7 +94,10 @@ class MetricWriter:
         kept.append(row)
     with atomic_file(path) as file:
       file.writelines(_json_line(row) for row in kept)
-    self._file = path.open("ab")
+    self._path = path
+    # Without a buffer: what a full disk has refused is not tried again when the
+    # file is closed.
+    self._file = path.open("ab", buffering=0)
 
   def __enter__(self) -> Self:
     return self
@@ -107,12 +113,14 @@ class MetricWriter:
       metrics: scalars by name (anything with `item()`, such as a device
         array of one element, is one). None, a NaN or an infinity is written
         as null: a mean over nothing has no value.
+
+    Raises:
+      OSError: the disk refuses it.
     """
     row = {name: _scalar(value) for name, value in metrics.items()}
-    # Flushed row by row: who watches the file sees the update, and a kill
+    # Written row by row: who watches the file sees the update, and a kill
     # costs one line at most.
-    self._file.write(_json_line({"step": int(step), **row}))
-    self._file.flush()
+    _append(self._path, self._file, {"step": int(step), **row})
     numbers = {name: value for name, value in row.items() if value is not None}
     for sink in self._sinks:
       sink.write(step, numbers)
@@ -148,6 +156,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
       )
     rows.append(row)
   return rows
+
+
+def _append(path: Path, file: IO[bytes], row: Mapping[str, Any]) -> None:
+  """Adds a row to an unbuffered file, whole or not at all.
+
+  Raises:
+    OSError: the disk refuses it; the error names the file.
+  """
+  line = _json_line(row)
+  with naming(path):
+    size = os.fstat(file.fileno()).st_size
+    written = file.write(line)
+    if written != len(line):
+      # The disk became full in the midst of the line. The rest is tried for
+      # the error's sake, and the part goes: a later row would be glued to it.
+      try:
+        file.write(line[written:])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      finally:
+        file.truncate(size)
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:
@@ -234,7 +262,8 @@ class _Wandb:
 def timed(path: Path, stage: str) -> Iterator[None]:
   """Adds the seconds of a block to a stage's account, however it ends.
 
-  A block that raises counts as an attempt that didn't finish.
+  A block that raises counts as an attempt that didn't finish. The account only
+  informs: where it can't be written a note says so, and the run goes on.
 
   Args:
     path: JSON lines, such as `RunDir.timings`; several processes may append.
@@ -247,9 +276,18 @@ def timed(path: Path, stage: str) -> Iterator[None]:
   finally:
     seconds = round(time.monotonic() - start, 3)
     row = {"stage": stage, "seconds": seconds, "finished": finished}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-      file.write(_json_line(row))
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with path.open("ab", buffering=0) as file:
+        _append(path, file, row)
+    except OSError as error:
+      # Where the block raises, that error is the one to be told of.
+      if finished:
+        print(
+          f"note: {path} can't be written ({error.strerror}): the {seconds} s"
+          f" of {stage} are missing there",
+          flush=True,
+        )
 
 
 def seconds_by_stage(path: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Progress bars with the time that is left, on a terminal and in a log."""
 
+import contextlib
 import re
 import sys
 import threading
@@ -89,15 +90,20 @@ class Progress(tqdm):
     return super().update(n)
 
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
-    """Draws the line as it is now."""
-    if self._live:
-      super().display(msg, pos)
-      if (now := self._time()) - self._logged >= _LINE_SECONDS:
-        self._log(now)
-    elif msg is None and (line := str(self)) != self._line:
-      self.fp.write(line + "\n")
-      self.fp.flush()
-      self._line = line
+    """Draws the line as it is now, if the stream takes it.
+
+    A stream that can't be written, as a file on a full disk, costs the lines in
+    it and not the work.
+    """
+    with contextlib.suppress(OSError):
+      if self._live:
+        super().display(msg, pos)
+        if (now := self._time()) - self._logged >= _LINE_SECONDS:
+          self._log(now)
+      elif msg is None and (line := str(self)) != self._line:
+        self._line = line
+        self.fp.write(line + "\n")
+        self.fp.flush()
 
   def close(self) -> None:
     """Draws the last line."""
@@ -106,7 +112,8 @@ class Progress(tqdm):
       self.leave = False  # tqdm would end a line that it thinks is open
     elif self._live and not self.disable:
       self._log(self._time())
-    super().close()
+    with contextlib.suppress(OSError):
+      super().close()
 
   def _log(self, now: float) -> None:
     """Keeps the line in the command's log."""

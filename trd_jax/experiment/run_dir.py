@@ -570,8 +570,11 @@ class RunDir:
       folders: that it leaves beside rows, by their paths in its own.
 
     Raises:
+      FileNotFoundError: the directory was removed, or its disk unmounted, since
+        this process has claimed it. What is written there is not whole then.
       UserError: one of its shards is damaged.
     """
+    self._own_config.check_there()
     record = dict(summary)
     if stage in scopes.STAGES and self.config.exists():
       values = declarations.flatten(read_json(self.config))

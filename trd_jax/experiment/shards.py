@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from trd_jax.experiment import records
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import ownership
+from trd_jax.experiment.files import disk_faults, ownership
 from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.records import RecordT
 
@@ -139,7 +139,12 @@ class ShardWriter(Generic[RecordT]):
       self.flush()
 
   def flush(self) -> None:
-    """Lands the rows that are still in memory, if any."""
+    """Lands the rows that are still in memory, if any.
+
+    Raises:
+      FileNotFoundError: the folder is not there any more.
+      UserError: it can't be written.
+    """
     with self._mutex:
       if self._failure:
         raise self._failure
@@ -150,6 +155,7 @@ class ShardWriter(Generic[RecordT]):
       # Outside of the `try`: a row that doesn't fit is no fault of the disk.
       table = records.to_table(self._rows, self._record_cls)
       path, content = _shard(self._folder, name, table)
+      disk_faults.check_folder(self._folder)
       try:
         _write(path, content)
       except OSError as error:

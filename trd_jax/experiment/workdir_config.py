@@ -13,6 +13,7 @@ from trd_jax.experiment import declarations, scopes
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import (
   atomic_files,
+  disk_faults,
   file_locks,
   json_files,
   ownership,
@@ -80,7 +81,7 @@ class WorkdirConfig:
           self._config.hardlink_to(mine)
         mine.unlink()
     except OSError as error:
-      raise self._unwritable(error.strerror) from error
+      raise self._unwritable(error.errno) from error
     # Once more: another process may have been first with another config.
     is_changed = self.check(experiment_json)
     if is_changed:
@@ -101,9 +102,10 @@ class WorkdirConfig:
     there = next(p for p in (root, *root.parents) if os.path.lexists(p))
     # False also where a folder above can't be searched.
     if not os.path.isdir(there):
-      raise self._unwritable(os.strerror(errno.ENOTDIR))
+      raise self._unwritable(errno.ENOTDIR)
     if not os.access(there, os.W_OK | os.X_OK):
-      raise self._unwritable(os.strerror(errno.EACCES))
+      read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+      raise self._unwritable(errno.EROFS if read_only else errno.EACCES)
     if not ownership.is_config(self._config):
       self._check_foreign()
     # Claimed by another process meanwhile, perhaps.
@@ -160,7 +162,7 @@ class WorkdirConfig:
       named = [self._config] if os.path.lexists(self._config) else []
       strange = next(iter([*named, *ownership.foreign(self._root)]), None)
     except OSError as error:
-      raise self._unwritable(error.strerror) from error
+      raise self._unwritable(error.errno) from error
     if strange is None or ownership.is_config(self._config):
       return
     raise UserError(
@@ -187,6 +189,17 @@ class WorkdirConfig:
           f"{self._root} has been claimed by another config meanwhile: wait for"
           " who did so, and give the same command again"
         )
+
+  def check_there(self) -> None:
+    """Checks that the directory that this process has claimed is still there.
+
+    Raises:
+      FileNotFoundError: its config isn't.
+    """
+    if self._mine is not None and not self._config.exists():
+      raise FileNotFoundError(
+        errno.ENOENT, os.strerror(errno.ENOENT), str(self._config)
+      )
 
   def give_back(self) -> bool:
     """Restores the config that `make` replaced, if nothing was made since.
@@ -241,7 +254,11 @@ class WorkdirConfig:
     with file:
       yield
 
-  def _unwritable(self, why: str | None) -> UserError:
+  def _unwritable(self, code: int | None) -> UserError:
+    """Returns the refusal of a directory that the system says `code` to."""
+    why = os.strerror(code or 0)
+    if remedy := disk_faults.remedy(code):
+      why += f"; {remedy}"
     if os.path.isfile(self._root):
       why = "it is a file, not a folder; name another"
     return UserError(f"--workdir={self._root} cannot be written: {why}")

@@ -6,12 +6,15 @@ without a word. So every stage that computes with JAX starts it here.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -62,6 +65,7 @@ def start(dev: Path = Path("/dev")) -> str:
       here. A JAX that is installed for CPUs only, as on a laptop, leads to a
       note on stderr.
   """
+  _shorten_cache_warnings()
   try:
     platform = jax.default_backend()
   except (RuntimeError, AssertionError) as error:
@@ -88,6 +92,34 @@ def start(dev: Path = Path("/dev")) -> str:
       flush=True,
     )
   return platform
+
+
+@functools.cache
+def _shorten_cache_warnings() -> None:
+  """Makes one note of all that JAX warns of its cache of compiled programs.
+
+  Where the cache's disk is full or read-only, JAX warns at each program, in two
+  lines with a place in its source.
+  """
+  show, told = warnings.showwarning, False
+
+  def show_shorter(message: Warning | str, *place: Any, **options: Any) -> None:
+    nonlocal told
+    if "persistent compilation cache entry" not in str(message):
+      show(message, *place, **options)
+    elif not told:
+      told = True
+      reason = str(message).partition("': ")[2] or str(message)
+      folder = jax.config.values["jax_compilation_cache_dir"]
+      print(
+        f"note: JAX can't keep compiled programs in {folder} ({reason}), so"
+        " each process compiles its own: make room there, or set"
+        " JAX_COMPILATION_CACHE_DIR",
+        file=sys.stderr,
+        flush=True,
+      )
+
+  warnings.showwarning = show_shorter
 
 
 def _has_plugin() -> bool:

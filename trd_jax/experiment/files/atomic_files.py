@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from trd_jax.experiment.files import paths
+from trd_jax.experiment.files.disk_faults import naming
 
 _UNFINISHED = ".tmp"
 
@@ -22,25 +23,29 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
   leads to is replaced.
 
   Raises:
+    OSError: the disk refuses it; the error names the file.
     UserError: `path` is a link that leads nowhere.
   """
   path = paths.behind_links(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   # Not the process's id: processes of two machines, or containers, share those.
   token = uuid.uuid4().hex
   # In the same folder: a rename is atomic within one file system only.
   unfinished = path.with_name(f"{path.name}.{token}{_UNFINISHED}")
-  try:
-    with unfinished.open("wb") as file:
-      yield file
-      # Before the rename: after a power cut the name could otherwise be on the
-      # disk, and the bytes not.
-      file.flush()
-      os.fsync(file.fileno())
-    unfinished.replace(path)
-  except BaseException:
-    unfinished.unlink(missing_ok=True)
-    raise
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with unfinished.open("wb") as file:
+        yield file
+        # Before the rename: after a power cut the name could otherwise be on
+        # the disk, and the bytes not.
+        file.flush()
+        os.fsync(file.fileno())
+      unfinished.replace(path)
+    except BaseException:
+      # A disk that is gone refuses this, too; the first error says why.
+      with contextlib.suppress(OSError):
+        unfinished.unlink(missing_ok=True)
+      raise
   # The new name must survive a power cut as the bytes do.
   folder = os.open(path.parent, os.O_RDONLY)
   try:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from trd_jax.experiment.files.disk_faults import naming
+
 _SIGNATURE = re.compile(r"process (\d+) on (\S+)")
 
 
@@ -47,10 +49,17 @@ def acquire(path: Path) -> IO[bytes] | None:
 
 
 def sign(file: IO[bytes]) -> None:
-  """Writes into a locked file who holds it."""
-  file.truncate(0)
-  file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-  file.flush()
+  """Writes into a locked file who holds it.
+
+  Raises:
+    OSError: the disk refuses it; the error names the file.
+  """
+  signature = f"process {os.getpid()} on {socket.gethostname()}".encode()
+  with naming(file.name):
+    file.truncate(0)
+    # Past the file's buffer: what a full disk has refused would be tried again,
+    # and fail again, when the file is closed.
+    os.write(file.fileno(), signature)
 
 
 def holder(path: Path) -> str:

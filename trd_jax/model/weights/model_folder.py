@@ -10,7 +10,12 @@ from typing import IO, Any
 
 from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.files import file_locks, ownership, paths
+from trd_jax.experiment.files import (
+  disk_faults,
+  file_locks,
+  ownership,
+  paths,
+)
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.model.config import CONFIG, ModelConfig
 
@@ -49,10 +54,18 @@ def atomic_folder(
       block, but after it have to equal what the block has made.
 
   Raises:
+    OSError: the disk refuses it; the error names the folder, or a file in it.
     UserError: before the block as `check_replaceable`, or another process
       writes the folder; after it, where something foreign has come into it.
   """
   folder = check_replaceable(folder, compared_later=compared_later)
+  with disk_faults.naming(folder), _replaced(folder) as unfinished:
+    yield unfinished
+
+
+@contextlib.contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+  """Yields what takes a folder's place after the block (`atomic_folder`)."""
   unfinished = folder.with_name(f".{folder.name}.trd-jax.tmp")
   former = folder.with_name(f".{folder.name}.trd-jax.old")
   # Beside the target and not in a temporary directory: a rename is atomic
