@@ -29,6 +29,7 @@ from trd_jax.experiment import (
   printing,
   stage_log,
   tables,
+  usual_names,
 )
 from trd_jax.experiment.declarations import Key
 from trd_jax.experiment.errors import Terminated, UserError, did_you_mean
@@ -471,7 +472,10 @@ def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
     key = name.partition(".")[2]
     return experiment.unknown_key(key, source, "--config.")
   every = [*names, *(f"config.{key}" for key in KEYS)]
-  hint = did_you_mean(name, every, "--") or "see --help"
+  plain = name.replace("-", "_")
+  usual = usual_names.flags(plain, [*names])
+  usual = usual or [f"config.{key}" for key in usual_names.keys(plain, KEYS)]
+  hint = did_you_mean(name, every, "--", usual) or "see --help"
   return UserError(f"there is no flag --{name}; {hint}")
 
 

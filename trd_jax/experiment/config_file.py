@@ -105,9 +105,17 @@ def _failure(path: Path, error: BaseException) -> UserError:
   line = lines[-1] if lines else getattr(error, "lineno", None)
   where = f"{path}:{line}" if line else str(path)
   if frames and "ml_collections" in frames[-1].filename:
-    name = _complained_of(str(error), linecache.getline(str(path), line or 0))
+    written = _complained_of(
+      str(error), linecache.getline(str(path), line or 0)
+    )
+    inside = [key for key in KEYS if key.endswith(f".{written}")]
+    unclear = written not in KEYS and len(inside) == 1
+    name = inside[0] if unclear else written
     if isinstance(error, TypeError) and name in KEYS:
       return UserError(f"{where}: {KEYS[name].must_be()}")
+    # As it is written there: without its section it is no key either.
+    if written and not isinstance(error, TypeError):
+      return unknown_key(written, where)
     if name and name not in KEYS:
       return unknown_key(name, where)
   what = " ".join(str(error).split())
@@ -126,6 +134,4 @@ def _complained_of(complaint: str, source_line: str) -> str:
     return ""
   last = quoted[1]
   dotted = re.search(rf"\w+\.((?:\w+\.)*{last})\b", source_line)
-  name = dotted[1] if dotted else last
-  inside = [key for key in KEYS if key.endswith(f".{name}")]
-  return inside[0] if name not in KEYS and len(inside) == 1 else name
+  return dotted[1] if dotted else last

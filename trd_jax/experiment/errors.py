@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
+_MOST_SECTIONS = 4
+
 
 class UserError(Exception):
   """Bad input: one line that says what is wrong, where, and what to do.
@@ -43,7 +45,12 @@ def one_line(error: BaseException) -> str:
   return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(
+  name: str,
+  names: Iterable[str],
+  prefix: str = "",
+  usual: Iterable[str] = (),
+) -> str:
   """Returns the nearest of `names`, as a clause to end an error with.
 
   A dotted name that is in the wrong section is found by its last part:
@@ -53,15 +60,21 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     name: what there is none of.
     names: what there is.
     prefix: what is written before each of them.
+    usual: those that others call `name` (`usual_names`), which come first.
 
   Returns:
     `did you mean "…"?`, or the choice where it is short and none is near, or
     '' where nothing helpful can be said.
   """
   names = list(names)
+  if spelt := either(prefix + each for each in usual):
+    return f"did you mean {spelt}?"
   last = _last_part(name)
   by_last = {_last_part(candidate): candidate for candidate in reversed(names)}
   elsewhere = [each for each in names if _last_part(each) == last]
+  # Nobody can say which of few sections is meant.
+  if "." not in name and 1 < len(elsewhere) <= _MOST_SECTIONS:
+    return f"did you mean {either(prefix + each for each in elsewhere)}?"
   if near := (
     difflib.get_close_matches(name, elsewhere, n=1, cutoff=0)
     or difflib.get_close_matches(name, names, n=1)
@@ -72,6 +85,11 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
   if not 0 < len(names) <= 12:
     return ""
   return f"choose from {', '.join(prefix + each for each in names)}"
+
+
+def either(names: Iterable[str]) -> str:
+  """Returns names in quotes, for a sentence: `"a"`, or `"a" or "b"`."""
+  return " or ".join(f'"{name}"' for name in names)
 
 
 def _last_part(dotted: str) -> str:

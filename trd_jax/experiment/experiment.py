@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from trd_jax.experiment import declarations, engines, methods
+from trd_jax.experiment import declarations, engines, methods, usual_names
 from trd_jax.experiment.declarations import at_least, key, one_of, section
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_files, paths
@@ -279,9 +279,15 @@ def from_config(
 
 def unknown_key(name: str, source: str, prefix: str = "") -> UserError:
   """Returns the complaint about a key that does not exist, with `prefix`."""
+  usual = usual_names.keys(name, KEYS)
   inside = [prefix + other for other in KEYS if other.startswith(name + ".")]
-  hint = f"it is a section: name a key in it, as {inside[0]}" if inside else ""
-  hint = hint or did_you_mean(name, KEYS, prefix) or "see --help_config"
+  hint = ""
+  # Where others have a name for a section, as `student`, its path is meant.
+  if inside and not usual:
+    hint = f"it is a section: name a key in it, as {inside[0]}"
+  elif name == "workdir" or usual_names.flags(name, ("workdir",)):
+    hint = "where the run's files go is a flag, --workdir=DIR"
+  hint = hint or did_you_mean(name, KEYS, prefix, usual) or "see --help_config"
   return UserError(f'{source}: there is no key "{name}"; {hint}')
 
 

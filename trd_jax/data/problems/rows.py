@@ -7,6 +7,7 @@ a `Rejected` that says why not.
 
 from __future__ import annotations
 
+import collections
 import datetime
 import decimal
 import gzip
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_jax.data.problems.sources import SUFFIXES
+from trd_jax.experiment import usual_names
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import (
@@ -45,6 +47,10 @@ _DOMAINS: tuple[str, ...] = typing.get_args(Domain)
 PROBLEM_KEYS = ("problem", "question", "Problem", "Question")
 _ANSWER_KEYS = ("answer", "Answer")
 _SOLUTION_KEYS = ("solution", "Solution")
+_USED = {
+  *(SYSTEM_TURN, *PROBLEM_KEYS, *_ANSWER_KEYS, *_SOLUTION_KEYS),
+  *("tests", "domain"),
+}
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -257,23 +263,18 @@ def to_problem(
   if text is None:
     text = statement(row)
   if answer is None:
-    answer = answer_text(column(row, _ANSWER_KEYS), required=answer_required)
+    given = column(row, _ANSWER_KEYS)
+    if given is None and answer_required:
+      raise BadRow("no answer" + _meant(row, "answer"))
+    answer = answer_text(given, required=answer_required)
   if solution is None:
     solution = optional_text(row, _SOLUTION_KEYS, "solution")
   if domain not in _DOMAINS:
     raise BadRow(f"domain {domain!r} is not one of {', '.join(_DOMAINS)}")
-  used = {
-    SYSTEM_TURN,
-    *PROBLEM_KEYS,
-    *_ANSWER_KEYS,
-    *_SOLUTION_KEYS,
-    "tests",
-    "domain",
-  }
   meta = {
     key: value
     for key, value in row.items()
-    if key not in used
+    if key not in _USED
     and isinstance(value, str | int | float)
     and not (isinstance(value, float) and not math.isfinite(value))
   }
@@ -306,7 +307,41 @@ def problem_id(source: str, text: str, system: str | None = None) -> str:
 
 def statement(row: Mapping[str, Any]) -> str:
   """Returns the problem statement of a row, without white space around it."""
-  return _text(column(row, PROBLEM_KEYS), "problem")
+  found = column(row, PROBLEM_KEYS)
+  if found is None:
+    raise BadRow("no problem" + _meant(row, "problem"))
+  return _text(found, "problem")
+
+
+def _meant(row: Mapping[str, Any], ours: str) -> str:
+  """Returns a clause about the column that likely is meant by one of ours."""
+  near = usual_names.column(ours, row, _USED)
+  return f'; did you mean "{ours}" by its column "{near}"?' if near else ""
+
+
+def misspelt(found: Sequence[Problem]) -> Iterator[str]:
+  """Yields a line for each column that no problem has and some likely mean.
+
+  Such a row is a good one, as it may do without: nobody would say so later.
+  """
+  lacking = {
+    "answer": all(not each.has_gold for each in found),
+    "solution": all(each.solution is None for each in found),
+  }
+  if not any(lacking.values()):
+    return
+  # Most rows of a file have the same columns: few sets are compared.
+  columns = collections.Counter(tuple(json.loads(p.meta)) for p in found)
+  for ours in [name for name, lacks in lacking.items() if lacks]:
+    near: collections.Counter[str] = collections.Counter()
+    for there, count in columns.items():
+      if name := usual_names.column(ours, there, _USED):
+        near[name] += count
+    for name, count in near.most_common(1):
+      yield (
+        f'no row has a column "{ours}", and {count:,} of {len(found):,} have'
+        f' "{name}": did you mean "{ours}"?'
+      )
 
 
 def column(row: Mapping[str, Any], names: Sequence[str]) -> Any:

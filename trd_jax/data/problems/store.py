@@ -77,9 +77,11 @@ def load_all(
       experiment.data, graded=experiment.rollout.grade
     )
     print(f"problems: {rows.count(every, rejected)}", flush=True)
+    own = experiment.data.source == "jsonl"
+    for line in rows.misspelt(every) if own else ():
+      print(f"problems: note: {line}", flush=True)
     for problem in every:
       if problem.domain != experiment.domain:
-        own = experiment.data.source == "jsonl"
         other = 'write "domain": "arithmetic" into the rows, or '
         raise UserError(
           f"data.source={experiment.data.source} holds {problem.domain}"
