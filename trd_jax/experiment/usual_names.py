@@ -151,9 +151,7 @@ _COLUMNS = {
   ),
   "tests": "test test_cases testcases unit_tests input_output",
 }
-_CUTOFF = (
-  0.75  # of similarity, for columns: any name of others' may stand there
-)
+_CUTOFF = 0.75  # of similarity: a file may have any columns besides
 
 
 def keys(name: str, known: Collection[str]) -> list[str]:
