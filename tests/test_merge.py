@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters, hub
 from trd_jax.model.weights.adapters import load_peft, logit_difference
 from trd_jax.model.weights.hf import load, save_hf
+from trd_jax.pipeline import pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -603,3 +605,129 @@ def test_an_engine_applies_the_adapter_unmerged(merged, tmp_path):
   # What wrote a row can be told from it.
   revisions = {next(iter(rows.values())).model_revision for rows in found}
   assert len(revisions) == 3
+
+
+@pytest.fixture
+def copied(merged, tmp_path):
+  """A merged run that may be spoilt, and its config with few questions."""
+  chosen, run_dir, _ = merged
+  here = RunDir(tmp_path / "run")
+  for stage in ("train", "merge", "rollout"):
+    shutil.copytree(run_dir.stage(stage), here.stage(stage))
+  student = tmp_path / "student"
+  shutil.copytree(chosen.student.path, student)
+  model = dataclasses.replace(chosen.student, path=str(student))
+  (here.stage("merge") / "done.json").unlink()
+  chosen = dataclasses.replace(_asked(chosen), student=model)
+  _run(merge, chosen, here)
+  return chosen, here
+
+
+def _changed(folder):
+  """Adds one to one weight of a folder."""
+  path = next(folder.glob("*.safetensors"))
+  content = bytearray(path.read_bytes())
+  content[-3] ^= 1  # of a float32: its second byte
+  path.write_bytes(content)
+
+
+def test_a_merge_of_an_earlier_update_is_named_and_made_again(copied, capsys):
+  chosen, run_dir = copied
+  before = run_dir.done("merge")
+  record = run_dir.record("merge")
+  weights = record.pop("weights")
+  for name in ("left", "made_by"):
+    record.pop(name, None)
+  run_dir.mark_done("merge", record | {"step": 6}, weights=weights)
+  message = "after update 6, and the training has come to update 9: remove"
+  for stage, flags in ((merge, {}), (evaluate, {"model": "trained"})):
+    with pytest.raises(UserError, match=message):
+      _run(stage, chosen, run_dir, **flags)
+  with pytest.raises(UserError, match=message):
+    pipeline.is_done(run_dir, "merge")
+  (run_dir.stage("merge") / "done.json").unlink()
+  _run(merge, chosen, run_dir)
+  assert run_dir.done("merge") == before
+
+
+def test_weights_that_changed_after_a_stage_are_named(copied):
+  chosen, run_dir = copied
+  folder = Path(chosen.student.path)
+  former = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+  _changed(folder)
+  (run_dir.stage("merge") / "done.json").rename(run_dir.root / "aside.json")
+  run_dir.mark_done("rollout", {}, weights={str(folder): "0123"})
+  with pytest.raises(UserError, match="has changed since rollout read it in"):
+    _run(merge, chosen, run_dir)
+  for path, content in former.items():
+    path.write_bytes(content)
+  run_dir.mark_done(
+    "rollout", {}, weights={str(folder): hub.model_revision(folder)}
+  )
+  _run(merge, chosen, run_dir)
+
+
+def test_a_merged_model_that_changed_is_named_and_made_again(copied, tmp_path):
+  chosen, run_dir = copied
+  revision = hub.model_revision(run_dir.merged)
+  _changed(run_dir.merged)
+  as_student = dataclasses.replace(chosen.student, path=str(run_dir.merged))
+  following = dataclasses.replace(chosen, student=as_student)
+  for one, where, which in (
+    (chosen, run_dir, "trained"),
+    (following, RunDir(tmp_path / "next"), "base"),
+  ):
+    with pytest.raises(UserError) as caught:
+      _run(evaluate, one, where, model=which)
+    done = run_dir.stage("merge") / "done.json"
+    assert f"{run_dir.merged} has changed since trd_jax.merge" in str(
+      caught.value
+    )
+    assert f"move it and {done} away and run trd_jax.merge" in str(caught.value)
+  run_dir.merged.rename(tmp_path / "aside")
+  done.rename(tmp_path / "done.json")
+  _run(merge, chosen, run_dir)
+  assert hub.model_revision(run_dir.merged) == revision
+  _run(evaluate, chosen, run_dir, model="trained")
+  # An evaluation of other weights than the merge has left is stale.
+  _changed(run_dir.merged)
+  record = run_dir.record("merge")
+  names = ("left", "made_by", "weights")
+  summary = {key: v for key, v in record.items() if key not in names}
+  weights = {str(run_dir.merged): hub.model_revision(run_dir.merged)}
+  run_dir.mark_done("merge", summary, weights=weights)
+  stale = run_dir.stage("evaluate/trained") / "done.json"
+  for use in (
+    lambda: pipeline.is_done(run_dir, "evaluate/trained"),
+    lambda: _run(evaluate, chosen, run_dir, model="trained"),
+  ):
+    with pytest.raises(UserError, match="is of other weights than") as caught:
+      use()
+    assert f"remove {stale} and run trd_jax.evaluate --model=trained" in str(
+      caught.value
+    )
+  stale.unlink()
+  _run(evaluate, chosen, run_dir, model="trained")
+  assert pipeline.is_done(run_dir, "evaluate/trained")
+
+
+def test_an_adapter_that_changed_is_named(copied):
+  chosen, run_dir = copied
+  unmerged = dataclasses.replace(
+    chosen, engine=dataclasses.replace(chosen.engine, weights="adapter")
+  )
+  _changed(run_dir.adapter)
+  with pytest.raises(UserError, match=f"{run_dir.adapter} has changed since"):
+    _run(evaluate, unmerged, run_dir, model="trained")
+
+
+def test_a_checkpoint_that_is_gone_is_missed_until_it_is_merged(copied):
+  chosen, run_dir = copied
+  run_dir.mark_done("train", {"updates": 9}, folders=["checkpoints/9"])
+  shutil.rmtree(run_dir.checkpoints / "9")
+  # Whoever wants room may remove checkpoints that are merged.
+  assert run_dir.done("train") == {"updates": 9}
+  (run_dir.stage("merge") / "done.json").unlink()
+  with pytest.raises(UserError, match=r"9, which train had left, .* run trd_j"):
+    _run(merge, chosen, run_dir)
+  assert run_dir.complete("train") is None

@@ -270,7 +270,8 @@ def _finish(
     for name, share in scores.identical_to_base(judged, run_dir).items():
       summary[name]["identical_to_base"] = share
   write_json(run_dir.stage_summary(stage), scores.without_verdicts(summary))
-  run_dir.mark_done(stage, summary)
+  weights = {row.model: row.model_revision for row in judged}
+  run_dir.mark_done(stage, summary, weights=weights)
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
   for line in (

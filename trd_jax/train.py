@@ -174,7 +174,12 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "restarted_after": start,
     "teacher": source.summary(logged),
   }
-  run_dir.mark_done(STAGE, summary)
+  run_dir.mark_done(
+    STAGE,
+    summary,
+    folders=[f"checkpoints/{done.updates}"],
+    weights={one.name: one.revision for one in (both.student, both.teacher)},
+  )
   print(f"train: {describe(summary)}", flush=True)
 
 

@@ -46,8 +46,9 @@ _STAGE_NAME = re.compile(r"[a-z0-9_-]+(/[a-z0-9_-]+)*")
 # What a stage has made; all else that it leaves is a report, written anew.
 _DONE = "done.json"
 # In the file above, beside the stage's summary: the keys that it was made by,
-# what it has left on disk, and a digest of all the rest of the file.
-_MADE_BY, _LEFT, _DIGEST = "made_by", "left", "digest"
+# the weights that it read or wrote, what it has left on disk, and a digest of
+# all the rest of the file.
+_MADE_BY, _WEIGHTS, _LEFT, _DIGEST = "made_by", "weights", "left", "digest"
 # Who reads the folders that a stage leaves beside rows.
 _READERS = {"train": "merge", "merge": "evaluate/trained"}
 _ARTIFACTS = (_DONE, "shard-*.parquet", "*.safetensors")
@@ -457,7 +458,9 @@ class RunDir:
       return None
     path = self.stage(stage) / _DONE
     summary = self.record(stage)
-    made_by, left = (summary.pop(name, None) for name in (_MADE_BY, _LEFT))
+    made_by, left, _ = (
+      summary.pop(name, None) for name in (_MADE_BY, _LEFT, _WEIGHTS)
+    )
     # Earlier versions left no keys; neither has a folder that no config claims.
     if made_by is not None and self.config.exists():
       self._own_config.check_made_by(path, stage, made_by)
@@ -509,6 +512,55 @@ class RunDir:
           f"{path} is of the adapter after update {summary['step']}, and the"
           f" training has come to update {last}: {again}"
         )
+    if stage == "evaluate/trained" and self.finished("merge"):
+      known = {*self.record("merge").get(_WEIGHTS, {}).values()}
+      for figures in summary.values():
+        used = isinstance(figures, dict) and figures.get("model_revision")
+        if known and used and used not in known:
+          raise UserError(
+            f"{path} is of other weights than trd_jax.merge has left: {again}"
+          )
+
+  def check_weights(self, name: str, revision: str) -> None:
+    """Compares weights with those that finished stages have read or written.
+
+    Args:
+      name: folder or hub id, and the adapter's where there is one.
+      revision: of their content, see `hub.model_revision`.
+
+    Raises:
+      UserError: they have changed since.
+    """
+    name = self._name_here(name)
+    for stage in scopes.STAGES:
+      if not self.finished(stage):
+        continue
+      then = self.record(stage).get(_WEIGHTS, {}).get(name, revision)
+      if then == revision:
+        continue
+      if stage == "merge" and (own := name.partition("./")[2]):
+        raise UserError(
+          f"{self.root / own} has changed since trd_jax.merge wrote it"
+          f" (revision {then}, now {revision}): move it and"
+          f" {self.stage(stage) / _DONE} away and {_again(stage)}"
+        )
+      raise UserError(
+        f"{name} has changed since {stage} read it in {self.root} (revision"
+        f" {then}, now {revision}): put back what was there, or name another"
+        " --workdir"
+      )
+
+  def _name_here(self, name: str) -> str:
+    """Returns a model's name with what lies in this directory named from here.
+
+    So that a directory can be moved.
+    """
+    own = f"{self.root}/"
+    parts = name.split(" with ")
+    return " with ".join(
+      f"./{part.removeprefix(own)}" if part.startswith(own) else part
+      for part in parts
+    )
 
   def check_bytes(self, stage: str) -> None:
     """Compares the bytes of a stage's shards with the digests in their names.
@@ -556,7 +608,11 @@ class RunDir:
     return {key: left[key] for key in ("number", "digest") if key in left}
 
   def mark_done(
-    self, stage: str, summary: Mapping[str, Any], folders: Sequence[str] = ()
+    self,
+    stage: str,
+    summary: Mapping[str, Any],
+    folders: Sequence[str] = (),
+    weights: Mapping[str, str] | None = None,
   ) -> None:
     """Declares a stage finished; this is its last write.
 
@@ -568,6 +624,7 @@ class RunDir:
       stage: its name.
       summary: what it says of itself.
       folders: that it leaves beside rows, by their paths in its own.
+      weights: revisions of what it read or wrote, by name (`check_weights`).
 
     Raises:
       FileNotFoundError: the directory was removed, or its disk unmounted, since
@@ -582,6 +639,10 @@ class RunDir:
         name: value
         for name, value in values.items()
         if not scopes.is_runtime(name)
+      }
+    if weights:
+      record[_WEIGHTS] = {
+        self._name_here(name): revision for name, revision in weights.items()
       }
     folder = self.stage(stage)
     left: dict[str, Any] = {"folders": list(folders)} if folders else {}

@@ -49,8 +49,8 @@ def open_model(
     adapter: a PEFT folder to apply to the weights.
 
   Raises:
-    UserError: something is missing, or the tokenizer has ids that the model's
-      head has no row for.
+    UserError: something is missing, the tokenizer has ids that the model's
+      head has no row for, or the weights have changed since a stage read them.
   """
   base = hub.model_folder(model.path, run_dir, model.revision)
   tokenizer = base
@@ -66,7 +66,18 @@ def open_model(
     # Part of every sample's key: other adapters, other samples.
     name = f"{name} with {adapter}"
     revision = f"{revision}+{hub.adapter_revision(adapter)}"
+  # What a merge has left may be a further round's student.
+  for where in (run_dir, _merged_in(adapter or weights)):
+    if where is not None:
+      where.check_weights(name, revision)
   return ChatModel(name, weights, revision, model.dtype, adapter, chat=chat)
+
+
+def _merged_in(folder: Path) -> RunDir | None:
+  """Returns the run directory whose merge has left a folder, if one has."""
+  if folder.parent.name != "merge":
+    return None
+  return RunDir(folder.parents[1])
 
 
 def open_chat(model: Model, run_dir: RunDir | None) -> Chat:

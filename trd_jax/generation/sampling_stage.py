@@ -280,7 +280,8 @@ class SamplingStage:
 
   def finish(self, summary: dict[str, Any]) -> None:
     """Marks a stage of trajectories as done, and prints its summary."""
-    self.run_dir.mark_done(self.name, summary)
+    weights = {self.model.name: self.model.revision}
+    self.run_dir.mark_done(self.name, summary, weights=weights)
     print(f"{self.name}: {summaries.describe(summary)}", flush=True)
 
 

@@ -285,6 +285,9 @@ def _stages(
       lock = evaluates if by == evaluates["process"] else None
     if isinstance(record, dict):
       one.state = "done"
+      if lost := _lost(run_dir, name):
+        one.state = "damaged"
+        status.damaged.append(lost)
       if name == "train" and isinstance(record.get("updates"), int):
         one.rows = one.expected = record["updates"]
       elif one.rows is not None:
@@ -303,6 +306,15 @@ def _stages(
       _from_log(one, attempt)
     found.append(one)
   return found
+
+
+def _lost(run_dir: RunDir, name: str) -> str | None:
+  """Says what a finished stage had left and is gone, or isn't its."""
+  try:
+    run_dir.done(name)
+  except UserError as error:
+    return str(error)
+  return None
 
 
 def _count(run_dir: RunDir, one: Stage, damaged: list[str]) -> None:
