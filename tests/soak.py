@@ -452,15 +452,15 @@ class Soak:
       return False
     line = lines[-1]
     root = re.escape(str(run_dir.root))
-    named = [
-      Path(p.rstrip(".,:;")) for p in re.findall(rf"{root}/[^\s,;:)]+", line)
-    ]
+    named = re.findall(rf"{root}/[^\s,;:)]+", line)
     told = re.search(rf"(?:remove|move) ({root}/[^\s,;:)]+)", line)
-    target = Path(told[1].rstrip(".,:;")) if told else (named or [None])[0]
-    if target is None or not re.search("remove|move", line):
+    if not named or not re.search("remove|move", line):
       return False
+    target = Path((told[1] if told else named[0]).rstrip("."))
     if not target.exists():
       return False
+    if "and done.json beside it" in line:
+      (target.parent / "done.json").unlink()
     print(f"  followed: {line.strip()}", flush=True)
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     return True
