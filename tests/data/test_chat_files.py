@@ -1,5 +1,7 @@
 """Templates wherever they come from, and folders that are broken."""
 
+import json
+
 import pytest
 import tokenizers
 
@@ -101,6 +103,44 @@ def test_a_broken_folder_is_one_clear_line(tmp_path, damage, config, message):
   assert message in line
   assert str(folder) in line
   assert "\n" not in line
+
+
+_WRONG = {
+  "tokenizer_config.json": [
+    {"eos_token": 7},
+    {"eos_token": ["<|im_end|>"]},
+    {"pad_token": {"id": 1}},
+    {"bos_token": {"content": 1}},
+    {"chat_template": 7},
+    {"chat_template": [7]},
+    {"chat_template": [{"name": ["default"], "template": "x"}]},
+    {"chat_template": [{"name": "default"}]},
+  ],
+  "generation_config.json": [
+    {"eos_token_id": value}
+    for value in ("1", 1.0, True, -1, 2**31, 10**30, {}, [[1]], [1, "2"], [-1])
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  ("file", "fields"),
+  [(file, fields) for file, every in _WRONG.items() for fields in every],
+)
+def test_a_field_of_another_type_is_named(tmp_path, file, fields):
+  folder = write_folder(tmp_path)
+  path = folder / file
+  before = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps(before | fields))
+  (name,) = fields
+  with pytest.raises(UserError, match=f"{file}: the field '{name}' is"):
+    Chat.load(folder)
+
+
+def test_half_a_character_in_a_template_is_named(tmp_path):
+  folder = write_folder(tmp_path, template="\ud800{{ messages[0].content }}")
+  with pytest.raises(UserError, match="writes what is not valid Unicode"):
+    Chat.load(folder)
 
 
 def test_a_missing_template_file_is_named(tmp_path):

@@ -81,6 +81,12 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
   given = sum(len(v) for v in variables.values() if isinstance(v, str))
   if len(text) > _CHARACTERS + 10 * given:
     raise TooMuch(f"writes {len(text):,} characters")
+  try:
+    # A literal of Jinja's may hold half a surrogate pair, and no tokenizer
+    # takes that.
+    text.encode()
+  except UnicodeEncodeError:
+    raise jinja2.TemplateError("writes what is not valid Unicode") from None
   return text
 
 

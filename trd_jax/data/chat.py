@@ -19,7 +19,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import tokenizers
 
 from trd_jax.data import bounded_jinja, chat_language
 from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.files import json_fields
 from trd_jax.experiment.files.json_files import read_object
 
 _ONSETS = (
@@ -42,6 +43,15 @@ _PLACEHOLDER = "qqUserTextGoesHereqq"
 _SYSTEM = "qqSystemTextGoesHereqq"
 _PROBE = "Probe: 1 + 2 = 3,\nthen stop."
 _MOST_FRAMES = 64  # that a chat keeps
+
+# What tokenizer_config.json and generation_config.json may hold.
+_SPECIAL: Mapping[str, json_fields.Kind] = dict.fromkeys(
+  ("bos_token", "eos_token", "pad_token", "unk_token"),
+  json_fields.either(json_fields.TEXT, json_fields.object_of("content")),
+)
+_STOP_IDS = json_fields.either(
+  json_fields.ID, json_fields.list_of(json_fields.ID, "a list of ids")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +197,12 @@ class Chat:
       ) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    config = read_object(folder / "tokenizer_config.json")
+    path = folder / "tokenizer_config.json"
+    config = read_object(path)
+    json_fields.check(config, _SPECIAL, str(path))
     path = folder / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
+    json_fields.check(generation, {"eos_token_id": _STOP_IDS}, str(path))
     special = _special_tokens(config)
 
     def to_id(key: str) -> int | None:
@@ -212,7 +225,7 @@ class Chat:
         "eos_token_id in generation_config.json"
       )
     for i in stop_ids:
-      if not isinstance(i, int) or tokenizer.id_to_token(i) is None:
+      if tokenizer.id_to_token(i) is None:
         raise UserError(
           f"{folder / 'generation_config.json'}: eos_token_id {i!r} is not an "
           "id of tokenizer.json; the two files belong to different models"
@@ -677,7 +690,7 @@ class Chat:
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
   """Returns the bos, eos, pad and unk tokens of a config, as texts."""
   special = {}
-  for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+  for key in _SPECIAL:
     value = config.get(key)
     if isinstance(value, dict):
       value = value.get("content")

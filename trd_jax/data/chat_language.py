@@ -21,11 +21,19 @@ from jinja2.parser import Parser
 from trd_jax.data import bounded_jinja
 from trd_jax.experiment import chat_templates
 from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.files import json_fields
 
 # The day that models are told it is. With the real one a run that passes
 # midnight would score its trajectories after prompts that nobody answered. It
 # is the day that templates of Llama 3 name where they are told none.
 TODAY = datetime.datetime(2024, 7, 26)
+
+
+_NAMED = json_fields.object_of("name", "template")
+_TEMPLATES = json_fields.either(
+  json_fields.TEXT,
+  json_fields.list_of(_NAMED, "a list of objects with name and template"),
+)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -120,9 +128,15 @@ def find_template(
         f"{path}: the chat template can't be read ({one_line(error)}); give "
         "a jinja file"
       ) from error
+  json_fields.check(
+    config,
+    {"chat_template": _TEMPLATES},
+    str(folder / "tokenizer_config.json"),
+    "give a template with the key chat_template",
+  )
   found = config.get("chat_template")
   if isinstance(found, list):  # several templates, each with a name
-    named = {t.get("name"): t.get("template") for t in found}
+    named = {each["name"]: each["template"] for each in found}
     found = named.get("default")
   if not isinstance(found, str):
     raise UserError(

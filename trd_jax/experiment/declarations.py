@@ -46,29 +46,85 @@ def one_of(*choices: str) -> Rule:
   return Rule("one of " + ", ".join(choices), lambda value: value in choices)
 
 
-def at_least(low: float) -> Rule:
-  """Requires a number from `low` up."""
-  return Rule(f"at least {low}", lambda value: value >= low)
+# What a key without a bound of its own may hold: integers become int32, and
+# numbers float32, where a larger one is infinite and a smaller one 0.
+_LARGEST_INT = 2**31 - 1
+_LARGEST, _SMALLEST = 1e30, 1e-30
+_MOST_NAMES = 10_000  # in a list
+
+
+def _in_range(value: float) -> bool:
+  """Returns whether a number is none that is too large, or too near to 0."""
+  if isinstance(value, int):
+    return abs(value) <= _LARGEST_INT
+  return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+
+
+def at_least(low: float, most: int | None = None) -> Rule:
+  """Requires a number from `low` up.
+
+  Args:
+    low: the least that it may be.
+    most: for what something loops over, or makes arrays of: a bound beyond
+      which no run would end.
+  """
+  if most is not None:
+    return Rule(
+      f"at least {low}, at most {most:,}", lambda value: low <= value <= most
+    )
+  return Rule(
+    f"at least {low}", lambda value: value >= low and _in_range(value)
+  )
 
 
 def above(low: float) -> Rule:
   """Requires a number greater than `low`."""
-  return Rule(f"greater than {low}", lambda value: value > low)
+  return Rule(
+    f"greater than {low}", lambda value: value > low and _in_range(value)
+  )
 
 
 def within(low: float, high: float) -> Rule:
   """Requires a number in the closed interval [low, high]."""
-  return Rule(f"from {low} to {high}", lambda value: low <= value <= high)
+  return Rule(
+    f"from {low} to {high}",
+    lambda value: low <= value <= high and _in_range(value),
+  )
+
+
+def seed() -> Rule:
+  """Requires an integer that is a seed: any that an int64 holds, from 0 up."""
+  return Rule("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+
+
+def seconds() -> Rule:
+  """Requires a time that clocks can wait for."""
+  return Rule(
+    "greater than 0 and at most a year, in seconds",
+    lambda value: _SMALLEST <= value <= 365 * 24 * 3600,
+  )
 
 
 def fraction_below_one() -> Rule:
   """Requires a number in the half-open interval [0, 1)."""
-  return Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+  return Rule(
+    "at least 0 and below 1", lambda value: 0 <= value < 1 and _in_range(value)
+  )
+
+
+def positive_share() -> Rule:
+  """Requires a number in the half-open interval (0, 1]."""
+  return Rule(
+    "above 0 and at most 1", lambda value: 0 < value <= 1 and _in_range(value)
+  )
 
 
 def minus_one_or_positive() -> Rule:
   """Requires -1, which has a meaning of its own, or an integer from 1 up."""
-  return Rule("-1 or at least 1", lambda value: value == -1 or value >= 1)
+  return Rule(
+    "-1 or at least 1",
+    lambda value: value == -1 or (value >= 1 and _in_range(value)),
+  )
 
 
 def filled() -> Rule:
@@ -200,12 +256,14 @@ class Key:
       return None
     # A config file writes 1 for 1.0 and a JSON file has lists alone; nothing
     # else is converted, as what is typed wrong is likely meant otherwise.
-    if self.type is float and type(value) is int:
+    if self.type is float and type(value) is int and abs(value) < 2**63:
       value = float(value)
     if self.type is tuple and type(value) is list:
       value = tuple(value)
     if not self._types(value) or (self.rule and not self.rule.holds(value)):
-      raise ValueError(f"{self.must_be()}, not {value!r}")
+      raise ValueError(f"{self.must_be()}, not {_shown(value)}")
+    if type(value) is float:
+      value += 0.0  # there is one zero: -0.0 would be another config
     if self.is_path and isinstance(value, str):
       try:
         return paths.expanded(value)
@@ -230,7 +288,9 @@ class Key:
     """Tells whether a value is of the key's type; a bool is no int."""
     if type(value) is float and not math.isfinite(value):
       return False
-    if type(value) is tuple and not all(type(item) is str for item in value):
+    if type(value) is tuple and (
+      len(value) > _MOST_NAMES or not all(type(item) is str for item in value)
+    ):
       return False
     if self.type is str:
       return isinstance(value, str)
@@ -244,6 +304,14 @@ class Key:
       names = (part.strip().strip("'\"") for part in bare.split(","))
       return tuple(name for name in names if name)
     return self.type(text)
+
+
+def _shown(value: Any) -> str:
+  """Returns a value for a line, cut at 200 characters."""
+  text = repr(value)
+  if type(value) in (int, float) and not _in_range(value):
+    return f"{text[:60]}, which is too {'small' if -1 < value < 1 else 'large'}"
+  return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, Any]]:

@@ -122,10 +122,12 @@ class JaxEngine(EngineSection):
     None,
     "sequences decoded at once; None: 64 to 128 a CPU device, up to 256 an"
     " accelerator, as its memory allows",
-    at_least(1),
+    at_least(1, 65_536),
   )
   decode_steps: int = key(
-    16, "tokens decoded between two looks at what has ended", at_least(1)
+    16,
+    "tokens decoded between two looks at what has ended",
+    at_least(1, 65_536),
   )
 
 
@@ -174,12 +176,14 @@ class VllmEngine(EngineSection):
   }
   batches_calls = True
 
-  tensor_parallel: int = key(1, "devices that share each layer", at_least(1))
+  tensor_parallel: int = key(
+    1, "devices that share each layer", at_least(1, 65_536)
+  )
   data_parallel: int = key(
     1,
     "copies of the model, each on devices of its own, which one process feeds;"
     " with engine.ray.actors each engine has a process of its own",
-    at_least(1),
+    at_least(1, 65_536),
   )
   max_num_seqs: int | None = key(
     None, "sequences decoded at once, a copy; None: vLLM's own", at_least(1)
@@ -260,24 +264,26 @@ class ServerEngine(EngineSection):
     None,
     "the name that a server knows the model by; None: found by its folder",
   )
-  concurrency: int = key(256, "requests in flight at a server", at_least(1))
+  concurrency: int = key(
+    256, "requests in flight at a server", at_least(1, 1_000_000)
+  )
   retries: int = key(
     8,
     "further tries of a request that failed, each after a longer pause; one"
     " that a busy server refuses hasn't",
-    at_least(0),
+    at_least(0, 10_000),
   )
   start_seconds: float = key(
     600.0,
     "how long to wait until a server is ready, and, once none is left, until "
     "one is back",
-    above(0),
+    declarations.seconds(),
   )
   request_seconds: float = key(
     3600.0,
     "how long a server may take over a request, and how long all of them may"
     " be too busy for any",
-    above(0),
+    declarations.seconds(),
   )
   api_key_variable: str = key(
     "VLLM_API_KEY",

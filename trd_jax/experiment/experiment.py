@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from trd_jax.experiment import declarations, engines, methods, usual_names
-from trd_jax.experiment.declarations import at_least, key, one_of, section
+from trd_jax.experiment.declarations import key, one_of, section
 from trd_jax.experiment.errors import UserError, did_you_mean
 from trd_jax.experiment.files import json_files, paths
 from trd_jax.experiment.methods import (
@@ -104,7 +104,7 @@ class Experiment:
   seed: int = key(
     0,
     "seed of everything without one of its own",
-    at_least(0),
+    declarations.seed(),
     scope=("rollout", "train", "evaluate"),
   )
   preflight_only: bool = key(

@@ -89,17 +89,17 @@ class Teacher(Model):
 class Arithmetic:
   """The laboratory's problems."""
 
-  num_problems: int = key(512, "how many to make", at_least(1))
+  num_problems: int = key(512, "how many to make", at_least(1, 1_000_000))
   split: str = key(
     "train",
     "train or train_hard; heldout and hard are benchmarks",
     declarations.filled(),
   )
   min_steps: int | None = key(
-    None, "fewest steps of a chain; None: the split's own", at_least(1)
+    None, "fewest steps of a chain; None: the split's own", at_least(1, 1000)
   )
   max_steps: int | None = key(
-    None, "most steps of a chain; None: the split's own", at_least(1)
+    None, "most steps of a chain; None: the split's own", at_least(1, 1000)
   )
 
 
@@ -116,7 +116,9 @@ class Data:
     None, "local file or folder of the source; None: download it"
   )
   limit: int | None = key(None, "use only so many problems", at_least(1))
-  seed: int = key(0, "seed of the problems and their order", at_least(0))
+  seed: int = key(
+    0, "seed of the problems and their order", declarations.seed()
+  )
   subset: str = key(
     "all",
     "of the source: all, with_cot (with a worked solution) or answer_only",
@@ -150,7 +152,7 @@ class Generation:
   top_p: float = key(
     0.95,
     "nucleus mass",
-    declarations.Rule("above 0 and at most 1", lambda mass: 0 < mass <= 1),
+    declarations.positive_share(),
   )
   top_k: int = key(20, "-1: off", declarations.minus_one_or_positive())
   max_prompt_tokens: int = key(
@@ -165,7 +167,7 @@ class Generation:
 class Rollout(Generation):
   """Stage 1: the student's raw answers y_o."""
 
-  samples: int = key(1, "answers a problem", at_least(1))
+  samples: int = key(1, "answers a problem", at_least(1, 10_000))
   grade: bool = key(
     True,
     "grade them; off where no verdict is used: correct is then null, and TACO's"
@@ -215,7 +217,9 @@ class Ray:
     " third_party/vllm/install.sh"
   }
 
-  actors: int = key(0, "engines at work at once; 0: no Ray", at_least(0))
+  actors: int = key(
+    0, "engines at work at once; 0: no Ray", at_least(0, 100_000)
+  )
   address: str | None = key(
     None, "of a running cluster, or auto; None: this machine alone"
   )
@@ -227,7 +231,9 @@ class Ray:
   )
   batch: int = key(256, "requests that an actor is given at once", at_least(1))
   batches: int = key(
-    2, "batches that an actor works on at once, where it can", at_least(1)
+    2,
+    "batches that an actor works on at once, where it can",
+    at_least(1, 10_000),
   )
 
 
@@ -433,7 +439,7 @@ class Loss:
 class Lora:
   """The adapter on q, k, v, o, gate, up and down."""
 
-  rank: int = key(64, "r", at_least(1))
+  rank: int = key(64, "r", at_least(1, 8192))
   alpha: float = key(128.0, "the adapter is scaled by alpha / rank", above(0))
   dropout: float = key(0.05, "on its input", declarations.fraction_below_one())
 
@@ -496,10 +502,12 @@ class Distributed:
     None, "which of them this is; None: TRD_PROCESS, or Slurm's", at_least(0)
   )
   timeout_seconds: float = key(
-    300.0, "how long to wait for the others to come", above(0)
+    300.0, "how long to wait for the others to come", declarations.seconds()
   )
   heartbeat_seconds: int = key(
-    60, "silence after which a process counts as dead and all end", at_least(5)
+    60,
+    "silence after which a process counts as dead and all end",
+    at_least(5, 86_400),
   )
 
 
@@ -516,12 +524,12 @@ class Evaluate(Generation):
   thinking: bool | None = key(
     None, "the template's thinking switch; None: student.thinking"
   )
-  k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1))
+  k: int = key(16, "samples a problem: Avg@k, Pass@k", at_least(1, 10_000))
   max_response_tokens: int = key(
     38912, "a longer response is cut and marked as truncated", at_least(1)
   )
   num_problems: int | None = key(
-    None, "problems a benchmark; None: all", at_least(1)
+    None, "problems a benchmark; None: all", at_least(1, 1_000_000)
   )
   livecodebench: str = key(
     "release_v6",
@@ -555,7 +563,7 @@ class Evaluate(Generation):
   evalplus_seconds: float = key(
     1.0,
     "EvalPlus's shortest time limit of an input; published results have 1",
-    above(0),
+    declarations.seconds(),
   )
   buckets_from: str | None = declarations.path(
     None,
@@ -563,8 +571,12 @@ class Evaluate(Generation):
     " one",
     scope="runtime",
   )
-  bootstrap: int = key(10000, "resamples behind an interval", at_least(1))
-  seed: int = key(0, "seed of the samples and the resamples", at_least(0))
+  bootstrap: int = key(
+    10000, "resamples behind an interval", at_least(1, 1_000_000)
+  )
+  seed: int = key(
+    0, "seed of the samples and the resamples", declarations.seed()
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -577,16 +589,23 @@ class Sandbox:
     scope="runtime",
   )
   workers: int | None = key(
-    None, "programs at a time; None: one a core", at_least(1), scope="runtime"
+    None,
+    "programs at a time; None: one a core",
+    at_least(1, 10_000),
+    scope="runtime",
   )
   python: str | None = declarations.path(
     None, "the interpreter that they are run with; None: the stage's own"
   )
   test_seconds: int = key(
-    6, "processor time of a test; five times that by the clock", at_least(1)
+    6,
+    "processor time of a test; five times that by the clock",
+    at_least(1),
   )
   total_seconds: float = key(
-    120.0, "time of all tests of a program, by the clock", above(0)
+    120.0,
+    "time of all tests of a program, by the clock",
+    declarations.seconds(),
   )
   memory_gib: float = key(2.0, "of a program with all that it starts", above(0))
   processes: int = key(
@@ -615,7 +634,7 @@ class Pipeline:
     1,
     "times that the stages are run, each from the student that the one before"
     " has trained",
-    at_least(1),
+    at_least(1, 10_000),
     scope="rollout",
   )
   split: bool = key(
@@ -627,7 +646,7 @@ class Pipeline:
   round: int = key(
     1,
     "which of the split rounds a workdir holds: the pipeline sets it",
-    at_least(1),
+    at_least(1, 10_000),
     scope="rollout",
   )
   evaluate_every: int | None = key(

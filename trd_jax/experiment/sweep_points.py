@@ -14,8 +14,10 @@ A sweep file stands beside its config and defines `get_sweep`:
 A point is a name and the config keys that it sets, by their dotted names.
 """
 
+import collections
 import dataclasses
 import itertools
+import math
 import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,7 @@ from typing import Any
 from trd_jax.experiment.errors import UserError
 
 _MOST_NAME = 120
+_MOST_POINTS = 10_000
 _UNFIT = re.compile(r"[^A-Za-z0-9._=,+-]+")
 
 
@@ -53,7 +56,14 @@ def point(name: str, values: Mapping[str, Any] | None = None) -> Point:
 
 
 def product(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
-  """Makes a point of each combination of the axes' values, the last fastest."""
+  """Makes a point of each combination of the axes' values, the last fastest.
+
+  Raises:
+    UserError: there are more than a sweep can have.
+  """
+  count = math.prod(map(len, axes.values()))
+  if count > _MOST_POINTS:
+    raise UserError(_too_many(f"{count:,}"))
   combinations = itertools.product(*axes.values())
   return [_named(dict(zip(axes, c, strict=True))) for c in combinations]
 
@@ -86,7 +96,10 @@ def load(path: Path | str) -> list[Point]:
     )
   try:
     get_sweep = runpy.run_path(str(path)).get("get_sweep")
-    points = None if get_sweep is None else list(get_sweep())
+    points = None
+    if get_sweep is not None:
+      # It may be a generator that never ends.
+      points = list(itertools.islice(get_sweep(), _MOST_POINTS + 1))
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
   # `sys.exit` in it would end the sweep without a word.
@@ -115,6 +128,8 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
   result = list(points)
   if not result:
     raise UserError(f"{source}: the sweep has no points")
+  if len(result) > _MOST_POINTS:
+    raise UserError(f"{source}: {_too_many('more')}")
   for one in result:
     if not isinstance(one, Point):
       raise UserError(
@@ -127,16 +142,15 @@ def checked(points: Iterable[Any], source: str) -> list[Point]:
     one if one.is_own else _named(dict(one.values), keys) for one in result
   ]
   names = [one.name for one in result]
+  counts = collections.Counter([*alone, *names])
   result = [
     # Where no other point has or had that name, or one point could take the
     # folder of another for its own.
-    dataclasses.replace(one, alone=name)
-    if [*alone, *names].count(name) == 1
-    else one
+    dataclasses.replace(one, alone=name) if counts[name] == 1 else one
     for one, name in zip(result, alone, strict=True)
   ]
-  for name in names:
-    if names.count(name) > 1:
+  for name, count in collections.Counter(names).items():
+    if count > 1:
       raise UserError(
         f"{source}: two points are called {name}; leave one out, or name it"
         " with point(…)"
@@ -159,6 +173,13 @@ def _named(values: dict[str, Any], keys: Iterable[str] = ()) -> Point:
     label = short if last.count(short) == 1 else key
     parts.append(f"{label}={_shown(value)}")
   return Point(_fit(",".join(parts)), values, is_own=False)
+
+
+def _too_many(count: str) -> str:
+  return (
+    f"{count} points, and a sweep has at most {_MOST_POINTS:,}, each a whole"
+    " run: leave values out"
+  )
 
 
 def _shown(value: Any) -> str:

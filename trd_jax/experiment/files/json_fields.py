@@ -33,6 +33,17 @@ def list_of(kind: Kind, says: str) -> Kind:
   )
 
 
+def object_of(*names: str) -> Kind:
+  """Returns the kind of objects that have a text under each of the names."""
+  return Kind(
+    f"an object with {' and '.join(names)}",
+    lambda value: (
+      isinstance(value, dict)
+      and all(isinstance(value.get(name), str) for name in names)
+    ),
+  )
+
+
 # By `type`: JSON's true is an int to Python. Positions and ids are int32, and
 # what is counted in them is smaller.
 SIZE = Kind("a size", lambda x: type(x) is int and 1 <= x < 2**31)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files import json_fields
+from trd_jax.experiment.files.json_fields import shown
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.schema import Lora
 from trd_jax.model.config import ModelConfig
@@ -37,6 +39,13 @@ _KNOWN = frozenset(
     ),
   )
 )
+_KINDS = {
+  "lora_dropout": json_fields.Kind(
+    "a number from 0 to below 1",
+    lambda x: type(x) in (int, float) and 0 <= x < 1,
+  ),
+  "base_model_name_or_path": json_fields.TEXT,
+}
 _OFF = (None, False, "none", {}, [])
 # Ways to begin an adapter that leave the base as it is. All others subtract the
 # adapter's first value from it, or quantise it, so that the adapter is right
@@ -142,7 +151,8 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
     value = fields[name]
     if not any(value is off or value == off != 0 for off in _OFF):
       raise UserError(
-        f"{path}: {name}={value!r} is not supported; use a plain LoRA adapter"
+        f"{path}: {name[:60]}={shown(value)} is not supported; use a plain"
+        " LoRA adapter"
       )
   _check_targets(path, fields.get("target_modules"))
   init = fields.get("init_lora_weights")
@@ -154,6 +164,7 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
     )
   rank: Any = fields.get("r")
   alpha: Any = fields.get("lora_alpha")
+  json_fields.check(fields, _KINDS, str(path))
   dropout: Any = fields.get("lora_dropout") or 0.0
   # A negative alpha turns what was learnt round, and at zero nothing is left.
   for name, value, least in (("r", rank, 1), ("lora_alpha", alpha, 0)):
@@ -163,10 +174,9 @@ def read_peft_config(folder: Path | str) -> tuple[LoraConfig, str]:
         f"{path}: {name} is {value!r}, and not a number above 0; fetch the file"
         " again"
       )
-  if rank != int(rank) or not isinstance(dropout, int | float):
+  if rank != int(rank):
     raise UserError(
-      f"{path}: r is {rank!r} and lora_dropout {dropout!r}; a rank is an"
-      " integer, and dropout a number: fetch the file again"
+      f"{path}: r is {rank!r}, and a rank is an integer; fetch the file again"
     )
   lora = LoraConfig(rank=int(rank), alpha=float(alpha), dropout=float(dropout))
   return lora, str(fields.get("base_model_name_or_path"))
