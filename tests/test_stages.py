@@ -132,7 +132,7 @@ def test_a_finished_stage_does_nothing(done, capsys):
   assert sorted(run_dir.stage("rollout").iterdir()) == before
 
 
-def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
+def test_samples_on_disk_are_not_drawn_again(done, tmp_path, capsys):
   chosen, whole = done
   rows = whole.read("rollout", Trajectory)
   run_dir = RunDir(tmp_path)
@@ -141,6 +141,8 @@ def test_samples_on_disk_are_not_drawn_again(done, tmp_path):
     for row in marked:
       writer.add(row)
   go(rollout, chosen, run_dir)
+  kept = f"rollout: goes on: {len(marked)} of {len(rows)} samples are kept\n"
+  assert kept in capsys.readouterr().out
   on_disk = sum(
     pq.read_metadata(path).num_rows
     for path in run_dir.stage("rollout").glob("shard-*.parquet")

@@ -158,6 +158,8 @@ def test_a_pipeline_s_refusal_is_the_stage_s(tmp_path, monkeypatch):
     "trd-jax pipeline: rollout ended with exit code 2; mend what it says\n",
   ]
   assert "no room" in notebook._mistake(said)
+  said = ["trd-jax pipeline: one\n", "trd-jax pipeline: also: two\n"]
+  assert notebook._mistake(said) == "trd-jax pipeline: one; also: two"
   with pytest.raises(subprocess.CalledProcessError) as failed:
     notebook._start(
       [sys.executable, "-c", "print('so far'); raise SystemExit(7)"]

@@ -15,7 +15,7 @@ from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
 
 NO_FLAGS = types.SimpleNamespace(
-  dry_run=False, config_argv=[], **{"from": None}
+  dry_run=False, status=None, config_argv=[], **{"from": None}
 )
 
 

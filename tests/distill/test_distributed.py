@@ -152,7 +152,7 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
   shutil.rmtree(began.checkpoints / str(UPDATES))
   (began.stage("train") / "done.json").unlink()
   told = train(began, 2)
-  assert "goes on after update 4" in told[0][0]
+  assert f"goes on after update 4; {UPDATES} in all" in told[0][0]
   assert began.done("train")["restarted_after"] == 4
   assert_same(whole, began)
 

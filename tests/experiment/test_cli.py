@@ -296,6 +296,18 @@ def test_a_stage_is_held_while_it_runs_unless_it_says_otherwise(
   assert ended[1].returncode == 0
 
 
+def test_mistakes_found_at_once_are_a_line_each(config, tmp_path, capsys):
+  def run(experiment, run_dir, flags):
+    raise UserError("the one is\nwrong", "the other, too")
+
+  with pytest.raises(SystemExit):
+    _main(f"--config={config}", f"--workdir={tmp_path / 'run'}", run=run)
+  assert capsys.readouterr().err.splitlines() == [
+    "trd-jax rollout: the one is wrong",
+    "trd-jax rollout: also: the other, too",
+  ]
+
+
 def test_an_interrupt_is_one_line_and_130(config, tmp_path, capsys):
   def run(experiment, run_dir, flags):
     raise KeyboardInterrupt

@@ -418,7 +418,10 @@ def test_the_pipeline_looks_at_what_it_can(tmp_path, capsys):
   config = tmp_path / "half.json"
   config.write_text(experiment.to_json(chosen()))
   flags = types.SimpleNamespace(
-    dry_run=False, config_argv=[f"--config={config}", *argv], **{"from": None}
+    dry_run=False,
+    status=None,
+    config_argv=[f"--config={config}", *argv],
+    **{"from": None},
   )
   pipeline.run(chosen(preflight_only=True), run_dir, flags)
   assert "evaluate/base, refine checked" in capsys.readouterr().out

@@ -328,6 +328,9 @@ def test_every_mistake_is_told_at_once(tmp_path):
   with pytest.raises(UserError, match=r"lab:techer.*; also: .*tako") as error:
     early_checks.enter(chosen(**keys), RunDir(tmp_path))
   assert "\n" not in str(error.value)
+  teacher, source = error.value.messages
+  assert "lab:techer" in teacher
+  assert "tako" in source
 
 
 def test_budgets_beyond_a_models_positions_are_noted(tmp_path):
@@ -541,7 +544,9 @@ def test_a_rows_system_turn_is_tried_before_the_first_stage(tmp_path, teacher):
   file.write_text(json.dumps(row))
   source = {"data.source": "jsonl", "data.root": str(file)}
   e = chosen(**source, **{"teacher.path": without_system_turn(teacher)})
-  flags = types.SimpleNamespace(dry_run=False, config_argv=[], **{"from": None})
+  flags = types.SimpleNamespace(
+    dry_run=False, status=None, config_argv=[], **{"from": None}
+  )
   with pytest.raises(UserError, match="has no system turn"):
     pipeline.run(e, RunDir(tmp_path / "run"), flags)
   assert not (tmp_path / "run" / "evaluate").exists()

@@ -109,7 +109,10 @@ def begin(
   if not start:
     return 0, distiller.init(lora, seed)
   start, state = checkpoints.restore(distiller.abstract_state(lora))
-  print(f"train: goes on after update {start}{told}", flush=True)
+  print(
+    f"train: goes on after update {start}{told}; {place.total} in all",
+    flush=True,
+  )
   return start, state
 
 

@@ -196,7 +196,8 @@ def main(
       _drop(sys.stdout)
       sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
-      _complain(stage_name, " ".join(str(error).split()))
+      for number, message in enumerate(error.messages):
+        _complain(stage_name, f"{'also: ' * bool(number)}{message}")
       sys.exit(2)
     except Terminated as error:
       after = f" {error}" if str(error) else ""

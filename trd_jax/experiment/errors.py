@@ -12,8 +12,18 @@ class UserError(Exception):
   """Bad input: one line that says what is wrong, where, and what to do.
 
   `trd_jax.experiment.cli` prints it to stderr and exits with code 2; raise it
-  before anything is half-written.
+  before anything is half-written. Several mistakes that were found at once are
+  several arguments, and are printed a line each.
   """
+
+  def __str__(self) -> str:
+    return "; also: ".join(map(str, self.args))
+
+  @property
+  def messages(self) -> list[str]:
+    """Returns the mistakes, a line each."""
+    each = self.args if len(self.args) > 1 else (str(self),)
+    return [" ".join(str(one).split()) for one in each]
 
 
 class Terminated(KeyboardInterrupt):

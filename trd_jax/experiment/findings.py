@@ -48,4 +48,4 @@ def refuse(findings: Sequence[Finding], *states: State) -> None:
     one.message for one in findings if one.state in states
   )
   if messages:
-    raise UserError("; also: ".join(messages))
+    raise UserError(*messages)

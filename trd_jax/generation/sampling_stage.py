@@ -185,6 +185,12 @@ class SamplingStage:
     # changed since asks for rows that aren't there.
     on_disk = self.run_dir.keys(self.name)
     pending = [prompt for prompt in prompts if prompt.key not in on_disk]
+    if kept := len(prompts) - len(pending):
+      # A bar on a terminal shows it; a log would only show where that begins.
+      print(
+        f"{self.name}: goes on: {kept:,} of {len(prompts):,} samples are kept",
+        flush=True,
+      )
     if not pending:
       return
     with self.run_dir.shard_writer(self.name, record_cls) as writer:

@@ -338,10 +338,14 @@ def _start(command: Sequence[str]) -> None:
 
 
 def _mistake(said: Sequence[str]) -> str:
-  """Returns the line that a command ended with, without its own name.
+  """Returns the line that a command ended with; of several mistakes all.
 
   A pipeline adds a line about its stage, which says less than the stage's.
   """
   lines = [line.strip() for line in said if line.startswith("trd-jax ")]
   own = [line for line in lines if "ended with exit code" not in line]
-  return (own or lines or ["the command ended with exit code 2"])[-1]
+  joined = ""
+  for line in own or lines or ["the command ended with exit code 2"]:
+    _, also, more = line.partition(": also: ")
+    joined = f"{joined}; also: {more}" if also else line
+  return joined
