@@ -25,7 +25,6 @@ SMALL = (
   "--config.evaluate.benchmarks=arithmetic",
   "--config.evaluate.num_problems=4",
   "--config.evaluate.k=2",
-  "--config.evaluate.bootstrap=200",
 )
 
 

@@ -263,9 +263,7 @@ def _finish(
   summary = {}
   for name, question_set in questions.items():
     here = [row for row in judged if row.benchmark == name]
-    summary[name] = scores.figures(
-      here, experiment.evaluate, question_set.data, base.get(name)
-    )
+    summary[name] = scores.figures(here, question_set.data, base.get(name))
   if stage != f"{STAGE}/base" and run_dir.done(f"{STAGE}/base") is not None:
     for name, share in scores.identical_to_base(judged, run_dir).items():
       summary[name]["identical_to_base"] = share
@@ -309,7 +307,6 @@ def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:
   comparison = scores.compare(
     summaries["mine"],
     summaries["other"],
-    experiment.evaluate,
     across_modes=flags.across_modes,
   )
   names = {

@@ -237,6 +237,13 @@ def test_a_name_that_is_no_key_has_the_scopes_of_its_section():
     assert "novel.key" in scopes.identity(values | {"novel.key": 3}, stage)
 
 
+def test_a_key_that_was_dropped_keeps_a_workdir_open():
+  now = experiment.flat(experiment.Experiment())
+  was = {**now, "evaluate.bootstrap": 10_000}
+  assert not scopes.differences(was, now)
+  assert not scopes.obstacles(was, now, list(scopes.STAGES))
+
+
 def test_variants_take_the_types_of_their_defaults():
   variant = experiment.parse_arg(
     "model=8b,rank=4,quick", model="nano", rank=8, quick=False, seed=0

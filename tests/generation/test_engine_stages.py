@@ -35,7 +35,6 @@ SMALL = (
   "--config.evaluate.benchmarks=arithmetic",
   "--config.evaluate.num_problems=8",
   "--config.evaluate.k=2",
-  "--config.evaluate.bootstrap=200",
   f"--config.refine.teacher_top_k={TOP}",
   "--config.engine.name=vllm",
   "--config.engine.vllm.eager=True",

@@ -263,7 +263,6 @@ def test_the_stages_that_generate_run_on_servers(urls, tmp_path):
     "--config.evaluate.benchmarks=arithmetic",
     "--config.evaluate.num_problems=8",
     "--config.evaluate.k=2",
-    "--config.evaluate.bootstrap=200",
     "--config.engine.name=server",
     f"--config.engine.server.urls={','.join(urls)}",
     "--config.engine.server.concurrency=8",

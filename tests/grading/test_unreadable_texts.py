@@ -22,7 +22,7 @@ from trd_jax.experiment.records import (
   Verdict,
 )
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.experiment.schema import Evaluate, Sandbox
+from trd_jax.experiment.schema import Sandbox
 from trd_jax.generation import samples, summaries
 from trd_jax.generation.engines.engine import Completion
 from trd_jax.generation.samples import Prompt
@@ -210,7 +210,7 @@ def test_a_benchmark_counts_and_tells_why():
     )
     for n, verdict in enumerate(verdicts)
   ]
-  found = scores.figures(rows, Evaluate(bootstrap=10), {})
+  found = scores.figures(rows, {})
   assert found["unparsed_because"] == {"ValueError: no": 1}
   assert "its grader raised: 1 ValueError: no" in scores.table({"b": found})
 

@@ -22,7 +22,6 @@ SMALL = (
   "--config.evaluate.benchmarks=arithmetic",
   "--config.evaluate.num_problems=8",
   "--config.evaluate.k=4",
-  "--config.evaluate.bootstrap=500",
 )
 
 

@@ -11,7 +11,6 @@ def chosen(**changes):
     stage.max_response_tokens = 160
   config.evaluate.num_problems = 8
   config.evaluate.k = 4
-  config.evaluate.bootstrap = 200
   config.engine.jax.slots = 16
   config.update_from_flattened_dict(changes)
   return experiment.from_config(config)

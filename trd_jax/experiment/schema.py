@@ -571,12 +571,7 @@ class Evaluate(Generation):
     " one",
     scope="runtime",
   )
-  bootstrap: int = key(
-    10000, "resamples behind an interval", at_least(1, 1_000_000)
-  )
-  seed: int = key(
-    0, "seed of the samples and the resamples", declarations.seed()
-  )
+  seed: int = key(0, "seed of the samples", declarations.seed())
 
 
 @dataclasses.dataclass(frozen=True)

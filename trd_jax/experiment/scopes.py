@@ -45,6 +45,9 @@ _ALL = frozenset(stage.scope for stage in STAGES.values() if stage.scope)
 # What says which questions a benchmark has, as keys of the section evaluate.
 _OF_A_BENCHMARK = ("benchmarks", "root", "livecodebench", "unchecked")
 _OF_A_RANDOM_MODEL = ("path", "tokenizer", "chat_template")
+# Keys of earlier versions that decide nothing any more: the workdirs that name
+# them stay whose they are.
+_DROPPED = frozenset({"evaluate.bootstrap"})
 
 
 def of(name: str) -> frozenset[str]:
@@ -56,6 +59,8 @@ def of(name: str) -> frozenset[str]:
   """
   if name in KEYS:
     return frozenset(KEYS[name].scopes)
+  if name in _DROPPED:
+    return frozenset({"runtime"})
   section = name.partition(".")[0] + "."
   beside = [key for key in KEYS.values() if key.name.startswith(section)]
   scopes = {scope for key in beside for scope in key.scopes}

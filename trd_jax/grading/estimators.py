@@ -11,10 +11,13 @@ c, the number of correct samples of each question:
 The latter is the unbiased estimate, from n samples, of the chance that k
 samples hold a correct one; Pass@K is its value at k = n, the share of
 questions solved at least once. Questions are what a benchmark draws, so
-intervals resample questions, never samples; for two models on the same
-questions they are resampled together.
+intervals are over questions, never over samples: `mean_interval` and, for two
+models on the same questions, `difference_interval`. They are formulas, without
+a random number; `benchmarks/interval_coverage.py` measures how often they hold.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +27,9 @@ from numpy.typing import ArrayLike
 from trd_jax.experiment.errors import UserError
 
 LEVEL = 0.95
-_BLOCK = 1 << 22  # elements of a resampling block
-
-Interval = tuple[float, float]
+# What the intervals of a summary were computed by; another formula, another
+# name.
+INTERVALS = "wilson-t-1"
 
 
 def _checked(counts: ArrayLike, n: int) -> np.ndarray:
@@ -87,114 +90,190 @@ def pass_at_k(counts: ArrayLike, n: int, k: int) -> float:
   return float(per_question_pass(counts, n, k).mean())
 
 
-def bootstrap_intervals(
-  scores: ArrayLike,
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
-  level: float = LEVEL,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Computes percentile intervals of means over the same questions.
+@functools.cache
+def _t_quantile(degrees: int) -> float:
+  """Returns the two-sided quantile of Student's t at `LEVEL`.
+
+  By bisection of P(|T| < t), which for whole degrees of freedom is a finite sum
+  in θ = arctan(t / √degrees): exact, and scipy isn't needed for one number.
 
   Args:
-    scores: float [Q, M]; the M columns are resampled together.
-    resamples: bootstrap samples of Q questions each, at least 1.
-    seed: the same seed resamples the same questions, whatever the scores.
-    level: coverage, between 0 and 1.
-
-  Returns:
-    (low, high), float64 [M] each.
-
-  Raises:
-    UserError: there is no question, or an argument is out of range.
+    degrees: of freedom; infinity is returned for 0.
   """
+  if degrees < 1:
+    return math.inf
+  odd = degrees % 2
+  # cosθ (odd) or 1 (even), and each further term the one before times
+  # cos²θ · (power − 1) / power.
+  powers = np.arange(3 if odd else 2, degrees - 1, 2)
+  factors = np.cumprod((powers - 1) / powers)
+  low, high = 0.0, math.pi / 2
+  for _ in range(60):
+    angle = (low + high) / 2
+    cosine = math.cos(angle)
+    first = cosine if odd else 1.0
+    terms = first * factors * cosine ** (2 * np.arange(1, len(factors) + 1))
+    inside = math.sin(angle) * (first + float(terms.sum()))
+    if odd:
+      inside = (angle + (inside if degrees > 1 else 0.0)) * 2 / math.pi
+    low, high = (angle, high) if inside < LEVEL else (low, angle)
+  return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _scores(scores: ArrayLike) -> np.ndarray:
+  """Checks scores in [0, 1] and returns them as float64 [..., Q]."""
   values = np.asarray(scores, dtype=np.float64)
-  if values.ndim != 2 or values.shape[0] == 0:
+  if values.ndim == 0 or values.shape[-1] == 0:
     raise UserError(
-      f"estimators: scores have shape {values.shape}; they must be one row a"
+      f"estimators: scores have shape {values.shape}; they must be one a"
       " question, for at least one question"
     )
-  if resamples < 1 or not 0 < level < 1:
-    raise UserError(
-      f"estimators: resamples={resamples}, level={level}; they need at least"
-      " 1 resample and a level between 0 and 1"
-    )
-  generator = np.random.default_rng(seed)
-  questions = len(values)
-  means = np.empty((resamples, values.shape[1]))
-  # All resamples at once would take resamples x Q integers; the blocks draw the
-  # same ones, in the same order.
-  block = max(1, _BLOCK // questions)
-  for start in range(0, resamples, block):
-    count = min(block, resamples - start)
-    drawn = generator.integers(0, questions, size=(count, questions))
-    # How often each question was drawn, then one product for all statistics.
-    drawn += np.arange(count)[:, None] * questions
-    times = np.bincount(drawn.ravel(), minlength=count * questions)
-    means[start : start + count] = times.reshape(count, -1) @ values / questions
-  tail = (1.0 - level) / 2
-  low, high = np.quantile(means, [tail, 1.0 - tail], axis=0)
-  return low, high
+  if not (values.min() >= 0 and values.max() <= 1):
+    raise UserError("estimators: scores must lie in 0..1")
+  return values
 
 
-def bootstrap_interval(
-  scores: ArrayLike,
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
-  level: float = LEVEL,
-) -> Interval:
-  """Computes a percentile interval of the mean of scores, float [Q].
+def _upper(
+  mean: np.ndarray, variance: np.ndarray, questions: int
+) -> np.ndarray:
+  """Returns the upper limit of a mean of scores in [0, 1].
 
-  See `bootstrap_intervals` for the other arguments and the errors.
+  Args:
+    mean: of the scores, [...].
+    variance: of the scores, with the divisor Q − 1, [...].
+    questions: Q.
   """
-  low, high = bootstrap_intervals(
-    np.asarray(scores, dtype=np.float64)[..., None],
-    resamples=resamples,
-    seed=seed,
-    level=level,
-  )
-  return float(low[0]), float(high[0])
+  most = mean * (1 - mean)  # the variance, were all scores 0 or 1
+  effect = np.minimum(variance / np.where(most > 0, most, 1.0), 1.0)
+  t = _t_quantile(questions - 1)
+  if math.isinf(t):
+    return np.ones_like(mean)
+  # What was seen: Wilson's interval of Q / effect questions that are 0 or 1.
+  width = t * t / questions
+  seen = width * effect
+  root = np.sqrt(seen * most + seen * seen / 4)
+  above = (mean + seen / 2 + root) / (1 + seen) - mean
+  # What was not: a kind of question, always solved, of which Q hold none. Its
+  # share is at most Wilson's limit for none of Q. Where scores are 0 or 1
+  # (effect 1) Wilson's interval holds this already.
+  unseen = (1 - effect) * (1 - mean) * width / (1 + width)
+  return np.minimum(mean + np.hypot(above, unseen), 1.0)
 
 
-def _estimate(
-  avg_scores: np.ndarray,
-  pass_scores: np.ndarray,
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and variance (divisor Q − 1; 0 of one) over questions."""
+  mean = values.mean(axis=-1)
+  squares = np.square(values - mean[..., None]).sum(axis=-1)
+  return mean, squares / max(values.shape[-1] - 1, 1)
+
+
+def mean_intervals(scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  """Computes intervals of means over questions at `LEVEL`.
+
+  Wilson's score interval, with Student's t for the normal quantile and with as
+  many questions as would give the variance that was seen if all scores were 0
+  or 1; its arms are lengthened, by square-and-add, by what a kind of question
+  could change of which none is among the Q. It lies in [0, 1], holds the mean,
+  turns round with the scores (0 for 1), and has a width whatever the scores.
+
+  Args:
+    scores: float [..., Q] in [0, 1].
+
+  Returns:
+    (low, high), float64 [...] each.
+
+  Raises:
+    UserError: there is no question, or a score is outside [0, 1].
+  """
+  values = _scores(scores)
+  mean, variance = _moments(values)
+  questions = values.shape[-1]
+  low = 1 - _upper(1 - mean, variance, questions)
+  high = _upper(mean, variance, questions)
+  # Rounding may not put the mean outside.
+  return np.clip(low, 0, mean), np.maximum(high, mean)
+
+
+def difference_intervals(
+  base: ArrayLike, trained: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+  """Computes intervals of mean trained minus mean base, question by question.
+
+  Square-and-add of both `mean_intervals` (Newcombe; Zou and Donner's MOVER),
+  less what the scores' correlation r cancels:
+
+    high = difference + √(a² + b² − 2 r a b)
+
+  with a from trained's mean up to its high and b from base's mean down to its
+  low; and the other arms for the low end. r is taken smaller by (Q − 1) / (Q +
+  1), so that equal scores leave a width.
+
+  Args:
+    base: scores, float [..., Q] in [0, 1].
+    trained: the other model's, of the same questions in the same order.
+
+  Returns:
+    (low, high), float64 [...] each, in [−1, 1].
+
+  Raises:
+    UserError: there is no question, or a score is outside [0, 1].
+  """
+  first, second = _scores(base), _scores(trained)
+  questions = first.shape[-1]
+  (one, one_variance), (two, two_variance) = _moments(first), _moments(second)
+  products = (first - one[..., None]) * (second - two[..., None])
+  spread = np.sqrt(one_variance * two_variance) * max(questions - 1, 1)
+  correlation = products.sum(axis=-1) / np.where(spread > 0, spread, 1.0)
+  correlation = np.clip(correlation, -1, 1) * (questions - 1) / (questions + 1)
+  one_low, one_high = mean_intervals(first)
+  two_low, two_high = mean_intervals(second)
+
+  def arm(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(a * a + b * b - 2 * correlation * a * b, 0))
+
+  difference = two - one
+  low = difference - arm(two - two_low, one_high - one)
+  high = difference + arm(two_high - two, one - one_low)
+  return np.maximum(low, -1), np.minimum(high, 1)
+
+
+def _with_intervals(
+  means: np.ndarray,
+  limits: tuple[np.ndarray, np.ndarray],
   k: int,
-  resamples: int,
-  seed: int,
+  questions: int,
 ) -> dict[str, Any]:
-  """Computes Avg@K and Pass@K with intervals from scores or differences."""
-  # Together: both intervals are of the same resampled questions.
-  both = np.stack([avg_scores, pass_scores], axis=1)
-  low, high = bootstrap_intervals(both, resamples=resamples, seed=seed)
-  mean = both.mean(axis=0)
-  return {
-    "avg_at_k": float(mean[0]),
-    "avg_at_k_interval": [float(low[0]), float(high[0])],
-    "pass_at_k": float(mean[1]),
-    "pass_at_k_interval": [float(low[1]), float(high[1])],
-    "k": int(k),
-    "n": len(avg_scores),
-  }
+  """Returns Avg@K and Pass@K, each with its `_interval`, k and n."""
+  found: dict[str, Any] = {}
+  for place, name in enumerate(("avg_at_k", "pass_at_k")):
+    found[name] = float(means[place])
+    found[f"{name}_interval"] = [float(limit[place]) for limit in limits]
+  return {**found, "k": int(k), "n": questions}
+
+
+def _ends(counts: ArrayLike, k: int) -> np.ndarray:
+  """Returns each question's c / k and Pass@K, float64 [2, Q]."""
+  return np.stack(
+    [per_question_avg(counts, k), per_question_pass(counts, k, k)]
+  )
+
+
+def _estimate(counts: ArrayLike, k: int) -> dict[str, Any]:
+  """Computes Avg@K and Pass@K with intervals, from correct counts [Q]."""
+  scores = _ends(counts, k)
+  limits = mean_intervals(scores)
+  return _with_intervals(scores.mean(axis=1), limits, k, scores.shape[1])
 
 
 def paired_difference(
-  base_counts: ArrayLike,
-  trained_counts: ArrayLike,
-  k: int,
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
+  base_counts: ArrayLike, trained_counts: ArrayLike, k: int
 ) -> dict[str, Any]:
-  """Computes trained minus base on the same questions, resampled together.
+  """Computes trained minus base on the same questions.
 
   Args:
     base_counts: correct samples of each question, int [Q] in 0..k.
     trained_counts: the same of the other model, in the same order.
     k: samples a question, of both.
-    resamples: see `bootstrap_interval`.
-    seed: see `bootstrap_interval`.
 
   Returns:
     avg_at_k, pass_at_k (differences), their `_interval`s, k, n (questions).
@@ -208,15 +287,11 @@ def paired_difference(
       f"estimators: {len(base)} questions for the base model and"
       f" {len(trained)} for the trained one; a paired difference needs the same"
     )
-  return _estimate(
-    # Question by question: what makes one hard for both models cancels, and the
-    # interval is narrower than from two separate ones.
-    per_question_avg(trained, k) - per_question_avg(base, k),
-    per_question_pass(trained, k, k) - per_question_pass(base, k, k),
-    k,
-    resamples,
-    seed,
-  )
+  sides = _ends(base, k), _ends(trained, k)
+  # Question by question: what makes one hard for both models cancels, and the
+  # interval is narrower than from two separate ones.
+  means = (sides[1] - sides[0]).mean(axis=1)
+  return _with_intervals(means, difference_intervals(*sides), k, len(base))
 
 
 def correct_counts(
@@ -243,8 +318,8 @@ def correct_counts(
       f" others have {max(sizes)}; run the evaluation again to fill them in"
     )
   (samples_each,) = sizes
-  # Sorted, so that the same seed resamples the same questions in any two runs,
-  # whatever the order of their rows.
+  # Sorted, so that the questions of any two runs stand in the same order,
+  # whatever that of their rows.
   rows = [verdicts[name] for name in sorted(verdicts)]
   counts = np.array([sum(one is True for one in row) for row in rows])
   unjudged = sum(one is None for row in rows for one in row)
@@ -261,15 +336,10 @@ def pass_curve(counts: ArrayLike, n: int) -> dict[str, float]:
   return {str(k): pass_at_k(counts, n, k) for k in curve_points(n)}
 
 
-def pass_curve_intervals(
-  counts: ArrayLike, n: int, *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, list[float]]:
-  """Computes [low, high] at each point of `pass_curve`, resampled alike."""
+def pass_curve_intervals(counts: ArrayLike, n: int) -> dict[str, list[float]]:
+  """Computes [low, high] at each point of `pass_curve`."""
   points = curve_points(n)
-  scores = [per_question_pass(counts, n, k) for k in points]
-  low, high = bootstrap_intervals(
-    np.stack(scores, axis=1), resamples=resamples, seed=seed
-  )
+  low, high = mean_intervals([per_question_pass(counts, n, k) for k in points])
   return {str(k): [float(low[i]), float(high[i])] for i, k in enumerate(points)}
 
 
@@ -292,9 +362,6 @@ def bucket_ranges(k: int) -> dict[str, tuple[int, int]]:
 def by_bucket(
   verdicts: Mapping[str, Sequence[bool | None]],
   base: Mapping[str, Sequence[bool | None]],
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
   """Computes a model's figures on the questions of each difficulty.
 
@@ -302,8 +369,6 @@ def by_bucket(
     verdicts: question id to its samples' verdicts.
     base: the same of the model that says how hard a question is; it may have
       been asked more questions, and another number of times.
-    resamples: see `bootstrap_interval`.
-    seed: see `bootstrap_interval`.
 
   Returns:
     By bucket (see `bucket_ranges`) n, the number of its questions, and, where
@@ -330,42 +395,26 @@ def by_bucket(
     found[bucket] = {"n": len(inside)}
     if inside:
       counts, samples_each, _ = correct_counts(inside)
-      found[bucket] |= _estimate(
-        per_question_avg(counts, samples_each),
-        per_question_pass(counts, samples_each, samples_each),
-        samples_each,
-        resamples,
-        seed,
-      )
+      found[bucket] |= _estimate(counts, samples_each)
   return found
 
 
 def summarize(
   verdicts: Mapping[str, Sequence[bool | None]],
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
 ) -> dict[str, Any]:
   """Computes one model's figures on one benchmark, for `summary.json`.
 
   Returns:
     avg_at_k, pass_at_k, their `_interval`s [low, high], k (samples a
     question), n (questions), pass_curve and pass_curve_intervals (by k as
-    text), unjudged_share.
+    text), `intervals` (how they were computed), unjudged_share.
   """
   counts, k, unjudged = correct_counts(verdicts)
   return {
-    **_estimate(
-      per_question_avg(counts, k),
-      per_question_pass(counts, k, k),
-      k,
-      resamples,
-      seed,
-    ),
+    **_estimate(counts, k),
     "pass_curve": pass_curve(counts, k),
-    "pass_curve_intervals": pass_curve_intervals(
-      counts, k, resamples=resamples, seed=seed
-    ),
+    "pass_curve_intervals": pass_curve_intervals(counts, k),
+    "intervals": INTERVALS,
     "unjudged_share": unjudged,
   }
 
@@ -373,9 +422,6 @@ def summarize(
 def compare(
   base: Mapping[str, Sequence[bool | None]],
   trained: Mapping[str, Sequence[bool | None]],
-  *,
-  resamples: int = 10_000,
-  seed: int = 0,
 ) -> dict[str, Any]:
   """Compares two models on one benchmark, for `summary.json`.
 
@@ -399,9 +445,7 @@ def compare(
       " for the trained one; evaluate both with the same evaluate.k"
     )
   return {
-    "base": summarize(base, resamples=resamples, seed=seed),
-    "trained": summarize(trained, resamples=resamples, seed=seed),
-    "paired_difference": paired_difference(
-      base_counts, trained_counts, k, resamples=resamples, seed=seed
-    ),
+    "base": summarize(base),
+    "trained": summarize(trained),
+    "paired_difference": paired_difference(base_counts, trained_counts, k),
   }

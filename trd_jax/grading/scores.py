@@ -42,7 +42,6 @@ Verdicts = dict[str, list[bool | None]]
 
 def figures(
   rows: Sequence[GradedSample],
-  section: Evaluate,
   data: Mapping[str, Any],
   base: Mapping[str, Sequence[bool | None]] | None = None,
 ) -> dict[str, Any]:
@@ -50,7 +49,6 @@ def figures(
 
   Args:
     rows: its samples of that benchmark, each once.
-    section: for the seed and the number of resamples.
     data: what the questions were read from (`Questions.data`).
     base: verdicts by question of the model that says how hard each is.
 
@@ -70,9 +68,8 @@ def figures(
   for row in sorted(rows, key=lambda row: (row.problem_id, row.sample)):
     verdicts.setdefault(row.problem_id, []).append(row.correct)
     graders[row.grader_version] = graders.get(row.grader_version, 0) + 1
-  settings = {"resamples": section.bootstrap, "seed": section.seed}
   found: dict[str, Any] = {
-    **estimators.summarize(verdicts, **settings),
+    **estimators.summarize(verdicts),
     "verdicts": verdicts,
     "truncated_share": _share(row.truncated for row in rows),
     "no_box_share": _share(row.reason in NO_ANSWER for row in rows),
@@ -89,7 +86,7 @@ def figures(
     "data": dict(data),
   }
   if base is not None:
-    found["buckets"] = estimators.by_bucket(verdicts, base, **settings)
+    found["buckets"] = estimators.by_bucket(verdicts, base)
   return found
 
 
@@ -344,7 +341,6 @@ def _cell(value: float, interval: Sequence[float]) -> str:
 def compare(
   mine: Mapping[str, Any],
   other: Mapping[str, Any],
-  section: Evaluate,
   across_modes: bool = False,
 ) -> dict[str, Any]:
   """Compares two runs on the benchmarks both have, question by question.
@@ -352,7 +348,6 @@ def compare(
   Args:
     mine: a run's figures by benchmark, verdicts included.
     other: another run's.
-    section: for the seed and the number of resamples.
     across_modes: whether one may have been sampled with thinking on and the
       other with thinking off.
 
@@ -374,12 +369,7 @@ def compare(
   for name in common:
     one, two = mine[name], other[name]
     check_alike(name, one, two, across_modes)
-    pair = estimators.compare(
-      two["verdicts"],
-      one["verdicts"],
-      resamples=section.bootstrap,
-      seed=section.seed,
-    )
+    pair = estimators.compare(two["verdicts"], one["verdicts"])
     found[name] = {
       "other": {**pair["base"], "thinking": two.get("thinking")},
       "mine": {**pair["trained"], "thinking": one.get("thinking")},

@@ -426,12 +426,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     # The two may come from different days: another grader or mode in between,
     # and the difference would not be the training's.
     scores.check_alike(name, base[name], trained[name])
-    pair = estimators.compare(
-      base[name]["verdicts"],
-      trained[name]["verdicts"],
-      resamples=section.bootstrap,
-      seed=section.seed,
-    )
+    pair = estimators.compare(base[name]["verdicts"], trained[name]["verdicts"])
     for side, row in (("base", base[name]), ("trained", trained[name])):
       kept = (*scores.SHARES, "median_tokens", "graders", "buckets")
       kept += ("identical_to_base",)
