@@ -334,6 +334,17 @@ n2^{n-1} == n\cdot 2^{n-1}
 (x,y)=(1,2) == (y,x)=(2,1)
 (a,b)=(1,2),(3,4) == (b,a)=(2,1),(4,3)
 \frac{NO}{BO}=\frac{1}{2} == \frac{1}{2}
+12 == `12`
+12 == "12"
+12 == \underbrace{12}
+12 == \rule{0pt}{2ex}12
+12 == \cancel{11}\,12
+35 == C(7,3)
+f(t)=t^2 == f(x)=x^2
+8\text{ m/s} == 8\text{ m}/\text{s}
+r=3,s=8 == (s,r)=(8,3)
+2\pi r h == 2\pi hr
+\frac79 == P = \frac{7}{9} \approx 0.778
 1+1=<<1+1=2>>2 #### 2 == 2
 """
 MISMATCHES = r"""
@@ -565,6 +576,19 @@ east == eats
 hello == ehllo
 \text{A and B} == \text{A or B}
 1\leq|z|\leq 3 == 1\leq|w|\leq 3
+A == A^T
+12 == 12^{T}
+12 == \operatorname{sgn}(12)
+12 == \text{Var}(12)
+x == x \bmod 2
+r=3,s=8 == (s,r)=(3,8)
+8\text{ m/s} == 8\text{ km/s}
+8\text{ m/s} == 8\text{ m/s}^2
+5\text{ kittens} == 5\text{ mittens}
+12 == 12 \approx 2
+\frac79 == P = \frac{7}{9} \approx 0.5
+12 == \text{the }12\text{th term}
+12 == \cancel{12}
 204 == x = 3+4 = 204
 12 == \sim 12
 12 == 12_5

@@ -31,7 +31,7 @@ _TAIL = re.compile(
   r"|<\|endoftext\|>|\s|[*□■∎])+\Z"
 )
 _ANCHOR = re.compile(
-  r"\b(?:answer|solution|therefore|thus|hence|is(?=[^a-z]*\.\s*\Z))\b"
+  r"\b(?:answer|solution|option|choice|therefore|thus|hence|is(?=[^a-z]*\.\s*\Z))\b"
   r"|^####(?=[ \t]*[-$\\\d])",
   re.IGNORECASE | re.MULTILINE,
 )
@@ -52,8 +52,10 @@ _STATED_NUMBER = re.compile(
 )
 # A choice, where it is all that is said after the word "answer".
 _STATED_CHOICE = re.compile(
-  r"\s*(?:is|[:=])?\s*:?\s*(?:(?:option|choice)\s+)?\(?([A-J])\)?\.?\Z"
+  r"\s*(?:is|[:=])?\s*:?\s*(?:(?:option|choice)\s+)?\(?"
+  r"([A-J]|(?i:yes|no|true|false))\)?\.?\Z"
 )
+_CALLED = re.compile(r"\b(?:answer|option|choice)\s*\Z", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?]\s+\S")
 # What takes a statement back, bounds it, or leaves it open.
 _HEDGE = re.compile(
@@ -224,9 +226,12 @@ def stated_answer(text: str) -> str | None:
     spans = list(_SPAN.finditer(sentence))
     rest = sentence[spans[-1].end() :] if spans else sentence
     number = _STATED_NUMBER.search(rest) if "$" not in rest else None
-    if number is None and not spans:
+    # An option is a letter: option 5 is no answer.
+    is_option = anchor[0].lower() in ("option", "choice")
+    if is_option or (number is None and not spans):
       choice = _STATED_CHOICE.match(sentence)
-      if choice is None or anchor[0].lower() != "answer":
+      called = tail[: anchor.end()].removesuffix("is")
+      if choice is None or not _CALLED.search(called):
         continue
       doubted = _DOUBT.search(_CLAUSE_END.split(tail[: anchor.start()])[-1])
       return None if doubted else choice[1]

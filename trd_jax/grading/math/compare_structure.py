@@ -25,6 +25,7 @@ _GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
 _BASED = re.compile(
   r"([+-]?\d[0-9A-Za-z]*)\s*_\s*\{?\s*\(?\s*(\d+)\s*\)?\s*\}?\Z"
 )
+_INTEGER = re.compile(r"-?\d+\Z")
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}(?:\D|\Z)")
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
@@ -295,18 +296,22 @@ def _as_points(gold: str, answer: str) -> tuple[str, str]:
 
 def _in_order_of_names(gold: str, answer: str) -> str:
   """Writes `(b,a) = (2,1)` as the values of a gold `(a,b) = …`."""
-  items = shapes.split(answer)
-  named = [shapes.named(text) for text in (*shapes.split(gold)[:1], *items)]
-  if len(named) < 2 or not named[0].name or not named[1].name:
+  right, said = (
+    [shapes.named(item) for item in shapes.split(text)]
+    for text in (gold, answer)
+  )
+  if not right or not said:
     return answer
   mine, yours = (
     list(map(shapes.squeeze, shapes.tuple_of(one.name or "") or []))
-    for one in named[:2]
+    for one in (right[0], said[0])
   )
+  # Or a gold `a = 1, b = 2`, whose items each have a name.
+  mine = mine or [shapes.squeeze(item.name or "") for item in right]
   if mine == yours or not mine or sorted(mine) != sorted(yours):
     return answer
   points = []
-  for item in named[1:]:
+  for item in said:
     values = shapes.tuple_of(item.value)
     if values is None or len(values) != len(mine):
       return answer
@@ -334,6 +339,7 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   answer_name, answer = shapes.named(answer)
   if not shapes.names_agree(gold_name, answer_name, numbered=True):
     return False
+  answer = shapes.with_argument(gold_name, answer_name, answer)
   if gold_name or answer_name:
     return compare(gold, answer, equal)
   cells, answer_cells = shapes.matrix_of(gold), shapes.matrix_of(answer)
@@ -364,6 +370,9 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
     return _in_order(items, answers, equal)
   (gold, modulus), (answer, other) = map(notation.modulus, (gold, answer))
   if modulus and other and shapes.squeeze(modulus) != shapes.squeeze(other):
+    return False
+  # Of a number alone is it said with which modulus it is meant.
+  if other and not modulus and not _INTEGER.match(answer):
     return False
   if modulus or other:
     return compare(gold, answer, equal)

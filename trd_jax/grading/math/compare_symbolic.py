@@ -19,6 +19,7 @@ from trd_jax.grading.math.compare_structure import Maybe
 
 # What trees raise that have no value, or parts that no value has.
 _NO_VALUE = (values.Unsupported, TypeError, ValueError, AttributeError)
+_ASIDE = re.compile(r"\S\s*\\approx\s*([+-]?\d[\d,.]*(?<![,.]))\s*\Z")
 _RELATION = re.compile(r"(?<!\\)([<>=])|\\(le|ge|ne)(?![a-z])")
 
 
@@ -87,6 +88,22 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
   return bool(mpmath.im(factors[0]) == 0 and mpmath.re(factors[0]) > 0)
 
 
+def _is_near(text: str, rounded: str) -> bool:
+  r"""Returns whether a number is about what stands after its `\approx`."""
+  tree, literal = values.parse(text), numbers.literal(rounded)
+  if tree is None or literal is None or values.has_unknowns(tree):
+    return True
+  try:
+    with mpmath.workdps(values.DIGITS):
+      value = values.Evaluator([tree], 0)(tree)
+      bound = mpmath.mpf(max(abs(literal.value), Fraction(1, 100)).numerator)
+      bound /= max(abs(literal.value), Fraction(1, 100)).denominator
+      near = mpmath.mpf(literal.value.numerator) / literal.value.denominator
+      return bool(abs(value - near) <= bound / 20)
+  except (ZeroDivisionError, values.TooLarge, *_NO_VALUE):
+    return True
+
+
 def _halves(text: str) -> tuple[str, str]:
   match = _RELATION.search(shapes.outside(text))
   assert match is not None
@@ -149,6 +166,8 @@ def equal(gold: str, answer: str) -> Maybe:
       mine = f"({mine})\\cdot\\frac{{\\pi}}{{180}}"
     elif other_unit == "degree" and ("radian" in angles or "\\pi" in mine):
       yours = f"({yours})\\cdot\\frac{{\\pi}}{{180}}"
+  if (aside := _ASIDE.search(answer)) and not _is_near(yours, aside[1]):
+    return False
   one, other = values.parse(mine), values.parse(yours)
   if one is None or other is None:
     return None

@@ -126,6 +126,10 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\s*\{\s*\\text\s*\{([A-Za-z ]+)\}\s*\}",
       r"\\text{ \1/\2}",
     ),
+    (
+      r"\\text\s*\{([A-Za-z ]+)\}\s*/\s*\\text\s*\{([A-Za-z ]+)\}",
+      r"\\text{\1/\2}",
+    ),
     (r"\\[dt]binom(?![a-z])", r"\\binom"),
     (r"\\(?:leqslant|leqq|leq)(?![a-z])|<=", r"\\le "),
     (r"\\(?:geqslant|geqq|geq)(?![a-z])|>=", r"\\ge "),
@@ -194,7 +198,8 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
   )
 ]
 _SPACES = re.compile(r"\s+")
-_BOLD = re.compile(r"\*\*([^*]+)\*\*\Z")
+# Marks of bold, of code and of a quotation around all of an answer.
+_MARKED = re.compile(r"(\*\*?|`|\"|``)([^*`\"]+)(?:\1|'')\Z")
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![a-z])")
 _INDEX = re.compile(r"\s*\[[^\]]*\]")
 _TOKEN = re.compile(r"\\[a-zA-Z]+|[^\\]")
@@ -328,8 +333,8 @@ def clean(answer: str) -> str:
   """
   text = _one_line(_plain_characters(answer))
   text = _of_money(styles.plain(text))
-  if (bold := _BOLD.match(text)) is not None:
-    text = bold[1]
+  if (marked := _MARKED.match(text)) is not None:
+    text = marked[2]
   # A column with & is a matrix and stays one.
   column = _COLUMN.search(text)
   if column and "&" not in column[1]:

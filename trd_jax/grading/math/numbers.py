@@ -43,6 +43,7 @@ _SCIENTIFIC = re.compile(
 # Minutes and seconds; a ratio may look so, but then is not reduced.
 _CLOCK = re.compile(r"\d{1,2}(?::[0-5]\d){1,2}\Z")
 _COLONS = re.compile(r"\d+(?::\d+)+\Z")
+_ASIDE = re.compile(r"\S\s*\\approx\s*([+-]?\d[\d,.]*(?<![,.]))\s*\Z")
 _HALVES = ("am", "pm")  # of a day, as `notation.rewrite` writes them
 # In a gold this is Euler's number and a difference; a program means 2/1000.
 _PROGRAMS = re.compile(r"([+-]?\d+)e([+-]\d{1,3})\Z")
@@ -182,5 +183,10 @@ def equal(gold: str, answer: str) -> bool | None:
   if one is None or other is None:
     return None
   if not units.agree(unit, other_unit):
+    return False
+  aside = _ASIDE.search(answer)
+  rounded = literal(aside[1]) if aside else None
+  # 12 ≈ 2 contradicts itself, as 12 = 2 does.
+  if rounded and abs(other.value - rounded.value) * 20 > abs(other.value):
     return False
   return literals_equal(one, other)

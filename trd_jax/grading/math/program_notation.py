@@ -47,6 +47,8 @@ _BARE = re.compile(
 _OF_SEVERAL = re.compile(
   r"(?:\\text\s*\{\s*|(?<![\\a-zA-Z]))(gcd|lcm|max|min)(?:\s*\})?(?=\s*(?:\(|\\\{))"
 )
+# Of numbers alone: C may be a point, too.
+_CHOOSE = re.compile(r"(?<![\\A-Za-z])C\((\d+),\s*(\d+)\)")
 _OF_SET = re.compile(r"\\(gcd|lcm|max|min)\s*\\\{([^{}]*)\\\}")
 _SQRT = re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d{])")
 
@@ -70,5 +72,6 @@ def to_latex(text: str) -> str:
     done.append(_CALLS[call[1]].format(*inner))
     at = end
   text = _OF_SEVERAL.sub(r"\\\1 ", "".join([*done, text[at:]]))
+  text = _CHOOSE.sub(r"\\binom{\1}{\2}", text)
   text = _OF_SET.sub(r"\\\1(\2)", text)
   return _BARE.sub(r"\\\1 ", _SQRT.sub(r"\\sqrt", text))

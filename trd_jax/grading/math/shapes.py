@@ -43,6 +43,7 @@ _MARK = re.compile(
 
 _LETTER = re.compile(r"([A-Za-z])(?:_\{?(\d+)\}?)?\Z")
 _CALL = re.compile(r"([A-Za-z])\(\w+\)\Z")
+_OF_LETTER = re.compile(r"[A-Za-z]\(([A-Za-z])\)\Z")
 _LETTERS = re.compile(r"[A-Za-z]{1,3}\Z")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
@@ -160,6 +161,19 @@ def names_agree(
   # A number that only one side gives contradicts nothing: x and x_1.
   one, other = mine[2] or yours[2], yours[2] or mine[2]
   return mine[1] == yours[1] and one == other
+
+
+def with_argument(gold: str | None, answer: str | None, value: str) -> str:
+  """Writes the value of `f(x)` with the letter that a gold `f(t)` has."""
+  mine, yours = (
+    _OF_LETTER.match(squeeze(name or "")) for name in (gold, answer)
+  )
+  if not mine or not yours or mine[1] == yours[1]:
+    return value
+  letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
+  if re.search(letter.format(mine[1]), value):
+    return value  # it means something else there
+  return re.sub(letter.format(yours[1]), mine[1], value)
 
 
 def is_relation(text: str) -> bool:

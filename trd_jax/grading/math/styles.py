@@ -14,7 +14,7 @@ _FONTS = (
   "math(?:rm|bf|it|sf|tt|normal|bfit|op|ord|inner)|boldsymbol|bm|pmb|bold|text"
   "|text(?:bf|it|rm|normal|sf|tt|sc|sl|up|md)|emph|mbox|hbox|operatorname"
 )
-_WRAPPERS = "ensuremath|underline|uline|smash|bbox|framebox|mathclap"
+_WRAPPERS = "ensuremath|underline|uline|smash|bbox|framebox|mathclap|underbrace"
 # content after an argument or two that say how,
 _WITH_SETTING = (
   "textcolor|colorbox|scalebox|raisebox|rotatebox|style|class|cssId|href"
@@ -22,7 +22,7 @@ _WITH_SETTING = (
 )
 _WITH_TWO = "fcolorbox"
 # and no content.
-_DROPPED = "tag|label|[hv]space|[hv]?phantom|color"
+_DROPPED = "tag|label|[hv]space|[hv]?phantom|color|mathversion|[bx]?cancel|sout"
 # Declarations, which hold up to the end of their group.
 _DECLARED = (
   "bf|rm|it|sf|tt|sc|sl|em|(?:bf|md)series|(?:it|up|sl|sc)shape"
@@ -47,6 +47,7 @@ _BARE = re.compile(
   r"|\\(?:[hm]?skip|m?kern)\s*-?[\d.]+\s*(?:em|ex|pt|mu|cm|mm|in)\b"
   # and scripts of digits, which are alphabets for letters only.
   r"|\\math(?:bb|cal|scr|frak)(?=\s*\{?\s*\d)"
+  r"|\\rule(?:\[[^\]]*\])?\{[^{}]*\}\{[^{}]*\}"
 )
 # A box, a tick or QED after the answer, with what is put before it.
 _END_MARKS = re.compile(

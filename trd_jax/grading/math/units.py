@@ -83,8 +83,14 @@ _BARE_WORDS = re.compile(
   r"[+-]?\d[\d.,/]*(\s+[A-Za-z]+(?:\s+[A-Za-z]+){0,2})\Z"
 )
 _MARKED = re.compile(r"([+-]?\d[\d.,]*)\s*'{1,2}\Z")  # feet, or minutes
+_FACTORS = frozenset(("hr", "mi", "rad"))
 _MARKS = {"'": {"foot", "minute"}, "''": {"inch", "second"}}
 _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
+_ALONE = re.compile(r"\\text\s*\{\s*([A-Za-z]+)\}\Z")
+_ANNOUNCES = re.compile(
+  r"(?:about|approx|approximately|roughly|exactly|answer|total|is|only)\Z",
+  re.IGNORECASE,
+)
 _WORDS_BEFORE = re.compile(
   r"\s*(\\text\s*\{[^{}]*\}|(?:[A-Za-z]+\s+)+(?:is|are))\s*:?\s*(?=\S)"
 )
@@ -115,10 +121,12 @@ _CHANGES = re.compile(
   r"|most|than|under|over|above|below|beyond|up|to|too|through|almost|nearly"
   # calculated with (in the plural, these are what is counted),
   r"|plus|minus|negative|times|divided|divisible|multiple|mod|modulo|choose"
-  r"|factorial|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"
+  r"|factorial|ish|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"
   r"|half|halves|thirds?|quarters?"
   r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?"
   rf"|(?:hundred|thousand|million|billion|trillion|dozen)s?|{_GREEK})\b"
+  # of which it is only the number (the 5th term)
+  r"|\A\W*(?:st|nd|rd|th)\s+[a-z]\w+"
   # or, alone, an operation or a letter that is no unit's and so a variable.
   r"|\A\W*(?:squared|cubed?|(?-i:(?![ACFJKLNVWghlms])[A-Za-z]))\W*\Z",
   re.IGNORECASE,
@@ -145,6 +153,9 @@ def denies(words: str) -> bool:
 
 def _introduces(before: str) -> bool:
   """Returns whether words before a number only announce it."""
+  # A single word, with nothing that sets it off, is a function's name: sgn 5.
+  if (alone := _ALONE.match(before)) and not _ANNOUNCES.match(alone[1]):
+    return False
   words = re.sub(r"\\text|[{}:]", "", before)
   if _SUBJECT.search(words):  # the least root of … is
     return not _DENIES.search(words)
@@ -163,14 +174,17 @@ def _known(words: str) -> str | None:
 
 
 def _slipped(word: str, other: str) -> bool:
-  """Returns whether long words differ by one letter that is more or another."""
-  if min(len(word), len(other)) < _LONG_WORD:
+  """Returns whether long words differ by one letter that one has more.
+
+  Another letter makes another word: kittens and mittens.
+  """
+  if min(len(word), len(other)) < _LONG_WORD or not (word + other).isalpha():
     return False
   short, long = sorted((word.lower(), other), key=len)
-  if len(long) - len(short) > 1:
+  if len(long) - len(short) != 1:
     return False
   at = next((i for i, c in enumerate(short) if c != long[i]), len(short))
-  return short[at + (len(short) == len(long)) :] == long[at + 1 :]
+  return short[at:] == long[at + 1 :]
 
 
 def _name(words: str, power: str) -> str:
@@ -234,7 +248,15 @@ def _unit_at_end(value: str) -> tuple[int, str] | None:
     if not _leaves_the_value(words) and words.strip() != "\\%":
       return None
     return text.start(), _name(words, text[2] or text[1][len(words) :])
-  if (bare := _BARE_UNIT.search(value)) is not None:
+  bare = _BARE_UNIT.search(value)
+  # After a name these are factors: \pi hr is an area.
+  if (
+    bare
+    and bare[1] in _FACTORS
+    and value[: bare.start()].rstrip()[-1:].isalpha()
+  ):
+    bare = None
+  if bare is not None:
     return bare.start(), _name(bare[1], bare[2])
   words = _BARE_WORDS.match(value)
   if words and _leaves_the_value(words[1]) and _is_word(words[1].split()[-1]):

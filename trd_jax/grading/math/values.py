@@ -38,8 +38,9 @@ _AMBIGUOUS = re.compile(r"(?<![_^])\d\s+\d")  # 10, 1·0 or 1, 0?
 _PRIMES = re.compile(r"(?<![\\A-Za-z_])([A-Za-z])('+)")
 # An index at a number, and a number right after !, say nothing that we know.
 _UNREADABLE = re.compile(
-  r"\d\s*(?:\^\s*\{[^{}]*\}\s*)?_|!\s*\d|\\text\s*\{[^{}]*[A-Za-z]{2}|:.*:"
+  r"\d\s*(?:\^\s*\{[^{}]*\}\s*)?_|(?<![\\A-Za-z])e\^\{[^{}]*\}_|!\s*\d|\\text\s*\{[^{}]*[A-Za-z]{2}|:.*:"
 )
+_TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top)\s*\}|T|\\top)(?![A-Za-z_])")
 _INDEXED = re.compile(r"(?<![\\A-Za-z])([A-DF-HJ-Za-df-hj-z])(\d+)(?!\s*[\d^])")
 _MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
 
@@ -95,6 +96,7 @@ def parse(text: str) -> sympy.Basic | None:
 
   if _UNREADABLE.search(text):
     return None
+  text = _TRANSPOSED.sub("^{T_{0}}", text)  # the grammar would drop it
   text = _INDEXED.sub(r"\1_{\2}", text)  # x1 is x_1, as programs write it
   # Mixed numbers before decimals, whose fractions would join the whole number
   # before them.
