@@ -82,6 +82,7 @@ def test_the_last_box_is_read_to_its_own_brace(content, command, before):
     ("\\boxed{5}", "\\boxed{5}", "match", "5"),
     ("\\boxed{5}", "Since $x=\\boxed{5}$, done.", "match", "5"),
     ("\\boxed{7,5}", "\\boxed{5} ++++ \\boxed{7}", "match", "7,5"),
+    ("\\boxed{\\cancel{12}}", "12", "no_box", "\\cancel{12}"),
     ("\\boxed{12}", "\\boxed{5} + \\boxed{7}", "mismatch", "12"),
   ],
 )

@@ -331,15 +331,20 @@ def _same_span(gold: regions.Span, answer: regions.Span, equal: Equal) -> Maybe:
 
 def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   """Compares a gold that is a named value, a tuple, a matrix or one value."""
+  is_chain = gold.count("=") > 1
   gold_name, gold = shapes.named(gold)
   # `a = 1, b = 2` answers `(a, b)`, and only here are both seen whole.
   listed = shapes.tuple_of(gold)
   if listed is not None and (entries := shapes.values_of(answer, gold_name)):
     return _in_order(listed, entries, equal)
+  said = shapes.values_said(answer)
   answer_name, answer = shapes.named(answer)
   if not shapes.names_agree(gold_name, answer_name, numbered=True):
     return False
   answer = shapes.with_argument(gold_name, answer_name, answer)
+  # z = 2 + 1 = 2 is not z = 2; of a longer gold only the last side counts.
+  if gold_name and answer_name and said and not is_chain:
+    return every(compare(gold, value, equal) for value in said)
   if gold_name or answer_name:
     return compare(gold, answer, equal)
   cells, answer_cells = shapes.matrix_of(gold), shapes.matrix_of(answer)

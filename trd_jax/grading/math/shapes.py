@@ -5,6 +5,7 @@ as text: at an equals sign, at commas, at the cells of a matrix. What the parts
 are worth is for others to compare.
 """
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -146,6 +147,9 @@ def names_agree(
   """
   if gold is None or answer is None:
     return True
+  points = [tuple_of(name) or [] for name in (gold, answer)]
+  if all(points) and all(map(_LETTERS.match, itertools.chain(*points))):
+    return sorted(points[0]) == sorted(points[1])
   names = [squeeze(name) for name in (gold, answer)]
   mine, yours = map(_LETTER.match, names)
   if not mine or not yours:
