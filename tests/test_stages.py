@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import types
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from trd_jax.experiment.records import (
 )
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading.code import programs
+from trd_jax.pipeline import pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -169,6 +171,75 @@ def test_rows_of_a_model_that_was_replaced_are_removed(done, tmp_path, capsys):
     assert run_dir.read(name, Trajectory) == rows
     assert run_dir.keys(name) == {row.key for row in rows}
     assert run_dir.done(name) == whole.done(name)
+
+
+@pytest.mark.parametrize("stage", ["problems", "rollout", "refine"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other"])
+def test_what_the_line_about_a_damaged_shard_says_mends_it(
+  done, tmp_path, capsys, stage, damage
+):
+  chosen, whole = done
+  run_dir = RunDir(tmp_path / "run")
+  for name in ("problems", "rollout", "refine"):
+    shutil.copytree(whole.stage(name), run_dir.stage(name))
+  (path, *_) = sorted(run_dir.stage(stage).glob("shard-*"))
+  content = path.read_bytes()
+  middle = len(content) // 2
+  if damage == "flip":
+    changed = content[:middle] + bytes([content[middle] ^ 4])
+    path.write_bytes(changed + content[middle + 1 :])
+  elif damage == "cut":
+    path.write_bytes(content[:-7])
+  elif damage == "other":
+    (run_dir.stage(stage) / f"shard-1{path.name[7:]}").write_bytes(content)
+  else:
+    path.unlink()
+  # The pipeline starts a stage where something is gone, and says else what is
+  # wrong before any starts.
+  if damage == "gone":
+    assert not pipeline.is_done(run_dir, stage)
+  else:
+    with pytest.raises(UserError) as caught:
+      pipeline.is_done(run_dir, stage)
+    message = str(caught.value)
+    assert ("move it away" if damage == "other" else "remove it") in message
+    Path(message.partition(".parquet")[0] + ".parquet").unlink()
+    assert pipeline.is_done(run_dir, stage) == (damage == "other")
+  capsys.readouterr()
+  if stage != "refine":
+    (run_dir.stage("refine") / "done.json").unlink()
+  if stage == "rollout" and damage != "other":
+    # The next stage names it, and what to run.
+    with pytest.raises(UserError, match=f"{path.name}, which rollout had left"):
+      go(refine, chosen, run_dir)
+  go(rollout, chosen, run_dir)
+  go(refine, chosen, run_dir)
+  out = capsys.readouterr().out
+  again = {"problems": "they are read again", "rollout": "it is made again"}
+  if damage != "other":
+    assert f"which {stage} had left, is not there: " in out
+    assert again.get(stage, "it is made again") in out
+  for name, kind in (
+    ("problems", Problem),
+    ("rollout", Trajectory),
+    ("refine", Trajectory),
+  ):
+    assert run_dir.read(name, kind) == whole.read(name, kind)
+    assert run_dir.done(name) == whole.done(name)
+    assert run_dir.rows_left(name) == whole.rows_left(name)
+    assert pipeline.is_done(run_dir, name)
+
+
+def test_problems_that_can_not_be_read_as_they_were_are_refused(done, tmp_path):
+  _, whole = done
+  run_dir = RunDir(tmp_path / "run")
+  for name in ("problems", "rollout"):
+    shutil.copytree(whole.stage(name), run_dir.stage(name))
+  for path in run_dir.problems_dir.glob("shard-*"):
+    path.unlink()
+  other = small(**{"data.seed": 5, "data.arithmetic.num_problems": 25})
+  with pytest.raises(UserError, match="are not the problems that this workdir"):
+    go(refine, other, run_dir)
 
 
 def test_prompts_over_the_budget_are_set_aside_and_counted(tmp_path):

@@ -394,3 +394,60 @@ def test_a_writer_that_refuses_the_run_is_told_before_models_are_loaded(
   monkeypatch.setattr(hf, "load", load)
   with pytest.raises(UserError, match=r"metrics.wandb: .*\(no key\)"):
     train.run(chosen, run_dir, None)
+
+
+def test_training_again_from_the_checkpoint_before_ends_with_the_same_bits(
+  tmp_path, student, capsys
+):
+  """Each line is followed to the letter: a damaged checkpoint, lost rows."""
+  chat = Chat.load(student)
+  run_dir = training_runs.workdir(tmp_path, chat, count=8)
+  chosen = experiment(
+    student, train={"max_steps": 4, "checkpoint_every": 1, "batch_size": 2}
+  )
+  train.run(chosen, run_dir, None)
+  whole, logged, summary = saved(run_dir), rows(run_dir), run_dir.done("train")
+  last = run_dir.checkpoints / "4"
+  # Whoever merges reads it first, and says what is damaged and what to do.
+  path = next((last / "arrays" / "ocdbt.process_0" / "d").iterdir())
+  path.write_bytes(path.read_bytes()[:-1])
+  like = {"lora": {"none": np.zeros(1)}}
+  with pytest.raises(UserError) as caught:
+    Checkpoints(run_dir.checkpoints, 2).restore(like, partial=True)
+  assert str(caught.value).startswith(f"{last} can't be read (")
+  assert str(caught.value).endswith("remove it to go on from the one before")
+  shutil.rmtree(last)
+  with pytest.raises(UserError, match=r"is not there; run trd_jax\.train with"):
+    run_dir.done("train")
+  capsys.readouterr()
+  train.run(chosen, run_dir, None)
+  out = capsys.readouterr().out
+  assert f"{last}, which train had left, is not there: it is made again" in out
+  assert "goes on after update 3" in out
+  step, again = saved(run_dir)
+  assert step == whole[0]
+  for name, array in again.items():
+    assert array.tobytes() == whole[1][name].tobytes(), name
+  assert rows(run_dir) == logged
+  for name in ("updates", "first_loss", "last_loss", "trajectories"):
+    assert run_dir.done("train")[name] == summary[name]
+  # Rows that are gone are named before a model is loaded.
+  gone = next(run_dir.stage("refine").glob("shard-*"))
+  gone.rename(tmp_path / gone.name)
+  (run_dir.stage("train") / "done.json").unlink()
+  with pytest.raises(UserError, match=f"{gone.name}, which refine had left"):
+    train.run(chosen, run_dir, None)
+
+
+def test_a_model_that_changed_after_training_is_named(tmp_path, student):
+  folder = tmp_path / "model"
+  shutil.copytree(student, folder)
+  chat = Chat.load(folder)
+  run_dir = training_runs.workdir(tmp_path / "run", chat)
+  chosen = experiment(folder, train={"max_steps": 1})
+  train.run(chosen, run_dir, None)
+  (run_dir.stage("rollout") / "done.json").unlink()
+  run_dir.mark_done("rollout", {}, weights={str(folder): "as it was"})
+  (run_dir.stage("train") / "done.json").unlink()
+  with pytest.raises(UserError, match="has changed since rollout read it in"):
+    train.run(chosen, run_dir, None)

@@ -332,7 +332,7 @@ def _count(run_dir: RunDir, one: Stage, damaged: list[str]) -> None:
   for path in sorted(folder.glob(_SHARDS)):
     try:
       one.rows = (one.rows or 0) + pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError, IndexError) as error:
+    except (pa.ArrowException, OSError, IndexError, ValueError) as error:
       if path.exists():  # else it has been replaced since
         damaged.append(f"{path}: can't be read ({_why(error)})")
   report = _json(run_dir.preflight(one.name), damaged)

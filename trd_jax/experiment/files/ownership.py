@@ -234,7 +234,8 @@ def is_record(path: Path) -> bool:
   try:
     # The footer only: the rows may be gigabytes.
     metadata = pq.read_schema(path).metadata
-  except (pa.ArrowException, OSError):
+  # ValueError: a name in a damaged footer that is no UTF-8.
+  except (pa.ArrowException, OSError, ValueError):
     return False
   return b"trd_jax.record" in (metadata or {})
 
