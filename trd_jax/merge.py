@@ -51,7 +51,6 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
 
   from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.experiment.errors import UserError
-  from trd_jax.experiment.metric_log import read_metrics
   from trd_jax.generation import chat_model, summaries
   from trd_jax.model import backend, sharding
   from trd_jax.model.lora_config import LoraConfig
@@ -93,7 +92,7 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
   adapted = nnx.merge(graph, fresh, base)
   plain = adapters.plain_model(model.config, nnx.to_pure_dict(base))
   source, *contexts = _contexts(run_dir, student.chat.vocab_size)
-  idle = _without_update(read_metrics(run_dir.metrics_file("train")))
+  idle = _without_update(_metrics(run_dir))
 
   # 2. The adapter on disk, which is all where engines apply it unmerged.
   adapters.save_peft(adapter, lora, run_dir.adapter, base=student.name)
@@ -200,13 +199,27 @@ def _distances(written, adapted, plain, contexts) -> dict[str, float]:
   }
 
 
+def _metrics(run_dir: RunDir) -> list[dict[str, Any]]:
+  """Reads training's metrics, which no finished training is lost for."""
+  from trd_jax.experiment.errors import UserError
+  from trd_jax.experiment.metric_log import read_metrics
+
+  try:
+    return read_metrics(run_dir.metrics_file("train"))
+  except UserError as error:
+    print(f"note: {error}; merged without it", flush=True)
+    return []
+
+
 def _without_update(rows: Sequence[Mapping[str, Any]]) -> bool:
   """Returns whether training's own metrics say that the adapter never moved.
 
   That is so where in each row the gradient or the learning rate was zero.
   """
-  return bool(rows) and not any(
-    row["grad_norm"] * row["learning_rate"] for row in rows
+  names = ("grad_norm", "learning_rate")
+  # A row that lacks one, or has none of it, says nothing of the kind.
+  return bool(rows) and all(
+    any(row.get(name) == 0 for name in names) for row in rows
   )
 
 

@@ -40,6 +40,7 @@ FLAGS = (
 
 # Stages that points may share, in the pipeline's order: y_r is made of its y_o.
 _SHARED = ("rollout", "refine", "evaluate/base")
+_AGAIN = "remove it and run that point's pipeline again"
 _SIDES = ("base", "trained", "paired_difference")
 
 
@@ -274,7 +275,11 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
     if section.rounds > 1 and section.parts == 1:
       if not where.rounds.exists():
         continue  # its later rounds are still to come
-      found = read_json(where.rounds)
+      found = read_json(where.rounds, _AGAIN)
+      if not (
+        type(found.get("best")) is int and isinstance(found.get("rounds"), list)
+      ):
+        raise UserError(f"{where.rounds} says of no round; {_AGAIN}")
     best = where.round(found["best"])
     if not best.summary.exists():
       continue
@@ -284,10 +289,14 @@ def collect(plans: Sequence[Plan], run_dir: RunDir) -> list[dict[str, Any]]:
       "round": found["best"],
       "rounds": len(found["rounds"]),
     }
-    for name, pair in read_json(best.summary)["benchmarks"].items():
-      figures = {side: pair[side] for side in _SIDES}
-      about |= {"benchmark": name, "thinking": pair.get("thinking")}
-      rows.append({**about, **figures})
+    summary = read_json(best.summary, _AGAIN)
+    try:
+      for name, pair in summary["benchmarks"].items():
+        figures = {side: pair[side] for side in _SIDES}
+        about |= {"benchmark": name, "thinking": pair.get("thinking")}
+        rows.append({**about, **figures})
+    except (LookupError, TypeError, AttributeError) as error:
+      raise UserError(f"{best.summary} is no summary; {_AGAIN}") from error
   return rows
 
 

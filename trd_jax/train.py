@@ -167,8 +167,9 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     "dropped": dict(data.dropped),
     "truncated": data.truncated,
     "thinking": data.thinking,
-    "first_loss": logged[0]["loss"],
-    "last_loss": logged[-1]["loss"],
+    # None where the file was damaged and moved away, and no update was left.
+    "first_loss": logged[0].get("loss") if logged else None,
+    "last_loss": logged[-1].get("loss") if logged else None,
     "seconds": round(done.seconds, 3),
     "tokens_per_second": round(done.tokens / done.seconds, 1),
     "restarted_after": start,
@@ -192,9 +193,13 @@ def describe(summary: dict) -> str:
     f"{summary['updates']} updates{after} on"
     f" {summary['trajectories']:,} trajectories"
     f" ({sum(summary['dropped'].values()):,} dropped), loss"
-    f" {summary['first_loss']:.4f} → {summary['last_loss']:.4f},"
+    f" {_shown(summary['first_loss'])} → {_shown(summary['last_loss'])},"
     f" {summary['tokens_per_second']:,.0f} tokens/s"
   )
+
+
+def _shown(loss: float | None) -> str:
+  return "?" if loss is None else f"{loss:.4f}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ References are float64 NumPy: whole rows, plain formulas, no chunks.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -258,7 +259,9 @@ def columns(number, length, k, vocabulary=training_runs.VOCABULARY):
   }, log_p
 
 
-def workdir(root, student, k=8, revision=None, count=6, vocabulary=None):
+def workdir(
+  root, student, k=8, revision=None, count=6, vocabulary=None, wrong=None
+):
   """A workdir whose refinements have recorded tokens."""
   chat = Chat.load(student)
   revision = revision or model_revision(student)
@@ -269,6 +272,8 @@ def workdir(root, student, k=8, revision=None, count=6, vocabulary=None):
     if k:
       size = vocabulary or training_runs.VOCABULARY
       changes[n] |= columns(n, len(row.response_ids), k, size)[0]
+      if wrong is not None:
+        changes[n]["teacher_top_logprobs"][-1] = wrong
   return training_runs.workdir(root, chat, count=count, refine=changes)
 
 
@@ -305,6 +310,8 @@ def test_what_was_not_recorded_well_is_refused(tmp_path, student):
     assert not run_dir.metrics_file("train").exists()
 
   refused("none", "has no recorded tokens", k=0)
+  for wrong in (math.nan, math.inf, -math.inf, 0.5):
+    refused(f"log-probability {wrong}", "that are none", wrong=wrong)
   refused("other", r"written by revision 0123 .* is now", revision="0123")
   refused("wide", f"a head of {training_runs.VOCABULARY} rows", vocabulary=4000)
   limit = experiment(student, teacher_tail_limit=1e-3)

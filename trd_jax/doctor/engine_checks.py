@@ -136,14 +136,14 @@ def _wrong_top(one: Mapping[str, Any], rows: int) -> tuple[str, float]:
     return "they aren't finite", 0.0
   if np.any(np.sort(ids) != np.arange(rows)):
     return "ids come twice or aren't the head's", 0.0
-  if np.any(np.diff(logprobs) > 0):
+  if not np.all(np.diff(logprobs) <= 0):
     return "they don't fall", 0.0
   off = float(np.max(np.abs(np.exp(logprobs.astype(float)).sum(1) - 1)))
-  if off > _MASS_ERROR:
+  if not off <= _MASS_ERROR:
     return f"their mass is off 1 by {off:.2g}: they aren't normalised", off
   # Each row of `ids` holds every id once (seen above): one value a token drawn.
   of_drawn = logprobs[ids == drawn[:, None]]
-  if np.any(of_drawn < logprobs[:, 0]):
+  if not np.all(of_drawn >= logprobs[:, 0]):
     return "the token drawn at temperature 0 isn't the likeliest", off
   return "", off
 
@@ -160,10 +160,12 @@ def adapter(facts: Facts) -> Diagnosis:
         "set engine.weights=merged",
       )
   # The first position alone: later ones follow what was drawn.
-  change = max(
-    float(np.max(np.abs(_by_id(plain) - _by_id(adapted))))
+  # numpy's maximum: Python's passes over a NaN that isn't the first.
+  changes = [
+    np.max(np.abs(_by_id(plain) - _by_id(adapted)))
     for plain, adapted in zip(facts["top"], facts["adapter"], strict=True)
-  )
+  ]
+  change = float(np.max(changes))
   if not change > _LEAST_CHANGE:
     return diagnosis.failed(
       f"the adapter changes no log-probability by more than {change:.2g} nats:"

@@ -140,14 +140,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   """
   if not path.exists():
     return []
-  lines = path.read_bytes().splitlines(keepends=True)
+  try:
+    lines = path.read_bytes().splitlines(keepends=True)
+  except OSError as error:
+    raise UserError(
+      f"{path} can't be read ({error.strerror}); move it away"
+    ) from error
   rows = []
   for number, line in enumerate(lines, 1):
     # Torn by a kill: the update is made again from the checkpoint.
     if not line.endswith(b"\n"):
       continue
     try:
-      row = json_files.loads(line)
+      row = json_files.own_loads(line)
     except ValueError:
       row = None
     if not isinstance(row, dict):
@@ -295,11 +300,43 @@ def seconds_by_stage(path: Path) -> dict[str, float]:
 
   Attempts that didn't finish have an account of their own, `STAGE, stopped`:
   a later one may have gone on from what they did, or have begun again.
+
+  The file only informs, and no finished stage is lost for it: lines that are
+  none of its rows are passed over, and a note says how many.
   """
+  try:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+  except OSError as error:
+    print(f"note: {path} can't be read ({error.strerror}); move it away")
+    return {}
+  del lines[-1:]  # torn by a kill, or empty
   sums: dict[str, float] = {}
-  for row in read_metrics(path):
-    account = row["stage"]
-    if not row.get("finished", True):
-      account += ", stopped"
-    sums[account] = sums.get(account, 0.0) + row["seconds"]
+  damaged = []
+  for number, line in enumerate(lines, 1):
+    found = _account(line)
+    if found is None:
+      damaged.append(number)
+    else:
+      sums[found[0]] = sums.get(found[0], 0.0) + found[1]
+  if damaged:
+    print(
+      f"note: {path}: {len(damaged):,} of {len(lines):,} lines, the first of"
+      f" them line {damaged[0]}, are no rows of trd-jax's: the seconds in them"
+      " are not counted; move the file away to count anew",
+      flush=True,
+    )
   return sums
+
+
+def _account(line: bytes) -> tuple[str, float] | None:
+  """Returns the account and the seconds of a line; None: it is no row."""
+  try:
+    row = json_files.own_loads(line)
+    stage, seconds = row["stage"], float(row["seconds"])
+    finished = row.get("finished", True)
+  except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    return None
+  # Not `seconds < 0`, which lets NaN pass.
+  if not isinstance(stage, str) or not 0 <= seconds < math.inf:
+    return None
+  return stage if finished else f"{stage}, stopped", seconds

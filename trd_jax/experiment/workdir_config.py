@@ -115,10 +115,13 @@ class WorkdirConfig:
     # number mean nothing.
     was = declarations.flatten(read_json(self._config))
     now = declarations.flatten(json_files.loads(experiment_json))
-    different = scopes.differences(was, now)
-    if not different:
-      return False
-    in_the_way = scopes.obstacles(was, now, self._made())
+    try:
+      different = scopes.differences(was, now)
+      if not different:
+        return False
+      in_the_way = scopes.obstacles(was, now, self._made())
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+      raise self._damaged() from error
     if in_the_way:
       stages = {
         stage for dependent in in_the_way.values() for stage in dependent
@@ -165,6 +168,8 @@ class WorkdirConfig:
       raise self._unwritable(error.errno) from error
     if strange is None or ownership.is_config(self._config):
       return
+    if strange == self._config and ownership.has_results(self._root):
+      raise self._damaged()
     raise UserError(
       f"--workdir={self._root} is no run's of trd-jax, and {strange} is there,"
       " where a run would write; name another, or move that away"
@@ -253,6 +258,17 @@ class WorkdirConfig:
       time.sleep(_WAIT_SECONDS)
     with file:
       yield
+
+  def _damaged(self) -> UserError:
+    """Returns the refusal of a run's directory whose config is damaged.
+
+    What is there can't be told from what another config would make.
+    """
+    return UserError(
+      f"{self._config} is damaged: put a copy of it back, and what is there"
+      " goes on; any run directory of the same --config and keys has the same"
+      " file"
+    )
 
   def _unwritable(self, code: int | None) -> UserError:
     """Returns the refusal of a directory that the system says `code` to."""

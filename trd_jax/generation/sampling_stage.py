@@ -289,6 +289,8 @@ class SamplingStage:
     weights = {self.model.name: self.model.revision}
     self.run_dir.mark_done(self.name, summary, weights=weights)
     print(f"{self.name}: {summaries.describe(summary)}", flush=True)
+    if warning := summaries.without_answers(self.name, summary):
+      print(f"{self.name}: {warning}", flush=True)
 
 
 def prompt_sha256(ids: Sequence[int]) -> str:

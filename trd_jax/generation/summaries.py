@@ -17,6 +17,7 @@ from trd_jax.experiment.records import (
   unparsed_because,
 )
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.grading import scores
 
 
 def summarize(run_dir: RunDir, stage: str, wanted: Set[str]) -> dict[str, Any]:
@@ -135,6 +136,32 @@ def describe(summary: Mapping[str, Any]) -> str:
       speak += ")" if shown is None else f", {shown:,} in their answer)"
     parts.append(speak)
   return ", ".join(parts)
+
+
+def without_answers(stage: str, summary: Mapping[str, Any]) -> str | None:
+  """Returns a warning where hardly any of a stage's samples is an answer.
+
+  Training would go on from them without a word.
+  """
+  total = summary["samples"]
+  if not total:
+    return None
+  tokens = f"median {summary['median_tokens']:,.0f} tokens"
+  cut, empty = (summary[name] / total for name in ("truncated", "no_box"))
+  if not cut < scores.HARDLY_ANY:
+    return (
+      f"warning: {100 * cut:.0f}% of the samples were cut off at their budget"
+      f" ({tokens}): raise {stage}.max_response_tokens in a new --workdir, or"
+      " look whether the model ends its turns (its chat template, its end"
+      " token)"
+    )
+  if not empty < scores.HARDLY_ANY:
+    return (
+      f"warning: {100 * empty:.0f}% of the samples hold no answer ({tokens}):"
+      " look at some, at the words that asked and at the model's weights and"
+      " chat template"
+    )
+  return None
 
 
 def _share(count: int, total: int) -> str:

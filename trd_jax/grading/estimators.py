@@ -40,7 +40,8 @@ def _checked(counts: ArrayLike, n: int) -> np.ndarray:
       f"estimators: correct counts have shape {values.shape}; they must be one"
       " a question, for at least one question"
     )
-  if n < 1 or values.min() < 0 or values.max() > n:
+  # Not `min < 0 or max > n`, which lets NaN pass.
+  if n < 1 or not (values.min() >= 0 and values.max() <= n):
     raise UserError(
       f"estimators: correct counts must lie in 0..{n}, the samples a question;"
       f" they reach from {values.min()} to {values.max()}"

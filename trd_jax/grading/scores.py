@@ -31,9 +31,9 @@ SHARES = {
 """By key of `figures`: what the table calls it."""
 
 _IDENTICAL = "identical_to_base"
-_HARDLY_ANY = (
-  0.9  # share of samples without an answer from which on that is told
-)
+HARDLY_ANY = 0.9
+"""Share of samples without an answer from which on that is told."""
+
 _BASE = "evaluate/base"
 _ADVICE = "evaluate both on the same questions, equally often"
 
@@ -254,14 +254,15 @@ def without_answers(summary: Mapping[str, Any]) -> Iterator[str]:
   """
   for name, row in summary.items():
     tokens = f"median {row['median_tokens']:,.0f} tokens"
-    if row["truncated_share"] >= _HARDLY_ANY:
+    # Not `share >= …`, which lets NaN pass.
+    if not row["truncated_share"] < HARDLY_ANY:
       yield (
         f"warning: {100 * row['truncated_share']:.0f}% of the samples of {name}"
         f" were cut off at their budget ({tokens}): raise"
         " evaluate.max_response_tokens, or look whether the model ends its"
         " turns (its chat template, its end token)"
       )
-    elif row["no_box_share"] >= _HARDLY_ANY:
+    elif not row["no_box_share"] < HARDLY_ANY:
       yield (
         f"warning: {100 * row['no_box_share']:.0f}% of the samples of {name}"
         f" hold no answer ({tokens}): look at some, at the words that asked"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trd_jax.data.problems import questions
 from trd_jax.experiment import tables
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Engine, Generation, Model
@@ -25,6 +26,19 @@ from trd_jax.pipeline.data_checks import num_problems
 
 # Stages whose size goes by the number of problems.
 _OF_PROBLEMS = ("rollout", "refine", "teacher_cache")
+# The least share of the most that rows and hidden states can take: responses
+# end before their budget, and rows are compressed.
+_LEAST = 1 / 8
+_REDUCED_BY = {
+  "rollout": "data.limit, rollout.samples, rollout.max_response_tokens",
+  "refine": "data.limit, refine.max_response_tokens, refine.teacher_top_k",
+  "teacher_cache": "train.teacher=recompute, train.cache_dir elsewhere",
+  "train": "train.keep_checkpoints, lora.rank",
+  "merge": "engine.weights=adapter",
+  "evaluate": "evaluate.k, evaluate.num_problems",
+}
+"""By stage: the keys by which it takes less."""
+
 _FLOAT32 = _INT32 = 4
 # Of a token in a row of parquet, before compression: its id and its text.
 _TOKEN_BYTES = _INT32 + 4
@@ -222,6 +236,73 @@ def describe(
       size = 2 * KNOWN_MODELS[model].num_parameters()
       lines.append(f"  and {tables.size(size)} to fetch once: {model}")
   return "\n".join(lines)
+
+
+def check_room(
+  experiment: Experiment,
+  run_dir: RunDir,
+  commands: Sequence[tuple[str, Sequence[str], str | None]],
+) -> str | None:
+  """Compares what a run will write with what is free, before its first stage.
+
+  What is not known here, as of a model that is still to be fetched, counts as
+  nothing; so does what is there already of a stage that is still to end.
+
+  Args:
+    experiment: what is to be run.
+    run_dir: where.
+    commands: as of `describe`.
+
+  Returns:
+    A note where there may be too little room; None where there is enough.
+
+  Raises:
+    UserError: there is too little even for the least that it will write.
+  """
+  there = {
+    name.partition("/")[0]: _size_of(run_dir.stage(name))
+    for name, _, needless in commands
+    if needless is None and not name.startswith("round ")
+  }
+  most: dict[str, int] = {}
+  for name, size, _ in disk(experiment, run_dir):
+    ahead = _ahead(name, size or 0, experiment, commands)
+    done = there.get(name, 0)
+    if name == "teacher_cache":
+      done = _size_of(run_dir.teacher_cache)
+    most[name] = max(ahead - done, 0)
+  # Of a training at least one checkpoint, and all of a merged model.
+  one = 1 / (experiment.train.keep_checkpoints + 1)
+  share = {"train": one, "merge": 1.0}
+  least = {
+    name: int(size * share.get(name, _LEAST)) for name, size in most.items()
+  }
+  free = free_bytes(run_dir.root)
+  if free >= sum(most.values()):
+    return None
+  too_little = free < sum(least.values())
+  sizes = least if too_little else most
+  largest = sorted(sizes, key=lambda name: -sizes[name])[:2]
+  lower = ", ".join(
+    f"{name} {tables.size(sizes[name])} ({_REDUCED_BY[name]})"
+    for name in largest
+    if sizes[name]
+  )
+  message = (
+    f"{run_dir.root}: {tables.size(free)} are free there, and this run"
+    f" {'needs at least' if too_little else 'may write up to'}"
+    f" {tables.size(sum(sizes.values()))}: make room, name a --workdir"
+    f" elsewhere, or lower what takes most: {lower}"
+  )
+  if too_little:
+    raise UserError(message)
+  return message
+
+
+def _size_of(folder: Path) -> int:
+  """Returns the bytes of all files in a folder; 0 where it isn't there."""
+  files = (path for path in folder.rglob("*") if path.is_file())
+  return sum(path.stat().st_size for path in files)
 
 
 def free_bytes(path: Path) -> int:

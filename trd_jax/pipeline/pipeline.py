@@ -12,7 +12,7 @@ as these can be made, and nothing else is done.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trd_jax.experiment import cli, tables
@@ -55,7 +55,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: a model, the problems, a benchmark, an interpreter or the run
       that `evaluate.buckets_from` names can't be used (see `early_checks`),
-      or the problems' file has changed since they were read.
+      the problems' file has changed since they were read, or there is too
+      little room on the disk.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
@@ -71,7 +72,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   from trd_jax.experiment.metric_log import timed
   from trd_jax.generation import preflight
   from trd_jax.grading import benchmark_prompts, scores
-  from trd_jax.pipeline import early_checks, takeover
+  from trd_jax.pipeline import dry_run, early_checks, takeover
 
   steps = list(commands(experiment))
   section = experiment.pipeline
@@ -116,6 +117,11 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   if experiment.preflight_only:
     _preflight(steps, experiment, run_dir, flags)
     return
+  # A further round's part is in what the first has looked at.
+  if section.round == 1:
+    planned = _planned(experiment, run_dir, flags, {})
+    if note := dry_run.check_room(experiment, run_dir, planned):
+      print(f"note: {note}", flush=True)
   if section.parts > 1:
     ids = [one.problem_id for one in store.load_all(experiment, run_dir)]
     mine = len(parts.of_round(experiment, ids))
@@ -166,7 +172,7 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """
   from trd_jax.pipeline import early_checks, takeover
 
-  section, donor = experiment.pipeline, getattr(flags, "from")
+  donor = getattr(flags, "from")
   from trd_jax.experiment import config_file, findings
   from trd_jax.pipeline import dry_run
 
@@ -181,7 +187,24 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       if obstacle is None:
         taken[stage] = told
     print()
-  before = "done before"
+  planned = _planned(experiment, run_dir, flags, taken)
+  shared = dict(argument.split("=", 1) for argument in flags.config_argv)
+  card = config_file.expected(shared["--config"])
+  print(dry_run.describe(experiment, run_dir, planned, card))
+
+
+def _planned(
+  experiment: Experiment, run_dir: RunDir, flags, taken: Mapping[str, str]
+) -> list[tuple[str, list[str], str | None]]:
+  """Returns each stage and further round, as `dry_run.describe` takes them.
+
+  Args:
+    experiment: what is to be run.
+    run_dir: where.
+    flags: the pipeline's.
+    taken: what is told of stages that are taken over, by account.
+  """
+  before, section = "done before", experiment.pipeline
   planned = [
     (
       account,
@@ -198,9 +221,7 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     )
     for number in _further(section)
   ]
-  shared = dict(argument.split("=", 1) for argument in flags.config_argv)
-  card = config_file.expected(shared["--config"])
-  print(dry_run.describe(experiment, run_dir, planned, card))
+  return planned
 
 
 def _further(section: Pipeline) -> Iterable[int]:

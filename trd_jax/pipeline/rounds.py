@@ -21,12 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trd_jax.experiment import tables
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.metric_log import seconds_by_stage
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Pipeline
 
+_AGAIN = "remove it and run that round's pipeline again"
 ACCOUNT = "round "
 """What the time of a further round stands under begins so."""
 
@@ -76,8 +78,12 @@ def figures(run_dir: RunDir, rounds: int) -> Iterator[dict[str, Any]]:
     here = run_dir.round(number)
     if not here.summary.exists():
       return
-    benchmarks = read_json(here.summary)["benchmarks"]
-    yield {"round": number, "weights": _weights(here), **means(benchmarks)}
+    found = read_json(here.summary, _AGAIN)
+    try:
+      row = means(found["benchmarks"])
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+      raise UserError(f"{here.summary} is no summary; {_AGAIN}") from error
+    yield {"round": number, "weights": _weights(here), **row}
 
 
 def means(benchmarks: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,12 +157,13 @@ def collapsed(row: Mapping[str, Any], section: Pipeline) -> str | None:
   # Pass@k and not Avg@k: a student that has lost the variety of its answers may
   # still get better on average, and has less to give to the next round.
   fallen = row["base_pass_at_k"] - row["pass_at_k"]
-  if fallen > section.collapse_pass:
+  # Not `fallen > …`, which lets NaN pass.
+  if not fallen <= section.collapse_pass:
     return (
       f"mean Pass@k is {100 * fallen:.1f} points below the base's, more than"
       f" pipeline.collapse_pass={section.collapse_pass:g} allows"
     )
-  if row["length_share"] < section.collapse_length:
+  if not row["length_share"] >= section.collapse_length:
     return (
       f"responses are down to {100 * row['length_share']:.0f}% of the base's"
       " median length on a benchmark, less than"
@@ -222,7 +229,7 @@ def table_of_split(
         f"{row['round']}",
         f"{first + 1}-{first + row['updates']}",
         f"{row['trajectories']:,}",
-        f"{row['last_loss']:.4f}",
+        "?" if row["last_loss"] is None else f"{row['last_loss']:.4f}",
         *_percent(row, "avg_at_k", "pass_at_k"),
       )
     )

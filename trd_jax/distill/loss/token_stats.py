@@ -66,7 +66,7 @@ class Scoring:
       raise ValueError(f"temperature must be > 0, not {self.temperature}")
     if self.chunk_tokens is not None and self.chunk_tokens < 1:
       raise ValueError(f"chunk_tokens must be >= 1, not {self.chunk_tokens}")
-    if self.cross_entropy < 0:
+    if not 0 <= self.cross_entropy < math.inf:
       raise ValueError(f"cross_entropy must be >= 0, not {self.cross_entropy}")
 
   @property

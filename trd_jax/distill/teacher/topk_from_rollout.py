@@ -18,6 +18,8 @@ from trd_jax.distill.teacher.source import TeacherRun, Weights, places
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import Trajectory
 
+_ROUNDING = 1e-3  # by which a log-probability may be above 0
+
 
 @dataclasses.dataclass(frozen=True)
 class TopkFromRollout:
@@ -56,7 +58,8 @@ class TopkFromRollout:
     tail = float(np.mean([made.tail.mean() for made in by_key.values()]))
     limit = run.experiment.train.teacher_tail_limit
     told = f"the {K} recorded tokens leave out a mass of {tail:.3g} on average"
-    if tail > limit:
+    # Not `tail > limit`, which lets NaN pass.
+    if not tail <= limit:
       raise UserError(
         f"train.teacher=topk_from_rollout: {told}, over"
         f" train.teacher_tail_limit={limit:g}; record more"
@@ -153,6 +156,12 @@ def _read(run: TeacherRun, again: str) -> dict[str, Recorded]:
         f"{where}: trajectory {key} has {ids.size} recorded ids and"
         f" {log_probs.size} log-probabilities for {length} tokens and a head of"
         f" {head_rows} rows: they don't belong together; {again}"
+      )
+    # Infinite or above 0, as after a server's fault: no tail would be left out.
+    if not np.all(np.isfinite(log_probs) & (log_probs <= _ROUNDING)):
+      raise UserError(
+        f"{where}: trajectory {key} has recorded log-probabilities that are"
+        f" none; {again}"
       )
     log_probs_RK = log_probs.reshape(length, -1)
     mass_R = np.exp(log_probs_RK.astype(np.float64)).sum(1)

@@ -1,7 +1,7 @@
 """Reads JSON files with one kind of error, and writes them whole."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,37 @@ def loads(
     raise ValueError("nested too deeply") from None
 
 
-def read_json(path: Path, remedy: str = "remove it") -> Any:
-  """Reads JSON that a stage wrote.
+def own_loads(text: str | bytes) -> Any:
+  """Parses JSON that a stage wrote.
+
+  Raises:
+    ValueError: the text is no JSON, nested too deeply, or has what no stage
+      writes: a NaN, an infinity, or a key that comes twice.
+  """
+  try:
+    return json.loads(
+      text, parse_constant=_refuse, object_pairs_hook=_without_twins
+    )
+  except RecursionError:
+    raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> Any:
+  raise ValueError(f"{constant} is no number of JSON")
+
+
+def _without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+  """Makes an object of its pairs, whose keys must differ."""
+  made = dict(pairs)
+  if len(made) != len(pairs):
+    raise ValueError("a key comes twice")
+  return made
+
+
+def read_json(path: Path, remedy: str = "remove it") -> dict[str, Any]:
+  """Reads a JSON object that a stage wrote.
+
+  What no stage writes is damage: a NaN, an infinity, or a key that comes twice.
 
   Args:
     path: the file.
@@ -35,7 +64,10 @@ def read_json(path: Path, remedy: str = "remove it") -> Any:
   """
   if not path.exists():
     raise UserError(f"{path} is not there: run its stage first")
-  return _read(path, remedy)
+  value = _read(path, remedy, own_loads)
+  if not isinstance(value, dict):
+    raise UserError(f"{path}: holds no JSON object; {remedy}")
+  return value
 
 
 def read_object(path: Path, remedy: str = "fetch the file again") -> dict:
@@ -48,15 +80,15 @@ def read_object(path: Path, remedy: str = "fetch the file again") -> dict:
   Raises:
     UserError: the file is absent or damaged, or holds something else.
   """
-  value = _read(path, remedy)
+  value = _read(path, remedy, loads)
   if not isinstance(value, dict):
     raise UserError(f"{path}: holds no JSON object; {remedy}")
   return value
 
 
-def _read(path: Path, remedy: str) -> Any:
+def _read(path: Path, remedy: str, parse: Callable[[bytes], Any]) -> Any:
   try:
-    return loads(path.read_bytes())
+    return parse(path.read_bytes())
   except FileNotFoundError:
     why, remedy = "the file is missing", "name a folder that has it"
   except OSError as error:
