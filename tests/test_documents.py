@@ -326,6 +326,7 @@ def files_of_ours() -> frozenset[str]:
   folders = ("trd_jax", "tests", "benchmarks", "configs", "examples", "docs")
   folders += ("launch", "third_party", ".ci")
   paths = [p for folder in folders for p in (ROOT / folder).rglob("*")]
+  paths += ROOT.glob("*.py")
   return frozenset(str(p.relative_to(ROOT)) for p in paths) | frozenset(folders)
 
 
@@ -355,7 +356,9 @@ def missing_paths(text: str) -> list[str]:
           missing.append(word)
       elif re.fullmatch(r"\w+\.py", word) and word not in PLACEHOLDERS:
         ours = files_of_ours()
-        missing += [] if any(p.endswith(f"/{word}") for p in ours) else [word]
+        missing += (
+          [] if any(f"/{p}".endswith(f"/{word}") for p in ours) else [word]
+        )
   return missing
 
 
