@@ -16,6 +16,7 @@
 #   make bench                    benchmarks on CPUs; ONLY="loss step" QUICK=1
 #   make docs                     the documents as a site, in build/site
 #   make lint                     ruff, pyright and shellcheck
+#   make fuzz                     odd inputs through every door; INPUTS=12000
 #   make soak                     the pipeline under faults; MINUTES=30 SEED=0
 #   make lock                     third_party/*/lock*, as what is installed
 #   make audit                    known weaknesses of what the locks name
@@ -34,6 +35,7 @@ ARGS ?=
 ENGINE ?= jax
 ONLY ?=
 QUICK ?=
+INPUTS ?= 12000
 MINUTES ?= 30
 SEED ?= 0
 # Versions that are tested together, for the Python that they were tested on;
@@ -69,7 +71,7 @@ PYRIGHT := $(BIN)/pyright --pythonpath $(BIN)/python
 FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
 
 .PHONY: demo doctor check test test-all newest newest-check \
-  lock audit soak lint style docs vllm evalplus bench clean help
+  lock audit fuzz soak lint style docs vllm evalplus bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -111,6 +113,9 @@ style: $(VENV)/.dev
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "written: build/site/index.html"
+
+fuzz: $(VENV)/.test
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --inputs=$(INPUTS) --seed=$(SEED)
 
 soak: $(VENV)/.test
 	@$(BIN)/python -m tests.soak --minutes=$(MINUTES) --seed=$(SEED)

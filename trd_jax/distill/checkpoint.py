@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.files import digests, disk_faults
 from trd_jax.model.weights import finite_weights
 
@@ -224,22 +224,30 @@ class Checkpoints:
       # orbax's as well, it would bury the line about it in tracebacks.
       logging.getLogger("absl").addFilter(_is_no_traceback)
       _pass_over_closed_loops()
-      self._open = ocp.CheckpointManager(
-        self.directory,
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=self.keep,
-          async_options=ocp.AsyncOptions(
-            # Made in a thread, a folder that can't be made is waited for, for
-            # minutes, by the threads that write into it.
-            create_directories_asynchronously=False,
-            post_finalization_callback=self._list_digests,
+      try:
+        self._open = ocp.CheckpointManager(
+          self.directory,
+          options=ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep,
+            async_options=ocp.AsyncOptions(
+              # Made in a thread, a folder that can't be made is waited for, for
+              # minutes, by the threads that write into it.
+              create_directories_asynchronously=False,
+              post_finalization_callback=self._list_digests,
+            ),
           ),
-        ),
-        item_handlers={
-          _ARRAYS: ocp.PyTreeCheckpointHandler(),
-          "plain": ocp.JsonCheckpointHandler(),
-        },
-      )
+          item_handlers={
+            _ARRAYS: ocp.PyTreeCheckpointHandler(),
+            "plain": ocp.JsonCheckpointHandler(),
+          },
+        )
+      except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # It looks into every checkpoint's.
+        raise UserError(
+          f"{self.directory}/*/{_WRITTEN_LAST[0]} can't be read"
+          f" ({one_line(error)}); remove the damaged one, which nothing is"
+          " restored from"
+        ) from error
     return self._open
 
   def _list_digests(self) -> None:

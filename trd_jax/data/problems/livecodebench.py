@@ -38,6 +38,8 @@ def problem(row: Mapping[str, Any], name: str) -> Problem:
     rows.BadRow: a column is missing.
   """
   starter = row.get("starter_code") or ""
+  if not isinstance(starter, str):
+    raise rows.BadRow(f"starter_code is a {type(starter).__name__}, not a text")
   meta: dict[str, Any] = {}
   if "question_content" in row:
     text = row["question_content"]

@@ -140,6 +140,8 @@ def _reference(solutions: Any) -> str | None:
       solutions = json_files.loads(solutions)
     except ValueError:
       raise rows.BadRow("solutions is not JSON") from None
+  if solutions is not None and not isinstance(solutions, list | str):
+    raise rows.BadRow(f"solutions are a {type(solutions).__name__}, not a list")
   for program in solutions or ():
     if isinstance(program, str) and _is_python(program):
       return f"```python\n{program.strip()}\n```"
