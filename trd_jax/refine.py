@@ -93,6 +93,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     refined = run_dir.read(STAGE, Trajectory)
     summary |= summaries.compare_with_drafts(drafts, refined)
   stage.finish(summary)
+  if rewrites:
+    print(summaries.draft_table(summary["by_draft"]), flush=True)
 
 
 def _refinements(stage, by_id, drafts: Sequence) -> Iterator:

@@ -191,7 +191,10 @@ def test_rows_without_a_domain_may_be_meant_for_the_laboratory(tmp_path):
 def test_a_dry_run_looks_whether_the_files_are_there(read, tmp_path):
   made, run_dir, file = read
   dry = types.SimpleNamespace(
-    dry_run=True, config_argv=["--config=demo.py"], **{"from": None}
+    dry_run=True,
+    status=None,
+    config_argv=["--config=demo.py"],
+    **{"from": None},
   )
   before = file.read_text()
   file.write_text(rows("z"))

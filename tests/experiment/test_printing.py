@@ -211,3 +211,24 @@ def test_a_message_is_wrapped_at_words_on_a_terminal_alone(tmp_path):
   )
   assert plain.stderr.count("\n") == 1
   assert " ".join(said.split()) == plain.stderr.strip()
+
+
+def test_a_finding_goes_on_below_where_it_began_on_a_terminal_alone(
+  monkeypatch,
+):
+  found = [
+    findings.Finding("student", "ok", "a folder " * 9),
+    findings.Finding("data", "note", "short"),
+  ]
+  plain = findings.table(found)
+  assert plain.count("\n") == 1
+  monkeypatch.setenv("COLUMNS", "40")
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+  lines = findings.table(found).splitlines()
+  assert len(lines) > 2
+  assert all(len(line) <= 40 for line in lines)
+  assert lines[0].startswith("  student  a folder")
+  assert lines[1].startswith(11 * " " + "folder") or lines[1].startswith(
+    11 * " " + "a folder"
+  )
+  assert " ".join(" ".join(lines).split()) == " ".join(plain.split())

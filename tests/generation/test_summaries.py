@@ -59,3 +59,13 @@ def test_a_draft_without_a_verdict_is_not_a_wrong_one(chat):
     "succ_to_fail": 0,
     "succ_to_succ": 2,
   }
+
+
+def test_what_became_of_drafts_is_a_table():
+  counts = {"succ_to_succ": 1200, "succ_to_fail": 3}
+  counts |= {"fail_to_succ": 40, "fail_to_fail": 5}
+  assert summaries.draft_table(counts).splitlines() == [
+    "             y_r right  y_r wrong",
+    "  y_o right      1,200          3",
+    "  y_o wrong         40          5",
+  ]

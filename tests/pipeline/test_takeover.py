@@ -75,7 +75,23 @@ def test_taken_over_rows_are_the_donors(donor, tmp_path, capsys):
   # Once more it is there already, and nothing is touched.
   takeover.take_over(chosen, here, donor.root)
   said = capsys.readouterr().out
+  assert f"rollout: taken over from {donor.root} before" in said
+  # What this run has made itself is its own.
+  (here.stage("rollout") / "done.json").unlink()
+  here.mark_done("rollout", {})
+  takeover.take_over(chosen, here, donor.root)
+  said = capsys.readouterr().out
   assert f"rollout: not taken over from {donor.root}: done here" in said
+
+
+def test_of_several_rounds_it_says_that_the_first_alone_is_taken_over(
+  donor, tmp_path, capsys
+):
+  chosen = from_config({"pipeline.rounds": 3})
+  takeover.take_over(chosen, RunDir(tmp_path / "here"), donor.root)
+  said = capsys.readouterr().out
+  assert "--from is for round 1; those up to 3 are made here" in said
+  assert takeover.of_further_rounds(from_config({})) == ""
 
 
 def test_what_is_begun_here_stays(donor, tmp_path):

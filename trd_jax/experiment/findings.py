@@ -1,9 +1,10 @@
 """Findings about a config and a machine before anything starts."""
 
+import sys
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from trd_jax.experiment import tables
+from trd_jax.experiment import printing, tables
 from trd_jax.experiment.errors import UserError
 
 State = Literal["ok", "note", "unchecked", "missing", "wrong"]
@@ -35,7 +36,13 @@ class Finding(NamedTuple):
 def table(findings: Sequence[Finding]) -> str:
   """Returns the findings as a table for people, a line each."""
   rows = [(one.what, _HEADS[one.state] + one.message) for one in findings]
-  return tables.columns(rows, indent="  ")
+  # On a terminal a long finding goes on where it began, below its first line.
+  widths = [len(printing.clean(one.what)) for one in findings]
+  indent = 4 + max(widths, default=0)
+  return "\n".join(
+    printing.wrapped(line, sys.stdout, indent)
+    for line in tables.columns(rows, indent="  ").splitlines()
+  )
 
 
 def refuse(findings: Sequence[Finding], *states: State) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from trd_jax.data import leakage
+from trd_jax.experiment import tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
@@ -96,6 +97,15 @@ def compare_with_drafts(
     "leaks_in_thoughts": leaks.in_thoughts,
     "leaks_in_answer": leaks.in_answer,
   }
+
+
+def draft_table(by_draft: Mapping[str, int]) -> str:
+  """Returns counts by the verdicts of y_o and y_r, as a table for people."""
+  rows: list[tuple[str, ...]] = [("", "y_r right", "y_r wrong")]
+  for name, before in (("y_o right", "succ"), ("y_o wrong", "fail")):
+    counts = (by_draft[f"{before}_to_{after}"] for after in ("succ", "fail"))
+    rows.append((name, *(f"{count:,}" for count in counts)))
+  return tables.columns(rows, "<>", indent="  ")
 
 
 def describe(summary: Mapping[str, Any]) -> str:

@@ -7,11 +7,12 @@ stage's interpreter, graders, the sandbox. It takes seconds, imports no JAX and
 writes nothing (but for what `fetch` downloads).
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from trd_jax.experiment import findings
+from trd_jax.experiment import findings, printing
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
@@ -45,7 +46,8 @@ def enter(experiment: Experiment, run_dir: RunDir) -> None:
   for one in results:
     if one.state in ("note", "unchecked"):
       prefix = "" if one.state == "note" else "not checked: "
-      print(f"note: {prefix}{one.message}", flush=True)
+      line = f"note: {prefix}{one.message}"
+      print(printing.wrapped(line, sys.stdout), flush=True)
   if results:
     seconds = time.monotonic() - began
     checked = ", ".join(summary(experiment, results))

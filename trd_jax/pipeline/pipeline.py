@@ -186,7 +186,8 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
       print(f"{stage}: {told}")
       if obstacle is None:
         taken[stage] = told
-    print()
+    further = takeover.of_further_rounds(experiment)
+    print(f"{further}\n" if further else "")
   planned = _planned(experiment, run_dir, flags, taken)
   shared = dict(argument.split("=", 1) for argument in flags.config_argv)
   card = config_file.expected(shared["--config"])

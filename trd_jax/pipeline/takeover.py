@@ -24,6 +24,7 @@ from trd_jax.experiment.run_dir import RunDir
 # takes minutes, and depends on how a run is carried out, too.
 _STAGES = ("problems", "evaluate/base", "rollout", "refine", "train")
 _MOST_KEYS = 3
+_BEFORE = "taken over before"
 # How versions of words begin that no prompt set has.
 _PUBLISHED = ("question", "card", "evalplus-", "lcb_runner-")
 
@@ -84,7 +85,7 @@ def _obstacle(
 ) -> str | None:
   """Returns why a stage is not taken over, or None."""
   if run_dir.complete(stage) is not None:
-    return "done here"
+    return _BEFORE if _is_linked(stage, run_dir, donor) else "done here"
   if not donor.finished(stage):
     return "not finished there"
   if lost := donor.lost(stage):
@@ -110,6 +111,18 @@ def _obstacle(
   if folder.exists() and any(folder.iterdir()):
     return "begun here"
   return None
+
+
+def _is_linked(stage: str, run_dir: RunDir, donor: RunDir) -> bool:
+  """Returns whether a stage's record here is the other run's, or its copy."""
+  records = [where.stage(stage) / "done.json" for where in (run_dir, donor)]
+  try:
+    mine, other = (path.stat() for path in records)
+  except OSError:
+    return False
+  # A link is the file itself; a copy keeps its time.
+  same_time = mine.st_mtime_ns == other.st_mtime_ns
+  return same_time and records[0].read_bytes() == records[1].read_bytes()
 
 
 def _content(stage: str, chosen: Experiment, donor: RunDir) -> str | None:
@@ -159,12 +172,24 @@ def take_over(chosen: Experiment, run_dir: RunDir, source: Path) -> None:
     if obstacle is None and not run_dir.adopt(stage, donor):
       obstacle = "another process has begun it here, or removed it there"
     print(f"{stage}: {described(obstacle, source)}", flush=True)
+  if line := of_further_rounds(chosen):
+    print(line, flush=True)
+
+
+def of_further_rounds(chosen: Experiment) -> str:
+  """Says that nothing is taken over in further rounds; '' if there are none."""
+  section = chosen.pipeline
+  if section.rounds == 1 or section.round > 1:
+    return ""
+  return f"--from is for round 1; those up to {section.rounds} are made here"
 
 
 def described(
   obstacle: str | None, source: Path, *, would: bool = False
 ) -> str:
   """Returns what becomes of a stage, or would, for a person."""
+  if obstacle == _BEFORE:
+    return f"taken over from {source} before"
   if obstacle is None:
     return f"{'would be ' * would}taken over from {source}"
   return f"not taken over from {source}: {obstacle}"
