@@ -199,7 +199,11 @@ def contents(run_dir: RunDir) -> dict[str, dict]:
   found["adapter"] = {
     "sha256": hashlib.sha256(adapter.read_bytes()).hexdigest()
   }
-  found["table"] = json.loads((run_dir.root / "summary.json").read_text())
+  table = json.loads((run_dir.root / "summary.json").read_text())
+  del table["seconds"]
+  for name in ("seconds", "tokens_per_second", "restarted_after"):
+    del table["stages"]["train"][name]
+  found["table"] = table
   return found
 
 
@@ -297,10 +301,9 @@ class Soak:
       ]
       if missing:
         self.counts.charge("rows lost", f"{len(missing)} of {place}")
-      if more or differ:
-        self.counts.charge(
-          "wrong numbers", f"{len(more) + len(differ)} {place}"
-        )
+      if wrong := sorted([*more, *differ]):
+        shown = ", ".join(wrong[:3])
+        self.counts.charge("wrong numbers", f"{len(wrong)} {place}: {shown}")
     if extra := doubled(run_dir):
       self.counts.charge("rows doubled", str(extra))
 

@@ -179,7 +179,7 @@ def test_names_and_choice():
         "engine__name": "vllm",
         "engine__vllm__data_parallel": 8,
         "mesh__data": 64,
-        "rollout__samples": 10**9,
+        "rollout__samples": 10**4,
         "rollout__max_response_tokens": 10**5,
       },
       {

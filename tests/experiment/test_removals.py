@@ -36,7 +36,7 @@ LICENCES = {
   "experiment/shards.py __enter__": "unfinished, by its name; the lock is held",
   "experiment/shards.py keep_rows": "read as rows of ours before",
   "experiment/shards.py replace_rows": "read as rows of ours before",
-  "experiment/workdir_config.py remove_lock": "a lock that is held",
+  "experiment/workdir_config.py forget": "by its keys; a lock that is held",
   "model/weights/model_folder.py _settle": "looked through by ownership",
   "model/weights/model_folder.py atomic_folder": "looked through by ownership",
   # By the names of all that is in it, which Orbax alone gives.

@@ -29,6 +29,12 @@ def _config(**sections):
   return experiment.to_json(experiment.from_config(sections))
 
 
+def _replace_config(run_dir, text):
+  """Gives a run directory the config of another version, which kept no copy."""
+  run_dir.config.write_text(text)
+  (run_dir.root / "locks" / "config.json").unlink(missing_ok=True)
+
+
 # Writes the rows 0 … 20 that are not there yet, ever larger ones. It dies at
 # the n-th flush to the disk or renaming, or in the middle of the first file
 # that outgrows a limit (the kernel's SIGXFSZ, which is sent at that byte).
@@ -395,7 +401,7 @@ def test_a_random_model_is_held_by_what_it_was_made_of(tmp_path):
 def test_an_unknown_key_holds_whatever_was_made(tmp_path):
   run_dir = RunDir(tmp_path, _config())
   newer = json.loads(run_dir.config.read_text()) | {"novel": {"key": 3}}
-  run_dir.config.write_text(json.dumps(newer))
+  _replace_config(run_dir, json.dumps(newer))
   assert run_dir.check(_config())
   run_dir.mark_done("evaluate/base", {})
   with pytest.raises(UserError, match=r"novel\.key is 3 there and null here"):
@@ -453,7 +459,7 @@ def test_a_config_from_before_a_key_existed_is_at_its_default(tmp_path):
   run_dir = RunDir(tmp_path, _config())
   older = json.loads(run_dir.config.read_text())
   del older["evaluate"]["root"]
-  run_dir.config.write_text(json.dumps(older))
+  _replace_config(run_dir, json.dumps(older))
   run_dir.claim(_config())
   run_dir.mark_done("evaluate/base", {})
   with pytest.raises(UserError, match=r"evaluate\.root is null there"):
@@ -620,9 +626,9 @@ def test_how_a_stage_was_carried_out_may_differ(tmp_path):
     "trajectory": "y_o",
     "teacher_context": "x_reference",
   }
-  run_dir.config.write_text(_config(**same, train={"pack_tokens": 4096}))
+  _replace_config(run_dir, _config(**same, train={"pack_tokens": 4096}))
   assert run_dir.done("train") == {"updates": 3}
-  run_dir.config.write_text(_config(**same, train={"learning_rate": 1.0}))
+  _replace_config(run_dir, _config(**same, train={"learning_rate": 1.0}))
   with pytest.raises(UserError, match=r"train\.learning_rate"):
     run_dir.done("train")
 
@@ -640,3 +646,49 @@ def test_what_a_round_takes_over_is_its_own_and_the_donor_s_stays(tmp_path):
   second.forget_keys("evaluate/base")
   assert second.done("evaluate/base") == {"b": 1}
   assert first.made_by("evaluate/base")["student.path"] == "lab:student"
+
+
+def test_a_config_that_was_damaged_is_told_from_another_one(tmp_path):
+  text = _config()
+  here = RunDir(tmp_path / "run", text)
+  here.mark_done("rollout", {"samples": 0})
+  former = here.config.read_bytes()
+  # One digit of a value: still a config, of nobody.
+  here.config.write_bytes(former.replace(b"0.95", b"0.15", 1))
+  assert here.config.read_bytes() != former
+  with pytest.raises(UserError, match=r"config\.json is damaged or was edited"):
+    RunDir(here.root, text)
+  here.config.unlink()
+  # Nothing is written where it is only looked at.
+  RunDir(here.root).check(text)
+  assert not here.config.exists()
+  other = _config(rollout={"temperature": 0.1})
+  with pytest.raises(UserError, match=r"temperature is 0.6 there and 0.1 here"):
+    RunDir(here.root, other)
+  RunDir(here.root, text)
+  assert here.config.read_bytes() == former
+
+
+def test_a_change_of_config_that_was_killed_midway_goes_on(tmp_path):
+  first = _config()
+  second = _config(evaluate={"k": 3})
+  here = RunDir(tmp_path / "run", first)
+  here.mark_done("rollout", {"samples": 0})
+  before = here.config.read_bytes()
+  RunDir(here.root, second)
+  # The copy is written first, so that this is how a kill may leave it.
+  here.config.write_bytes(before)
+  for text in (first, second):
+    assert RunDir(here.root, text).config.read_text() == text
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"config": 3}'])
+def test_a_copy_that_says_nothing_is_no_hindrance(content, tmp_path):
+  text = _config()
+  here = RunDir(tmp_path / "run", text)
+  copy = here.root / "locks" / "config.json"
+  assert copy.exists()
+  copy.write_bytes(content)
+  RunDir(here.root, text)
+  # It may be somebody's.
+  assert copy.read_bytes() == content

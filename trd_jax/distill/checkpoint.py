@@ -222,7 +222,9 @@ class Checkpoints:
           )
       # Each error is raised in the main thread, too. Logged from a thread of
       # orbax's as well, it would bury the line about it in tracebacks.
-      logging.getLogger("absl").addFilter(_is_no_traceback)
+      # asyncio logs those of writes beside the one that failed first.
+      for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_no_traceback)
       _pass_over_closed_loops()
       try:
         self._open = ocp.CheckpointManager(
@@ -380,7 +382,14 @@ def _paths_in(folder: Path) -> Iterator[str]:
 
 def _is_no_traceback(record: logging.LogRecord) -> bool:
   """Returns whether a line of the log is no traceback of orbax's."""
-  return not (record.exc_info and "orbax" in record.pathname)
+  if not record.exc_info:
+    return True
+  places = [record.pathname]
+  frame = record.exc_info[2]
+  while frame is not None:
+    places.append(frame.tb_frame.f_code.co_filename)
+    frame = frame.tb_next
+  return not any("orbax" in place for place in places)
 
 
 @functools.cache

@@ -147,7 +147,7 @@ class RunDir:
       mine = [path for path in new_logs if logs and stage_log.is_log(path)]
       for path in (*problems, self.config, self.timings, *locks, *mine):
         path.unlink(missing_ok=True)
-      self._own_config.remove_lock()
+      self._own_config.forget()
     for folder in self._new_folders:
       with contextlib.suppress(OSError):  # not empty, or not there
         folder.rmdir()

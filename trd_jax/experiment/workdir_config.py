@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import time
 import uuid
@@ -32,10 +33,14 @@ class WorkdirConfig:
   then stays as it is. And those that no artifact there depends on: the
   directory then gets the new config, and what has been made stays.
 
+  A copy with a digest tells a config that was damaged, edited or removed from
+  that of another experiment.
+
   Args:
     root: the directory.
     config: the file of its config.
-    lock: a file to lock while the config is looked at and changed.
+    lock: a file to lock while the config is looked at and changed; a copy of
+      the config lies beside it.
     made: returns the stages (of `scopes.STAGES`) that have left artifacts.
     others_at_work: returns whether another process is making artifacts.
   """
@@ -49,6 +54,7 @@ class WorkdirConfig:
     others_at_work: Callable[[], bool],
   ):
     self._root, self._config, self._lock_file = root, config, lock
+    self._copy = lock.with_name("config.json")
     self._made, self._others_at_work = made, others_at_work
     # The config that this process has claimed the directory for, and the one
     # that this has replaced.
@@ -71,6 +77,12 @@ class WorkdirConfig:
     self.check(experiment_json)
     is_new = not self._config.exists()
     try:
+      if is_new and (kept := self._kept()):
+        # What is there was made by that; whether this one may differ comes
+        # below.
+        is_new = False
+        with self._locked():
+          self._write(kept["config"])
       if is_new:
         mine = self._root / f"config.json.{uuid.uuid4().hex}"
         with atomic_files.atomic_file(mine) as file:
@@ -84,8 +96,14 @@ class WorkdirConfig:
       raise self._unwritable(error.errno) from error
     # Once more: another process may have been first with another config.
     is_changed = self.check(experiment_json)
-    if is_changed:
-      self._change(experiment_json)
+    try:
+      if is_changed:
+        self._change(experiment_json)
+      elif self._kept() is None:
+        with self._locked():
+          self._keep(self._config.read_text())
+    except OSError as error:
+      raise self._unwritable(error.errno) from error
     self._mine = experiment_json
     return is_new or is_changed
 
@@ -106,14 +124,20 @@ class WorkdirConfig:
     if not os.access(there, os.W_OK | os.X_OK):
       read_only = os.statvfs(there).f_flag & os.ST_RDONLY
       raise self._unwritable(errno.EROFS if read_only else errno.EACCES)
-    if not ownership.is_config(self._config):
+    kept = self._kept()
+    if kept is not None and os.path.lexists(self._config):
+      self._check_bytes(kept)
+    elif kept is None and not ownership.is_config(self._config):
       self._check_foreign()
     # Claimed by another process meanwhile, perhaps.
-    if not self._config.exists():
+    if self._config.exists():
+      was = declarations.flatten(read_json(self._config))
+    elif kept is not None:
+      was = declarations.flatten(json_files.loads(kept["config"]))
+    else:
       return False
     # Compared key by key and not as text: the order and the spelling of a
     # number mean nothing.
-    was = declarations.flatten(read_json(self._config))
     now = declarations.flatten(json_files.loads(experiment_json))
     try:
       different = scopes.differences(was, now)
@@ -242,12 +266,63 @@ class WorkdirConfig:
       self._former = former
 
   def _write(self, experiment_json: str) -> None:
+    former = None
+    with contextlib.suppress(OSError):
+      former = _sha256(self._config.read_bytes())
+    # The copy first: of a process that is killed in between it knows both.
+    self._keep(experiment_json, former)
     with atomic_files.atomic_file(self._config) as file:
       file.write(experiment_json.encode())
 
-  def remove_lock(self) -> None:
-    """Removes the file that is locked while the config is looked at."""
+  def _keep(self, experiment_json: str, former: str | None = None) -> None:
+    """Writes the copy, unless something of somebody's is in its place."""
+    if os.path.lexists(self._copy) and self._of_copy() is None:
+      return
+    copy = {
+      "config": experiment_json,
+      "sha256": _sha256(experiment_json.encode()),
+      "former_sha256": former,
+    }
+    json_files.write_json(self._copy, copy)
+
+  def _of_copy(self) -> dict[str, Any] | None:
+    """Reads the copy as it is; None where it is none of ours."""
+    try:
+      copy = json_files.own_loads(self._copy.read_bytes())
+    except (OSError, ValueError):
+      return None
+    known = {"config", "sha256", "former_sha256"}
+    return copy if isinstance(copy, dict) and copy.keys() == known else None
+
+  def _kept(self) -> dict[str, Any] | None:
+    """Reads the copy; None where there is none, or it is damaged."""
+    copy = self._of_copy()
+    if copy is None or not isinstance(copy["config"], str):
+      return None
+    whole = copy["sha256"] == _sha256(copy["config"].encode())
+    return copy if whole else None
+
+  def _check_bytes(self, kept: Mapping[str, Any]) -> None:
+    """Compares the config's bytes with its copy's.
+
+    Raises:
+      UserError: they are others.
+    """
+    try:
+      content = self._config.read_bytes()
+    except OSError as error:
+      raise self._unwritable(error.errno) from error
+    if _sha256(content) not in (kept["sha256"], kept["former_sha256"]):
+      raise UserError(
+        f"{self._config} is damaged or was edited: remove it, and the same"
+        f" command writes it anew out of {self._copy}"
+      )
+
+  def forget(self) -> None:
+    """Removes the copy, and the file that is locked while it is looked at."""
     with contextlib.suppress(OSError), self._locked():
+      if self._of_copy() is not None:
+        self._copy.unlink()
       self._lock_file.unlink()
 
   @contextlib.contextmanager
@@ -278,6 +353,10 @@ class WorkdirConfig:
     if os.path.isfile(self._root):
       why = "it is a file, not a folder; name another"
     return UserError(f"--workdir={self._root} cannot be written: {why}")
+
+
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
 def _shown(differences: Mapping[str, tuple[str, str]]) -> str:
