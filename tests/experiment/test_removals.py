@@ -38,7 +38,9 @@ LICENCES = {
   "experiment/shards.py replace_rows": "read as rows of ours before",
   "experiment/workdir_config.py forget": "by its keys; a lock that is held",
   "model/weights/model_folder.py _settle": "looked through by ownership",
-  "model/weights/model_folder.py atomic_folder": "looked through by ownership",
+  "model/weights/model_folder.py _replaced": "looked through by ownership",
+  # Of a file that this process appends to, what it has just added.
+  "experiment/metric_log.py _append": "its own half of a line",
   # By the names of all that is in it, which Orbax alone gives.
   "distill/checkpoint.py _remove_unfinished": "Orbax's, down to each file",
 }

@@ -115,11 +115,15 @@ def test_the_config_of_a_run_is_refused_by_name(tmp_path, damage):
   text = experiment.to_json(experiment.Experiment())
   run_dir = RunDir(tmp_path, text)
   run_dir.mark_done("rollout", {"samples": 0})
-  run_dir.config.write_bytes(damage)
-  with pytest.raises(UserError, match=r"config\.json") as told:
-    RunDir(tmp_path).claim(text)
-  assert "\n" not in str(told.value)
-  assert "put a copy of it back" in str(told.value)
+  copy = tmp_path / "locks" / "config.json"
+  for said in ("was edited: remove it", "put a copy of it back"):
+    run_dir.config.write_bytes(damage)
+    with pytest.raises(UserError, match=r"config\.json") as told:
+      RunDir(tmp_path).claim(text)
+    assert "\n" not in str(told.value)
+    assert said in str(told.value)
+    # As of an earlier version, which kept none.
+    copy.unlink(missing_ok=True)
   run_dir.config.write_text(text)
   assert RunDir(tmp_path).claim(text) is False
   assert RunDir(tmp_path).done("rollout") == {"samples": 0}
