@@ -1,6 +1,7 @@
 """Split rounds are one training: bit for bit, and however they are stopped."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,13 @@ def test_a_round_without_the_end_of_the_one_before_is_refused(
   with pytest.raises(UserError, match="round 2 isn't trained, and round 3"):
     train_round(e, broken, 3)
   shutil.rmtree(broken.checkpoints / "2")
+  with pytest.raises(UserError, match=r"checkpoints/2, which train had left"):
+    train_round(e, broken, 2)
+  # A record of an earlier version doesn't say what was left.
+  done = broken.stage("train") / "done.json"
+  record = json.loads(done.read_text())
+  del record["left"], record["digest"]
+  done.write_text(json.dumps(record))
   with pytest.raises(UserError, match=r"after update 2, the last of round 1"):
     train_round(e, broken, 2)
   assert not rows(broken.round(2))
