@@ -150,8 +150,8 @@ def test_the_dry_run_of_every_variant_warns_of_nothing(
     spec = f"{ROOT}/configs/{regime}.py:{argument(variant)}"
     e = resolve(regime, variant, **a_fit_machine)
     own = [f"--config={spec}", f"--workdir={run_dir.root}"]
-    flags = {"dry_run": True, "from": None, "config_argv": own}
-    pipeline.run(e, run_dir, types.SimpleNamespace(**flags))
+    flags = {"dry_run": True, "status": None, "from": None}
+    pipeline.run(e, run_dir, types.SimpleNamespace(**flags, config_argv=own))
     told = capsys.readouterr()
     assert told.err == "", spec
     looked, _, planned = told.out.partition("would run, in this order:")
