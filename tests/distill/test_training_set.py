@@ -101,6 +101,7 @@ def test_a_reference_is_a_trajectory_that_nobody_sampled(tmp_path, chat):
   )
   with run_dir.shard_writer("problems", Problem) as writer:
     writer.add(without)
+  run_dir.mark_done("problems", run_dir.record("problems"))
   chosen = training_runs.experiment("unused", trajectory="y_star")
   data = training_set.build(chosen, run_dir, chat, chat)
   assert len(set(keys(data))) == len(data.samples) == 6

@@ -213,7 +213,7 @@ def test_a_mistake_in_a_config_file_is_told_with_its_line(
     ("mine.py:methd=jsd", 'no variant "methd"'),
     ("empty.py", "defines no get_config"),
     ("plain.py:method=jsd", "takes no argument"),
-    ("list.json", "must give a ConfigDict"),
+    ("list.json", "holds no JSON object"),
     ("torn.json", "can't be read as JSON"),
     ("deep.json", "can't be read as JSON (nested too deeply)"),
   ],

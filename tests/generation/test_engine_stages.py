@@ -231,7 +231,7 @@ def test_a_terminal_s_interrupt_ends_vllm_in_order(finished, python, tmp_path):
 
 def an_actor_at_work(log: Path, stage: subprocess.Popen) -> int:
   """The process of a stage's first actor whose engine is ready."""
-  deadline = time.monotonic() + 300
+  deadline = time.monotonic() + 500
   while time.monotonic() < deadline:
     said = log.read_text(errors="replace")
     assert stage.poll() is None, said[-3000:]
