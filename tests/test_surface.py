@@ -48,6 +48,30 @@ def test_the_import_is_light():
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.parametrize("module", ["evaluate", "train", "pipeline"])
+def test_an_interrupt_among_the_imports_is_one_line(module):
+  command = [sys.executable, "-m", f"trd_jax.{module}", "--help_config"]
+  with subprocess.Popen(
+    command,
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as process:
+    # By then the package is there, and most of what it imports isn't.
+    maps = f"/proc/{process.pid}/maps"
+    while process.poll() is None:
+      with open(maps) as file:
+        if "_multiarray_umath" in file.read():
+          break
+    process.send_signal(signal.SIGINT)
+    told = process.stderr.read()
+  # On a busy machine it may have ended before.
+  assert process.returncode in (-signal.SIGINT, 130, 0)
+  assert told.count("\n") <= 1, told
+  assert process.returncode == 0 or "interrupted" in told
+
+
 def test_a_bare_python_is_refused_in_one_line():
   code = "import sys; sys.path.insert(0, '.'); import trd_jax; trd_jax.run"
   told = subprocess.run(

@@ -49,9 +49,26 @@ def _refuse_bare_python() -> None:
   sys.exit(2)
 
 
+def _tell_interrupts() -> None:
+  """Ends an interrupt in one line while packages are still imported.
+
+  That takes a second, in which nothing else could catch it.
+  """
+  others = sys.excepthook
+
+  def told(kind, error, trace):
+    if issubclass(kind, KeyboardInterrupt):
+      sys.stderr.write("trd-jax: interrupted\n")
+    else:
+      others(kind, error, trace)
+
+  sys.excepthook = told
+
+
 # A module is run as a program (python -m trd_jax.…), and this is its package.
 if getattr(sys, "argv", None) and sys.argv[0] == "-m":
   _refuse_bare_python()
+  _tell_interrupts()
 
 
 def __getattr__(name):
