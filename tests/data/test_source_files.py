@@ -5,6 +5,7 @@ import dataclasses
 import json
 import types
 
+import pyarrow.parquet as pq
 import pytest
 
 from trd_jax import refine, rollout
@@ -215,3 +216,19 @@ def test_a_dry_run_looks_whether_the_files_are_there(read, tmp_path):
       store.check_files(made, fresh)
   else:
     store.check_files(made, fresh)  # it will be downloaded
+
+
+def test_problems_without_a_record_are_read_anew_and_none_twice(read):
+  made, run_dir, file = read
+  done = run_dir.stage("problems") / "done.json"
+  done.unlink()
+  assert len(store.load(made, run_dir)) == 2
+  shards = list(run_dir.stage("problems").glob("shard-*.parquet"))
+  assert sum(pq.read_metadata(path).num_rows for path in shards) == 2
+  # What an attempt that was killed has left of another file is none of it.
+  done.unlink()
+  file.write_text(rows("x", "z"))
+  assert len(store.load(made, run_dir)) == 2
+  texts = " ".join(problem.text for problem in store.load(made, run_dir))
+  assert "Find z." in texts
+  assert "Find y." not in texts

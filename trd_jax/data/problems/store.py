@@ -107,10 +107,16 @@ def load_all(
       # Later stages have rows of these problems: others are refused here.
       _check_as_before(experiment.data, run_dir, selected)
       there = run_dir.keys(STAGE)
-    with run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000) as writer:
-      for problem in selected:
-        if problem.key not in there:
-          writer.add(problem)
+    if lost is None and run_dir.keys(STAGE):
+      # Of an attempt that was killed, or whose record was removed. The source
+      # may have changed since, and of two rows with a key the older is read.
+      run_dir.replace(STAGE, Problem, selected)
+    else:
+      shards = run_dir.shard_writer(STAGE, Problem, rows_per_shard=10_000)
+      with shards as writer:
+        for problem in selected:
+          if problem.key not in there:
+            writer.add(problem)
     run_dir.write_rejected(STAGE, rejected)
     run_dir.mark_done(
       STAGE,
