@@ -70,7 +70,7 @@ _CODES = {
   "fill the disk": {2, 0},
   "read-only disk": {2, 0},
   "take the disk away": {2, 0},
-  "a server that fails": {0},
+  "a server that fails": {0, 2},
   "a server that lies": {2, 0},
 }
 _STORED = (

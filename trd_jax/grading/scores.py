@@ -184,7 +184,8 @@ def check_prompts(
   Raises:
     UserError: a question was put to base after another prompt alone.
   """
-  if run_dir.done(_BASE) is None:
+  # Nothing to compare with, too, where base is what is made again.
+  if run_dir.complete(_BASE) is None:
     return
   columns = ["key", "benchmark", "problem_id", "prompt_sha256"]
   base: dict[tuple[str, str], set[str]] = {}
