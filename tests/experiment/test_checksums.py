@@ -59,7 +59,7 @@ def test_a_flipped_bit_anywhere_in_a_shard_is_one_line(tmp_path):
         read()
       message = str(caught.value)
       assert message.startswith(f"{path} cannot be read (its bytes are not")
-      assert message.endswith("remove it and run its stage again")
+      assert message.endswith("remove it and give the same command again")
       assert "\n" not in message
   path.write_bytes(content)
   assert len(run_dir.read("problems", Problem)) == 12
@@ -104,7 +104,9 @@ def test_rows_that_are_gone_are_named_and_what_the_line_says_mends_it(tmp_path):
   rows, before = run_dir.read("problems", Problem), run_dir.record("problems")
   gone = shards_of(run_dir)[1]
   gone.write_bytes(gone.read_bytes()[:-1])
-  with pytest.raises(UserError, match="remove it and run its stage again"):
+  with pytest.raises(
+    UserError, match="remove it and give the same command again"
+  ):
     run_dir.check_bytes("problems")
   gone.unlink()
   with pytest.raises(UserError, match=rf"{gone.name}, which problems had left"):

@@ -387,3 +387,36 @@ def test_a_sweep_has_a_line_a_point(tmp_path, capsys):
   assert "3 of 9 rows" in line
   assert "at work on sweep" in text
   assert text.count("points/torn/config.json") == 1
+
+
+def test_a_pipeline_between_two_stages_is_running(run_dir, capsys):
+  run_dir.mark_done("rollout", {"samples": 0})
+  assert _here(run_dir.root, capsys)["state"] == "stopped"
+  with _held(run_dir, "pipeline"):
+    assert _here(run_dir.root, capsys)["state"] == "running"
+
+
+def test_a_damaged_config_is_no_fault_of_a_stage(run_dir, capsys):
+  run_dir.mark_done("rollout", {"samples": 0})
+  whole = run_dir.config.read_bytes()
+  run_dir.config.write_bytes(whole.replace(b"0.95", b"0.15", 1))
+  found = _here(run_dir.root, capsys)
+  (line,) = found["damaged"]
+  assert "config.json is damaged or was edited: remove it" in line
+  assert found["state"] == "damaged"
+  assert _stage(found, "rollout")["state"] == "done"
+  # As the line says, without the config's file, too.
+  run_dir.config.unlink()
+  (line,) = _here(run_dir.root, capsys)["damaged"]
+  assert "the next command writes it anew" in line
+  assert not run_dir.config.exists()
+  with pytest.raises(SystemExit):
+    cli.main(
+      "pipeline",
+      pipeline.run,
+      "runs",
+      pipeline.FLAGS,
+      argv=[f"--workdir={run_dir.root}", "--config.rollout.temperature=0.1"],
+    )
+  assert "temperature is 0.6 there and 0.1 here" in capsys.readouterr().err
+  assert run_dir.config.read_bytes() == whole

@@ -300,6 +300,9 @@ def _run(
     run(_experiment(line, None), run_dir, types.SimpleNamespace(**line.own))
     return
   spec = _spec(line)
+  if spec is None and run_dir is not None and not looks_only:
+    run_dir.restore_config()
+    spec = _spec(line)
   if spec is None and not standalone:
     raise UserError(
       "--config=FILE.py is missing: name one of configs/*.py (a workdir that "

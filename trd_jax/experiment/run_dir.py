@@ -122,6 +122,22 @@ class RunDir:
     """
     return self._own_config.check(experiment_json)
 
+  def restore_config(self) -> None:
+    """Writes `config` anew where it is gone and its copy is there.
+
+    Raises:
+      UserError: the directory can't be written.
+    """
+    self._own_config.restore()
+
+  def check_config(self) -> None:
+    """Compares `config` with its copy, where there is one.
+
+    Raises:
+      UserError: it is damaged, was edited, or is gone.
+    """
+    self._own_config.check_bytes()
+
   def abandon(self, logs: bool = True) -> bool:
     """Gives up a claim under which no sample has been made.
 

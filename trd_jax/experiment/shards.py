@@ -383,12 +383,12 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
 def _remedy(path: Path) -> str:
   """Returns what to do about a damaged file of rows.
 
-  A shard that its finished stage has listed is missed when it is gone. What no
-  list names is made again only where the stage isn't done.
+  A shard that its finished stage has listed is missed when it is gone: the
+  pipeline makes it again, a later stage says which to run. What no list names is made again only where the stage isn't done.
   """
   done = path.parent / "done.json"
   listed = not done.exists() or path.name.encode() in done.read_bytes()
   return (
-    f"remove it{'' if listed else ' and done.json beside it'} and run its stage"
-    " again"
+    f"remove it{'' if listed else ' and done.json beside it'} and give the same"
+    " command again"
   )

@@ -75,14 +75,10 @@ class WorkdirConfig:
         under a name of ours.
     """
     self.check(experiment_json)
+    # What is there was made by that; whether this one may differ comes below.
+    self.restore()
     is_new = not self._config.exists()
     try:
-      if is_new and (kept := self._kept()):
-        # What is there was made by that; whether this one may differ comes
-        # below.
-        is_new = False
-        with self._locked():
-          self._write(kept["config"])
       if is_new:
         mine = self._root / f"config.json.{uuid.uuid4().hex}"
         with atomic_files.atomic_file(mine) as file:
@@ -170,8 +166,10 @@ class WorkdirConfig:
       values: the keys that it was made by, by dotted name.
 
     Raises:
-      UserError: a key that the stage depends on differs.
+      UserError: a key that the stage depends on differs, or the directory's
+        config is damaged.
     """
+    self.check_bytes()  # else the stage would be blamed
     here = declarations.flatten(read_json(self._config))
     in_the_way = scopes.obstacles(values, here, [stage])
     if in_the_way:
@@ -198,6 +196,37 @@ class WorkdirConfig:
       f"--workdir={self._root} is no run's of trd-jax, and {strange} is there,"
       " where a run would write; name another, or move that away"
     )
+
+  def restore(self) -> None:
+    """Writes the config anew where it is gone and its copy is there.
+
+    Raises:
+      UserError: the directory can't be written.
+    """
+    kept = self._kept()
+    if kept is None or os.path.lexists(self._config):
+      return
+    try:
+      with self._locked():
+        self._write(kept["config"])
+    except OSError as error:
+      raise self._unwritable(error.errno) from error
+
+  def check_bytes(self) -> None:
+    """Compares the config with its copy, where there is one.
+
+    Raises:
+      UserError: it is damaged, was edited, or is gone.
+    """
+    kept = self._kept()
+    if kept is None:
+      return
+    if not os.path.lexists(self._config):
+      raise UserError(
+        f"{self._config} is not there: the next command writes it anew out of"
+        f" {self._copy}"
+      )
+    self._check_bytes(kept)
 
   def hold(self) -> None:
     """Checks that the config is still the one that this process claimed.

@@ -154,11 +154,13 @@ def look(run_dir: RunDir, stages: Callable[[Experiment], list[str]]) -> Status:
   sizes = _sizes(root, status.damaged)
   status.bytes = sum(sizes.values())
   status.locks = dict(_locks(root, status.damaged))
-  chosen = None
+  chosen, is_damaged = None, False
   try:
+    run_dir.check_config()
     chosen = experiment.from_json(run_dir.config)
     status.about = _about(chosen)
   except UserError as error:
+    is_damaged = True
     status.damaged.append(" ".join(str(error).split()))
   wanted = [] if chosen is None else ["problems", *stages(chosen)]
   # Without a config those that have left something.
@@ -180,7 +182,10 @@ def look(run_dir: RunDir, stages: Callable[[Experiment], list[str]]) -> Status:
       if number not in there:
         status.rounds.append(Status(str(run_dir.round(number).root)))
   parts = [*status.stages, *status.rounds, *status.points]
-  status.state = _overall([one.state for one in parts])
+  # A pipeline is at work between two stages, too.
+  states: list[State] = ["running"] if status.locks else []
+  states += ["damaged"] if is_damaged else []
+  status.state = _overall([*states, *(one.state for one in parts)])
   return status
 
 
@@ -285,7 +290,8 @@ def _stages(
       lock = evaluates if by == evaluates["process"] else None
     if isinstance(record, dict):
       one.state = "done"
-      if lost := _lost(run_dir, name):
+      # A damaged config is met again here, and is no fault of the stage's.
+      if (lost := _lost(run_dir, name)) and lost not in status.damaged:
         one.state = "damaged"
         status.damaged.append(lost)
       if name == "train" and isinstance(record.get("updates"), int):
