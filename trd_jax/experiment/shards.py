@@ -384,7 +384,8 @@ def _remedy(path: Path) -> str:
   """Returns what to do about a damaged file of rows.
 
   A shard that its finished stage has listed is missed when it is gone: the
-  pipeline makes it again, a later stage says which to run. What no list names is made again only where the stage isn't done.
+  pipeline makes it again, a later stage says which to run. What no list names
+  is made again only where the stage isn't done.
   """
   done = path.parent / "done.json"
   listed = not done.exists() or path.name.encode() in done.read_bytes()
