@@ -60,12 +60,12 @@ _LATEST = 30.0
 
 # What the exit code of an attempt may be after each fault. A signal may come
 # when all is done (0), and one that comes while Python starts ends it by
-# itself (a negative code).
+# itself (a negative code). Before a stage has begun the pipeline is meant.
 _CODES = {
   "kill the pipeline": {-9, 0},
-  "kill its stage": {137, 0},
+  "kill its stage": {137, 0, -9},
   "terminate the pipeline": {143, 0, -15},
-  "terminate its stage": {143, 0},
+  "terminate its stage": {143, 0, -15},
   "interrupt the pipeline": {130, 0, -2},
   "fill the disk": {2, 0},
   "read-only disk": {2, 0},
