@@ -169,6 +169,9 @@ def check_command(words: list[str]) -> None:
       assert not arguments[2:]
     elif module.startswith("trd_jax."):
       check_module(module.removeprefix("trd_jax."), arguments[2:])
+    elif module.startswith("tests."):
+      path = f"{module.replace('.', '/')}.py"
+      check_script(path, arguments[2:])
     else:
       assert module in {"pip", "venv"}, module
   elif is_python:
