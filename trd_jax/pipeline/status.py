@@ -183,9 +183,12 @@ def look(run_dir: RunDir, stages: Callable[[Experiment], list[str]]) -> Status:
         status.rounds.append(Status(str(run_dir.round(number).root)))
   parts = [*status.stages, *status.rounds, *status.points]
   # A pipeline is at work between two stages, too.
-  states: list[State] = ["running"] if status.locks else []
-  states += ["damaged"] if is_damaged else []
-  status.state = _overall([*states, *(one.state for one in parts)])
+  states: list[State] = [one.state for one in parts]
+  if status.locks:
+    states.append("running")
+  if is_damaged:
+    states.append("damaged")
+  status.state = _overall(states)
   return status
 
 
