@@ -19,7 +19,13 @@ import pytest
 
 from tests.support.engine_env import ROOT, vllm_python
 from tests.support.killed_stage import Rollout
-from tests.support.processes import below, still_there, title
+from tests.support.processes import (
+  SHOWS_STACKS,
+  below,
+  still_there,
+  stuck,
+  title,
+)
 from trd_jax import rollout
 from trd_jax.experiment import experiment
 from trd_jax.experiment.records import GradedSample, Trajectory
@@ -57,7 +63,7 @@ def python(tmp_path_factory):
   """vLLM's interpreter, to which JAX is not there, and what it was given."""
   folder = tmp_path_factory.mktemp("python")
   without = "import sys\nsys.modules |= dict.fromkeys(['jax', 'jaxlib'])\n"
-  (folder / "sitecustomize.py").write_text(without)
+  (folder / "sitecustomize.py").write_text(without + SHOWS_STACKS)
   script = folder / "python"
   script.write_text(
     "#!/bin/sh\n"
@@ -238,7 +244,9 @@ def an_actor_at_work(log: Path, stage: subprocess.Popen) -> int:
     if found := re.search(r"MapWorker\S+ pid=(\d+)\)\S* vllm: ready", said):
       return int(found[1])
     time.sleep(0.05)
-  raise AssertionError(f"no actor is ready: {said[-3000:]}")
+  at = stuck(stage.pid)
+  said = log.read_text(errors="replace")
+  raise AssertionError(f"no actor is ready: {said[-20000:]}\n{at}")
 
 
 def test_under_ray_a_killed_actor_loses_nothing(finished, python, tmp_path):
@@ -259,6 +267,9 @@ def test_under_ray_a_killed_actor_loses_nothing(finished, python, tmp_path):
       started = below(process.pid)
       assert actor in started
       assert title(actor).startswith("ray::MapWorker")
+      # As important as the stage is, or it starves beside other processes.
+      priority = os.getpriority(os.PRIO_PROCESS, process.pid)
+      assert os.getpriority(os.PRIO_PROCESS, actor) == priority
       of_actor = below(actor)
       assert any("EngineCore" in title(pid) for pid in of_actor)
       os.kill(actor, signal.SIGKILL)

@@ -248,6 +248,9 @@ def _import() -> tuple[Any, Any]:
 
 def _connect(ray: Any, spec: Ray) -> None:
   """Joins the cluster that the config names, or starts a local one."""
+  # Ray gives its workers the lowest priority but four. Beside anything else
+  # that is at work on the machine an engine would hardly come to its turn.
+  os.environ.setdefault("RAY_worker_niceness", "0")
   try:
     # Ray would have SIGTERM end this process with a code of its own.
     with supervise.handlers_kept():

@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from concurrent import futures
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
 from trd_jax.model.weights.model_folder import CONFIG
 
+_SILENT_SECONDS = 60.0  # of a start, after which it says that it goes on
 _END_SECONDS = 30.0  # that vLLM has to let go of what was cancelled
 _MOST_TOP_LOGPROBS = 1024  # as `refine.teacher_top_k` allows
 _CPU_CACHE_BYTES = 4 << 30
@@ -117,7 +119,7 @@ class VllmEngine:
     try:
       # For vLLM's processes only; this one goes on using threads.
       with _default_environment(_of_processes(copies)):
-        self._llm = self._wait(_start(vllm, arguments))
+        self._llm = self._wait(_start(vllm, arguments), patiently=True)
     except Exception as error:
       reason = self._reason(error)
       self.close()
@@ -280,8 +282,23 @@ class VllmEngine:
       return None
     return {self._worker.KEY: rows}
 
-  def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+  def _wait(
+    self, work: Coroutine[Any, Any, Any], patiently: bool = False
+  ) -> Any:
+    """Runs a coroutine on the loop's thread; returns what it returns.
+
+    Args:
+      work: the coroutine.
+      patiently: it may take minutes; says every so often that it still does.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    start = time.monotonic()
+    while patiently:
+      done, _ = futures.wait([future], _SILENT_SECONDS)
+      if done:
+        break
+      _say(f"still starting after {time.monotonic() - start:.0f} s")
+    return future.result()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
