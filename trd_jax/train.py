@@ -152,15 +152,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   if not writes:
     return
   logged = read_metrics(metrics_file)
-  about_round = {}
-  if place.round is not None:
-    about_round = {
-      "round": place.round,
-      "first_update": place.first,
-      "schedule": place.total,
-    }
   summary = {
-    **about_round,
+    **place.summary(),
     "coordinates": experiment.coordinates._asdict(),
     "updates": len(batches),
     "trajectories": len(data.samples),

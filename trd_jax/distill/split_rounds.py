@@ -29,6 +29,16 @@ class Place:
   round: int | None = None
   before: Checkpoints | None = None
 
+  def summary(self) -> dict[str, int]:
+    """Returns what `done.json` says of the place, nothing without rounds."""
+    if self.round is None:
+      return {}
+    return {
+      "round": self.round,
+      "first_update": self.first,
+      "schedule": self.total,
+    }
+
 
 def place(experiment: Experiment, run_dir: RunDir, num_updates: int) -> Place:
   """Finds where a round's updates begin, and how many all rounds will take.

@@ -55,6 +55,17 @@ def one_line(error: BaseException) -> str:
   return text.splitlines()[0][:200] if text else type(error).__name__
 
 
+def last_words(stderr: bytes, most: int = 200) -> str:
+  """Returns what a program said last, cut to `most` characters.
+
+  Args:
+    stderr: what it wrote there. A traceback's last line names the error.
+    most: characters.
+  """
+  lines = stderr.decode(errors="replace").strip().splitlines()
+  return lines[-1][:most] if lines else "no word"
+
+
 def did_you_mean(
   name: str,
   names: Iterable[str],

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self
 
-from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.errors import UserError, last_words
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.grading import grader_protocol
@@ -210,10 +210,9 @@ class Grader(grader_protocol.Grader):
       ),
     )
     if result.exit_code != 0:
-      said = result.stderr.decode(errors="replace").strip().splitlines()
       raise UserError(
-        f"{path} gives no prompt of EvalPlus ({(said or ['no word'])[-1][:160]}"
-        "); make the environment again: third_party/evalplus/install.sh, or set"
+        f"{path} gives no prompt of EvalPlus ({last_words(result.stderr)});"
+        " make the environment again: third_party/evalplus/install.sh, or set"
         " --config.evaluate.code_prompt=ours"
       )
     answer = json.loads(result.stdout[4:])  # behind the frame's length
@@ -464,6 +463,5 @@ class _Judge:
     """
     result = process.close()
     self._box.check(process, result)
-    lines = result.stderr.decode(errors="replace").strip().splitlines()
-    said = f"{result.reason}, {(lines or ['no word'])[-1][:200]}"
+    said = f"{result.reason}, {last_words(result.stderr)}"
     raise UserError(f"EvalPlus does not run in the sandbox: {said}")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.errors import UserError, last_words
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.records import Problem, Verdict
@@ -88,11 +88,9 @@ def check(
     limits=sandbox.Limits(wall_seconds=120, cpu_seconds=60),
   )
   if result.exit_code != 0:
-    said = result.stderr.decode(errors="replace").strip().splitlines()
-    why = (said or ["no word"])[-1][:160]
     raise UserError(
-      f"{path} can't import lcb_runner ({why}); make the environment again:"
-      " third_party/lcb_runner/install.sh"
+      f"{path} can't import lcb_runner ({last_words(result.stderr)}); make the"
+      " environment again: third_party/lcb_runner/install.sh"
     )
 
 
@@ -194,10 +192,9 @@ class Grader(grader_protocol.Grader):
         ),
       )
       if result.exit_code != 0:
-        said = result.stderr.decode(errors="replace").strip().splitlines()
         raise UserError(
           f"{path} gives no prompt of lcb_runner:"
-          f" {(said or ['no word'])[-1][:400]}; or set"
+          f" {last_words(result.stderr, 400)}; or set"
           " --config.evaluate.code_prompt=ours"
         )
       answer = json_files.loads((folder / "answered.json").read_bytes())
@@ -353,8 +350,7 @@ def _run(
     half = len(queue) // 2
     first = _run(box, python, queue[:half], workers, model)
     return first | _run(box, python, queue[half:], workers, model)
-  said = result.stderr.decode(errors="replace").strip().splitlines()
-  detail = f"{result.reason}, {(said or ['no word'])[-1][:160]}"
+  detail = f"{result.reason}, {last_words(result.stderr)}"
   # A whole response isn't what was taken out of it.
   program = None if model else queue[0][1]
   return {queue[0][0]: Verdict(None, "ungradable", program, detail)}

@@ -27,7 +27,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.errors import UserError, last_words
 from trd_jax.grading.sandbox import seccomp
 from trd_jax.grading.sandbox.boxed_process import BoxedProcess, Limits, Result
 
@@ -319,8 +319,7 @@ def _probe(python: str) -> None:
       raise
     raise UserError(_REFUSAL.format(why=error)) from None
   if result.exit_code != 0 or result.stdout.split()[:1] == [b"0"]:
-    said = result.stderr.decode(errors="replace").strip().splitlines()
-    why = f"{result.reason}: {(said or ['no word'])[-1][:200]}"
+    why = f"{result.reason}: {last_words(result.stderr)}"
     raise UserError(_REFUSAL.format(why=why))
 
 
