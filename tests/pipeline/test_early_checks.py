@@ -550,3 +550,29 @@ def test_a_rows_system_turn_is_tried_before_the_first_stage(tmp_path, teacher):
   with pytest.raises(UserError, match="has no system turn"):
     pipeline.run(e, RunDir(tmp_path / "run"), flags)
   assert not (tmp_path / "run" / "evaluate").exists()
+
+
+@pytest.mark.parametrize(
+  "keys",
+  [
+    {"refine.teacher_top_k": 1024},
+    {"divergence": "reverse_kl_topk", "loss.top_k": 5000},
+  ],
+  ids=str,
+)
+def test_as_many_likeliest_tokens_as_there_are_ids_is_refused(
+  tmp_path, teacher, keys
+):
+  keys = {"teacher.path": str(teacher), **keys}
+  name = list(keys)[-1]
+  assert re.match(rf"{name}=[\d,]+ and lab:student", wrong(tmp_path, **keys))
+  # A divergence that takes no likeliest tokens doesn't mind.
+  other = keys | {"divergence": "forward_kl", "refine.teacher_top_k": 0}
+  assert not messages(look(tmp_path, **other), "wrong")
+
+
+def test_an_adapter_wider_than_the_model_is_noted(tmp_path, teacher):
+  path = {"teacher.path": str(teacher)}
+  assert not messages(look(tmp_path, **path, **{"lora.rank": 8}), "note")
+  (note,) = messages(look(tmp_path, **path, **{"lora.rank": 4096}), "note")
+  assert "lora.rank=4,096" in note

@@ -147,6 +147,7 @@ def _models(
   for one in opened.values():
     yield from _findings_of(lambda one=one: model_checks.system_turn(e, one))
   yield from _findings_of(lambda: model_checks.adapter(e, student))
+  yield from _findings_of(lambda: model_checks.sizes(e, student))
   yield from model_checks.unmerged(e)
   # What compares two models says nothing where one can't be opened.
   if opened.keys() != sides.keys():

@@ -15,6 +15,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.findings import Finding
+from trd_jax.experiment.methods import DIVERGENCES
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Model
@@ -231,6 +232,34 @@ def adapter(experiment: Experiment, student: Opened) -> Iterator[Finding]:
     lora, _ = peft.open_adapter(folder, student.config)
   peft.check_size(path, lora, experiment.lora)
   yield Finding("adapter", "ok", path)
+
+
+def sizes(experiment: Experiment, student: Opened) -> Iterator[Finding]:
+  """Compares numbers of the config with the size of the student.
+
+  Raises:
+    UserError: as many of the likeliest tokens are asked for as there are ids.
+  """
+  e, config = experiment, student.config
+  if config is None:
+    return
+  ids = config.vocab_size if student.chat is None else student.chat.vocab_size
+  asked = {"refine.teacher_top_k": e.refine.teacher_top_k}
+  if "top_k" in DIVERGENCES[e.coordinates.divergence].parameters:
+    asked["loss.top_k"] = e.loss.top_k
+  for name, k in asked.items():
+    if k >= ids:
+      raise UserError(
+        f"{name}={k:,} and {student.path} has {ids:,} ids: the likeliest would"
+        f" be all of them; ask for less than {ids:,}"
+      )
+  if e.lora.rank > config.hidden_size:
+    message = (
+      f"lora.rank={e.lora.rank:,} is more than {student.path} is wide"
+      f" ({config.hidden_size:,}): the adapter has more numbers than what it"
+      " changes"
+    )
+    yield Finding("adapter", "note", message)
 
 
 def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
