@@ -220,24 +220,31 @@ def test_a_device_that_is_full_is_told_in_one_line(tmp_path, student):
 
 
 # Sends itself what it is told to, in the midst of the update after so many.
-TERMINATED = """
+STOPPED = """
 import os, signal, sys
 from trd_jax import train
 from trd_jax.distill import distiller
 from trd_jax.experiment import cli
 update, made, after = distiller.Distiller.update, 0, int(sys.argv.pop(1))
+number = int(sys.argv.pop(1))
 def noted(self, *arguments):
   global made
   made += 1
   if made == after:
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
   return update(self, *arguments)
 distiller.Distiller.update = noted
 cli.main("train", train.run, "", exclusive=False)
 """
 
 
-def test_terminated_after_seven_updates_it_goes_on_at_seven(tmp_path, student):
+@pytest.mark.parametrize(
+  ("number", "word"),
+  [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")],
+)
+def test_stopped_after_seven_updates_it_goes_on_at_seven(
+  tmp_path, student, number, word
+):
   chat = Chat.load(student)
   run = experiment(student, train={"epochs": 8, "checkpoint_every": 5})
   whole = training_runs.workdir(tmp_path / "whole", chat, count=6)
@@ -245,13 +252,17 @@ def test_terminated_after_seven_updates_it_goes_on_at_seven(tmp_path, student):
 
   broken = training_runs.workdir(tmp_path / "broken", chat, count=6)
   broken.claim(to_json(run))
-  command = [sys.executable, "-c", TERMINATED, "7", f"--workdir={broken.root}"]
+  command = [sys.executable, "-c", STOPPED, "7", str(int(number))]
+  command.append(f"--workdir={broken.root}")
   ended = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert ended.returncode == 143, ended.stderr
-  assert [x for x in ended.stderr.splitlines() if "terminated" in x] == [
-    "trd-jax train: terminated after update 7, which is saved; the same command"
+  assert ended.returncode == 128 + number, ended.stderr
+  *_, last = lines = ended.stderr.splitlines()
+  assert last == (
+    f"trd-jax train: {word} after update 7, which is saved; the same command"
     " goes on where it stopped"
-  ]
+  )
+  assert sum(word in line for line in lines) == 1
+  assert any("asked to stop, finishing this update" in x for x in lines)
   assert "Traceback" not in ended.stderr
   assert saved(broken)[0] == len(rows(broken)) == 7
   assert broken.done("train") is None

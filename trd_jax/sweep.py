@@ -104,7 +104,8 @@ def run(base: Experiment, run_dir: RunDir, flags) -> None:
       # Just before it runs: a donor that stands earlier in the list has its
       # rows by now.
       _take_over(where, _whose(run_dir, plans[donor]), stage)
-    code = supervise.run(_command(one, run_dir, flags.config_argv))
+    command = _command(one, run_dir, flags.config_argv)
+    code = supervise.run(command, patient=True)
     # Refused before it began: an empty folder with this config would hinder the
     # mended one.
     if code == 2 and is_new:

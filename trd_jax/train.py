@@ -12,9 +12,10 @@ on GPUs with `train.deterministic` (docs/gpu.md says how far).
 
 import contextlib
 import functools
+import signal
 
 from trd_jax.experiment import cli
-from trd_jax.experiment.errors import Terminated
+from trd_jax.experiment.errors import Interrupted, Terminated
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
 
@@ -34,7 +35,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   """Trains the adapter for `train.epochs` or `train.max_steps`.
 
   Raises:
-    Terminated: SIGTERM came; the update under way is finished and saved.
+    Interrupted: Ctrl-C or SIGTERM (`Terminated`) came while it trained; the
+      update under way is finished and saved.
     UserError: the trajectories are missing or none is left, a model or a
       tokenizer is bad, the teacher's ids or vocabulary are not the student's,
       the processes of the run can't join, JAX doesn't use the machine's GPUs,
@@ -144,9 +146,10 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     experiment.loss.mean,
     place,
   )
-  if done.updates < place.first + len(batches):
+  if done.stopped_by is not None:
     after = f"after update {done.updates}, which is saved"
-    raise Terminated(after if done.updates else "", agreed=True)
+    kinds = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
+    raise kinds[done.stopped_by](after if done.updates else "", agreed=True)
 
   # 10. What was done.
   if not writes:

@@ -157,9 +157,12 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
   assert_same(whole, began)
 
 
-@pytest.mark.parametrize("told", [[1], [0, 1]])
-def test_processes_that_are_terminated_stop_at_the_same_update(
-  tmp_path, student, told
+@pytest.mark.parametrize(
+  ("told", "by"),
+  [([1], signal.SIGTERM), ([0, 1], signal.SIGTERM), ([1], signal.SIGINT)],
+)
+def test_processes_that_are_told_to_end_stop_at_the_same_update(
+  tmp_path, student, told, by
 ):
   run_dir = workdir(tmp_path, student, epochs=400, checkpoint_every=300)
   with Together(run_dir, 2) as both:
@@ -168,12 +171,14 @@ def test_processes_that_are_terminated_stop_at_the_same_update(
       assert all(process.poll() is None for process in both.started)
       time.sleep(0.05)
     for number in told:
-      both.started[number].send_signal(signal.SIGTERM)
+      both.started[number].send_signal(by)
       time.sleep(0.3)
     codes, said = both.wait()
-  assert codes == [143, 143], said
+  # By the same signal, also what had none itself.
+  assert codes == [128 + by, 128 + by], said
   # One line, of the one that speaks.
-  (line,) = [x for _, err in said for x in err.splitlines() if "termin" in x]
+  word = "terminated" if by == signal.SIGTERM else "interrupted"
+  (line,) = [x for _, err in said for x in err.splitlines() if word in x]
   step = Checkpoints(run_dir.checkpoints, 1).latest()
   assert f"after update {step}, which is saved" in line
   assert len(rows(run_dir)) == step < 400

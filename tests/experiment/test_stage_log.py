@@ -48,7 +48,7 @@ def test_each_attempt_has_its_header_its_lines_and_its_end(tmp_path, capsys):
   stamped = [
     "out → \\x1b[2J",
     "err",
-    "trd-jax rollout: interrupted; the same command goes on from what is saved",
+    "trd-jax rollout: interrupted; the same command goes on where it stopped",
   ]
   wanted = [
     head,

@@ -48,7 +48,7 @@ import sys
 from trd_jax.experiment.processes import supervise as parent
 parent._TIDY_SECONDS = float(sys.argv[2])
 try:
-  parent.run([sys.executable, "-c", sys.argv[1]])
+  parent.run([sys.executable, "-c", sys.argv[1]], patient=sys.argv[3] == "True")
 except KeyboardInterrupt:
   print("interrupted too")
 """
@@ -81,10 +81,12 @@ def test_a_stage_is_interrupted_when_its_pipeline_is_killed():
   assert "interrupted" in told
 
 
-def interrupted(stage, *, group=False, times=1, tidy_seconds=30.0):
+def interrupted(
+  stage, *, group=False, times=1, tidy_seconds=30.0, patient=False
+):
   """What a stage and what runs it say, once it is interrupted at work."""
   process = subprocess.Popen(
-    [sys.executable, "-c", RUN, stage, str(tidy_seconds)],
+    [sys.executable, "-c", RUN, stage, str(tidy_seconds), str(patient)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -107,8 +109,14 @@ def test_an_interrupted_stage_tidies_up_whoever_was_signalled(group):
   out, err = interrupted(TIDY, group=group)
   assert out == "tidied up\ninterrupted too\n"
   assert err.splitlines() == [
-    "trd-jax rollout: interrupted; the same command goes on from what is saved"
+    "trd-jax rollout: interrupted; the same command goes on where it stopped"
   ]
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_stage_that_may_finish_has_its_own_time(patient):
+  out, _ = interrupted(TIDY, tidy_seconds=0.5, patient=patient)
+  assert ("tidied up" in out) == patient
 
 
 @pytest.mark.parametrize(
@@ -182,23 +190,33 @@ from trd_jax.experiment.processes import supervise as parent
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with parent.terminable(), parent.deferred() as state:
   os.kill(os.getpid(), signal.SIGTERM)
-  print(state.requested)
+  print(state.received)
 """
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
-  assert done.stdout == "False\n"
+  assert done.stdout == "None\n"
 
 
-def test_a_second_signal_while_something_is_finished_ends_it_at_once():
+@pytest.mark.parametrize(
+  ("number", "raised"),
+  [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_second_signal_while_something_is_finished_ends_it_at_once(
+  number, raised
+):
+  before = signal.getsignal(signal.SIGINT)
   with supervise.deferred() as state:
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)  # at once: the same
-    assert state.requested
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)  # at once, by whichever: the same
+    os.kill(os.getpid(), signal.SIGINT)
+    assert state.received == number
     time.sleep(supervise._SAME_SECONDS + 0.1)
-    with pytest.raises(Terminated):
-      os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as caught:
+      os.kill(os.getpid(), number)
+    assert caught.type is raised
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  assert signal.getsignal(signal.SIGINT) is before
 
 
 # Where Python prints an exception and goes on, and where extensions in C++ fall

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from tests.support.places import ROOT
 from trd_jax.experiment import metric_log
+from trd_jax.experiment.experiment import from_config
 from trd_jax.experiment.records import GradedSample, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
@@ -130,6 +132,25 @@ def test_a_failing_stage_ends_the_pipeline_with_its_exit_code(tmp_path):
   seconds = metric_log.seconds_by_stage(RunDir(workdir).timings)
   assert list(seconds) == ["evaluate/base", "rollout, stopped"]
   assert seconds["rollout, stopped"] > 0
+
+
+def test_an_interrupted_training_finishes_its_update_in_its_own_time(
+  monkeypatch,
+):
+  """Other stages have half a minute, as an engine may hang."""
+  given = {}
+
+  def noted(command, patient=False):
+    given[command[2]] = patient
+    return 0
+
+  monkeypatch.setattr(pipeline.supervise, "run", noted)
+  flags = types.SimpleNamespace(config_argv=[])
+  for module in ("rollout", "train", "merge", "evaluate"):
+    pipeline._start(module, [], from_config({}), flags)
+  assert [name for name, patient in given.items() if patient] == [
+    "trd_jax.train"
+  ]
 
 
 def test_a_first_stage_that_fails_leaves_nothing(tmp_path):

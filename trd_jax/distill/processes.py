@@ -21,7 +21,7 @@ import numpy as np
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
-from trd_jax.experiment.errors import Terminated, UserError
+from trd_jax.experiment.errors import Interrupted, Terminated, UserError
 from trd_jax.experiment.processes import nvidia
 from trd_jax.experiment.schema import Distributed
 from trd_jax.model import backend
@@ -86,14 +86,16 @@ def joined(
         stack.enter_context(contextlib.redirect_stderr(quiet))
       yield
     except BaseException as error:
-      if isinstance(error, Terminated) and error.agreed:
+      codes = {UserError: 2, KeyboardInterrupt: 130}
+      codes |= {Interrupted: 130, Terminated: 143}
+      code = codes.get(type(error), 1)
+      if isinstance(error, Interrupted) and error.agreed:
         if not first():  # which speaks for all
-          raise SystemExit(128 + signal.SIGTERM) from None
+          raise SystemExit(code) from None
         raise
       # JAX would have this process wait, at its end, for the others, which wait
       # for this one.
-      codes = {UserError: 2, KeyboardInterrupt: 130, Terminated: 143}
-      atexit.register(_leave, codes.get(type(error), 1))
+      atexit.register(_leave, code)
       raise
 
 
@@ -198,31 +200,38 @@ def check_same(number: int, what: str) -> None:
     )
 
 
-def stop_before(step: int, asked: bool) -> bool:
-  """Returns whether the processes stop here, all before the same update.
+def stop_before(
+  step: int, asked: signal.Signals | None
+) -> signal.Signals | None:
+  """Returns what stops the processes here, all before the same update.
 
-  Slurm's SIGTERM comes to them at different moments, or to one alone; if one
-  went on, it would wait for the others in its next update. Whoever is asked
-  first writes the update after the next into the coordinator's store. It is
-  seen in time: to begin an update a process has waited for the one before the
-  last, which takes all of them to have begun that, and so to have written.
+  Slurm's SIGTERM comes to them at different moments, or to one alone, and so
+  does a terminal's Ctrl-C; if one went on, it would wait for the others in its
+  next update. Whoever is asked first writes the update after the next into the
+  coordinator's store, and by what signal, so that all end with the same code.
+  It is seen in time: to begin an update a process has waited for the one before
+  the last, which takes all of them to have begun that, and so to have written.
 
   Args:
     step: of the update that would come next.
-    asked: whether this process is to end.
+    asked: the signal that asks this process to end; None: none has come.
+
+  Returns:
+    The signal that all processes end by; None: they go on.
   """
   if jax.process_count() == 1:
     return asked
   store = distributed.global_state.client
   assert store is not None
-  if asked:
+  if asked is not None:
     # Somebody else's stands.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      store.key_value_set(_STOP, str(step + 2))
+      store.key_value_set(_STOP, f"{step + 2} {int(asked)}")
   try:
-    return step >= int(store.key_value_try_get(_STOP))
+    last, number = map(int, store.key_value_try_get(_STOP).split())
   except jax.errors.JaxRuntimeError:  # nobody has written
-    return False
+    return None
+  return signal.Signals(number) if step >= last else None
 
 
 def coordinates(section: Distributed) -> tuple[str, int, int] | None:

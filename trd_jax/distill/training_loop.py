@@ -7,6 +7,7 @@ overlaps with the devices' work.
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,11 +41,13 @@ class Done:
     updates: how many are done, by earlier processes too.
     tokens: that both models have read in this one.
     seconds: since this process's first update.
+    stopped_by: the signal that the loop was left by; None: all are done.
   """
 
   updates: int
   tokens: int
   seconds: float
+  stopped_by: signal.Signals | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +159,16 @@ class Log:
       self._writer.write(step, row)
     self._progress.update(1, f"loss {row['loss']:.4f}")
 
+  def stop(self) -> None:
+    """Shows that the update that has begun is the last.
+
+    Until it is done may take a minute. It stands in the line of progress, which
+    may get lost: where nobody reads the output any more, a line of its own
+    would raise, and the update would not be saved.
+    """
+    self._progress.update(0, "asked to stop, finishing this update")
+    self._progress.refresh()
+
 
 def run(
   distiller: Distiller,
@@ -168,7 +181,7 @@ def run(
   mean: str,
   place: Place,
 ) -> Done:
-  """Takes the updates that are left, until SIGTERM asks to stop between two.
+  """Takes the updates that are left, until a signal asks to stop between two.
 
   Args:
     distiller: the compiled programs.
@@ -187,15 +200,16 @@ def run(
   end = place.first + len(batches)
   of_round = {} if place.round is None else {"round": place.round}
   pending: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
-  done, tokens = start, 0
+  done, tokens, stopped_by = start, 0, None
   with (
-    # SIGTERM waits for the end of an update.
+    # SIGTERM and Ctrl-C wait for the end of an update.
     supervise.deferred() as ending,
     _log(outputs, start, place.first, end, section.log_every) as log,
   ):
     for step in range(start, end):
       # An update is one program of all processes: they stop at the same one.
-      if processes.stop_before(step, ending.requested):
+      stopped_by = processes.stop_before(step, ending.received)
+      if stopped_by is not None:
         break
       batch = batches[step - place.first]
       packs = packing.pack(batch, source.layout, mean)
@@ -216,10 +230,11 @@ def run(
         pending = None
         outputs.checkpoints.save(done, state)
     if pending is not None:  # stopped between two checkpoints
+      log.stop()
       log.record(*pending)
       outputs.checkpoints.save(done, state)
     outputs.checkpoints.wait()
-  return Done(done, tokens, time.monotonic() - log.began)
+  return Done(done, tokens, time.monotonic() - log.began, stopped_by)
 
 
 @contextlib.contextmanager

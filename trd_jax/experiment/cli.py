@@ -199,20 +199,17 @@ def main(
       for number, message in enumerate(error.messages):
         _complain(stage_name, f"{'also: ' * bool(number)}{message}")
       sys.exit(2)
-    except Terminated as error:
+    except KeyboardInterrupt as error:
+      # Both signals end a command alike; its code and one word tell which.
+      word, number = "interrupted", signal.SIGINT
+      if isinstance(error, Terminated):
+        word, number = "terminated", signal.SIGTERM
       after = f" {error}" if str(error) else ""
       goes_on = (
         "" if looks_only else "; the same command goes on where it stopped"
       )
-      _complain(stage_name, f"terminated{after}{goes_on}")
-      sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-      # A training has what its last checkpoint holds.
-      goes_on = (
-        "" if looks_only else "; the same command goes on from what is saved"
-      )
-      _complain(stage_name, f"interrupted{goes_on}")
-      sys.exit(130)
+      _complain(stage_name, f"{word}{after}{goes_on}")
+      sys.exit(128 + number)
     except Exception as error:
       fault = _disk_fault(error, None if line is None else line.workdir)
       if fault is None:

@@ -26,10 +26,11 @@ class UserError(Exception):
     return [" ".join(str(one).split()) for one in each]
 
 
-class Terminated(KeyboardInterrupt):
-  """SIGTERM, as Slurm and `kill` send it: what tidies up does so as ever.
+class Interrupted(KeyboardInterrupt):
+  """Ends a command at a place that it has chosen, some time after Ctrl-C.
 
-  `trd_jax.experiment.cli` says so in one line and exits with code 143.
+  `trd_jax.experiment.cli` says so in one line and exits with code 130, as it
+  does after Python's own `KeyboardInterrupt`.
 
   Attributes:
     agreed: whether all processes of the run end here together.
@@ -39,6 +40,13 @@ class Terminated(KeyboardInterrupt):
     """Says after what, for the line: 'after update 7, which is saved'."""
     super().__init__(after)
     self.agreed = agreed
+
+
+class Terminated(Interrupted):
+  """SIGTERM, as Slurm and `kill` send it: what tidies up does so as ever.
+
+  `trd_jax.experiment.cli` says so in one line and exits with code 143.
+  """
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -266,7 +266,8 @@ def _go_on(experiment: Experiment, run_dir: RunDir, flags) -> None:
       here.adopt(stage, run_dir)
     here.forget_keys("evaluate/base")
     with timed(run_dir.timings, f"{rounds.ACCOUNT}{number}"):
-      code = supervise.run(_round(experiment, run_dir, number, flags))
+      command = _round(experiment, run_dir, number, flags)
+      code = supervise.run(command, patient=True)
       if code:
         sys.exit(code)
   rows = list(rounds.figures(run_dir, section.rounds))
@@ -307,7 +308,8 @@ def _go_on_split(experiment: Experiment, run_dir: RunDir, flags) -> None:
           if stage == "problems" or own.pipeline.evaluates:
             here.adopt(stage, run_dir)
         with timed(run_dir.timings, f"{rounds.ACCOUNT}{number}"):
-          if code := supervise.run(_round(experiment, run_dir, number, flags)):
+          command = _round(experiment, run_dir, number, flags)
+          if code := supervise.run(command, patient=True):
             sys.exit(code)
     summary = summarise(own, here)
     rows.append(rounds.of_split(summary, here, number))
@@ -354,7 +356,8 @@ def _command(
 
 def _start(module: str, own: list[str], experiment: Experiment, flags) -> int:
   """Runs one stage to its end and returns its exit code."""
-  return supervise.run(_command(module, own, experiment, flags))
+  command = _command(module, own, experiment, flags)
+  return supervise.run(command, patient=module == "train")
 
 
 def _preflight(steps, experiment: Experiment, run_dir: RunDir, flags) -> None:

@@ -44,10 +44,10 @@ class Deferred:
   """The state that `deferred` yields.
 
   Attributes:
-    requested: whether SIGTERM has come.
+    received: the signal that has come first; None: none has.
   """
 
-  requested = False
+  received: signal.Signals | None = None
 
 
 @contextlib.contextmanager
@@ -67,25 +67,31 @@ def terminable() -> Iterator[None]:
   interrupt = signal.default_int_handler
   with contextlib.ExitStack() as stack:
     if signal.getsignal(signal.SIGINT) is interrupt:
-      stack.enter_context(_handling(signal.SIGINT, interrupt))
-    stack.enter_context(_handling(signal.SIGTERM, terminate))
+      stack.enter_context(_handling(signal.SIGINT, _once(interrupt)))
+    stack.enter_context(_handling(signal.SIGTERM, _once(terminate)))
     yield
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Deferred]:
-  """Makes SIGTERM in the block only note that it has come.
+  """Makes SIGTERM and Ctrl-C in the block only note that they have come.
 
-  A second one that comes later raises `Terminated` at once.
+  A second one that comes later raises `Terminated` or `KeyboardInterrupt` at
+  once. Both together count once, as a script sends them that passes a Ctrl-C
+  on as SIGTERM.
   """
   state = Deferred()
 
   def note(number: int, frame: FrameType | None) -> None:
-    if state.requested:
+    if state.received is None:
+      state.received = signal.Signals(number)
+    elif number == signal.SIGTERM:
       raise Terminated
-    state.requested = True
+    else:
+      raise KeyboardInterrupt
 
-  with _handling(signal.SIGTERM, note):
+  once = _once(note)
+  with _handling(signal.SIGTERM, once), _handling(signal.SIGINT, once):
     yield state
 
 
@@ -115,7 +121,7 @@ def _handling(
   if before is signal.SIG_IGN or not main:
     yield
     return
-  signal.signal(number, _once(handler))
+  signal.signal(number, handler)
   try:
     yield
   finally:
@@ -167,8 +173,14 @@ def _is_deaf(frame: FrameType | None) -> bool:
   return False
 
 
-def run(command: Sequence[str]) -> int:
+def run(command: Sequence[str], patient: bool = False) -> int:
   """Runs a stage or a pipeline that ends with this process.
+
+  Args:
+    command: the program and its arguments.
+    patient: whether an interrupt, too, leaves the other one its own time: a
+      training has an update to finish and to save, and a pipeline limits the
+      time of its other stages itself.
 
   Returns:
     Its exit code as a shell gives it: 128 plus the number of the signal that
@@ -176,7 +188,8 @@ def run(command: Sequence[str]) -> int:
 
   Raises:
     KeyboardInterrupt: this process was interrupted. So was the other one, which
-      has had half a minute to tidy up; a second interrupt cuts that short.
+      has had half a minute to tidy up, or its own time where this is `patient`;
+      a second interrupt cuts that short.
     Terminated: this process had a SIGTERM. The other one has had it too, and
       has ended in its own time: a training has an update to finish and to save.
       Whoever finds that too long sends another signal.
@@ -191,7 +204,7 @@ def run(command: Sequence[str]) -> int:
     terminated = isinstance(error, Terminated)
     process.send_signal(signal.SIGTERM if terminated else signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-      process.wait(None if terminated else _TIDY_SECONDS)
+      process.wait(None if terminated or patient else _TIDY_SECONDS)
     raise
   finally:
     # Whatever happens here, the stage must not go on without its pipeline.
