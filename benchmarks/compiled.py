@@ -1,24 +1,11 @@
-"""What a compiled program costs a device, read from the program itself.
+"""What a compiled program takes of a device: FLOPs of products, and memory.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it runs.
-Here the matrix products of the optimised HLO are counted, each as often as its
-loops turn. The module that is read is one device's part of the work.
+The module that is read is one device's part of the work.
 """
 
-import math
-import re
 from typing import NamedTuple
 
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
-_CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-_SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
-_CALLED = re.compile(
-  r"(?:calls|to_apply|body|condition|true_computation|false_computation)"
-  r"=%?([\w.-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+import hlo_cost
 
 
 class Cost(NamedTuple):
@@ -36,80 +23,15 @@ class Cost(NamedTuple):
 
 
 def cost(program, turns: float | None = None) -> Cost:
-  """Of a `jax.stages.Compiled`; see `product_flops`."""
+  """Returns the cost of a `jax.stages.Compiled`.
+
+  Args:
+    program: what is read.
+    turns: see `hlo_cost.cost`, also for what is raised.
+  """
   memory = program.memory_analysis()
   return Cost(
-    product_flops(program.as_text(), turns),
+    hlo_cost.cost(program.as_text(), turns=turns).flops(),
     memory.temp_size_in_bytes,
     memory.argument_size_in_bytes,
   )
-
-
-def product_flops(hlo: str, turns: float | None = None) -> float:
-  """FLOPs of all matrix products of an HLO module's text.
-
-  Args:
-    hlo: the text.
-    turns: how often loops turn, in the mean, of which the compiler doesn't
-      know it, since the data decides; None if there are to be none.
-
-  Raises:
-    ValueError: a loop whose number of turns nobody knows, or a product that is
-      hidden in a call of a library.
-  """
-  entry, bodies = _computations(hlo)
-  done: dict[str, float] = {}
-
-  def total(name: str) -> float:
-    if name not in done:
-      done[name] = sum(
-        _flops(line, bodies[name], total, turns) for line in lines(name)
-      )
-    return done[name]
-
-  def lines(name: str):
-    return bodies[name].values()
-
-  return total(entry)
-
-
-def _computations(hlo: str) -> tuple[str, dict[str, dict[str, str]]]:
-  """The entry's name, and of each computation: instruction -> its text."""
-  entry, bodies, current = "", {}, {}
-  for line in hlo.splitlines():
-    if found := _COMPUTATION.match(line):
-      current = bodies[found[1]] = {}
-      if line.startswith("ENTRY"):
-        entry = found[1]
-    elif found := _INSTRUCTION.match(line):
-      current[found[1]] = found[2]
-  return entry, bodies
-
-
-def _dims(text: str) -> list[int]:
-  found = _SHAPE.match(text)
-  if found is None:
-    raise ValueError(f"no array: {text[:80]}")
-  return [int(size) for size in found[1].split(",") if size]
-
-
-def _flops(line: str, body: dict[str, str], total, turns) -> float:
-  if " custom-call(" in line and "matmul" in line:
-    raise ValueError(f"a product that can't be read: {line[:160]}")
-  if found := re.search(r"\bdot\(([^)]*)\)", line):
-    left = re.findall(r"%([\w.-]+)", found[1])[0]
-    contracted = _CONTRACTED.search(line)
-    assert contracted is not None
-    sizes = _dims(body[left])
-    inner = [sizes[int(i)] for i in contracted[1].split(",") if i]
-    return 2.0 * math.prod(_dims(line)) * math.prod(inner)
-  called = _CALLED.findall(line)
-  if branches := _BRANCHES.search(line):
-    called += re.findall(r"%?([\w.-]+)", branches[1])
-  inside = sum(total(name) for name in called)
-  if inside and " while(" in line:
-    trips = _TRIPS.search(line)
-    if trips is None and turns is None:
-      raise ValueError(f"a loop of unknown length: {line[:160]}")
-    inside *= int(trips[1]) if trips else turns
-  return inside
