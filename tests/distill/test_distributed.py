@@ -164,7 +164,7 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path, student):
 def test_processes_that_are_told_to_end_stop_at_the_same_update(
   tmp_path, student, told, by
 ):
-  run_dir = workdir(tmp_path, student, epochs=400, checkpoint_every=300)
+  run_dir = workdir(tmp_path, student, epochs=200, checkpoint_every=150)
   with Together(run_dir, 2) as both:
     deadline = time.monotonic() + 600
     while len(rows(run_dir)) < 3 and time.monotonic() < deadline:
@@ -181,7 +181,7 @@ def test_processes_that_are_told_to_end_stop_at_the_same_update(
   (line,) = [x for _, err in said for x in err.splitlines() if word in x]
   step = Checkpoints(run_dir.checkpoints, 1).latest()
   assert f"after update {step}, which is saved" in line
-  assert len(rows(run_dir)) == step < 400
+  assert len(rows(run_dir)) == step < 200
 
 
 def assert_same(one, other):
@@ -201,7 +201,7 @@ def assert_same(one, other):
 
 
 def test_a_process_that_is_killed_ends_the_others(tmp_path, student):
-  run_dir = workdir(tmp_path, student, epochs=2000)
+  run_dir = workdir(tmp_path, student, epochs=200)
   beat = "--config.distributed.heartbeat_seconds=5"
   with Together(run_dir, 2, beat) as both:
     while len(rows(run_dir)) < 3:
