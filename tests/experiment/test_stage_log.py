@@ -68,6 +68,7 @@ def test_each_attempt_has_its_header_its_lines_and_its_end(tmp_path, capsys):
   assert last is not None
   assert last.code == 0
   assert [line for _, line in last.lines] == ["again", "not ended"]
+  assert stamped[0] in last.earlier
   assert last.process == os.getpid()
 
 

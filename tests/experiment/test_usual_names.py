@@ -91,6 +91,15 @@ def test_the_table_holds_our_names_alone_and_hides_none():
   assert len(every) == len(set(every))
   flags = {flag.name for flag in (*pipeline.FLAGS, *cli._SHARED)}
   assert set(usual_names._FLAGS) <= flags
+  assert set(usual_names.PIPELINE_FLAGS) == {f.name for f in pipeline.FLAGS}
+
+
+def test_a_flag_of_the_pipeline_s_is_shown_where_it_belongs(capsys):
+  for given in ("--status", "--status=json", "--dry_run", "--dry-run"):
+    name = given.partition("=")[0]
+    with pytest.raises(SystemExit):
+      cli.main("train", lambda *_: None, "trains", argv=[given])
+    assert f"trd_jax.pipeline --workdir=DIR {name};" in capsys.readouterr().err
 
 
 def _load(tmp_path, *found):

@@ -158,7 +158,9 @@ def test_a_stage_is_done_waiting_stopped_or_failed(run_dir, capsys):
   assert _stage(found, "train")["state"] == "waiting"
   text = _here(run_dir.root, capsys, "text")
   assert "refine failed, 1 of " in text
-  assert "5 of 8 samples" in text
+  # In one unit, whatever the line of progress counts.
+  assert refine["unit"] == "rows"
+  assert "5 of 8 rows" in text
   assert "\x1b" not in text
   # An interrupt, a kill, and rows without any log.
   for code in (130, 143, None):
@@ -216,6 +218,42 @@ def test_of_a_stage_at_work_it_says_who_how_fast_and_how_long(run_dir, capsys):
   found = _here(run_dir.root, capsys)
   assert found["locks"] == {}
   assert _stage(found, "train")["state"] == "stopped"
+
+
+def test_a_training_that_fails_again_is_still_one_of_so_many(run_dir, capsys):
+  run_dir.stage("train").mkdir()
+  run_dir.metrics_file("train").write_text('{"step": 2, "loss": 1.0}\n')
+  _log(
+    run_dir,
+    "train",
+    "2026-01-01 10:00:01 train: 3/4 updates (75%) · 1.0 s each · loss 1.0",
+    end=143,
+  )
+  first = run_dir.log("train").read_text()
+  line = "2026-01-01 11:00:01 trd-jax train: a checkpoint is damaged"
+  _log(run_dir, "train", line, end=2)
+  run_dir.log("train").write_text(first + run_dir.log("train").read_text())
+  train = _stage(_here(run_dir.root, capsys), "train")
+  assert (train["state"], train["exit_code"]) == ("failed", 2)
+  assert (train["rows"], train["expected"]) == (3, 4)
+  assert "3 of 4 updates" in _here(run_dir.root, capsys, "text")
+
+
+@pytest.mark.parametrize("other", ["--dry_run", "--from=elsewhere"])
+def test_status_beside_a_flag_that_asks_for_work_is_refused(
+  other, run_dir, capsys
+):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(
+      "pipeline",
+      pipeline.run,
+      "runs",
+      pipeline.FLAGS,
+      argv=[f"--workdir={run_dir.root}", "--status", other],
+    )
+  assert ended.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"--status and {other.partition('=')[0]}:" in line
 
 
 def test_the_evaluation_at_work_is_the_one_whose_log_is_that_process_s(

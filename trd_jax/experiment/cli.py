@@ -474,6 +474,11 @@ def _stranger(argument: str, names: Iterable[str], source: str) -> UserError:
     return experiment.unknown_key(key, source, "--config.")
   every = [*names, *(f"config.{key}" for key in KEYS)]
   plain = name.replace("-", "_")
+  if plain in usual_names.PIPELINE_FLAGS:
+    return UserError(
+      f"there is no flag --{name} here; it is the pipeline's: python -m"
+      f" trd_jax.pipeline --workdir=DIR --{name}; see --help"
+    )
   usual = usual_names.flags(plain, [*names])
   usual = usual or [f"config.{key}" for key in usual_names.keys(plain, KEYS)]
   hint = did_you_mean(name, every, "--", usual) or "see --help"

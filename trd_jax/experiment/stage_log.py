@@ -131,11 +131,13 @@ class LastAttempt(NamedTuple):
     code: its exit code; None: it goes on, or was killed.
     lines: its last lines, each with the time at which it was printed.
     process: the process's id; None where the header is too far up.
+    earlier: the last lines of the attempts before it, without their times.
   """
 
   code: int | None
   lines: list[tuple[datetime.datetime, str]]
   process: int | None
+  earlier: list[str]
 
 
 def last_attempt(path: Path) -> LastAttempt | None:
@@ -150,9 +152,11 @@ def last_attempt(path: Path) -> LastAttempt | None:
     file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
     text = file.read(_TAIL_BYTES).decode(errors="replace")
   lines: list[tuple[datetime.datetime, str]] = []
+  earlier: list[str] = []
   code = process = None
   for line in text.split("\n"):
     if line.startswith(_HEAD):
+      earlier += [line for _, line in lines]
       lines, code = [], None
       process = int(by[1]) if (by := _PROCESS.search(line)) else None
     elif ended := _ENDED.match(line):
@@ -162,7 +166,7 @@ def last_attempt(path: Path) -> LastAttempt | None:
       with contextlib.suppress(ValueError):
         when = datetime.datetime.fromisoformat(stamp[1])
         lines.append((when, line[stamp.end() :]))
-  return LastAttempt(code, lines, process)
+  return LastAttempt(code, lines, process, earlier)
 
 
 def _stamped(line: str) -> str:

@@ -135,6 +135,9 @@ _FLAGS = {
   "from": "init_from resume_from from_run donor",
 }
 
+PIPELINE_FLAGS = ("status", "dry_run", "from")
+"""Flags of the pipeline's that people look for in every command."""
+
 # By our column.
 _COLUMNS = {
   "problem": (

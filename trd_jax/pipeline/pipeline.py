@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trd_jax.experiment import cli, tables
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.run_dir import RunDir
@@ -55,14 +56,21 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: a model, the problems, a benchmark, an interpreter or the run
       that `evaluate.buckets_from` names can't be used (see `early_checks`),
-      the problems' file has changed since they were read, or there is too
-      little room on the disk.
+      the problems' file has changed since they were read, there is too
+      little room on the disk, or two flags contradict each other.
     SystemExit: a stage failed; with its own exit code, its message having
       gone to stderr.
   """
+  donor = getattr(flags, "from")  # no name that Python lets one write
   if flags.status is not None:
     from trd_jax.pipeline import status
 
+    for name, is_given in (("dry_run", flags.dry_run), ("from", donor)):
+      if is_given:
+        raise UserError(
+          f"--status and --{name}: --status only looks at what is there; give"
+          " one of the two"
+        )
     status.show(
       run_dir, flags.status, lambda e: [account for account, *_ in commands(e)]
     )
@@ -76,7 +84,6 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   steps = list(commands(experiment))
   section = experiment.pipeline
-  donor = getattr(flags, "from")  # no name that Python lets one write
   if flags.dry_run:
     _dry_run(experiment, run_dir, flags)
     return

@@ -51,7 +51,7 @@ class Stage:
     rows: how many are there: updates of `train`, else rows on disk. A stage
       that was killed may have some twice.
     expected: how many there will be; None where nobody has counted yet.
-    unit: what is counted.
+    unit: what is counted, in whatever state: `updates` of train, else `rows`.
     per_second: rows lately, of a stage that is running.
     seconds_left: at that rate.
     metrics: the last row of a training's metrics.
@@ -394,11 +394,16 @@ def _attempt(
 
 def _from_log(one: Stage, attempt: stage_log.LastAttempt) -> None:
   """Adds what the last lines of a stage's log say: the last one, and a rate."""
+  desc = one.name.replace("/", " ")
+  # An attempt that failed before its first update hasn't said of how many; the
+  # keys that this depends on can't have changed since an earlier one said it.
+  for line in attempt.earlier:
+    if (parsed := progress_lines.parse(line)) and parsed.desc == desc:
+      one.expected = parsed.total
   if not attempt.lines:
     return
   when, one.last_line = attempt.lines[-1]
   one.seconds_since = (datetime.datetime.now() - when).total_seconds()
-  desc = one.name.replace("/", " ")
   steps = [
     (when, parsed)
     for when, line in attempt.lines
@@ -407,7 +412,7 @@ def _from_log(one: Stage, attempt: stage_log.LastAttempt) -> None:
   if not steps:
     return
   (began, first), (now, last) = steps[0], steps[-1]
-  one.expected, one.unit = last.total, last.unit
+  one.expected = last.total
   # A training's metrics may have a row less often, and a stage's rows come to
   # the disk in shards.
   one.rows = max(one.rows or 0, last.done)
