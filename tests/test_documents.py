@@ -448,10 +448,22 @@ def test_readme_s_config_of_one_s_own_is_a_config():
   assert made.data.source == "jsonl"
 
 
-def test_the_citation_and_the_changes_are_of_this_version():
+def test_documents_that_name_a_version_name_this_one():
   citation = (ROOT / "CITATION.cff").read_text()
   assert f"\nversion: {trd_jax.__version__}\n" in citation
   assert f"\n## {trd_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+  security = (ROOT / "SECURITY.md").read_text()
+  assert f"newest version, which is {trd_jax.__version__}." in security
+
+
+def test_readme_shows_the_pipeline_with_a_config_and_a_workdir():
+  blocks_of_it = blocks((ROOT / "README.md").read_text(), "bash")
+  shown = [words for block in blocks_of_it for words in commands(block)]
+  assert any(
+    {"trd_jax.pipeline", "--config=configs/demo.py"} <= set(words)
+    and any(word.startswith("--workdir=") for word in words)
+    for words in shown
+  )
 
 
 def test_readme_is_a_front_door():
