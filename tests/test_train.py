@@ -110,11 +110,12 @@ def test_fine_tuning_reads_the_text_of_a_teacher_of_another_family(
     method="sft",
     regime="opd",
     teacher={"path": str(other)},
-    train={"max_steps": 1, "batch_size": 6},
+    train={"max_steps": 1, "batch_size": 7},
   )
   train.run(chosen, run_dir, None)
   told = capsys.readouterr().out
   assert "the teacher's tokenizer has other ids" in told
+  assert "less than one batch (train.batch_size=7): it is 1 update;" in told
   # Nothing of the student's head is lost to the teacher's shorter one.
   assert "both are scored" not in told
   (row,) = read_metrics(run_dir.metrics_file("train"))
@@ -265,6 +266,7 @@ def test_stopped_after_seven_updates_it_goes_on_at_seven(
   assert any("asked to stop, finishing this update" in x for x in lines)
   assert "Traceback" not in ended.stderr
   assert saved(broken)[0] == len(rows(broken)) == 7
+  assert "less than one batch" not in ended.stdout
   assert broken.done("train") is None
   train.run(run, broken, None)
   assert broken.done("train")["restarted_after"] == 7

@@ -94,6 +94,8 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   #    a training over several rounds.
   print(f"train: {experiment.coordinates.describe()}", flush=True)
   batches = data.batches(train, experiment.seed)
+  if note := data.less_than_a_batch(train, len(batches)):
+    print(f"train: {note}", flush=True)
   place = split_rounds.place(experiment, run_dir, len(batches))
 
   # 4. Mesh and shapes: how the models are split, and the few lengths of rows

@@ -434,3 +434,19 @@ def test_stages_that_are_missing_or_do_not_fit_are_named(tmp_path, chat):
     build(tmp_path / "draft", chat, refine={2: {"draft_key": "rollout-9"}})
   with pytest.raises(UserError, match=r"no trajectory is left .*6 over train"):
     build(tmp_path / "none", chat, train={"max_student_tokens": 2})
+
+
+@pytest.mark.parametrize(
+  ("batch_size", "epochs", "told"),
+  [(32, 1, "it is 1 update;"), (7, 3, "it is 3 updates;"), (6, 1, None)],
+)
+def test_less_than_one_batch_is_noted(tmp_path, chat, batch_size, epochs, told):
+  train = {"batch_size": batch_size, "epochs": epochs}
+  section = training_runs.experiment("unused", train=train).train
+  data = build(tmp_path, chat)
+  note = data.less_than_a_batch(section, len(data.batches(section, 0)))
+  assert (note is None) == (told is None)
+  if note is not None:
+    assert note.startswith("note: there are 6 trajectories to train on, less")
+    assert f"(train.batch_size={batch_size})" in note
+    assert told in note

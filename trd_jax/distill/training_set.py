@@ -90,6 +90,26 @@ class TrainingSet:
     numbers: list[Any] = [order[step] for step in range(num_steps)]
     return [[self.samples[i] for i in chosen] for chosen in numbers]
 
+  def less_than_a_batch(self, train: Train, num_updates: int) -> str | None:
+    """Notes that all trajectories together are less than one batch.
+
+    Args:
+      train: batch_size.
+      num_updates: how many `batches` there are.
+
+    Returns:
+      A line; None where they are a batch or more.
+    """
+    count = len(self.samples)
+    if count >= train.batch_size:
+      return None
+    updates = "1 update" if num_updates == 1 else f"{num_updates:,} updates"
+    return (
+      f"note: there are {count:,} trajectories to train on, less than one"
+      f" batch (train.batch_size={train.batch_size:,}): it is {updates}; lower"
+      " train.batch_size, or give it more problems"
+    )
+
 
 def read(
   experiment: Experiment, run_dir: RunDir, student: Chat, teacher: Chat
