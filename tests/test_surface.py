@@ -138,6 +138,16 @@ def test_a_metric_that_the_first_row_lacks_is_in_the_frame(
   monkeypatch.setattr(notebook, "_frame", lambda table: table)
   table = trd_jax.open_run(tmp_path).metrics_frame()
   assert table.to_pydict() == {"step": [0, 1], "D_incorrect": [None, 0.5]}
+  # What somebody has edited is refused in a line.
+  for wrong, told in (
+    ({"step": "1"}, 'line 3: its step is "1", and has to be'),
+    ({"step": 2, "D_incorrect": "?"}, "values of D_incorrect make no column ("),
+  ):
+    edited = f"{lines}{json.dumps(wrong)}\n"
+    (tmp_path / "train/metrics.jsonl").write_text(edited)
+    with pytest.raises(UserError) as caught:
+      trd_jax.open_run(tmp_path).metrics_frame()
+    assert told in str(caught.value)
 
 
 @needs_a_run

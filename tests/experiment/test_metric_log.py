@@ -289,6 +289,44 @@ def test_seconds_add_up_over_processes_and_stopped_ones_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("rows", "told"),
+  [
+    ('{"step": "0"}\n', 'line 1: its step is "0", and has to be a whole'),
+    ('{"step": 0}\n{"step": 1.0}\n', "line 2: its step is 1.0, and"),
+    ('{"step": 0}\n{"step": true}\n', "line 2: its step is true, and"),
+    ('{"step": null}\n', "line 1: its step is null, and"),
+    ('{"step": -1}\n', "line 1: its step is -1, and"),
+    (
+      '{"step": 3}\n{"step": 3}\n',
+      "step is 3, and has to be a whole number above 3,",
+    ),
+    ('{"step": 3}\n{"step": 2}\n', "step is 2, and has to be a whole number"),
+    ('{"step": 3, "step": 4}\n', "line 1, is no row of trd-jax's"),
+    (f'{{"step": {[0] * 99}}}\n', "line 1: its step is [0, 0, 0,"),
+  ],
+)
+def test_a_step_that_is_none_is_refused_by_its_line(tmp_path, rows, told):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(rows)
+  for read in (metric_log.read_metrics, MetricWriter):
+    with pytest.raises(UserError) as caught:
+      read(path)
+    (line,) = caught.value.messages
+    assert told in line
+    assert len(line) < len(str(path)) + 200
+  assert path.read_text() == rows
+
+
+def test_a_metric_that_is_named_step_is_refused(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  with MetricWriter(path) as writer:
+    with pytest.raises(UserError, match="a metric is named step"):
+      writer.write(0, {"step": 0.5, "loss": 1.0})
+    writer.write(0, {"loss": 1.0})
+  assert metric_log.read_metrics(path) == [{"step": 0, "loss": 1.0}]
+
+
+@pytest.mark.parametrize(
   "content", [b"my notes\n", b"[1, 2]\n", b'{"note": "my own table"}\n']
 )
 def test_a_file_of_a_user_s_is_not_replaced(tmp_path, content):

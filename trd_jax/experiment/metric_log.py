@@ -88,7 +88,7 @@ class MetricWriter:
     # they would stand there twice.
     kept = []
     for row in read_metrics(path):
-      if not isinstance(row.get("step"), int):
+      if "step" not in row:
         raise UserError(f"{path} has rows without a step; move the file away")
       if row["step"] < start_step:
         kept.append(row)
@@ -115,8 +115,14 @@ class MetricWriter:
         as null: a mean over nothing has no value.
 
     Raises:
+      UserError: a metric has the name that is the step's.
       OSError: the disk refuses it.
     """
+    if "step" in metrics:
+      raise UserError(
+        "a metric is named step, which in its row is the number of the update;"
+        " give the metric another name"
+      )
     row = {name: _scalar(value) for name, value in metrics.items()}
     # Written row by row: who watches the file sees the update, and a kill
     # costs one line at most.
@@ -136,7 +142,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   """Returns the rows that `MetricWriter` wrote; a torn last line is no row.
 
   Raises:
-    UserError: a line is none of its rows: the file is somebody else's.
+    UserError: a line is none of its rows, or its step is no number, or none
+      above the row's before it: the file is somebody else's, or was edited.
   """
   if not path.exists():
     return []
@@ -147,6 +154,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
       f"{path} can't be read ({error.strerror}); move it away"
     ) from error
   rows = []
+  last = -1
   for number, line in enumerate(lines, 1):
     # Torn by a kill: the update is made again from the checkpoint.
     if not line.endswith(b"\n"):
@@ -159,8 +167,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
       raise UserError(
         f"{path}, line {number}, is no row of trd-jax's; move the file away"
       )
+    step = row.get("step", last + 1)
+    # True and False are numbers to Python.
+    if isinstance(step, bool) or not isinstance(step, int) or step <= last:
+      raise UserError(
+        f"{path}, line {number}: its step is {_shown(step)}, and has to be a"
+        f" whole number above {last}, as updates are counted; mend the line, or"
+        " move the file away"
+      )
+    last = step
     rows.append(row)
   return rows
+
+
+def _shown(value: Any, most: int = 40) -> str:
+  """Returns a value of JSON as a file has it, cut to `most` characters."""
+  text = json.dumps(value)
+  return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _append(path: Path, file: IO[bytes], row: Mapping[str, Any]) -> None:

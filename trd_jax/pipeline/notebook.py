@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from trd_jax.experiment import config_file, experiment
-from trd_jax.experiment.errors import UserError, did_you_mean
+from trd_jax.experiment.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.metric_log import read_metrics
@@ -242,6 +242,9 @@ class OpenRun:
 
     There are none before the first update. A row leaves out a metric that no
     token of its update counts for. docs/workdir.md explains the names.
+
+    Raises:
+      UserError: the file was damaged or edited.
     """
     return list(read_metrics(self._run_dir.metrics_file(stage)))
 
@@ -251,15 +254,23 @@ class OpenRun:
     What a row leaves out is NaN there.
 
     Raises:
-      UserError: pandas isn't installed.
+      UserError: pandas isn't installed, the file was damaged or edited, or the
+        values of one name are of several kinds.
     """
     rows = self.metrics(stage)
     # Every row's names: pyarrow by itself takes those of the first row only,
     # which may lack a metric that later ones have.
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return _frame(
-      pa.table({name: [row.get(name) for row in rows] for name in names})
-    )
+    columns = {}
+    for name in names:
+      try:
+        columns[name] = pa.array([row.get(name) for row in rows])
+      except pa.ArrowException as error:
+        raise UserError(
+          f"{self._run_dir.metrics_file(stage)}: the values of {name} make"
+          f" no column ({one_line(error)}); mend the file, or move it away"
+        ) from error
+    return _frame(pa.table(columns))
 
 
 def _spec(given: str) -> str:
