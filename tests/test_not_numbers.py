@@ -138,3 +138,10 @@ def test_trajectories_that_hold_no_answer_are_told_of():
   assert "100% of the samples hold no answer" in empty
   assert summaries.without_answers("rollout", SUMMARY) is None
   assert summaries.without_answers("rollout", SUMMARY | {"samples": 0}) is None
+
+
+def test_the_update_without_a_loss_is_numbered_as_the_lines_of_progress_are():
+  # Steps count from 0; the first update is update 1 to whoever reads the log.
+  row = {"loss": math.nan, "grad_norm": 1.0}
+  with pytest.raises(UserError, match=r"^update 1: the loss is nan "):
+    training_loop._check_finite(0, row)

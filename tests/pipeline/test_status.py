@@ -211,7 +211,7 @@ def test_of_a_stage_at_work_it_says_who_how_fast_and_how_long(run_dir, capsys):
     "0.5/s",
     "40.0 s",
     f"at work on train: process {process} on ",
-    "last update: step 11, loss 0.25, learning rate 0.001",
+    "last logged update 12: loss 0.25, learning rate 0.001",
   ):
     assert part in text
   # Gone: the lock's file stays, and says so to nobody.

@@ -283,7 +283,7 @@ def _check_finite(step: int, row: Mapping[str, float]) -> None:
   """
   if not all(math.isfinite(row[name]) for name in ("loss", "grad_norm")):
     raise UserError(
-      f"update {step}: the loss is {row['loss']} and its gradient's norm"
+      f"update {step + 1}: the loss is {row['loss']} and its gradient's norm"
       f" {row['grad_norm']}; the checkpoints before it are kept: lower"
       " train.learning_rate, in a new --workdir"
     )

@@ -32,8 +32,8 @@ FORMS = ("text", "json")
 State = Literal["done", "running", "waiting", "stopped", "failed", "damaged"]
 # How a stage ends that was asked to: it goes on when it is started again.
 _STOPPED = {130, 141, 143}
-# Of a training's row what is printed; the JSON has all of it.
-_METRICS = {"step": "step", "loss": "loss", "learning_rate": "learning rate"}
+# Of a training's row what is printed beside its step; the JSON has all of it.
+_METRICS = {"loss": "loss", "learning_rate": "learning rate"}
 _METRICS |= {"grad_norm": "gradient norm", "response_length": "response length"}
 _TAIL_BYTES = 1 << 16
 _SHARDS = "shard-*.parquet"
@@ -511,7 +511,10 @@ def _table(status: Status) -> Iterator[str]:
         for key, label in _METRICS.items()
         if one.metrics.get(key) is not None
       )
-      yield _wrapped(f"{one.name}, last update: {shown}")
+      # Steps count from 0, and updates, wherever they are printed, from 1.
+      number = one.metrics.get("step")
+      last = f" {number + 1:,}" if isinstance(number, int) else ""
+      yield _wrapped(f"{one.name}, last logged update{last}: {shown}")
     if one.state in ("failed", "stopped"):
       how = "killed, or its machine is gone"
       if one.exit_code is not None:
