@@ -245,8 +245,9 @@ def sizes(experiment: Experiment, student: Opened) -> Iterator[Finding]:
     return
   ids = config.vocab_size if student.chat is None else student.chat.vocab_size
   asked = {"refine.teacher_top_k": e.refine.teacher_top_k}
-  if "top_k" in DIVERGENCES[e.coordinates.divergence].parameters:
-    asked["loss.top_k"] = e.loss.top_k
+  parameters = DIVERGENCES[e.coordinates.divergence].read(e.loss)
+  if "top_k" in parameters:
+    asked["loss.top_k"] = parameters["top_k"]
   for name, k in asked.items():
     if k >= ids:
       raise UserError(
