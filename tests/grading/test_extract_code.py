@@ -66,6 +66,14 @@ from trd_jax.grading.code.extract_code import last_program
     ("```python\na\n```\n```pycon\n>>> b\n```", "a\n"),
     ("```python\na\n```\n```python-repl\n>>> b\n```", "a\n"),
     ("```python\na\n```\n```python2\nprint b\n```", "a\n"),
+    # Behind words, where the mark itself says that a program begins.
+    ("So: ```python\na\n```\nDone.", "a\n"),
+    ("So: ```\na\n```", None),
+    ("I used a ```python``` block:\n```python\na\n```", "a\n"),
+    ("```python\na\n```\nBetter: ```python\nb", None),
+    # Markdown may hold it, where nothing beside it does.
+    ("````markdown\n# So\n```python\na\n```\n````", "a\n"),
+    ("```python\na\n```\n````md\n```python\nb\n```\n````", "a\n"),
     # What is not whole is no answer, and no earlier block replaces it.
     ("```python\nprint(1)\n", None),
     ("```python\na\n```\nBetter:\n```python\nb", None),

@@ -346,6 +346,54 @@ r=3,s=8 == (s,r)=(8,3)
 2\pi r h == 2\pi hr
 \frac79 == P = \frac{7}{9} \approx 0.778
 1+1=<<1+1=2>>2 #### 2 == 2
+(1,3) == x>1 \text{ and } x<3
+(1,3) == x<3, x>1
+1<x<3 == x<3\text{ and }x>1
+(1,2)\cup(2,\infty) == x>1,\ x\neq 2
+(1,3)\cup(3,5) == 1<x<5 \text{ and } x\ne 3
+(0,\sqrt2)\cup(\sqrt2,5) == 0<x<5, x\ne\sqrt2
+\mathbb{R}\setminus\{0,1\} == x\neq 0, 1
+\mathbb{R}\setminus\{0,1\} == x\neq 1 \text{ and } x\neq 0
+\mathbb{R}\setminus\{0\} == x\in\mathbb{R}, x\neq 0
+(0,1)\cup(1,\infty) == (0,\infty)\setminus\{1\}
+(-\infty,3]\cup[5,\infty) == \mathbb{R}\setminus(3,5)
+(-\infty,3)\cup(5,\infty) == x \notin [3,5]
+(-\infty,3)\cup(5,\infty) == x<3 \text{ or } x>5
+(-\infty,3)\cup(5,\infty) == x<3 \lor x>5
+(-\infty,-1)\cup(4,\infty) == (-\infty,-1)\text{ and }(4,\infty)
+(1,2)\cup(3,4)\cup(9,\infty) == 1<x<2, 3<x<4, \text{ and } x>9
+x<-1 \text{ and } x>4 == (-\infty,-1)\cup(4,\infty)
+x \ge 0 \text{ and } y \le 2 == y\le 2, x\ge 0
+\begin{pmatrix}2\\-1\end{pmatrix} == \begin{bmatrix}2\\[2pt]-1\end{bmatrix}
+\$1,250 == \$1250
+\$1,250 == 1250\text{ dollars}
+1250\text{ cm} == 1,250\text{ cm}
+7\text{:}05\text{ AM} == 7:05 \text{ a.m.}
+1+\sqrt3 i == 2\operatorname{cis}60^\circ
+1+\sqrt3 i == 2\operatorname{cis}\left(\frac{\pi}{3}\right)
+2,3 == 2\text{ или }3
+2,3 == 2\text{ y }3
+2,3 == x=2或x=3
+2,3 == 2、3
+17 == \textbf{(D) }17
+17 == (D) 17
+17 == \text{D. }17
+-5 == \textbf{(A)}\ -5
+\textbf{(D) }17 == D
+\textbf{(D) }17 == 17
+(2,-3) == P(2,-3)
+A(1,2) == (1,2)
+A(1,2), B(3,4) == B=(3,4), A=(1,2)
+3\mathbf{i}-2\mathbf{j}+\mathbf{k} == 3\hat{i}-2\hat{j}+\hat{k}
+\langle 3,-2,1\rangle == 3\hat{\imath}-2\hat{\jmath}+\hat{k}
+\begin{pmatrix}3\\-2\end{pmatrix} == 3\vec i-2\vec j
+\frac{\pi}{4}+k\pi, k\in\mathbb{Z} == k\pi+\frac{\pi}{4}\ (k\in\mathbb{Z})
+2k\pi, k\in\mathbb{Z} == 2n\pi\text{ for any integer }n
+2k\pi, k\in\mathbb{Z} == 2n\pi\text{, where }n\text{ is an integer}
+36^\circ30' == 36.5^\circ
+36^\circ30' == 36°30′
+120 == C_{10}^{3}
+120 == \mathrm{C}^3_{10}
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -620,6 +668,39 @@ e == exp(2)
 x+y=5 == x-y=5
 23 == 2\\3
 5 == 5=x=6
+x<-1 \text{ or } x>4 == x<-1 \text{ and } x>4
+(3,5) == x>3\text{ or }x<5
+(3,5) == x<3, x>5
+(1,3)\cup(3,5) == 1<x<5, x\ne 4
+(0,4) == 0<x<4, x\ne 3
+\mathbb{R}\setminus\{0,1\} == x\neq 0
+(-\infty,3]\cup[5,\infty) == \mathbb{R}\setminus[3,5]
+x\ge 0, y\le 2 == y\ge 0, x\le 2
+x\ge 0, y\le 2 == [0,2]
+x>0, y>0 == x>0
+\emptyset == \{\emptyset\}
+\{\emptyset\} == \emptyset
+\$1,250 == \$1,205
+\$1,250 == \$1, 250, 0
+1+\sqrt3 i == 2\operatorname{cis}30^\circ
+2 == 2\text{ oder }3
+2,3 == 2\text{ oder }4
+17 == \textbf{(D) }18
+17 == (D)(17)
+D == (C) 17
+\textbf{(D) }17 == (D)\ 18
+\textbf{(D) }17 == (C)\ 17
+5 == (B) 5 \text{ or } (C) 6
+(1,2) == A(2,1)
+A(1,2) == B(1,2)
+A(1,2), B(3,4) == A=(3,4), B=(1,2)
+\langle 3,-2,1\rangle == 3\hat{\imath}+2\hat{\jmath}+\hat{k}
+(3,-2) == 3\hat{\imath}-2\hat{\jmath}+\hat{k}
+\frac{\pi}{4}+k\pi, k\in\mathbb{Z} == \frac{\pi}{4}+2k\pi, k\in\mathbb{Z}
+k\pi, k\in\mathbb{Z} == k\pi, k\in\mathbb{R}
+36^\circ30' == 36^\circ3'
+36^\circ30' == 36.3^\circ
+120 == C_{10}^{4}
 """
 
 

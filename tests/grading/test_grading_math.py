@@ -116,6 +116,16 @@ def test_which_text_is_the_answer(text, gold, reason, extracted):
     ("The answer is (B).", "B"),
     ("The correct option is **B**.", "B"),
     ("**Answer: Yes**", "Yes"),
+    ("So she pays #### 5", "5"),
+    # A choice is kept with the value that it stands for.
+    ("The correct answer is (D) 17.", "(D) 17"),
+    ("The correct answer is **(D) 17**.", "(D) 17"),
+    ("The answer is (D) $17$.", "(D) 17"),
+    ("The answer is (A) 16 or (D) 17.", None),
+    ("The answer is not (D) 17.", None),
+    # Some prompts ask for it between these.
+    ("So it is.\n<answer> 5 </answer>\n", "5"),
+    ("<answer>4</answer> or <answer>5</answer>, I think", None),
     ("So it is option 5.", None),
     ("The answer is not B.", None),
     ("The answer is B or C.", None),

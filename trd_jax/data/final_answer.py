@@ -32,7 +32,7 @@ _TAIL = re.compile(
 )
 _ANCHOR = re.compile(
   r"\b(?:answer|solution|option|choice|therefore|thus|hence|is(?=[^a-z]*\.\s*\Z))\b"
-  r"|^####(?=[ \t]*[-$\\\d])",
+  r"|(?<!\S)####(?=[ \t]*[-$\\\d])",
   re.IGNORECASE | re.MULTILINE,
 )
 # Bold, or code: with a digit or a command in it this may be the answer.
@@ -83,6 +83,12 @@ _OPERATOR = re.compile(
   re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[.,;:!?\n]\s")
+
+
+# `(D) ` at the end of what stands before a value.
+_OPTION = re.compile(r"(?<![\w(])(\([A-J]\)|[A-J][.)])[\s:]*\Z")
+# Where a prompt asks for it, the answer stands between these.
+_TAGGED = re.compile(r"<answer>([^<>]{1,300})</answer>\s*\Z")
 
 
 class Box(NamedTuple):
@@ -208,6 +214,12 @@ def _unmarked(text: str) -> str:
   return _MARKED.sub(formula, text)
 
 
+def _option(before: str) -> str:
+  """Returns the letter that is chosen right before its value: (D) 17."""
+  chosen = _OPTION.search(before)
+  return chosen[1] + " " if chosen else ""
+
+
 def stated_answer(text: str) -> str | None:
   """Returns the answer that an unboxed text unmistakably ends with.
 
@@ -217,6 +229,8 @@ def stated_answer(text: str) -> str | None:
   statement, and where its words deny, bound or hedge it or make another value
   of the number.
   """
+  if (tagged := _TAGGED.search(text)) is not None:
+    return tagged[1].strip() or None
   tail = _TAIL.sub("", _unmarked(text[-4 * _MAX_STATEMENT :]))
   anchors = _ANCHOR.finditer(tail, max(0, len(tail) - _MAX_STATEMENT))
   for anchor in list(anchors)[::-1]:
@@ -248,7 +262,7 @@ def stated_answer(text: str) -> str | None:
       before = ""
     if _OPERATOR.search(before) or _OPERATOR.search(after):
       return None
-    said = next(filter(None, found.groups()))
+    said = _option(before) + next(filter(None, found.groups()))
     if number is not None and len((number["words"] or "").split()) == 1:
       said, after = said + number["words"], ""
     # A dollar that is escaped within a formula was to end it, or is money.

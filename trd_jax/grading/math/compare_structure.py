@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 
-from trd_jax.grading.math import notation, regions, shapes
+from trd_jax.grading.math import notation, regions, shapes, units
 from trd_jax.grading.math.latex import strip_braces
 
 Maybe = bool | None
@@ -32,6 +32,11 @@ _CHOICE = re.compile(r"\(?([A-Z])(?:[).:]|\s*\Z)")
 _SAYS_CHOICE = re.compile(
   r"\s*(?i:(?:the\s+)?(?:correct\s+|final\s+)?(?:answer|option|choice)"
   r"(?:\s+is|\s*:)?(?:\s+(?:option|choice))?)\s*\(?([A-Z])[\s).]*\Z"
+)
+# A choice before the value that it stands for: (D) 17, D. 17.
+_CHOSEN = re.compile(
+  r"(?:\\text\s*\{\s*\(?([A-J])\s*[).:]+\s*\}|\(([A-J])\)(?!\()|([A-J])(?:\)|[.:]\s))"
+  r"\s*(?=[-\d\\([|.a-z])(?!\\(?:text\s*\{\s*)?(?:and|or|cdot|times|in|cup)\b)"
 )
 # Words that answer a question by themselves, short as they are.
 _ANSWERS = frozenset(
@@ -167,6 +172,11 @@ def _compare_text(gold: str, answer: str) -> Maybe:
   return False if is_text else None
 
 
+def _is_grouped(text: str) -> bool:
+  """Returns whether commas set groups of digits apart: 1,250 dollars."""
+  return _GROUPED.match(units.measure(text)[0]) is not None
+
+
 def _distinct(items: list[str], equal: Equal) -> list[str]:
   """Returns a set's items, each once."""
   if len(items) > MAX_ITEMS:
@@ -195,6 +205,8 @@ def _compare_lists(
     items = shapes.tuple_of(answer) or shapes.vector_of(answer)
   if items is None:
     items = [answer]
+  if is_set and gold == ["\\emptyset"]:
+    return False  # what holds the empty set is not empty
   if is_set:
     gold, items = _distinct(gold, equal), _distinct(items, equal)
   golds, answers = list(map(shapes.named, gold)), list(map(shapes.named, items))
@@ -239,7 +251,27 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return True
   if (text := _compare_text(gold, answer)) is not None:
     return text
+  chosen, right = _CHOSEN.match(answer), _CHOSEN.match(gold)
+  if chosen or right:
+    letters = {
+      match[match.lastindex or 0] for match in (chosen, right) if match
+    }
+    if len(letters) > 1:
+      return False
+    # Of a gold that says both, either will do.
+    if right and answer.strip("()") in letters:
+      return True
+    gold = gold[right.end() if right else 0 :]
+    answer = answer[chosen.end() if chosen else 0 :]
+    return compare(gold, answer, equal)
+  # Of several unknowns it only lists what is known of each, and a gold that is
+  # about nothing means the parts of a union.
+  if "\\land" in gold + answer and (
+    not regions.parse(gold) or regions.parse(answer) is None
+  ):
+    gold, answer = (text.replace("\\land", ",") for text in (gold, answer))
   gold, answer = _as_points(gold, answer)
+  gold, answer = _as_tuples(*_for_integers(gold, answer))
   answer = _in_order_of_names(gold, answer)
   if not shapes.is_relation(gold):
     values = shapes.values_said(answer)
@@ -265,14 +297,17 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     if (
       shapes.is_relation(gold)
       and shapes.is_relation(answer)
+      and not shapes.items_of(gold)
       and not shapes.items_of(answer)
     ):
       return equal(gold, answer)
     if mine is not None and yours is None:
       return False  # a region is asked for, and this is none
   # `1,234` is a number or a list of two; the list gets its turn below.
-  if _GROUPED.match(gold) and (result := equal(gold, answer)):
-    return result
+  if _is_grouped(gold):
+    result = equal(gold, answer)
+    if result or (result is False and not _GROUPED.match(gold)):
+      return result
   items = shapes.items_of(gold)
   if items is not None:
     is_set = shapes.inside(gold, "\\{", "\\}") is not None
@@ -292,6 +327,31 @@ def _as_points(gold: str, answer: str) -> tuple[str, str]:
     return ", ".join(f"({row})" for row in rows)
 
   return points(mine, gold), points(yours, answer)
+
+
+def _for_integers(gold: str, answer: str) -> tuple[str, str]:
+  r"""Drops `, k \in \mathbb{Z}` where both say it, with one letter for both."""
+  mine, yours = notation.for_all(gold), notation.for_all(answer)
+  if mine is None or yours is None or mine[2] != yours[2]:
+    return gold, answer
+  letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
+  found = yours[0]
+  if mine[1] != yours[1]:
+    if re.search(letter.format(mine[1]), found):
+      return gold, answer  # it means something else there
+    found = re.sub(letter.format(yours[1]), mine[1], found)
+  return mine[0], found
+
+
+def _as_tuples(gold: str, answer: str) -> tuple[str, str]:
+  """Writes `3i - 2j + k` as (3, -2, 1), where the other side is a vector."""
+
+  def listed(text: str, other: str) -> str:
+    entries = shapes.tuple_of(other) or shapes.vector_of(other)
+    units_of = shapes.unit_vectors_of(text, len(entries)) if entries else None
+    return f"({','.join(units_of)})" if units_of else text
+
+  return listed(gold, answer), listed(answer, gold)
 
 
 def _in_order_of_names(gold: str, answer: str) -> str:
@@ -414,13 +474,13 @@ def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
     )
   inner = shapes.inside(answer, "\\{", "\\}")
   if inner is not None:
-    return compare(gold, inner, equal)
+    return compare(gold, inner, equal) if inner != "\\emptyset" else False
   unit = _ENDS_IN_UNIT.search(gold)
   if unit and answer.endswith(unit[1]) and len(answer) > len(unit[1]):
     # Letter for letter the gold's unit, though nothing marks it as text.
     gold = gold[: unit.start()].strip()
     answer = answer[: -len(unit[1])].strip()
-  if not _GROUPED.match(answer) and shapes.items_of(answer) is not None:
+  if not _is_grouped(answer) and shapes.items_of(answer) is not None:
     return False
   if shapes.tuple_of(answer) is not None or shapes.is_relation(answer):
     return False

@@ -55,6 +55,9 @@ _CHARACTERS = {
   "θ": r"\theta ",
   "α": r"\alpha ",
   "β": r"\beta ",
+  "、": ",",
+  "′": "'",
+  "″": "''",
   "\u2061": "",
   "\u200b": "",
   "\ufeff": "",
@@ -94,6 +97,13 @@ _CURRENCY = re.compile(rf"(?:{_SIGN})(?![a-z])")
 _NUMBER_A_LINE = re.compile(
   r"(?:[A-Za-z]\w*\s*=\s*)?(?:[-+]?\d+(?:[./]\d+)?|\([^()]+\))[,;]?\Z"
 )
+# What other languages write between two answers.
+_JOINS = "et|ou|und|oder|sowie|и|или|oraz|lub"
+_SIGNS = "或者|或|以及|和|与|與|及|および|または|と|그리고|또는"
+# The binomial coefficient, as Chinese and Russian books write it.
+_C = r"(?:(?<![\\A-Za-z])C|\\text\s*\{\s*C\s*\})"
+_FROM = r"(?:\{\s*(\d+|\d*n)\s*\}|(\d|n))"
+_TAKEN = r"(?:\{\s*(\d+|[nkmr])\s*\}|(\d|[nkmr]))"
 # Applied in this order, each once, to the whole text: a rule may count on what
 # those before it have rewritten. `(?![a-z])` ends a command's name, so that
 # `\le` is not found in `\left`.
@@ -136,7 +146,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\neq(?![a-z])|!=", r"\\ne "),
     (r"\\lt(?![a-z])", "<"),
     (r"\\gt(?![a-z])", ">"),
-    (r"\\(?:colon|ratio)(?![a-z])|\{:\}", ":"),
+    (r"\\(?:colon|ratio)(?![a-z])|(?:\\text\s*)?\{:\}", ":"),
     (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-z]))", r"\\ln "),
     (r"\\lg(?![a-z])", r"\\log_{10} "),
     (r"\\(?:dots|cdots|ldots|dotsc)(?![a-z])|\.\.\.", r"\\ldots "),
@@ -155,6 +165,12 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"(?:\{\s*\})?(?<!\w)[_^]\s*\{?(\w+)\}?\s*C\s*_\s*(?:\{(\w+)\}|(\w))",
       r"\\binom{\1}{\2\3}",
     ),
+    # C_{10}^3, and the same with what is chosen first.
+    (
+      rf"{_C}\s*_\s*{_FROM}\s*\^\s*{_TAKEN}(?!\s*[\^_])",
+      r"\\binom{\1\2}{\3\4}",
+    ),
+    (rf"{_C}\s*\^\s*{_TAKEN}\s*_\s*{_FROM}", r"\\binom{\3\4}{\1\2}"),
     (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (
       r"\\text\s*\{\s*infinity\s*\}|(?<![\\a-zA-Z])infinity(?![a-z])",
@@ -164,7 +180,9 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
     (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
     (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
-    (r"\\text\s*\{[\s,]*(?:and|or|,|;)[\s,]*\}", ","),
+    (rf"\\text\s*\{{[\s,]*(?:and|or|,|;|{_JOINS}|{_SIGNS})[\s,]*\}}", ","),
+    (r"\\text\s*\{\s(?:y|o|e|i)\s\}", ","),
+    (rf"(?<=[\d\s)}}])\s*(?:(?:{_JOINS})(?![^\W\d_])|{_SIGNS})\s*", ","),
     (
       r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
       # Of two letters to choose from, "or" leaves open which.
@@ -197,6 +215,15 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\A\s*(?:\\approx(?![a-z])|=)\s*(?=\S)", ""),
   )
 ]
+_JOINED = re.compile(
+  r"[,\s]*(?:\\text\s*\{[\s,]*(?:and|but|(?P<either>or))[\s,]*\}"
+  r"|(?<![A-Za-z\\])(?:and|but|(?P<bare>or))(?![A-Za-z])"
+  r"|\\(?:wedge|land|(?P<sign>vee|lor))(?![a-z])|&&)"
+)
+_UNIT_VECTOR = re.compile(
+  r"\\(?:(?:wide)?(?:hat|vec)|text)(?![a-z])\s*\{?\s*\\?([ijk])(?:math)?(?![A-Za-z])\s*\}?"
+)
+_COMPARES = re.compile(r"[<>]|\\(?:[lg](?:t|e|eq|eqq|eqslant)|neq?)(?![a-z])")
 _SPACES = re.compile(r"\s+")
 # Marks of bold, of code and of a quotation around all of an answer.
 _MARKED = re.compile(r"(\*\*?|`|\"|``)([^*`\"]+)(?:\1|'')\Z")
@@ -211,6 +238,8 @@ _ALIGNED = re.compile(
 )
 # Two backslashes before a command's name are one that was doubled.
 _BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?(?![A-Za-z]{2})|\\newline(?![a-z])")
+# The space that a matrix leaves below a row.
+_ROW_SPACE = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in|mu)\s*\]")
 # Column after column of tokens is how some models break a formula up.
 _COLUMN = re.compile(r"\\begin\{matrix\}(.*)\\end\{matrix\}", re.DOTALL)
 
@@ -274,8 +303,34 @@ def _lines(text: str) -> str:
   """Writes what is broken over lines as a list; a matrix keeps its rows."""
   text = _ALIGNED.sub(lambda lines: lines[2].replace("&", " "), text)
   if "\\begin" in text:
-    return text
+    return _ROW_SPACE.sub(r"\\\\", text)
   return _BREAK.sub(", ", text)
+
+
+def _unit_vectors(text: str) -> str:
+  r"""Writes `\hat{\imath}` and `\vec{j}` as the letters that they mark."""
+  letters = {match[1] for match in _UNIT_VECTOR.finditer(text)}
+  return (
+    _UNIT_VECTOR.sub(r" \1 ", text)
+    if len(letters) > 1 and "j" in letters
+    else text
+  )
+
+
+def _conjunctions(text: str) -> str:
+  r"""Writes `and` and `or` between inequalities as `\land` and `\cup`.
+
+  Elsewhere both only list what they stand between.
+  """
+
+  def sign(match: re.Match[str]) -> str:
+    sides = text[: match.start()], text[match.end() :]
+    if not all(map(_COMPARES.search, sides)):
+      return match[0]
+    either = match["either"] or match["bare"] or match["sign"]
+    return r" \cup " if either else r" \land "
+
+  return _JOINED.sub(sign, text)
 
 
 def _surplus(text: str) -> int:
@@ -344,7 +399,7 @@ def clean(answer: str) -> str:
   # Before the rules, which make spaces of `\!` and `\,`: `1,\!234` would be
   # left as the list 1, 234.
   text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run[0]), text)
-  text = _lines(text)
+  text = _unit_vectors(_conjunctions(_lines(text)))
   for pattern, replacement in _RULES:
     text = pattern.sub(replacement, text)
   text = _SPACES.sub(" ", program_notation.to_latex(text))

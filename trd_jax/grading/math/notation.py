@@ -95,6 +95,45 @@ _MODULUS = re.compile(
   re.DOTALL,
 )
 
+# For which values of a letter a formula is meant, however that is said.
+_FOR = r"(?:where|for|with)?\s*(?:(?:all|any|every|each|some|an|arbitrary)\s+)?"
+_IS = r"(?:is|are|an|any|some|\s)*integers?"
+_FOR_ALL = re.compile(
+  rf"""[\s,;.]*\(?\s*(?:\\text\s*\{{[\s,(]*{_FOR}\}}|where|for)?\s*
+  ([A-Za-z])\s*\\in\s*\\mathbb\s*\{{?\s*([ZN])\s*\}}?(\^\{{?\+\}}?)?\s*\)?\Z""",
+  re.VERBOSE,
+)
+_FOR_INTEGERS = re.compile(
+  rf"""[\s,;.]*\(?\s*\\text\s*\{{[\s,(]*{_FOR}
+  (?:
+    integers?\s*(?:\}}\s*)?([A-Za-z])                # for any integer n
+    | \}}\s*([A-Za-z])\s*\\text\s*\{{\s*{_IS}        # where n is an integer,
+    | ([A-Za-z])\s+{_IS}                             # all of it text
+  )[\s)}}]*\Z""",
+  re.VERBOSE,
+)
+# An angle in degrees, minutes and seconds.
+_MINUTES = re.compile(
+  r"""(?<![\d.])(\d+)\s*\^\s*\\circ
+  \s*(\d{1,2}(?:\.\d+)?)\s*(?:'|\^\s*\{?\s*\\prime\s*\}?)(?!')
+  (?:\s*(\d{1,2}(?:\.\d+)?)\s*(?:''|\^\s*\{?\s*\\prime\s*\\prime\s*\}?))?""",
+  re.VERBOSE,
+)
+
+
+def for_all(text: str) -> tuple[str, str, str] | None:
+  r"""Splits `k\pi, k \in \mathbb{Z}` into the formula, the letter and the set.
+
+  None where `text` says of no letter that it is any integer.
+  """
+  if (match := _FOR_ALL.search(text)) is not None:
+    letter, numbers = match[1], match[2] + (match[3] or "")
+  elif (match := _FOR_INTEGERS.search(text)) is not None:
+    letter, numbers = match[1] or match[2] or match[3], "Z"
+  else:
+    return None
+  return text[: match.start()].strip(), letter, numbers
+
 
 def rewrite(text: str) -> str:
   """Rewrites a cleaned answer in the spelling that the comparison reads."""
@@ -124,6 +163,7 @@ def rewrite(text: str) -> str:
       return f"{based[1]}_{{{base}}}"
   while (scaled := _SCALED.sub(_as_digits, text)) != text:
     text = scaled  # hundred thousand
+  text = _MINUTES.sub(_as_degrees, text)
   for pattern in (_REPEATING, _GOES_ON):
     text = pattern.sub(_as_fraction, text)
   return text
@@ -137,6 +177,15 @@ def _as_digits(match: re.Match[str]) -> str:
     digits = digits.rstrip("0").rstrip(".")
   goes_on = match[3] and not match[0].endswith("}")
   return digits + (match[3] if goes_on else "")
+
+
+def _as_degrees(match: re.Match[str]) -> str:
+  """Writes degrees, minutes and seconds as the degrees that they are."""
+  value = Fraction(match[1]) + Fraction(match[2]) / 60
+  value += Fraction(match[3] or 0) / 3600
+  if value.denominator == 1:
+    return f"{value.numerator}^\\circ "
+  return f"\\frac{{{value.numerator}}}{{{value.denominator}}}^\\circ "
 
 
 def _as_fraction(match: re.Match[str]) -> str:

@@ -50,11 +50,22 @@ _OF_SEVERAL = re.compile(
 # Of numbers alone: C may be a point, too.
 _CHOOSE = re.compile(r"(?<![\\A-Za-z])C\((\d+),\s*(\d+)\)")
 _OF_SET = re.compile(r"\\(gcd|lcm|max|min)\s*\\\{([^{}]*)\\\}")
+_CIS = re.compile(
+  r"(?:\\text\s*\{\s*cis\s*\}|(?<![A-Za-z])\\?cis(?![A-Za-z]))\s*"
+  r"(?:\(([^()]+)\)|\{([^{}]+)\}|((?:\\frac\{[^{}]*\}\{[^{}]*\}|\\?\w+|\^\\circ)+))"
+)
 _SQRT = re.compile(r"(?<![\\a-zA-Z])sqrt(?=\s*[\d{])")
+
+
+def _cosine_and_sine(match: re.Match[str]) -> str:
+  r"""Writes `\text{cis}60^\circ` as the complex number that it is."""
+  angle = match[1] or match[2] or match[3]
+  return rf"(\cos({angle})+ i \sin({angle}))"
 
 
 def to_latex(text: str) -> str:
   """Returns a text with its calls and bare names of functions as LaTeX."""
+  text = _CIS.sub(_cosine_and_sine, text)
   done, at = [], 0
   while (call := _CALL.search(text, at)) is not None:
     end = brackets.end_of(text, call.end() - 1)

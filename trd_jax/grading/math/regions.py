@@ -1,15 +1,17 @@
 r"""Intervals, unions and inequalities in one unknown, read as lists of spans.
 
-`[0, 1)`, `]0,1[`, `0 \le x < 1`, `x \in [0,1)`, `|x| > 1`, `\mathbb{R}^+` and
-unions of them become spans with their ends as text; the ends are compared
-elsewhere.
+`[0, 1)`, `]0,1[`, `0 \le x < 1`, `x \in [0,1)`, `|x| > 1`, `\mathbb{R}^+`, what
+several of these have in common, and unions of them become spans with their
+ends as text; the ends are compared elsewhere. Only where two regions are put
+together are ends put in order here, as far as they are literals.
 """
 
+import functools
 import itertools
 import re
 from typing import NamedTuple
 
-from trd_jax.grading.math import numbers
+from trd_jax.grading.math import brackets, numbers
 
 _INFINITY = "\\infty"
 _COMPARISON = re.compile(r"\\(le|ge|ne)(?![a-z])|(?<!\\)([<>])")
@@ -32,6 +34,10 @@ _WITHOUT = re.compile(
   r"\\\{(.+)\\\}\Z",
   re.DOTALL,
 )
+_LESS = re.compile(r"(.*\S)\s*\\setminus(?![a-z])\s*(\S.*)\Z", re.DOTALL)
+_OUTSIDE = re.compile(r"\\notin(?![a-z])|\\not\s*\\in(?![a-z])")
+_AND = re.compile(r"\\land(?![a-z])")
+_LEFT_OUT = re.compile(r"\\ne(?![a-z])")
 
 
 class Span(NamedTuple):
@@ -84,27 +90,181 @@ def parse(text: str) -> list[Span] | None:
   Args:
     text: an answer as `latex.clean` writes it.
   """
+  if not _share_an_unknown(text):
+    return None  # bounds on two unknowns are no region of one
+  # Before a comma: of `x > 0 and x < 1, x > 2` each part is one region.
+  if (both := _conditions(text)) is not None:
+    return both
   text = text.strip()
   member = _MEMBER.split(text)
   if len(member) == 2 and _NAME.match(member[0].strip()):
     text = member[1].strip()
   if (builder := _BUILDER.match(text)) is not None:
-    text = builder[2].strip()
+    return parse(builder[2].strip())
   if (reals := _REALS.match(text)) is not None:
     return _reals(reals[1])
   if (without := _WITHOUT.match(text)) is not None:
     return _all_but(without[1])
+  apart = _OUTSIDE.split(text)
+  if len(apart) == 2 and _NAME.match(apart[0].strip()):
+    return _without(_reals(None), parse(apart[1]))
+  if (less := _LESS.match(text)) is not None:
+    return _without(parse(less[1]), parse(less[2]))
   spans: list[Span] = []
-  parts = text.split("\\cup")
-  # `x < 1, x > 2` is a union as well; in `[0,1), …` the comma is inside.
-  if len(parts) == 1 and _COMPARISON.search(text):
-    parts = text.split(",")
-  for part in map(str.strip, parts):
+  for part in map(str.strip, text.split("\\cup")):
     read = _inequality(part) if _COMPARISON.search(part) else _interval(part)
     if read is None:
       return None
     spans += read
   return spans
+
+
+def _share_an_unknown(text: str) -> bool:
+  """Returns whether all comparisons may bound one and the same unknown."""
+  found: list[set[str]] = []
+  for part in re.split(r",|\\cup(?![a-z])|\\land(?![a-z])", text):
+    sides = _sides(part)
+    if len(sides) == 1:
+      sides = _MEMBER.split(part)[:-1]
+    elif len(sides) == 3:  # of `a < x < b` the middle is what is bounded
+      sides = sides[1:2]
+    named = set()
+    for side in map(str.strip, sides):
+      absolute = _ABSOLUTE.match(side)
+      if absolute or (_NAME.match(side) and side != _INFINITY):
+        named.add(absolute[1] if absolute else side)
+    if named:
+      found.append(named)
+  return not found or bool(set.intersection(*found))
+
+
+def _conditions(text: str) -> list[Span] | None:
+  r"""Reads several statements on one unknown; None where there is but one.
+
+  `x < 1, x > 2` says either, `x > 1 \land x < 2` both. A comma says both, too,
+  where the next part only takes points out or says where x is from, and where
+  either would say nothing: `x > 1, x < 2`.
+  """
+  # `a, b and c` lists all three.
+  if len(brackets.split(text, ",")) > 1:
+    text = _AND.sub(",", text)
+  if len(all_of := _AND.split(text)) > 1:
+    if "\\cup" in text:
+      return None
+    read = [parse(part.strip(" ,")) for part in all_of]
+    return functools.reduce(_common, read)
+  parts = brackets.split(text, ",")
+  if len(parts) < 2:
+    return None
+  if not _COMPARISON.search(text):
+    # It increases on (-1, 0), (2, 3).
+    listed = [read for read in map(_interval, parts) if read]
+    return sum(listed, []) if len(listed) == len(parts) else None
+  # `x \ne 0, 1`
+  for at in range(1, len(parts)):
+    name, _, out = parts[at - 1].partition("\\ne ")
+    if out and not _COMPARISON.search(parts[at]) and "\\in" not in parts[at]:
+      parts[at] = f"{name}\\ne {parts[at]}"
+  either: list[Span] = []
+  within: list[list[Span] | None] = []
+  points: list[Span] = []
+  for part in parts:
+    read = parse(part)
+    if read is None:
+      return None
+    if _LEFT_OUT.search(part):
+      points.append(Span(read[0].high, read[0].high, False, False))
+    elif _MEMBER.search(part):
+      within.append(read)
+    else:
+      either += read
+  if len(either) == 2:
+    common = _common(either[:1], either[1:])
+    if common and _order(common[0].low, common[0].high) == -1:
+      ends = {common[0].low, common[0].high}
+      if not ends & {_INFINITY, "-" + _INFINITY}:
+        either = common
+  region = functools.reduce(
+    _common, [either, *within] if either else [*within] or [_reals(None)]
+  )
+  return _without(region, points) if points else region
+
+
+def _order(one: str, other: str) -> int | None:
+  """Compares two ends: -1, 0 or 1, or None where they are no literals."""
+  if one == other:
+    return 0
+  for end, sign in (("-" + _INFINITY, -1), (_INFINITY, 1)):
+    if one == end:
+      return sign
+    if other == end:
+      return -sign
+  values = numbers.literal(one), numbers.literal(other)
+  if values[0] is None or values[1] is None:
+    return None
+  return (values[0].value > values[1].value) - (
+    values[0].value < values[1].value
+  )
+
+
+def _common(
+  one: list[Span] | None, other: list[Span] | None
+) -> list[Span] | None:
+  """Returns what two regions have in common, [] for nothing.
+
+  None where that can't be told.
+  """
+  if one is None or other is None:
+    return None
+  found: list[Span] = []
+  for mine, yours in itertools.product(one, other):
+    lows, highs = _order(mine.low, yours.low), _order(mine.high, yours.high)
+    if lows is None or highs is None:
+      return None
+    low = mine.low if lows > 0 else yours.low
+    high = mine.high if highs < 0 else yours.high
+    left = (lows >= 0 and mine.left_open) or (lows <= 0 and yours.left_open)
+    right = (highs <= 0 and mine.right_open) or (
+      highs >= 0 and yours.right_open
+    )
+    width = _order(low, high)
+    # Ends that can't be put in order are taken to be in it.
+    if width is None or width < 0 or (width == 0 and not (left or right)):
+      found.append(Span(low, high, left, right))
+  return found
+
+
+def _without(
+  region: list[Span] | None, others: list[Span] | None
+) -> list[Span] | None:
+  """Returns a region less others, points or spans; None: it can't be told."""
+  if region is None or others is None:
+    return None
+  for other in others:
+    if other.low != other.high:
+      rest = [
+        Span("-" + _INFINITY, other.low, True, not other.left_open),
+        Span(other.high, _INFINITY, not other.right_open, True),
+      ]
+      region = _common(
+        region, [one for one in rest if _order(one.low, one.high)]
+      )
+      if region is None:
+        return None
+      continue
+    point, rest = other.low, []
+    for span in region:
+      left, right = _order(span.low, point), _order(point, span.high)
+      if 1 in (left, right):
+        rest.append(span)  # the point is outside
+        continue
+      # Where that can't be told it is inside: else it would not be named.
+      if left != 0:
+        rest.append(Span(span.low, point, span.left_open, True))
+      if right != 0:
+        rest.append(Span(point, span.high, True, span.right_open))
+    region = rest
+  return region
 
 
 def _reals(side: str | None) -> list[Span]:

@@ -52,6 +52,13 @@ _NEGATED = re.compile(r"-\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\Z")
 _DETERMINANT = re.compile(r"\|?\s*\\begin\{[vV](?:small)?matrix\}|\|\s*\\begin")
 
 
+# A point with its name before it; N(0,1) is a distribution.
+_POINT = re.compile(
+  r"([A-MO-TV-Z](?:_\{?\w+\}?|'{1,2})?)\s*(\((?=.*[\d\\]).+\))\Z", re.DOTALL
+)
+_UNIT_VECTOR = re.compile(r"\s*([+-]?)\s*(.*?)\s*(?<![A-Za-z])([ijk])\s*\Z")
+
+
 class Named(NamedTuple):
   """What an answer is called, if it says so, and its value."""
 
@@ -118,6 +125,8 @@ def named(text: str) -> Named:
     name, _, value = text.partition("\\approx")
     if _is_name(name):
       return Named(name.strip(), value.strip())
+  if (point := _POINT.match(text)) and tuple_of(point[2]):
+    return Named(point[1], point[2])
   # In `m = 1, n = 2` each of the two has its own.
   if len(parts) < 2 or any(len(split(part)) > 1 for part in parts[1:-1]):
     return Named(None, text)
@@ -255,6 +264,33 @@ def matrix_of(text: str) -> list[list[str]] | None:
     for row in rows
     if row and row != "\\hline"
   ]
+
+
+def unit_vectors_of(text: str, count: int) -> list[str] | None:
+  """Returns the coefficients of i, j (and k) in a sum of their multiples.
+
+  Args:
+    text: a cleaned answer.
+    count: how many coefficients there are to be; of a missing one 0.
+  """
+  if not 2 <= count <= 3 or not re.search(r"(?<![A-Za-z])j(?![A-Za-z])", text):
+    return None
+  terms, begin = [], 0
+  hidden = outside(text)
+  for sign in re.finditer(r"(?<=[ijk])\s*[+-]", hidden):
+    terms.append(text[begin : sign.end() - 1])
+    begin = sign.end() - 1
+  found: dict[str, str] = {}
+  for term in [*terms, text[begin:]]:
+    match = _UNIT_VECTOR.match(term)
+    if not match or match[3] in found:
+      return None
+    if re.search(r"(?<![\\A-Za-z])[ijk](?![A-Za-z])", match[2]):
+      return None
+    found[match[3]] = match[1].replace("+", "") + (match[2] or "1")
+  if count == 2 and "k" in found:
+    return None
+  return [found.get(name, "0") for name in "ijk"[:count]]
 
 
 def is_determinant(text: str) -> bool:
