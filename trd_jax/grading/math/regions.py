@@ -159,7 +159,9 @@ def _conditions(text: str) -> list[Span] | None:
   if not _COMPARISON.search(text):
     # It increases on (-1, 0), (2, 3).
     listed = [read for read in map(_interval, parts) if read]
-    return sum(listed, []) if len(listed) == len(parts) else None
+    if len(listed) < len(parts):
+      return None
+    return list(itertools.chain.from_iterable(listed))
   # `x \ne 0, 1`
   for at in range(1, len(parts)):
     name, _, out = parts[at - 1].partition("\\ne ")
