@@ -118,12 +118,12 @@ def shard_bytes(tree: Any) -> int:
   )
 
 
-def scratch_bytes(lowered) -> int:
-  """Compiles a program: what it needs on a device beyond its arguments.
+def scratch_bytes(program) -> int:
+  """Returns what a compiled program needs on a device beyond its arguments.
 
   Intermediates, and those results that don't take an argument's place.
   """
-  memory = lowered.compile().memory_analysis()
+  memory = program.memory_analysis()
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return memory.temp_size_in_bytes + fresh
 
@@ -223,7 +223,7 @@ def rows_of(name: str, args, devices) -> Iterator[dict[str, Any]]:
       for program, low in lowered.items():
         # What a student keeps for its backward pass is none of the others'.
         if program == "learn" or program not in scratch:
-          scratch[program] = scratch_bytes(low)
+          scratch[program] = scratch_bytes(low.compile())
       held = stays(sides, distiller, packs)
       yield {
         "case": name,
@@ -274,15 +274,8 @@ def devices_of(target: str) -> list[Any]:
     import jax
 
     return jax.devices()[:DEVICES]
-  # The plugin looks for a driver where nothing tells it not to.
-  os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-  os.environ.pop("JAX_PLATFORMS", None)
-  from jax.experimental import topologies
-
   try:
-    topology = topologies.get_topology_desc(
-      platform="cuda", topology=f"1x1x{DEVICES}", target_config=_H100
-    )
+    return h100s()
   except (NotImplementedError, RuntimeError) as error:
     told = (
       "fit.py: --target=h100 needs XLA's GPU compiler; install"
@@ -290,6 +283,25 @@ def devices_of(target: str) -> list[Any]:
     )
     print(" ".join(told.split()), file=sys.stderr)
     sys.exit(2)  # 1 says that something doesn't fit
+
+
+def h100s() -> list[Any]:
+  """Returns eight H100s to compile for, none of which has to be there.
+
+  Sets JAX up, so it comes first.
+
+  Raises:
+    NotImplementedError: JAX has no compiler for GPUs.
+    RuntimeError: it can't be started.
+  """
+  # The plugin looks for a driver where nothing tells it not to.
+  os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+  os.environ.pop("JAX_PLATFORMS", None)
+  from jax.experimental import topologies
+
+  topology = topologies.get_topology_desc(
+    platform="cuda", topology=f"1x1x{DEVICES}", target_config=_H100
+  )
   return list(topology.devices)
 
 

@@ -649,7 +649,7 @@ class _Reader:
     source = instructions[one.operands[0]]
     if source.opcode != "parameter":
       return False
-    index = int(_INDEX.search(one.text)[1])  # pyright: ignore[reportOptionalSubscript]
+    index = int(_INDEX.findall(one.text)[0])
     outside, loop = self._loops[where]
     around = self._computations[outside].instructions
     given = around[loop.operands[0]]

@@ -35,7 +35,7 @@ from trd_jax.model.qwen3 import Qwen3
 
 # Updates that the paper's run has: 40,245 trajectories in batches of 128.
 _NUM_STEPS = 315
-_ONSETS = tuple(range(40))
+ONSETS = tuple(range(40))
 
 
 def abstract(
@@ -103,7 +103,7 @@ def slot_loss(
   rows = chunk_tokens(experiment, sides, mesh)
   scoring = dataclasses.replace(wanted.scoring, chunk_tokens=rows)
   wanted = dataclasses.replace(wanted, scoring=scoring)
-  return objective.slot_loss(wanted, _ONSETS)
+  return objective.slot_loss(wanted, ONSETS)
 
 
 def chunk_tokens(

@@ -6,6 +6,7 @@ mesh has.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -26,6 +27,7 @@ def choose(
   pair: Pair,
   samples: Sequence[Sample],
   weights: Weights,
+  devices: Sequence[Any] | None = None,
 ) -> tuple[Mesh, Layout, str]:
   """Chooses the mesh, as given or as the sizes ask for, and the packs' shapes.
 
@@ -34,6 +36,8 @@ def choose(
     pair: the models, and their attention.
     samples: every sample of the run.
     weights: what the teacher's source needs of the teacher.
+    devices: that the run is planned for, where JAX doesn't run on them: then
+      `mesh` says their memory or how they are shared out.
 
   Returns:
     The mesh, the shapes, and how the mesh was chosen: '' where there was
@@ -75,6 +79,6 @@ def choose(
     recorded=experiment.refine.teacher_top_k,
   )
   mesh, told = mesh_choice.make(
-    experiment.mesh, sizes, pair.attention.implementation
+    experiment.mesh, sizes, pair.attention.implementation, devices
   )
   return mesh, layout(groups=sharding.num_groups(mesh)), told

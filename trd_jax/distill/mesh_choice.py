@@ -9,8 +9,8 @@ are looked at; no array is made.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,10 @@ class Estimate(NamedTuple):
 
 
 def make(
-  section: schema.Mesh, sizes: Sizes, attention: str = "xla"
+  section: schema.Mesh,
+  sizes: Sizes,
+  attention: str = "xla",
+  devices: Sequence[Any] | None = None,
 ) -> tuple[Mesh, str]:
   """Returns the mesh that the config asks for, or the one that its sizes need.
 
@@ -122,6 +125,7 @@ def make(
     section: the config's; with sizes in it nothing is estimated.
     sizes: what there is to hold.
     attention: what computes it; a kernel gets whole key heads only.
+    devices: that the mesh is of; None for all that JAX runs on.
 
   Returns:
     The mesh, and how it was chosen: '' where there was nothing to choose.
@@ -132,19 +136,20 @@ def make(
   """
   asked = section.sizes
   if asked is not None:
-    mesh = sharding.make_mesh(*asked)
+    mesh = sharding.make_mesh(*asked, devices=devices)
     _check_heads(sizes, mesh.shape["tensor"], attention)
     return mesh, ""
   limit = device_memory(section.memory_gib)
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   if limit is None:
     told = (
       f"{count} devices, data={count}: weights replicated; this platform"
       " doesn't say how much memory a device has (mesh.memory_gib)"
     )
-    return sharding.make_mesh(), told if count > 1 else ""
+    return sharding.make_mesh(devices=devices), told if count > 1 else ""
   tried = choose(sizes, count, limit)
-  return sharding.make_mesh(*tried[-1].shape), table(tried, limit)
+  mesh = sharding.make_mesh(*tried[-1].shape, devices=devices)
+  return mesh, table(tried, limit)
 
 
 def _check_heads(sizes: Sizes, tensor: int, attention: str) -> None:
