@@ -12,6 +12,7 @@ import loss
 import packing
 import results
 import rollout_overhead
+import roofline
 import scaling
 import step
 from targets import TARGETS, Documents
@@ -25,7 +26,8 @@ PARTS: dict[str, ModuleType] = {
   "engines": engines,
   "rollout_overhead": rollout_overhead,
 }
-_SHOWN = {**PARTS, "gpu": gpu_table}
+# What runs elsewhere, or needs another environment, is shown with them.
+_SHOWN = {**PARTS, "roofline": roofline, "gpu": gpu_table}
 _HEAD = """# Benchmarks
 
 Written by `make bench` from `benchmarks/results/`; whatever is changed here by

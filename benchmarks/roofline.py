@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import textwrap
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -571,6 +572,7 @@ def sums(settings: dict[str, Any], cases: dict[str, dict]) -> dict[str, float]:
   return {
     **seconds,
     **{f"learn, {kind}": value for kind, value in kinds.items()},
+    "copied": kinds["weight copies"] / seconds["learn"],
     **{f"{side}, of peak": value for side, value in share.items()},
     "student fill": fill("learn"),
     "teacher fill": fill("teach"),
@@ -711,7 +713,8 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--method",
     choices=tuple(METHODS),
-    help="what is trained on and how, as in the config (trd)",
+    metavar="NAME",
+    help=f"what is trained on and how, as in the config (trd):\n{_names()}",
   )
   parser.add_argument(
     "--workdir",
@@ -721,25 +724,29 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     "trajectories are there, instead of the paper's medians",
   )
   parser.add_argument(
-    "--seed", type=int, default=0, help="of lengths and of the updates' order"
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="of lengths and of the updates' order (0)",
   )
   parser.add_argument(
     "--set",
     action="append",
     default=[],
     metavar="KEY=VALUE",
-    help="change a key of the config, as lora.dropout=0; may be repeated",
+    help="change a key of the config, as lora.dropout=0; may be\nrepeated",
   )
   parser.add_argument(
     "--table",
     action="store_true",
-    help="1.7b, 4b and 8b, each in OPSD and OPD (an hour on two cores)",
+    help="1.7b, 4b and 8b, each in OPSD and OPD: half an hour or more",
   )
   parser.add_argument(
     "--hlo",
     type=_folder,
     metavar="DIR",
-    help="write each program's optimised text and manifest.json there",
+    help="write each program's optimised text and a manifest.json\nthere",
   )
   parser.add_argument(
     "--json", type=results.output, metavar="FILE", help="write the results here"
@@ -755,6 +762,11 @@ def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
   if args.workdir and (args.regime or args.method):
     parser.error("--workdir brings its own regime and method: leave them out")
   return args
+
+
+def _names() -> str:
+  """Returns the methods' names, a few a line."""
+  return textwrap.fill(", ".join(METHODS), 55)
 
 
 def _folder(text: str) -> Path:
@@ -812,22 +824,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Compiles, models and prints; returns the exit code."""
   args = _flags(arguments)
   try:
+    # A slip in --set is said at once, with a compiler or without one.
+    experiment_of("8b", args.regime or "opsd", args.method or "trd", args.set)
     devices = fit.h100s()
+  except UserError as error:
+    return _refuse(error, 2)
   except (NotImplementedError, RuntimeError) as error:
-    told = (
-      "roofline.py: it needs XLA's GPU compiler, though no GPU: pip install"
-      f" 'jax[cuda12]' ({error})"
+    return _refuse(
+      "it needs XLA's GPU compiler, though no GPU: pip install 'jax[cuda12]'"
+      f" ({error})",
+      2,
     )
-    print(" ".join(told.split()), file=sys.stderr)
-    return 2
   try:
     return _evaluate(args, devices)
   except UserError as error:
-    print(f"roofline.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return _refuse(error, 2)
   except (Wrong, ValueError) as error:
-    print(f"roofline.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
+    return _refuse(error, 1)
+
+
+def _refuse(error: object, code: int) -> int:
+  """Says in one line what is wrong, and returns the exit code."""
+  print(f"roofline.py: {' '.join(str(error).split())}", file=sys.stderr)
+  return code
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import loss
 import packing
 import results
 import rollout_overhead
+import roofline
 
 Documents = Mapping[str, dict]
 
@@ -100,7 +101,20 @@ def _round_ratio(part, above, below, key):
   return figure
 
 
+def _modelled(name, factor=1.0):
+  """A figure of the 8B's OPSD TRD that no card has been asked for."""
+
+  def figure(documents):
+    group = documents.get("roofline", {}).get("groups", {}).get("8b opsd trd")
+    if group is None:
+      return None
+    return roofline.sums(group["settings"], group["cases"])[name] * factor
+
+  return figure
+
+
 _F32 = "loss, CPU, float32"
+_8B = "8 H100s, modelled, 8B OPSD TRD"
 TARGETS = (
   Target(
     "loss_floor",
@@ -228,5 +242,64 @@ TARGETS = (
     form=".1f",
     unit=" GB",
     figure=gpu_table.figure("step-pack", "peak GB so far"),
+  ),
+  Target(
+    "modelled_student_fill",
+    f"{_8B}: student tokens that are no padding",
+    92,
+    at_most=False,
+    form=".0f",
+    unit="%",
+    figure=_modelled("student fill", 100),
+  ),
+  Target(
+    "modelled_teacher_fill",
+    f"{_8B}: teacher tokens that are no padding",
+    92,
+    at_most=False,
+    form=".0f",
+    unit="%",
+    figure=_modelled("teacher fill", 100),
+  ),
+  Target(
+    "modelled_sample",
+    f"{_8B}: GPU-seconds a sample, teacher recomputed",
+    0.45,
+    form=".2f",
+    unit=" s",
+    figure=_modelled("sample"),
+  ),
+  Target(
+    "modelled_sample_cached",
+    f"{_8B}: the same, teacher cached",
+    0.13,
+    form=".2f",
+    unit=" s",
+    figure=_modelled("cached"),
+  ),
+  Target(
+    "modelled_learn",
+    f"{_8B}: `learn`, of peak",
+    58,
+    at_most=False,
+    form=".0f",
+    unit="%",
+    figure=_modelled("learn, of peak", 100),
+  ),
+  Target(
+    "modelled_weight_copies",
+    f"{_8B}: weights copied, of `learn`'s time",
+    3,
+    form=".0f",
+    unit="%",
+    figure=_modelled("copied", 100),
+  ),
+  Target(
+    "modelled_memory",
+    f"{_8B}: peak memory",
+    60,
+    form=".0f",
+    unit=" GB",
+    figure=_modelled("peak", 1e-9),
   ),
 )
