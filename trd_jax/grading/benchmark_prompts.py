@@ -96,7 +96,7 @@ def of_benchmark(
   problems, section = questions.problems, experiment.evaluate
   entry = benchmarks.BENCHMARKS.get(benchmarks.published(benchmark))
   domain = problems[0].domain
-  if entry is not None and _is_official(entry, section):
+  if entry is not None and is_official(entry, section):
     asks = GRADERS[entry.grader].official
     return Asked(*asks(experiment, problems, questions.paths))
   words = _math_words(prompt_set, section) if domain == "math" else "ours"
@@ -129,14 +129,14 @@ def modes(
     entry = benchmarks.BENCHMARKS.get(benchmarks.published(name))
     begun = (
       entry is not None
-      and _is_official(entry, experiment.evaluate)
+      and is_official(entry, experiment.evaluate)
       and GRADERS[entry.grader].begins_answers
     )
     found[name] = False if begun else thinking
   return found
 
 
-def _is_official(entry: benchmarks.Benchmark, section: Evaluate) -> bool:
+def is_official(entry: benchmarks.Benchmark, section: Evaluate) -> bool:
   """Returns whether a benchmark's own tool asks its questions."""
   return section.code_prompt == "official" and entry.has_tool
 

@@ -1,5 +1,7 @@
 """Benchmarks, problems and graders, found before anything starts."""
 
+import contextlib
+import functools
 import os
 import urllib.error
 import urllib.request
@@ -7,7 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trd_jax.data import problems
-from trd_jax.data.problems import benchmarks, parts, questions, sources, store
+from trd_jax.data.problems import (
+  benchmarks,
+  parts,
+  questions,
+  rows,
+  sources,
+  store,
+)
 from trd_jax.data.problems.sources import Source
 from trd_jax.data.prompts import of_run
 from trd_jax.experiment.errors import UserError
@@ -16,6 +25,7 @@ from trd_jax.experiment.findings import Finding
 from trd_jax.experiment.processes import interpreters
 from trd_jax.experiment.prompt_sets import DEFAULT
 from trd_jax.experiment.run_dir import RunDir
+from trd_jax.experiment.schema import Data
 from trd_jax.grading import graders as judges
 from trd_jax.grading.grader_protocol import Environment
 from trd_jax.grading.sandbox import sandbox
@@ -23,6 +33,7 @@ from trd_jax.model.weights import hub_look, peft
 from trd_jax.model.weights.model_folder import check_replaceable
 
 _SECONDS = 5.0
+_MOST_BYTES = 1 << 26  # of files whose rows are counted: a second or two
 # Rows of the public data sets.
 _KNOWN_ROWS = {"deepscaler": 40_308, "taco": 25_443}
 
@@ -69,14 +80,49 @@ def data(experiment: Experiment, run_dir: RunDir) -> Iterator[Finding]:
 
 
 def num_problems(experiment: Experiment) -> int | None:
-  """Returns how many problems there are, at most; None where nothing says."""
+  """Returns how many problems there are, at most; None where nothing says.
+
+  The rows of a file of one's own are counted, unless it is large.
+  """
   data = experiment.data
   known = _KNOWN_ROWS.get(data.source)
   if data.source == "arithmetic":
     known = data.arithmetic.num_problems
+  elif is_counted(data):
+    known = _num_rows(tuple(_about_files(data)))
   if data.limit is None:
     return known
   return data.limit if known is None else min(data.limit, known)
+
+
+def is_counted(data: Data) -> bool:
+  """Returns whether the problems' rows are counted before they are read.
+
+  That is where they come from files of one's own that take little time.
+  """
+  about = list(_about_files(data)) if data.source == "jsonl" else []
+  return bool(about) and sum(size for _, size, _ in about) <= _MOST_BYTES
+
+
+def _about_files(data: Data) -> Iterator[tuple[Path, int, int]]:
+  """Yields each local file, with its bytes and when it was changed."""
+  # What is wrong with them is another finding.
+  with contextlib.suppress(UserError, OSError):
+    for path in problems.local_files(data):
+      about = path.stat()
+      yield path, about.st_size, about.st_mtime_ns
+
+
+@functools.cache
+def _num_rows(files: tuple[tuple[Path, int, int], ...]) -> int | None:
+  """Counts the rows of files; None where one can't be read.
+
+  They are asked for several times, and read once as long as they don't change.
+  """
+  try:
+    return sum(1 for path, _, _ in files for _ in rows.read(path))
+  except UserError:
+    return None
 
 
 def split(experiment: Experiment, run_dir: RunDir) -> list[Finding]:

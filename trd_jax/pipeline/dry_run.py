@@ -8,12 +8,13 @@ public ones.
 import math
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trd_jax.data.problems import questions
-from trd_jax.experiment import tables
+from trd_jax.experiment import printing, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
@@ -42,7 +43,7 @@ _REDUCED_BY = {
 _FLOAT32 = _INT32 = 4
 # Of a token in a row of parquet, before compression: its id and its text.
 _TOKEN_BYTES = _INT32 + 4
-_WRAP = 76
+WRAP = 76
 _WIDTHS = {"float32": 4, "bfloat16": 2}
 
 
@@ -195,9 +196,10 @@ def describe(
     # Rounded up: an upper bound, as everything in this table.
     most = -(-problems * e.rollout.samples // e.train.batch_size)
     most *= e.train.epochs
-    updates = f", at most {min(most, e.train.max_steps or most):,} updates"
+    most = min(most, e.train.max_steps or most)
+    updates = f", at most {most:,} update{'s' * (most != 1)}"
     updates += f" of {e.train.batch_size}"
-  count = "not known here" if problems is None else f"{problems:,}"
+  count = "not counted here" if problems is None else f"{problems:,}"
   rounds, scope = e.pipeline.rounds, ""
   if e.pipeline.parts > 1:
     updates += f", each problem in one of {rounds} rounds" if updates else ""
@@ -209,13 +211,14 @@ def describe(
   lines += ["", "devices that the config asks for:", *_devices(e)]
   if card:
     lines += ["", "the config's file says, of its own rows:"]
-    lines.append(textwrap.indent(textwrap.fill(card, _WRAP), "  "))
+    lines.append(textwrap.indent(textwrap.fill(card, WRAP), "  "))
   lines += ["", f"disk, at most ({scope}rows before compression):"]
   total = ahead = 0
   known = True
   for name, size, what in disk(e, run_dir):
     shown = "not known here" if size is None else tables.size(size)
-    lines.append(f"  {name:<13}{shown:>14}  {what}")
+    line = f"  {name:<13}{shown:>14}  {what}"
+    lines.append(printing.wrapped(line, sys.stdout, line.index(what)))
     total += size or 0
     known &= size is not None
     ahead += _ahead(name, size or 0, e, commands)

@@ -177,11 +177,16 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   Raises:
     UserError: as `run`, before its stages.
   """
-  from trd_jax.pipeline import early_checks, takeover
+  from trd_jax.experiment import config_file, findings, printing
+  from trd_jax.pipeline import (
+    choices,
+    dry_run,
+    early_checks,
+    example_prompts,
+    takeover,
+  )
 
   donor = getattr(flags, "from")
-  from trd_jax.experiment import config_file, findings
-  from trd_jax.pipeline import dry_run
 
   results = early_checks.look(experiment, run_dir)
   print(f"looked at:\n{findings.table(results)}\n" if results else "", end="")
@@ -197,7 +202,17 @@ def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     print(f"{further}\n" if further else "")
   planned = _planned(experiment, run_dir, flags, taken)
   shared = dict(argument.split("=", 1) for argument in flags.config_argv)
-  card = config_file.expected(shared["--config"])
+  spec = shared["--config"]
+  # Not to the last column: a terminal may go on to the next line there.
+  room = (printing.width(sys.stdout) or dry_run.WRAP + 1) - 1
+  lines = ["models:", *choices.models(experiment, flags.config_argv), ""]
+  if told := list(choices.settings(experiment, spec)):
+    lines += [*told, ""]
+  lines.append("a prompt of each stage:")
+  lines += [*example_prompts.describe(experiment, run_dir, room), ""]
+  for line in lines:
+    print(printing.wrapped(line, sys.stdout, 6))
+  card = config_file.expected(spec)
   print(dry_run.describe(experiment, run_dir, planned, card))
 
 
