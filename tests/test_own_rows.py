@@ -38,6 +38,9 @@ def go(root, student, rows, **changes):
   config.domain = "math"
   config.data.source, config.data.root = "jsonl", str(file)
   config.student.path = str(student)
+  # The tests' programs are compiled without optimisation, and a product of
+  # bfloat16 with a whole vocabulary then takes seconds.
+  config.student.dtype = "float32"
   for stage in (config.rollout, config.refine):
     stage.max_prompt_tokens = 400
     stage.max_response_tokens = 6
