@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.devices import xla_flags
 from tests.support.engine_env import ROOT, vllm_python
 from tests.support.killed_stage import Rollout
 from tests.support.processes import (
@@ -77,9 +78,9 @@ def python(tmp_path_factory):
 
 
 def environment() -> dict[str, str]:
-  """As a user's shell has it: what is for the tests' JAX is left out."""
-  foreign = ("XLA_FLAGS", "JAX_PLATFORMS")
-  return {k: v for k, v in os.environ.items() if k not in foreign}
+  """As a user's shell has it, but for quick compilations in JAX's stages."""
+  mine = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+  return mine | {"XLA_FLAGS": xla_flags(1)}
 
 
 @pytest.fixture(scope="module")

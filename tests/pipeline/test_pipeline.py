@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 from trd_jax.experiment import metric_log
 from trd_jax.experiment.experiment import from_config
@@ -30,8 +31,7 @@ SMALL = (
 def run(workdir, *flags, config="configs/demo.py"):
   command = [sys.executable, "-m", "trd_jax.pipeline", f"--config={config}"]
   command += [f"--workdir={workdir}", *flags]
-  # As a user's shell has it: neither eight devices nor quick compilations.
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  env = os.environ | {"XLA_FLAGS": xla_flags(1)}
   return subprocess.run(
     command, cwd=ROOT, env=env, capture_output=True, text=True
   )

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 from tests.support.small_models import LORA, model
 from tests.support.small_models import SMALL as SHAPE
@@ -43,7 +44,7 @@ SMALL = (
 
 
 def _run(workdir, *flags, module="pipeline"):
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  env = os.environ | {"XLA_FLAGS": xla_flags(1)}
   return subprocess.run(
     [
       *(sys.executable, "-m", f"trd_jax.{module}"),

@@ -8,6 +8,7 @@ from typing import Self
 
 import pytest
 
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 
 _SIZE = 48 * 2**20
@@ -64,7 +65,7 @@ class SmallDisk:
 
   def run(self, *command: str) -> subprocess.CompletedProcess:
     """Runs a command that sees the disk, in the repository's root."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env = os.environ | {"XLA_FLAGS": xla_flags(1)}
     return subprocess.run(
       [*self._enter, f"--wd={ROOT}", *command],
       env=env,
