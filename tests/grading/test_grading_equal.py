@@ -363,6 +363,18 @@ r=3,s=8 == (s,r)=(8,3)
 (-\infty,-1)\cup(4,\infty) == (-\infty,-1)\text{ and }(4,\infty)
 (1,2)\cup(3,4)\cup(9,\infty) == 1<x<2, 3<x<4, \text{ and } x>9
 x<-1 \text{ and } x>4 == (-\infty,-1)\cup(4,\infty)
+n\ge 3, n=1 == n=1, n\ge 3
+x<3\text{ or }x=5 == (-\infty,3)\cup\{5\}
+(-\infty,3) == \mathbb{R}\setminus[3,\infty)
+\begin{pmatrix}2\\0\\-1\end{pmatrix} == (2,0,-1)^T
+\begin{pmatrix}2\\0\\-1\end{pmatrix} == \begin{pmatrix}2&0&-1\end{pmatrix}^T
+\gcd(m,n)-1 == -1+\gcd(n,m)
+|S|=5 == 5
+x=y == y=x
+y=2x+1 == x=\frac{y-1}{2}
+f(x)=ax == f(t)=at
+1,250\sqrt{2} == 1250\sqrt2
+0,100\pi == 100\pi, 0
 x \ge 0 \text{ and } y \le 2 == y\le 2, x\ge 0
 \begin{pmatrix}2\\-1\end{pmatrix} == \begin{bmatrix}2\\[2pt]-1\end{bmatrix}
 \$1,250 == \$1250
@@ -679,6 +691,17 @@ x\ge 0, y\le 2 == y\ge 0, x\le 2
 x\ge 0, y\le 2 == [0,2]
 x>0, y>0 == x>0
 \emptyset == \{\emptyset\}
+n\ge 3, n=1 == n\ge 1, n=3
+n\ge 3, n=1 == n\ge 3
+907,200 == 200,907
+\begin{pmatrix}2&0&-1\end{pmatrix} == (2,0,-1)^T
+\gcd(a,b) == \gcd(a,c)
+1 == \gcd(a,b)
+\frac{a+b}{\gcd(a,b)} == \binom{a+b}{\gcd(a,b)}
+|a|=|b| == |b|=|b|
+|a|=5 == |b|=5
+f(n)=n == f(m)=n
+100,000,000\pi == 100,000,000
 \{\emptyset\} == \emptyset
 \$1,250 == \$1,205
 \$1,250 == \$1, 250, 0

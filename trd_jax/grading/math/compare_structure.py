@@ -21,7 +21,11 @@ Equal = Callable[[str, str], Maybe]
 
 MAX_ITEMS = 64  # of a list that is paired off item by item
 
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\Z")
+# Or with a factor: 1,250\pi.
+_GROUPED = re.compile(
+  r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?(?P<factor>\s*(?:\\(?:pi|sqrt)(?![a-z])|[a-z]).*)?\Z",
+  re.DOTALL,
+)
 _BASED = re.compile(
   r"([+-]?\d[0-9A-Za-z]*)\s*_\s*\{?\s*\(?\s*(\d+)\s*\)?\s*\}?\Z"
 )
@@ -174,7 +178,16 @@ def _compare_text(gold: str, answer: str) -> Maybe:
 
 def _is_grouped(text: str) -> bool:
   """Returns whether commas set groups of digits apart: 1,250 dollars."""
-  return _GROUPED.match(units.measure(text)[0]) is not None
+  found = _GROUPED.match(units.measure(text)[0])
+  return found is not None and "," not in (found["factor"] or "")
+
+
+def _ungrouped(text: str) -> str:
+  r"""Writes `1,250\pi` without the comma; a number alone keeps it."""
+  found = _GROUPED.match(text)
+  if found is None or not found["factor"] or not _is_grouped(text):
+    return text
+  return text[: found.start("factor")].replace(",", "") + found["factor"]
 
 
 def _distinct(items: list[str], equal: Equal) -> list[str]:
@@ -271,7 +284,9 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   ):
     gold, answer = (text.replace("\\land", ",") for text in (gold, answer))
   gold, answer = _as_points(gold, answer)
-  gold, answer = _as_tuples(*_for_integers(gold, answer))
+  gold, answer = _ungrouped(gold), _ungrouped(answer)
+  gold, answer = map(shapes.untransposed, _for_integers(gold, answer))
+  gold, answer = _as_tuples(gold, answer)
   answer = _in_order_of_names(gold, answer)
   if not shapes.is_relation(gold):
     values = shapes.values_said(answer)
@@ -305,8 +320,11 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
       return False  # a region is asked for, and this is none
   # `1,234` is a number or a list of two; the list gets its turn below.
   if _is_grouped(gold):
+    # Two numbers of a list that are both of three digits would be set apart by
+    # a space: 907,200 is not 200,907.
     result = equal(gold, answer)
-    if result or (result is False and not _GROUPED.match(gold)):
+    is_list = _GROUPED.match(gold) and not _is_grouped(answer)
+    if result or (result is False and not is_list):
       return result
   items = shapes.items_of(gold)
   if items is not None:
@@ -400,11 +418,16 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   said = shapes.values_said(answer)
   answer_name, answer = shapes.named(answer)
   if not shapes.names_agree(gold_name, answer_name, numbered=True):
-    return False
+    # y = 2x and x = y/2 say the same, x = 5 and y = 5 don't.
+    both = all(map(shapes.has_unknowns, (gold, answer)))
+    return both and equal(f"{gold_name} = {gold}", f"{answer_name} = {answer}")
   answer = shapes.with_argument(gold_name, answer_name, answer)
   # z = 2 + 1 = 2 is not z = 2; of a longer gold only the last side counts.
   if gold_name and answer_name and said and not is_chain:
-    return every(compare(gold, value, equal) for value in said)
+    return every(
+      compare(gold, shapes.with_argument(gold_name, answer_name, value), equal)
+      for value in said
+    )
   if gold_name or answer_name:
     return compare(gold, answer, equal)
   cells, answer_cells = shapes.matrix_of(gold), shapes.matrix_of(answer)

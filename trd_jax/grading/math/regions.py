@@ -37,6 +37,7 @@ _WITHOUT = re.compile(
 _LESS = re.compile(r"(.*\S)\s*\\setminus(?![a-z])\s*(\S.*)\Z", re.DOTALL)
 _OUTSIDE = re.compile(r"\\notin(?![a-z])|\\not\s*\\in(?![a-z])")
 _AND = re.compile(r"\\land(?![a-z])")
+_POINT = re.compile(r"\s*([A-Za-z])\s*=\s*([^=]*[^=\s])\s*\Z")
 _LEFT_OUT = re.compile(r"\\ne(?![a-z])")
 
 
@@ -55,6 +56,8 @@ def is_region(text: str) -> bool:
     _COMPARISON.search(text)
     or _MEMBER.search(text)
     or "\\cup" in text
+    or "\\setminus" in text
+    or _OUTSIDE.search(text)
     or _WITHOUT.match(text)
     or _REALS.match(text)
     or re.match(r"\s*[\[\]]", text)
@@ -92,9 +95,8 @@ def parse(text: str) -> list[Span] | None:
   """
   if not _share_an_unknown(text):
     return None  # bounds on two unknowns are no region of one
-  # Before a comma: of `x > 0 and x < 1, x > 2` each part is one region.
-  if (both := _conditions(text)) is not None:
-    return both
+  if _AND.search(text) or len(brackets.split(text, ",")) > 1:
+    return _conditions(text)
   text = text.strip()
   member = _MEMBER.split(text)
   if len(member) == 2 and _NAME.match(member[0].strip()):
@@ -125,7 +127,8 @@ def _share_an_unknown(text: str) -> bool:
   for part in re.split(r",|\\cup(?![a-z])|\\land(?![a-z])", text):
     sides = _sides(part)
     if len(sides) == 1:
-      sides = _MEMBER.split(part)[:-1]
+      point = _POINT.match(part)
+      sides = [point[1]] if point else _MEMBER.split(part)[:-1]
     elif len(sides) == 3:  # of `a < x < b` the middle is what is bounded
       sides = sides[1:2]
     named = set()
@@ -139,7 +142,7 @@ def _share_an_unknown(text: str) -> bool:
 
 
 def _conditions(text: str) -> list[Span] | None:
-  r"""Reads several statements on one unknown; None where there is but one.
+  r"""Reads several statements on one unknown; None where one can't be read.
 
   `x < 1, x > 2` says either, `x > 1 \land x < 2` both. A comma says both, too,
   where the next part only takes points out or says where x is from, and where
@@ -154,8 +157,6 @@ def _conditions(text: str) -> list[Span] | None:
     read = [parse(part.strip(" ,")) for part in all_of]
     return functools.reduce(_common, read)
   parts = brackets.split(text, ",")
-  if len(parts) < 2:
-    return None
   if not _COMPARISON.search(text):
     # It increases on (-1, 0), (2, 3).
     listed = [read for read in map(_interval, parts) if read]
@@ -171,7 +172,8 @@ def _conditions(text: str) -> list[Span] | None:
   within: list[list[Span] | None] = []
   points: list[Span] = []
   for part in parts:
-    read = parse(part)
+    point = _POINT.match(part)
+    read = [Span(point[2], point[2], False, False)] if point else parse(part)
     if read is None:
       return None
     if _LEFT_OUT.search(part):

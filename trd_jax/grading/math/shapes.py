@@ -45,6 +45,9 @@ _MARK = re.compile(
 _LETTER = re.compile(r"([A-Za-z])(?:_\{?(\d+)\}?)?\Z")
 _CALL = re.compile(r"([A-Za-z])\(\w+\)\Z")
 _OF_LETTER = re.compile(r"[A-Za-z]\(([A-Za-z])\)\Z")
+_SIZE = re.compile(r"\|[^|]+\|\Z")
+# Words, a command, or one letter of a product.
+_PIECE = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]")
 _LETTERS = re.compile(r"[A-Za-z]{1,3}\Z")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
@@ -55,6 +58,10 @@ _DETERMINANT = re.compile(r"\|?\s*\\begin\{[vV](?:small)?matrix\}|\|\s*\\begin")
 # A point with its name before it; N(0,1) is a distribution.
 _POINT = re.compile(
   r"([A-MO-TV-Z](?:_\{?\w+\}?|'{1,2})?)\s*(\((?=.*[\d\\]).+\))\Z", re.DOTALL
+)
+_TRANSPOSED = re.compile(
+  r"(.*\S)\s*\^\s*(?:T|\\top|\{\s*(?:\\top|(?:\\text\s*\{)?\s*T\s*\}?)\s*\})\Z",
+  re.DOTALL,
 )
 _UNIT_VECTOR = re.compile(r"\s*([+-]?)\s*(.*?)\s*(?<![A-Za-z])([ijk])\s*\Z")
 
@@ -168,7 +175,9 @@ def names_agree(
         return sorted(mine[mine.lastindex or 0]) == sorted(
           yours[yours.lastindex or 0]
         )
-    return True
+    # |a| = 5 is not |b| = 5.
+    sizes = [_SIZE.match(name) for name in names]
+    return not all(sizes) or names[0] == names[1]
   if not numbered and (mine[2] or yours[2]):
     return True
   # A number that only one side gives contradicts nothing: x and x_1.
@@ -183,10 +192,14 @@ def with_argument(gold: str | None, answer: str | None, value: str) -> str:
   )
   if not mine or not yours or mine[1] == yours[1]:
     return value
-  letter = r"(?<![\\A-Za-z]){}(?![A-Za-z])"
-  if re.search(letter.format(mine[1]), value):
-    return value  # it means something else there
-  return re.sub(letter.format(yours[1]), mine[1], value)
+  # Where the gold's letter stands in the value, it is another letter there.
+  other = {yours[1]: mine[1], mine[1]: yours[1]}
+  return _PIECE.sub(lambda piece: other.get(piece[0], piece[0]), value)
+
+
+def has_unknowns(text: str) -> bool:
+  """Returns whether letters stand in a text that are no numbers."""
+  return _UNKNOWNS.search(_ENVIRONMENT.sub("", text)) is not None
 
 
 def is_relation(text: str) -> bool:
@@ -264,6 +277,20 @@ def matrix_of(text: str) -> list[list[str]] | None:
     for row in rows
     if row and row != "\\hline"
   ]
+
+
+def untransposed(text: str) -> str:
+  """Writes `(a, b)^T` and the transpose of a matrix as what they are."""
+  match = _TRANSPOSED.match(text)
+  if match is None:
+    return text
+  entries, cells = tuple_of(match[1]), matrix_of(match[1])
+  if entries is not None:
+    cells = [entries]
+  if cells is None or len(set(map(len, cells))) > 1:
+    return text
+  rows = "\\\\".join(map("&".join, zip(*cells, strict=True)))
+  return f"\\begin{{pmatrix}}{rows}\\end{{pmatrix}}"
 
 
 def unit_vectors_of(text: str, count: int) -> list[str] | None:

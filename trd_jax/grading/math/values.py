@@ -70,6 +70,15 @@ class _Reader(_Latex2Sympy):
       product = multiply(left, product)
     return product
 
+  def handle_gcd_lcm(self, f, args):
+    """Leaves gcd and lcm of unknowns open: sympy takes them for polynomials.
+
+    So gcd(a, b) would be 1.
+    """
+    if any(has_unknowns(one) for one in args):
+      return sympy.Function(f)(*sorted(args, key=sympy.srepr))
+    return super().handle_gcd_lcm(f, args)
+
 
 class TooLarge(Exception):
   """A value that nothing sensible can be done with."""
