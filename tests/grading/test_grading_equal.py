@@ -371,6 +371,12 @@ x<3\text{ or }x=5 == (-\infty,3)\cup\{5\}
 \gcd(m,n)-1 == -1+\gcd(n,m)
 |S|=5 == 5
 x=y == y=x
+P_1(x)=x-2 == P_1(t)=t-2
+f(x)=x-1, f(x)=1-x == f(t)=1-t\text{ or }f(t)=t-1
+a_n=2^{n-1} == a_k=2^{k-1}
+T(n)=n^2 == T_n=n^2
+\angle A=60^\circ == A=60^\circ
+\angle ABC=60^\circ == \angle CBA=60^\circ
 y=2x+1 == x=\frac{y-1}{2}
 f(x)=ax == f(t)=at
 1,250\sqrt{2} == 1250\sqrt2
@@ -701,6 +707,17 @@ n\ge 3, n=1 == n\ge 3
 |a|=|b| == |b|=|b|
 |a|=5 == |b|=5
 f(n)=n == f(m)=n
+P_1(x)=x-2 == P_2(x)=x-2
+P_1(x)=x-2 == P_1(y)=x-2
+f(x)=x-1, f(x)=1-x == f(y)=x-1, f(x)=1-x
+f'(x)=2x == f(x)=2x
+a_n=2^{n-1} == b_n=2^{n-1}
+a_n=2^{n-1} == a_m=2^{n-1}
+n\in\{1,3\} == m\in\{1,3\}
+x=1\pm\sqrt2 == y=1\pm\sqrt2
+\alpha=5 == \beta=5
+\alpha=5 == x=5
+\angle ABC=60^\circ == \angle BAC=60^\circ
 100,000,000\pi == 100,000,000
 \{\emptyset\} == \emptyset
 \$1,250 == \$1,205

@@ -67,7 +67,7 @@ _OPERATOR = re.compile(r"[+*/^=<>_|!?%]|\\(?!text)[A-Za-z]|\s-|-\s|\A\s*-")
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w)")
 _LONG_WORD = 4  # letters of the shortest that is surely no product
 _ACRONYM = re.compile(r"[A-Z]{3,}\Z")
-_MEMBER_OF = re.compile(r"\\?[A-Za-z]\w*\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
+_MEMBER_OF = re.compile(r"(\\?[A-Za-z]\w*)\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
 _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
 
 
@@ -211,7 +211,11 @@ def _compare_lists(
   a point.
   """
   if len(shapes.split(answer)) == 1:
-    answer = shapes.named(answer).value
+    name, answer = shapes.named(answer)
+    if not all(
+      shapes.names_agree(shapes.named(item).name, name) for item in gold
+    ):
+      return False
   items = shapes.items_of(answer)
   in_order = items is None
   if items is None and len(gold) > 1 and not is_set:
@@ -234,7 +238,8 @@ def _compare_lists(
       return False
     if one.name and not other.name and "=" in shapes.outside(other.value):
       return equal(f"{one.name} = {one.value}", other.value)
-    return compare(one.value, other.value, equal)
+    value = shapes.with_argument(one.name, other.name, other.value)
+    return compare(one.value, value, equal)
 
   names = {shapes.squeeze(item.name) for item in golds if item.name}
   unnamed = not any(item.name for item in answers)
@@ -293,10 +298,11 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     if values is not None:
       # All of what is said to be equal: 13 = 12 is not 12.
       return every(compare(gold, value, equal) for value in values)
-  if (member := _MEMBER_OF.match(answer)) is not None:
-    answer = member[1]
-  if (member := _MEMBER_OF.match(gold)) is not None:
-    gold = member[1]
+  mine, yours = _MEMBER_OF.match(gold), _MEMBER_OF.match(answer)
+  if mine and yours and not shapes.names_agree(mine[1], yours[1]):
+    return False
+  gold = mine[2] if mine else gold
+  answer = yours[2] if yours else answer
   if shapes.is_equation(gold) or (
     shapes.is_equation(answer) and shapes.named(gold).name is not None
   ):

@@ -43,8 +43,17 @@ _MARK = re.compile(
 )
 
 _LETTER = re.compile(r"([A-Za-z])(?:_\{?(\d+)\}?)?\Z")
-_CALL = re.compile(r"([A-Za-z])\(\w+\)\Z")
-_OF_LETTER = re.compile(r"[A-Za-z]\(([A-Za-z])\)\Z")
+# f(x), P_1(x), f'(x); a_n, which is a function of n as well.
+_CALL = re.compile(
+  rf"(?P<base>[A-Za-z]|\\(?:{_GREEK}))(?P<primes>'*)(?:_\{{?(?P<index>\d+)\}}?)?"
+  r"\(\w+\)\Z"
+)
+_TERM = re.compile(r"([A-Za-z])_\{?[A-Za-z]\}?\Z")
+_GREEK_LETTER = re.compile(rf"\\({_GREEK})(?:_\{{?\w+\}}?)?\Z")
+_ANGLE = re.compile(r"\\angle([A-Z]+)\Z")
+_OF_LETTER = re.compile(
+  r"[A-Za-z]'*(?:_\{?\d+\}?)?\(([A-Za-z])\)\Z|[A-Za-z]_\{?([A-Za-z])\}?\Z"
+)
 _SIZE = re.compile(r"\|[^|]+\|\Z")
 # Words, a command, or one letter of a product.
 _PIECE = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]")
@@ -169,7 +178,18 @@ def names_agree(
   names = [squeeze(name) for name in (gold, answer)]
   mine, yours = map(_LETTER.match, names)
   if not mine or not yours:
-    for kind in (_CALL, _LETTERS):  # f(x) and g(x), k and kx
+    calls = [_CALL.match(name) for name in names]
+    if calls[0] and calls[1]:
+      mine, yours = calls[0].groupdict(), calls[1].groupdict()
+      if not mine["index"] or not yours["index"]:
+        mine["index"] = yours["index"]
+      return mine == yours
+    if any(map(_LETTERS.match, names)) and any(map(_GREEK_LETTER.match, names)):
+      return False
+    angles = [_ANGLE.match(name) for name in names]
+    if angles[0] and angles[1]:  # ABC is CBA, but not BAC
+      return angles[0][1] in (angles[1][1], angles[1][1][::-1])
+    for kind in (_TERM, _GREEK_LETTER, _LETTERS):  # k and kx
       mine, yours = map(kind.match, names)
       if mine and yours:
         return sorted(mine[mine.lastindex or 0]) == sorted(
@@ -187,13 +207,13 @@ def names_agree(
 
 def with_argument(gold: str | None, answer: str | None, value: str) -> str:
   """Writes the value of `f(x)` with the letter that a gold `f(t)` has."""
-  mine, yours = (
-    _OF_LETTER.match(squeeze(name or "")) for name in (gold, answer)
-  )
-  if not mine or not yours or mine[1] == yours[1]:
+  found = [_OF_LETTER.match(squeeze(name or "")) for name in (gold, answer)]
+  letters = [match[match.lastindex or 0] for match in found if match]
+  if len(letters) < 2 or letters[0] == letters[1]:
     return value
+  mine, yours = letters
   # Where the gold's letter stands in the value, it is another letter there.
-  other = {yours[1]: mine[1], mine[1]: yours[1]}
+  other = {yours: mine, mine: yours}
   return _PIECE.sub(lambda piece: other.get(piece[0], piece[0]), value)
 
 
