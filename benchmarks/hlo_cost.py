@@ -287,7 +287,8 @@ def cost(
     seen: share of the causal half of a row's pairs that attention looks at:
       1 where a row is one segment, less where it holds several.
     vocab: rows of the head. A loop with a product that has as many is the
-      loss's; None where that is not to be told apart.
+      loss's, and so are logits outside of one; None where that is not to be
+      told apart.
 
   Raises:
     ValueError: a loop with products whose number of turns nobody knows, or a
@@ -601,7 +602,7 @@ class _Reader:
       return "collectives"
     if "fmha" in one.target:
       return "attention"
-    if part == "head":
+    if part == "head" or self._of_the_head(one, operands, flops):
       return "head"
     if flops:
       return "products"
@@ -614,6 +615,18 @@ class _Reader:
     if any(map(_RANDOM.search, names)) or one.opcode == "rng-bit-generator":
       return "dropout"
     return "norms and gates" if part else "rest"
+
+  def _of_the_head(self, one, operands, flops) -> bool:
+    """Returns whether a kernel reads or makes logits, in no loop of theirs.
+
+    Of few slots there is one chunk, and the compiler takes the loop away. An
+    embedding has as many rows, too: that one is only read.
+    """
+    arrays = [a for i in (one, *operands.values()) for a in i.arrays]
+    return self._vocab is not None and any(
+      self._vocab in (array.dims if flops else array.dims[1:])
+      for array in arrays
+    )
 
   def _copies_weights(self, one: Instruction, where: str) -> bool:
     """Returns whether a kernel does no more than move a loop's weights."""

@@ -527,7 +527,6 @@ def settings_of(plan: Plan, model: str) -> dict[str, Any]:
     "remat": experiment.train.remat,
     "dropout": experiment.lora.dropout,
     "mesh": dict(plan.mesh.shape),
-    "batch": experiment.train.batch_size,
     "samples": plan.samples,
     "held": held,
   }
@@ -593,8 +592,9 @@ def _words(settings: dict[str, Any]) -> str:
   mesh = ", ".join(f"{k}={n}" for k, n in settings["mesh"].items() if n > 1)
   rows = "several samples" if settings["packing"] else "one sample"
   return (
-    f"Modelled, not measured: eight H100s ({mesh}), {settings['batch']}"
-    f" trajectories an update, attention {settings['attention']}, {rows} a row,"
+    f"Modelled, not measured: eight H100s ({mesh}),"
+    f" {fit.DEVICES * settings['samples']:g} trajectories an update,"
+    f" attention {settings['attention']}, {rows} a row,"
     f" remat {settings['remat']}, dropout {settings['dropout']:g}."
   )
 
@@ -636,7 +636,7 @@ def summary(groups: Iterable[dict]) -> results.Table:
     "peak GB",
   )
   text = (
-    "Eight H100s, 128 trajectories an update; ms are a device's, an update;"
+    "Eight H100s, modelled, not measured. ms are a device's, an update;"
     f" `of {shapes.PEAK_TFLOPS:g}` counts padding as tokens. What stands"
     " behind `learn:` are shares of its time."
   )
@@ -646,7 +646,10 @@ def summary(groups: Iterable[dict]) -> results.Table:
 def programs_table(settings: dict[str, Any], cases: dict) -> results.Table:
   """Returns a row a program of one model and regime."""
   rows = []
-  for name, run in _runs(cases):
+  order = ("teach", "learn", "update")
+  for name, run in sorted(
+    _runs(cases), key=lambda one: order.index(one[0].split()[0])
+  ):
     fill = f"{run['real'] / run['padded']:.0%}" if run["padded"] else "-"
     rows.append(
       (

@@ -340,6 +340,22 @@ def test_a_loop_with_a_product_of_the_heads_rows_is_the_heads():
     assert kernel(loop(product), name, vocab=512).kind == "head"
 
 
+def test_logits_in_no_loop_are_the_heads_and_an_embedding_is_not():
+  text = module(
+    [
+      "%x = bf16[64,128]{1,0} parameter(0)",
+      "%head = bf16[999,128]{1,0} parameter(1)",
+      "%ids = s32[64,1]{1,0} parameter(2)",
+      "%embedded = bf16[64,128]{1,0} gather(%head, %ids)",
+      "%logits = f32[64,999]{1,0} dot(%x, %head), lhs_contracting_dims={1},"
+      " rhs_contracting_dims={1}",
+      "ROOT %likely = f32[64,999]{1,0} exponential(%logits)",
+    ]
+  )
+  found = {k.name: k.kind for k in hlo_cost.cost(text, vocab=999).kernels}
+  assert found == {"embedded": "rest", "logits": "head", "likely": "head"}
+
+
 def test_bits_of_a_mask_are_dropouts_and_other_arithmetic_is_the_norms():
   def line(op_name):
     return (

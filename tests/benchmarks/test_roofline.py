@@ -201,7 +201,7 @@ def written():
 
   settings = {
     **{"model": "8b", "regime": "opsd", "method": "trd", "remat": "full"},
-    **{"attention": "cudnn", "packing": False, "dropout": 0.05, "batch": 128},
+    **{"attention": "cudnn", "packing": False, "dropout": 0.05},
     **{"mesh": {"data": 8, "fsdp": 1}, "samples": 16.0, "held": {"all": 20e9}},
   }
   cases = {
