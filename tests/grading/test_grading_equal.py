@@ -371,6 +371,13 @@ x<3\text{ or }x=5 == (-\infty,3)\cup\{5\}
 \gcd(m,n)-1 == -1+\gcd(n,m)
 |S|=5 == 5
 x=y == y=x
+a>b == b<a
+x>a == (a,\infty)
+x\in(1,2) == 1<x<2
+36 == 36\%
+\text{2 hours 30 minutes} == 2 \text{ hours } 30 \text{ minutes}
+56\% == \frac{56}{100} = 56\%
+(1+1)\cdot 2=4 == 4
 P_1(x)=x-2 == P_1(t)=t-2
 f(x)=x-1, f(x)=1-x == f(t)=1-t\text{ or }f(t)=t-1
 a_n=2^{n-1} == a_k=2^{k-1}
@@ -707,6 +714,12 @@ n\ge 3, n=1 == n\ge 3
 |a|=|b| == |b|=|b|
 |a|=5 == |b|=5
 f(n)=n == f(m)=n
+a>b == b>b
+a>b == c>b
+x\in(1,2) == y\in(1,2)
+\frac14 == \frac14\%
+0.25 == 25\%
+(1+1)\cdot 2=4 == (1+2)\cdot 2=4
 P_1(x)=x-2 == P_2(x)=x-2
 P_1(x)=x-2 == P_1(y)=x-2
 f(x)=x-1, f(x)=1-x == f(y)=x-1, f(x)=1-x

@@ -126,6 +126,11 @@ def _unmarked(text: str) -> str:
   return " ".join(_TEXT.sub(r" \1 ", text).split()).strip(" ().")
 
 
+def _without_marks(text: str) -> str:
+  r"""Returns an answer without spaces and without what marks words as such."""
+  return shapes.squeeze(_TEXT.sub(r" \1 ", text))
+
+
 def _reads_as_words(letters: str, *, is_marked: bool) -> bool:
   """Returns whether letters are words, whose case says nothing.
 
@@ -267,6 +272,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   # those after it never see.
   if shapes.squeeze(gold) == shapes.squeeze(answer):
     return True
+  if _without_marks(gold) == _without_marks(answer):
+    return True
   if (text := _compare_text(gold, answer)) is not None:
     return text
   chosen, right = _CHOSEN.match(answer), _CHOSEN.match(gold)
@@ -293,6 +300,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   gold, answer = map(shapes.untransposed, _for_integers(gold, answer))
   gold, answer = _as_tuples(gold, answer)
   answer = _in_order_of_names(gold, answer)
+  if "=" in shapes.outside(gold) and not shapes.has_unknowns(gold):
+    gold = shapes.named(gold).value  # 2 + 2 = 4
   if not shapes.is_relation(gold):
     values = shapes.values_said(answer)
     if values is not None:
@@ -313,6 +322,14 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     if mine is not None and yours is not None:
       names = regions.unknown(gold), regions.unknown(answer)
       if not shapes.names_agree(*names, numbered=True):
+        return False
+      letters = regions.letters_of(gold), regions.letters_of(answer)
+      # a > b is not c > b.
+      if (
+        max(map(len, letters)) > 1
+        and all(letters)
+        and len(set(map(frozenset, letters))) > 1
+      ):
         return False
       return unordered(mine, yours, lambda a, b: _same_span(a, b, equal))
     if (

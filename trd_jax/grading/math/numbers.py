@@ -184,6 +184,9 @@ def equal(gold: str, answer: str) -> bool | None:
     return None
   if not units.agree(unit, other_unit):
     return False
+  # 36% may be called 36, but a quarter is no quarter of a percent.
+  if other_unit == "%" and not unit and abs(one.value) < 1 and one.value:
+    return False
   aside = _ASIDE.search(answer)
   rounded = literal(aside[1]) if aside else None
   # 12 ≈ 2 contradicts itself, as 12 = 2 does.

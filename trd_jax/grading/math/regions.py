@@ -65,15 +65,23 @@ def is_region(text: str) -> bool:
   )
 
 
+def letters_of(text: str) -> set[str]:
+  """Finds the letters that stand alone on a side: in `a > b` these are two."""
+  found = set()
+  for part in re.split(r",|\\cup", text):
+    sides = _sides(part)
+    if len(sides) == 1:
+      sides = _MEMBER.split(part)[:-1]
+    for side in map(str.strip, sides):
+      absolute = _ABSOLUTE.match(side)
+      if absolute or (_NAME.match(side) and _INFINITY not in side):
+        found.add(absolute[1] if absolute else side)
+  return found
+
+
 def unknown(text: str) -> str | None:
-  """Finds the letter that an inequality bounds; None where it isn't plain."""
-  found = {
-    absolute[1] if (absolute := _ABSOLUTE.match(side.strip())) else side.strip()
-    for part in re.split(r",|\\cup", text)
-    for side in _sides(part)
-    if _COMPARISON.search(part)
-    and (_NAME.match(side.strip()) or _ABSOLUTE.match(side.strip()))
-  }
+  """Finds the letter that a region bounds; None where it isn't plain."""
+  found = letters_of(text)
   return found.pop() if len(found) == 1 else None
 
 

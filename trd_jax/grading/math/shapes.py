@@ -366,6 +366,8 @@ def values_said(text: str) -> list[str] | None:
   if unknowns[-1]:
     apart = unknowns[0] and unknowns[0].isdisjoint(unknowns[-1])
     return [parts[-1]] if apart else None
+  if _MEASURED.search(parts[-1]):
+    return [parts[-1]]
   constant = [
     part
     for part, letters in zip(parts[:-1], unknowns[:-1], strict=True)
