@@ -210,7 +210,7 @@ def test_hosts_train_together_and_what_was_started_ends(tmp_path, over_ssh):
 
   # Interrupted, or one of its processes gone: nothing is left at work.
   for end, code in (("script", 143), ("process", 137)):
-    run_dir = distributed.workdir(tmp_path / end, student, epochs=2000)
+    run_dir = distributed.workdir(tmp_path / end, student, epochs=200)
     beat = "--config.distributed.heartbeat_seconds=5"
     process = over_ssh(run_dir, beat)
     file = run_dir.metrics_file("train")
