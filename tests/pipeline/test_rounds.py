@@ -259,7 +259,8 @@ def test_split_rounds_end_where_an_evaluated_student_has_collapsed(
       "stages": {"train": done | {"last_loss": 0.1}},
     }
 
-  def start(command):
+  def start(command, patient):
+    assert patient  # a round trains
     ran.append(int(command[-2].rpartition("=")[2]))
     return 0
 
