@@ -116,6 +116,22 @@ x \equiv 3 \pmod 7 == 3 (mod 7)
 8 apples == 8
 5 == 5\text{ is the answer}
 10 == \text{about }10
+\text{Alice: }5,\text{ Bob: }7 == \text{Bob: }7,\text{ Alice: }5
+\text{Alice: }5,\text{ Bob: }7 == 5,7
+2\frac{dy}{dx} == \frac{dy}{dx}\cdot 2
+\vec{a}\cdot\vec{b} == \vec{b}\cdot\vec{a}
+f^{-1}(2)+1 == 1+f^{-1}(2)
+\lfloor\frac{n}{3}\rfloor+1 == 1+\lfloor n/3\rfloor
+\lceil\log_2 n\rceil == \lceil\frac{\ln n}{\ln 2}\rceil
+\lfloor\frac{n+3}{3}\rfloor == \lfloor\frac n3\rfloor+1
+\$5 == \text{\$}5
+5\text{ euros} == 5\,€
+AB:CD=1:2 == BA:DC=1:2
+\sin x=\frac12 == \sin(x)=0.5
+\log x=5 == \log_{10} x=5
+\overline{AB}=2 == \overline{BA}=2
+P(X)=X^2 == P(x)=x^2
+\{\{1,2\},\{1,2\}\} == \{\{2,1\}\}
 5\text{ million} == 5,000,000
 1.25\text{ million} == 1250000
 \$5 million == 5000000
@@ -659,6 +675,29 @@ r=3,s=8 == (s,r)=(3,8)
 8\text{ m/s} == 8\text{ m/s}^2
 5\text{ kittens} == 5\text{ mittens}
 12 == 12 \approx 2
+\text{Alice: }5,\text{ Bob: }7 == \text{Alice: }7,\text{ Bob: }5
+\text{mean}=5,\text{ median}=4 == \text{median}=5,\text{ mean}=4
+\frac{dy}{dx} == \frac{dx}{dy}
+\frac{\partial f}{\partial x} == \frac{\partial f}{\partial y}
+\vec{a}\times\vec{b} == \vec{b}\times\vec{a}
+\vec{a}\cdot\vec{b} == \vec{a}\times\vec{b}
+f^{-1}(x) == \frac{1}{f(x)}
+\lceil n/2\rceil == \lfloor n/2\rfloor+1
+\lfloor x\rfloor+1 == \lceil x\rceil
+\lceil\log_2 n\rceil == \lfloor\log_2 n\rfloor+1
+\$5 == \text{€}5
+\$5 == 5\,€
+5\% == 5\text{‰}
+a:b=2:3 == b:a=2:3
+\frac{a}{b}=2 == \frac{b}{a}=2
+\sin x=\frac12 == \cos x=\frac12
+\log_2 x=5 == \log_3 x=5
+\max f=5,\min f=2 == \max f=2,\min f=5
+x_{max}=5 == x_{min}=5
+P(A)=\frac12 == P(B)=\frac12
+\overline{AB}=5 == \overline{AC}=5
+\{1\} == \{1,\{1\}\}
+12 == \text{exceeds }12
 \frac79 == P = \frac{7}{9} \approx 0.5
 12 == \text{the }12\text{th term}
 z=2 == z=2+1=2

@@ -201,7 +201,12 @@ def _distinct(items: list[str], equal: Equal) -> list[str]:
     return items
   kept: list[str] = []
   for item in items:
-    if not any(compare(other, item, equal) for other in kept):
+    # Of one item a set is no other way to write it: {1} beside 1.
+    braced = item.startswith("\\{")
+    if not any(
+      other.startswith("\\{") == braced and compare(other, item, equal)
+      for other in kept
+    ):
       kept.append(item)
   return kept
 
@@ -231,6 +236,16 @@ def _compare_lists(
     return False  # what holds the empty set is not empty
   if is_set:
     gold, items = _distinct(gold, equal), _distinct(items, equal)
+  # Under the same labels stand the same values: Alice's 5 is not Bob's.
+  labels = list(map(shapes.label, gold))
+  said = list(map(shapes.label, items))
+  if (
+    all(labels)
+    and len(set(labels)) == len(labels)
+    and sorted(map(str, labels)) == sorted(map(str, said))
+  ):
+    items = [items[said.index(label)] for label in labels]
+    in_order = True
   golds, answers = list(map(shapes.named, gold)), list(map(shapes.named, items))
   # Without a name an equation is looked at whole: 3 = 4 is not 4.
   answers = [

@@ -93,6 +93,8 @@ _AMOUNT = r"\d[\d,.]*(?<![,.])"
 _MONEY = re.compile(
   rf"\s*(-?)\s*(?:({_SIGN})\s*({_AMOUNT})|({_AMOUNT})\s*({_SIGN}))[\s.]*\Z"
 )
+# The same as text, or a thin space beside it.
+_TEXT_SIGN = re.compile(rf"\\text\s*\{{\s*({_SIGN})\s*\}}|\\[,;: ]")
 _CURRENCY = re.compile(rf"(?:{_SIGN})(?![a-z])")
 _NUMBER_A_LINE = re.compile(
   r"(?:[A-Za-z]\w*\s*=\s*)?(?:[-+]?\d+(?:[./]\d+)?|\([^()]+\))[,;]?\Z"
@@ -283,7 +285,7 @@ def _plain_characters(text: str) -> str:
 
 def _of_money(text: str) -> str:
   r"""Writes `\$5` as five dollars; beside anything else the sign goes."""
-  amount = _MONEY.match(text)
+  amount = _MONEY.match(_TEXT_SIGN.sub(r" \1 ", text))
   if amount is None:
     return _CURRENCY.sub("", text)
   currency = _CURRENCIES[amount[2] or amount[5]]

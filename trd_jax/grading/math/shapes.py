@@ -54,6 +54,21 @@ _ANGLE = re.compile(r"\\angle([A-Z]+)\Z")
 _OF_LETTER = re.compile(
   r"[A-Za-z]'*(?:_\{?\d+\}?)?\(([A-Za-z])\)\Z|[A-Za-z]_\{?([A-Za-z])\}?\Z"
 )
+_LABEL = re.compile(
+  r"\s*\\text\s*\{([^{}\d]*[A-Za-z][^{}\d]*)\}\s*[:=]?\s*(?=[^\s:=])"
+)
+# A logarithm only where its base is given: \ln x may be \log x.
+_FUNCTION = re.compile(
+  r"\\(?:(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
+  r"|log\s*_\s*(?:\{[^{}]*\}|\w))"
+)
+_EXTREME = re.compile(r"(?<![a-z])(max|min)(?:im(?:um|al))?(?![a-z])")
+# f(2), which is a number, and P(A) of an event; the X of f(X) is a variable.
+_PLACE = re.compile(r"([A-Za-z])\((-?\d+|[A-H])\)\Z")
+_QUOTIENT = re.compile(
+  r"\\frac\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\Z"
+)
+_SEGMENT = re.compile(r"\\overline\s*\{\s*([A-Z]{2})\s*\}")
 _SIZE = re.compile(r"\|[^|]+\|\Z")
 # Words, a command, or one letter of a product.
 _PIECE = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]")
@@ -175,7 +190,9 @@ def names_agree(
   points = [tuple_of(name) or [] for name in (gold, answer)]
   if all(points) and all(map(_LETTERS.match, itertools.chain(*points))):
     return sorted(points[0]) == sorted(points[1])
-  names = [squeeze(name) for name in (gold, answer)]
+  if _contradict(gold, answer):
+    return False
+  names = [squeeze(_SEGMENT.sub(r"\1", name)) for name in (gold, answer)]
   mine, yours = map(_LETTER.match, names)
   if not mine or not yours:
     calls = [_CALL.match(name) for name in names]
@@ -203,6 +220,41 @@ def names_agree(
   # A number that only one side gives contradicts nothing: x and x_1.
   one, other = mine[2] or yours[2], yours[2] or mine[2]
   return mine[1] == yours[1] and one == other
+
+
+def _contradict(gold: str, answer: str) -> bool:
+  """Returns whether two names are of other functions, places or ratios.
+
+  The sine of an angle is not its cosine, f(1) not f(2), a maximum no minimum,
+  and a:b not b:a.
+  """
+  functions = [
+    sorted(map(squeeze, _FUNCTION.findall(name))) for name in (gold, answer)
+  ]
+  ends = [_EXTREME.findall(name.lower()) for name in (gold, answer)]
+  places = [_PLACE.match(squeeze(name)) for name in (gold, answer)]
+  for one, other in (functions, ends):
+    if one and other and one != other:
+      return True
+  mine, yours = places
+  if mine and yours and mine[1] == yours[1] and mine[2] != yours[2]:
+    return True
+  one, other = (
+    [sorted(side) for side in re.split(r"\s*:\s*", ratio)]
+    for ratio in (_QUOTIENT.sub(r"\1:\2", n).strip() for n in (gold, answer))
+  )
+  return one != other and sorted(one) == sorted(other)
+
+
+def label(item: str) -> str | None:
+  """Returns the words that say whose value an item is; None where none do.
+
+  That is `alice` of `Alice: 5` and `mean` of `mean = 5`, words as text.
+  """
+  match = _LABEL.match(item)
+  if match is None:
+    return None
+  return " ".join(re.findall(r"[^\W\d_]+", match[1].lower()))
 
 
 def with_argument(gold: str | None, answer: str | None, value: str) -> str:

@@ -13,6 +13,7 @@ import re
 # they may stand bare after a number.
 _UNITS = {
   "%": r"\\?% percent percentage pct",
+  "permille": "‰ permille",
   "degree": r"\^\\circ degrees? deg",
   "radian": "rad radians?",
   "dollar": "dollars? usd bucks",
@@ -119,6 +120,7 @@ _CHANGES = re.compile(
   # bounded,
   r"and|but|other|between|more|less|fewer|greater|larger|smaller|bigger|least"
   r"|most|than|under|over|above|below|beyond|up|to|too|through|almost|nearly"
+  r"|exceed(?:s|ing)?|exclud(?:es|ing)"
   # calculated with (in the plural, these are what is counted),
   r"|plus|minus|negative|times|divided|divisible|multiple|mod|modulo|choose"
   r"|factorial|ish|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"

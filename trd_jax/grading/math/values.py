@@ -31,6 +31,7 @@ ENOUGH_POINTS = 3  # the first ones, where all unknowns are positive
 _SIGNS = 3  # of which combinations tell seven unknowns apart
 POINTS = ENOUGH_POINTS + 1 + _SIGNS
 _MAX_DIGITS = 20_000  # that two tiny values are evaluated to
+_INTEGERS = range(4, 17)  # where floors and ceilings are compared as well
 _STEPS = 64  # as much farther out is where floors and ceilings differ
 
 DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
@@ -40,6 +41,10 @@ _PRIMES = re.compile(r"(?<![\\A-Za-z_])([A-Za-z])('+)")
 _UNREADABLE = re.compile(
   r"\d\s*(?:\^\s*\{[^{}]*\}\s*)?_|(?<![\\A-Za-z])e\^\{[^{}]*\}_|!\s*\d|\\text\s*\{[^{}]*[A-Za-z]{2}|:.*:"
 )
+# The grammar takes the cross product of two vectors for that of two numbers.
+_VECTOR = r"\\(?:vec|overrightarrow)(?![a-z])"
+_CROSS = re.compile(rf"{_VECTOR}\s*(?:\{{[^{{}}]*\}}|\w)\s*\\times\s*{_VECTOR}")
+_INVERSE = re.compile(r"(?<![\\A-Za-z_])([fg])\s*\^\s*\{\s*-\s*1\s*\}(?=\s*\()")
 _TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top)\s*\}|T|\\top)(?![A-Za-z_])")
 _INDEXED = re.compile(r"(?<![\\A-Za-z])([A-DF-HJ-Za-df-hj-z])(\d+)(?!\s*[\d^])")
 _MIXED = re.compile(r"(?<![\d^_.{])(\d+)\s*(\\frac\{\d+\}\{\d+\})")
@@ -103,7 +108,7 @@ def parse(text: str) -> sympy.Basic | None:
     value = Fraction(match[0].rstrip("."))
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
-  if _UNREADABLE.search(text):
+  if _UNREADABLE.search(text) or _CROSS.search(text):
     return None
   text = _TRANSPOSED.sub("^{T_{0}}", text)  # the grammar would drop it
   text = _INDEXED.sub(r"\1_{\2}", text)  # x1 is x_1, as programs write it
@@ -117,6 +122,8 @@ def parse(text: str) -> sympy.Basic | None:
   text = text.replace("\\ldots", " l_{dots} ")
   # The grammar skips primes, and would take a derivative for its function.
   text = _PRIMES.sub(lambda m: f"{m[1]}_{{{len(m[2]) * 'prime'}}}", text)
+  # Nor is an inverse the reciprocal.
+  text = _INVERSE.sub(r"\1_{inverse}", text)
   if "'" in text or _AMBIGUOUS.search(text):
     return None
   try:
@@ -125,7 +132,23 @@ def parse(text: str) -> sympy.Basic | None:
     return None
   if not isinstance(tree, sympy.Basic | sympy.MatrixBase):
     return None
-  return cast(sympy.Basic, tree)  # or a matrix, which nothing here evaluates
+  return _with_open_derivatives(cast(sympy.Basic, tree))
+
+
+def _with_open_derivatives(tree: sympy.Basic) -> sympy.Basic:
+  """Replaces each dy/dx by an unknown of its own.
+
+  Sympy doesn't know that y depends on x, and would make it 0.
+  """
+  # Or a matrix, which nothing here evaluates.
+  if not isinstance(tree, sympy.Basic):
+    return tree
+  opened = {
+    part: sympy.Symbol(sympy.srepr(part))
+    for part in tree.atoms(sympy.Derivative)
+    if isinstance(part.expr, sympy.Symbol) and part.expr not in part.variables
+  }
+  return tree.xreplace(opened)
 
 
 def _bits(value: Fraction) -> int:
@@ -431,4 +454,34 @@ def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:
     except ZeroDivisionError:
       continue
   # Fewer points say nothing: at most points one of the two has no value.
-  return True if agreed >= ENOUGH_POINTS else None
+  if agreed < ENOUGH_POINTS:
+    return None
+  return _same_at_integers(gold, answer)
+
+
+def _same_at_integers(gold: sympy.Basic, answer: sympy.Basic) -> bool:
+  """Compares floors and ceilings where they jump, which random points miss.
+
+  There ⌈n/2⌉ is not ⌊n/2⌋ + 1. Formulas without steps are the same already.
+  """
+  if not any(tree.has(sympy.floor, sympy.ceiling) for tree in (gold, answer)):
+    return True
+  symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+  for first in _INTEGERS:
+    point = {
+      symbol: sympy.Integer(first + 3 * number)
+      for number, symbol in enumerate(s for s in symbols if str(s) != "i")
+    }
+    try:
+      # Exactly, since a rounded n/3 may be just below its own floor.
+      if not same_at(gold.xreplace(point), answer.xreplace(point), 0):
+        return False
+    except (
+      ZeroDivisionError,
+      Unsupported,
+      TypeError,
+      ValueError,
+      AttributeError,
+    ):
+      continue  # one of them has no value here
+  return True
