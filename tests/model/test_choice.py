@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
 
 from tests.support.small_models import SMALL, packed
 from trd_jax.experiment.errors import UserError
@@ -220,3 +221,50 @@ def test_rows_of_one_sample_equal_the_xla_path_whatever_stands_in_padding():
 def test_tokamax_is_the_same_call():
   pytest.importorskip("tokamax", reason="tokamax is not installed")
   check(rows(lambda *args: kernels.tokamax(*args, backend="xla_chunked")))
+
+
+def _kernel_of(name):
+  """A kernel that JAX knows by a primitive, as it knows cuDNN's."""
+  forward = Primitive(name)
+  forward.multiple_results = True
+  forward.def_abstract_eval(lambda query: (query, query.update(shape=(1,))))
+
+  @jax.custom_vjp
+  def kernel(query, key, value, length_B):
+    return forward.bind(query)[0]
+
+  def run(*inputs):
+    output, lse = forward.bind(inputs[0])
+    return output, (*inputs, output, lse)
+
+  def back(kept, ct):
+    query, key, value, length_B, output, lse = kept
+    return ct * output * lse, key * 0, value * 0, None
+
+  kernel.defvjp(run, back)
+  return kernel
+
+
+@pytest.mark.parametrize(
+  ("name", "runs"),
+  [
+    ("dot_product_attention_fwd_wrapper", 1),
+    ("dot_product_attention_fwd", 1),
+    # So a name that JAX no longer uses would show on a GPU.
+    ("another", 2),
+  ],
+)
+def test_what_cudnn_kept_isnt_computed_again(monkeypatch, name, runs):
+  kernel = _kernel_of(name)
+  monkeypatch.setattr(kernels, "cudnn", kernel)
+  segment_BT = jnp.ones((1, 4), jnp.int32)
+
+  def loss(x_BTNH):
+    def block(x):
+      mixed = kernels.attend_rows(kernel, x, x, x, segment_BT)
+      return jnp.sin(mixed)  # whose gradient reads the output, too
+
+    return jax.checkpoint(block, policy=kernels.keeps_attention)(x_BTNH).sum()
+
+  program = jax.make_jaxpr(jax.grad(loss))(jnp.ones((1, 4, 2, 8)))
+  assert str(program).count(f"{name} ") + str(program).count(f"{name}\n") == runs

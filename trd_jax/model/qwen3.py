@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trd_jax.model.attention.attention import Implementation
-from trd_jax.model.attention.blockwise import SAVED
+from trd_jax.model.attention.kernels import keeps_attention
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.layers import Block, RMSNorm, rope_table
 from trd_jax.model.lora_config import LoraConfig
@@ -227,7 +227,7 @@ class Qwen3(nnx.Module):
         body, policy=policies.dots_with_no_batch_dims_saveable
       )
     elif remat == "attention":
-      body = jax.checkpoint(body, policy=policies.save_only_these_names(SAVED))
+      body = jax.checkpoint(body, policy=keeps_attention)
     elif remat != "none":
       raise ValueError(f"unknown remat policy {remat!r}")
     x_BTD = constrain(self.embed.embedding[tokens_BT], *_RESIDUAL)

@@ -8,13 +8,16 @@ of a head.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from trd_jax.model.attention.blockwise import SAVED
+
+_FORWARD = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
+"""The primitives that JAX runs cuDNN's forward pass by."""
 
 # (query_BTNH, key_BTKH, value_BTKH, length_B) -> mixed_BTNH; causal, scaled by
 # `H ** -0.5`, keys from a row's length on unseen, outputs there undefined.
@@ -104,4 +107,21 @@ def attend_rows(
     jnp.where(real_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
   )
   mixed_BTNH = kernel(query, key, value, length_B)
-  return checkpoint_name(jnp.where(real_BT11, mixed_BTNH, 0), SAVED)
+  if kernel is not cudnn:
+    # No name inside of it could be given to what its backward pass reads.
+    mixed_BTNH = checkpoint_name(mixed_BTNH, SAVED)
+  return jnp.where(real_BT11, mixed_BTNH, 0)
+
+
+def keeps_attention(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+  """Returns whether a value is one that attention's backward pass reads.
+
+  A policy of `jax.checkpoint`. XLA's attention names its output and log-sum-exp
+  `SAVED`. cuDNN's are the outputs of its forward primitive, which has no place
+  for names: were only its masked output kept, the backward pass would run the
+  forward kernel again for the log-sum-exp.
+  """
+  named = jax.checkpoint_policies.save_only_these_names(SAVED)
+  return primitive.name in _FORWARD or named(
+    primitive, *arguments, **parameters
+  )
