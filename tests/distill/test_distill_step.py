@@ -105,6 +105,7 @@ LAYOUTS = {
       "remat": "attention",
     },
   ),
+  "long rows": ("opsd", (2, 1, 1), {"long_rows": 2048}),
   "data 8": ("opsd", (8, 1, 1), {"rows_per_device": 2, "pack_tokens": 32}),
   "data 2, fsdp 2, tensor 2": ("opsd", (2, 2, 2), {"pack_tokens": 64}),
   "data 2, tensor 4": ("opd", (2, 1, 4), {"pack_tokens": 64}),

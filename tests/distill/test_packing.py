@@ -10,6 +10,7 @@ import pytest
 from trd_jax.distill.packing import packing
 from trd_jax.distill.packing.flops import BY_TOKENS, sample_flops
 from trd_jax.distill.packing.layout import Sample, choose_layout
+from trd_jax.model.attention.segments import segments_of
 from trd_jax.model.config import ModelConfig
 
 
@@ -79,10 +80,12 @@ def unpack(batches, layout):
   rows=st.integers(1, 3),
   row_tokens=st.sampled_from([None, 16, 64]),
   packed=st.booleans(),
+  long_rows=st.sampled_from([None, 128, 4096]),
 )
 def test_every_token_once_after_its_own_prefix_on_both_sides(
-  lengths, groups, rows, row_tokens, packed
+  lengths, groups, rows, row_tokens, packed, long_rows
 ):
+  packed = packed or long_rows is not None
   samples = [make_sample(i, *ls) for i, ls in enumerate(lengths)]
   layout = choose_layout(
     samples,
@@ -92,10 +95,14 @@ def test_every_token_once_after_its_own_prefix_on_both_sides(
     teacher_pack_tokens=row_tokens,
     rows_per_device=rows,
     packing=packed,
+    long_rows=long_rows,
   )
   batches = packing.pack(samples, layout)
   most = max(p.rows.segments.max() for p in all_packs(batches))
   assert packed or most == 1
+  if long_rows:
+    for p in all_packs(batches):
+      assert p.rows.segments.max() <= segments_of(p.rows.tokens.shape[-1])
   found = unpack(batches, layout)
   assert sorted(found) == list(range(len(samples)))
   for number, entries in found.items():
@@ -306,3 +313,49 @@ def test_padding_to_one_length_is_a_matter_of_keys():
   assert [(r.length, r.rows) for r in layout.teacher] == [(300, 4)]
   (batch,) = packing.pack(samples, layout)
   assert len(batch.student) == len(batch.teacher) == 10
+
+
+def _of_the_paper(count, seed):
+  """Samples with the paper's median lengths, y_o's in the teacher's context."""
+  rng = np.random.default_rng(seed)
+
+  def draw(median):
+    return np.minimum(16_384, median * np.exp(0.6 * rng.standard_normal(count)))
+
+  return [
+    make_sample(i, 200, 840 + int(draft), max(1, int(refined)))
+    for i, (draft, refined) in enumerate(
+      zip(draw(7700), draw(880), strict=True)
+    )
+  ]
+
+
+def test_long_rows_are_full_on_both_sides_in_all_groups():
+  samples = _of_the_paper(512, 0)
+  layout = choose_layout(samples, groups=8, batch_size=128, long_rows=16_384)
+  # Few programs, whose rows a kernel's blocks divide.
+  for side in (layout.student, layout.teacher):
+    assert len(side) == 5
+    assert all(s.rows == 1 and s.length % 128 == 0 for s in side)
+  updates = [
+    packing.pack(samples[start : start + 128], layout)
+    for start in range(0, 512, 128)
+  ]
+  padded = np.sum([packing.padded_tokens(u) for u in updates], 0)
+  student = sum(s.student_length for s in samples) / padded[0]
+  teacher = sum(s.teacher_length for s in samples) / padded[1]
+  assert student >= 0.92
+  assert teacher >= 0.92
+  # Groups that are dealt the same tokens cost the same.
+  for start, update in zip(range(0, 512, 128), updates, strict=True):
+    batch = samples[start : start + 128]
+    assert packing.imbalance(batch, update, layout.flops) < 1.02
+
+
+def test_a_sample_longer_than_all_rows_is_refused():
+  layout = choose_layout(
+    spread(8, longest=40), groups=2, batch_size=8, long_rows=128
+  )
+  giant = make_sample(0, 5000, 3, 2)
+  with pytest.raises(ValueError, match="sample s0 has 5001 tokens"):
+    packing.pack([giant, *spread(3)], layout)

@@ -76,8 +76,8 @@ def test_json_brings_every_value_back(tmp_path):
     ({"train": {"pack_tokens": 1}}, "at least 2, or None, not 1"),
     ({"train": {"attention": "flash"}}, "auto, xla, cudnn, tokamax"),
     (
-      {"train": {"attention": "cudnn", "packing": True}},
-      "cudnn knows no segments",
+      {"train": {"attention": "tokamax", "packing": True}},
+      "tokamax is given no segments",
     ),
     ({"train": {"attention": "tokamax"}}, "set student.dtype=bfloat16"),
     (

@@ -1,5 +1,8 @@
 """Which attention runs is said, and what is wrong about it is found."""
 
+import re
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +23,10 @@ def chosen(wanted="auto", packing=None, platform="gpu", dtypes=HALF):
   return found[:2]
 
 
-def test_auto_takes_the_kernel_where_it_can_and_packs_where_it_cannot():
-  assert chosen() == ("cudnn", False)
+def test_auto_takes_the_kernel_where_it_can_and_packs_where_it_may():
+  assert chosen() == ("cudnn_packed", True)
   assert chosen(packing=False) == ("cudnn", False)
-  assert chosen(packing=True) == ("xla", True)
+  assert chosen(packing=True) == ("cudnn_packed", True)
   assert chosen(platform="cpu") == ("xla", True)
   assert chosen(platform="cpu", packing=False) == ("xla", False)
   assert chosen(dtypes=["bfloat16", "float32"]) == ("xla", True)
@@ -32,7 +35,8 @@ def test_auto_takes_the_kernel_where_it_can_and_packs_where_it_cannot():
 def test_what_is_asked_for_is_taken_or_refused_but_never_replaced():
   assert chosen("xla") == ("xla", True)
   assert chosen("xla", packing=False) == ("xla", False)
-  assert chosen("cudnn") == ("cudnn", False)
+  assert chosen("cudnn") == ("cudnn_packed", True)
+  assert chosen("cudnn", packing=False) == ("cudnn", False)
   for wanted in ("cudnn", "tokamax"):
     with pytest.raises(UserError, match=f"{wanted} runs on GPUs.*are cpu: set"):
       chosen(wanted, platform="cpu")
@@ -139,18 +143,33 @@ def test_a_kernel_that_is_wrong_at_half_a_block_only_is_found():
     choice.check(whole, "this", SMALL, "bfloat16", packed=False)
 
 
-@pytest.mark.parametrize("packing", [None, False])
+@pytest.mark.parametrize("packing", [None, True, False])
 def test_a_kernel_that_fails_gives_way_under_auto_alone(packing):
   found = choice.choose("auto", packing, platform="gpu", dtypes=HALF)
-  assert found.implementation == "cudnn"
+  assert found.implementation.startswith("cudnn")
   # There is no GPU here for it.
   settled = choice.settle(found, "auto", packing, [SMALL, SMALL])
-  assert settled[:2] == ("xla", packing is None)
-  assert settled.why.startswith("cudnn was tried: train.attention=cudnn fails")
+  assert settled[:2] == ("xla", packing is not False)
+  assert "was tried: train.attention=cudnn" in settled.why
   assert "\n" not in settled.why
   found = choice.choose("cudnn", packing, platform="gpu", dtypes=HALF)
-  with pytest.raises(UserError, match=r"train\.attention=cudnn fails"):
+  with pytest.raises(
+    UserError, match=r"train\.attention=cudnn(_packed)? fails"
+  ):
     choice.settle(found, "cudnn", packing, [SMALL])
+
+
+def test_packed_rows_give_way_to_rows_of_one_sample(monkeypatch):
+  monkeypatch.setitem(kernels.KERNELS, "cudnn", cudnn_call)
+  for wanted in ("auto", "cudnn"):
+    found = choice.choose(wanted, None, platform="gpu", dtypes=HALF)
+    settled = choice.settle(found, wanted, None, [SMALL])
+    assert settled[:2] == ("cudnn", False)
+    assert "cudnn_packed was tried" in settled.why
+  # Not where they are asked for.
+  found = choice.choose("cudnn", True, platform="gpu", dtypes=HALF)
+  with pytest.raises(UserError, match="attention=cudnn_packed fails"):
+    choice.settle(found, "cudnn", True, [SMALL])
 
 
 def test_a_kernel_that_fails_elsewhere_is_used_nowhere():
@@ -238,7 +257,7 @@ def _kernel_of(name):
     return output, (*inputs, output, lse)
 
   def back(kept, ct):
-    query, key, value, length_B, output, lse = kept
+    _, key, value, _, output, lse = kept
     return ct * output * lse, key * 0, value * 0, None
 
   kernel.defvjp(run, back)
@@ -267,4 +286,88 @@ def test_what_cudnn_kept_isnt_computed_again(monkeypatch, name, runs):
     return jax.checkpoint(block, policy=kernels.keeps_attention)(x_BTNH).sum()
 
   program = jax.make_jaxpr(jax.grad(loss))(jnp.ones((1, 4, 2, 8)))
-  assert str(program).count(f"{name} ") + str(program).count(f"{name}\n") == runs
+  assert len(re.findall(rf"\b{name}\s", str(program))) == runs
+
+
+def _by_places(query, key, value, start_BM, length_BM):
+  """What cuDNN is to compute, by the places of segments that it is told."""
+  place_T = jnp.arange(query.shape[1])
+  stop_BM = start_BM + length_BM
+  inside_BMT = (place_T >= start_BM[..., None]) & (place_T < stop_BM[..., None])
+  inside_BMT &= (length_BM > 0)[..., None]
+  same_BTT = jnp.einsum("BMT,BMS->BTS", *[inside_BMT.astype(int)] * 2) > 0
+  # What belongs to no segment is anything.
+  seen_BTT = jnp.where(inside_BMT.any(1)[..., None], same_BTT, True)
+  out = jax.nn.dot_product_attention(
+    query, key, value, mask=seen_BTT[:, None], is_causal=True
+  )
+  return jnp.where(inside_BMT.any(1)[..., None, None], out, jnp.nan)
+
+
+def packed_rows(kernel):
+  def attention(query, key, value, position_BT, segment_BT):
+    return kernels.attend_packed(kernel, query, key, value, segment_BT)
+
+  return attention
+
+
+def test_packed_rows_reach_a_kernel_with_their_places():
+  attention = packed_rows(_by_places)
+  choice.check(attention, "this", SMALL, "bfloat16", packed=True)
+  # Rows of one sample are packed rows, too.
+  choice.check(attention, "this", SMALL, "bfloat16", packed=False)
+
+  def a_token_late(query, key, value, start_BM, length_BM):
+    late_BM = jnp.where(start_BM > 0, start_BM + 1, start_BM)
+    return _by_places(query, key, value, late_BM, length_BM)
+
+  late = packed_rows(a_token_late)
+  with pytest.raises(UserError, match="wrong on this machine"):
+    choice.check(late, "this", SMALL, "bfloat16", packed=True)
+
+
+def test_places_of_segments():
+  segment_BT = np.zeros((3, 16), np.int32)
+  segment_BT[0] = [1] * 5 + [2] * 4 + [3] * 7
+  segment_BT[1, :2] = 1
+  start, length = kernels.segment_places(jnp.asarray(segment_BT), 4)
+  assert start.tolist() == [[0, 5, 9, -1], [0, -1, -1, -1], [0, -1, -1, -1]]
+  # A row of padding has a segment, as not every kernel takes one without.
+  assert length.tolist() == [[5, 4, 7, -1], [2, -1, -1, -1], [1, -1, -1, -1]]
+
+
+def test_offsets_of_keys_are_by_heads_of_keys_in_every_jax():
+  offsets = jnp.array([[0, 3, -1]])
+  seqlen = jnp.array([[3, 5, -1]])
+  query, key = jnp.zeros((1, 8, 6, 4)), jnp.zeros((1, 8, 2, 4))
+
+  def of(heads_of_keys):
+    def fix(q_seqlen, kv_seqlen, q_offsets, kv_offsets, query, key):
+      _, _, N, H = query.shape
+      K = heads_of_keys(query, key)
+      return q_seqlen, kv_seqlen, q_offsets * N * H, kv_offsets * K * H
+
+    fused = types.SimpleNamespace(_fix_seqlen_offsets=fix)
+    for _ in range(2):  # once, however often it is asked for
+      kernels._mend_offsets(fused)
+    given = (seqlen, seqlen, offsets, offsets, query, key)
+    return fused._fix_seqlen_offsets(*given)
+
+  wrong = of(lambda query, key: query.shape[2])
+  right = of(lambda query, key: key.shape[2])
+  for found in (wrong, right):
+    assert found[2].tolist() == [[0, 72, -24]]
+    assert found[3].tolist() == [[0, 24, -8]]
+
+
+def test_the_jax_at_hand_has_what_packed_rows_need():
+  fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  kernels._mend_offsets(fused)
+  query, key = jnp.zeros((2, 8, 6, 4)), jnp.zeros((2, 8, 2, 4))
+  start = jnp.array([[0, 3, -1], [0, -1, -1]])
+  length = jnp.array([[3, 5], [7, -1]])
+  found = fused._fix_seqlen_offsets(length, length, start, start, query, key)
+  assert found[0].ravel().tolist() == [3, 5, 7, 0]
+  # In numbers, from the first row's beginning: of queries and of keys.
+  for heads, got in ((6, found[2]), (2, found[3])):
+    assert got.ravel().tolist()[:3] == [0, 3 * heads * 4, 8 * heads * 4]

@@ -10,7 +10,7 @@ from flax import nnx
 from tests.support.small_models import LORA, SMALL, forward, model, packed
 from trd_jax.model.config import ARCHITECTURES
 from trd_jax.model.decoding import Decoder
-from trd_jax.model.lora import Linear
+from trd_jax.model.lora import Linear, kept
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import KVCache, Qwen3, logits
 
@@ -104,15 +104,17 @@ def test_remat_policies_equal_none_in_value_and_gradient(remat):
 def test_remat_policies_keep_less_than_none_and_full_keeps_least():
   # What is kept grows with the layers. The memory that one block's passes work
   # in doesn't, and is the compiler's choice: of two layers' whole memory it can
-  # be the larger part.
-  deeper = dataclasses.replace(SMALL, num_layers=SMALL.num_layers + 2)
-  kept = {
-    remat: (trained(remat, deeper)[2] - trained(remat)[2]) / 2
+  # be the larger part, and what little grows beside it lies in its gaps.
+  some, more = (
+    dataclasses.replace(SMALL, num_layers=layers) for layers in (4, 6)
+  )
+  bytes_of = {
+    remat: (trained(remat, more)[2] - trained(remat, some)[2]) / 2
     for remat in REMAT
   }
-  assert kept["full"] == 16 * SMALL.hidden_size * 4  # the block's input
-  assert kept["full"] < kept["attention"] < kept["none"]
-  assert kept["full"] < kept["dots"] < kept["none"]
+  assert bytes_of["full"] == 16 * SMALL.hidden_size * 4  # the block's input
+  assert bytes_of["full"] < bytes_of["attention"] < bytes_of["none"]
+  assert bytes_of["full"] < bytes_of["dots"] < bytes_of["none"]
 
 
 def _exponentials(remat):
@@ -318,3 +320,48 @@ def test_the_number_of_parameters_is_that_of_the_tree(tied, architecture):
   made = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
   sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(made))]
   assert config.num_parameters() == sum(sizes)
+
+
+def _masks(rate, shape=(64, 48, 80)):
+  """Masks of three keys that a training would make of one, as float64."""
+  keys = jax.random.split(jax.random.key(7, impl="rbg"), 3)
+  return [np.asarray(kept(key, shape, rate), float) for key in keys]
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_dropouts_hash_drops_its_rate_of_every_row_and_column(rate):
+  for mask in _masks(rate):
+    spread = np.sqrt(rate * (1 - rate))
+    assert abs(mask.mean() - (1 - rate)) < 4 * spread / np.sqrt(mask.size)
+    # Means along each axis scatter as those of independent draws do.
+    for axis in range(mask.ndim):
+      means = mask.mean(tuple(i for i in range(mask.ndim) if i != axis))
+      expected = spread / np.sqrt(mask.size / len(means))
+      assert 0.6 * expected < means.std() < 1.5 * expected
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_dropouts_hash_is_independent_of_its_neighbours_and_keys(rate):
+  first, *others = [
+    (mask - (1 - rate)) / np.sqrt(rate * (1 - rate)) for mask in _masks(rate)
+  ]
+  limit = 4.5 / np.sqrt(first.size)
+  for other in others:  # another layer, or step
+    assert abs((first * other).mean()) < limit
+  for axis in range(first.ndim):
+    for shift in (1, 2, 3, 7, 16, 32):
+      moved = np.roll(first, shift, axis)
+      assert abs((first * moved).mean()) < limit
+      for other in others:
+        assert abs((moved * other).mean()) < limit
+
+
+def test_dropouts_hash_is_by_place_and_key_alone():
+  key = jax.random.key(3)
+  whole = np.asarray(kept(key, (6, 16), 0.3))
+  np.testing.assert_array_equal(
+    whole, kept(key, (2, 3, 16), 0.3).reshape(6, 16)
+  )
+  np.testing.assert_array_equal(whole[:4, :8], kept(key, (4, 8), 0.3))
+  assert np.any(whole != kept(jax.random.key(4), (6, 16), 0.3))
+  assert np.all(kept(key, (6, 16), 0.0))

@@ -21,6 +21,10 @@ from trd_jax.experiment.experiment import Experiment
 from trd_jax.model import sharding
 from trd_jax.model.lora_config import LoraConfig
 
+# Tokens of a student pack that is one long row, by the memory that there is. A
+# product of 16K rows is as fast as one of 32K.
+_LONG_ROWS = (2048, 4096, 8192, 16_384)
+
 
 def choose(
   experiment: Experiment,
@@ -46,7 +50,7 @@ def choose(
   Raises:
     UserError: see `mesh_choice.make`.
   """
-  train = experiment.train
+  train, attention = experiment.train, pair.attention.implementation
   flops = sample_flops(
     *pair.configs, rank=experiment.lora.rank, remat=train.remat
   )
@@ -61,6 +65,7 @@ def choose(
     rows_per_device=train.rows_per_device,
     packing=pair.attention.packing,
     flops=flops,
+    long_rows=_LONG_ROWS[0] if attention == "cudnn_packed" else None,
   )
   student, teacher = (
     ModelSize(config, files.dtype)
@@ -78,7 +83,18 @@ def choose(
     weights=weights,
     recorded=experiment.refine.teacher_top_k,
   )
-  mesh, told = mesh_choice.make(
-    experiment.mesh, sizes, pair.attention.implementation, devices
+  mesh, told = mesh_choice.make(experiment.mesh, sizes, attention, devices)
+  groups = sharding.num_groups(mesh)
+  if attention != "cudnn_packed":
+    return mesh, layout(groups=groups), told
+  # How weights are split was decided by the shortest packs: longer ones bring
+  # less than it costs to split weights further.
+  most, why = mesh_choice.most_tokens(
+    sizes,
+    lambda tokens: lambda groups: layout(groups=groups, long_rows=tokens),
+    (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]),
+    mesh_choice.device_memory(experiment.mesh.memory_gib),
+    _LONG_ROWS,
   )
-  return mesh, layout(groups=sharding.num_groups(mesh)), told
+  told = "\n".join(filter(None, [told, why]))
+  return mesh, layout(groups=groups, long_rows=most), told

@@ -318,6 +318,45 @@ def estimate(
   return max(found, Estimate(shape, filling), key=lambda e: e.total)
 
 
+def most_tokens(
+  sizes: Sizes,
+  layout_of: Callable[[int], Callable[[int], Layout]],
+  shape: Shape,
+  limit: int | None,
+  choice: Sequence[int],
+) -> tuple[int, str]:
+  """Chooses how long packs may be: the longest for which a device has room.
+
+  Args:
+    sizes: what there is to hold; of its layout nothing is read.
+    layout_of: the run's shapes, by tokens of a student pack and groups.
+    shape: devices along data, fsdp and tensor.
+    limit: bytes of memory of a device, None where it isn't known.
+    choice: tokens of a student pack, fewest first; the first where nothing is
+      known.
+
+  Returns:
+    The tokens, and the arithmetic in a line.
+  """
+  tokens = choice[0]
+  if limit is None:
+    return tokens, f"packs of up to {tokens:,} student tokens"
+  models = _abstract(sizes)
+
+  def held(tokens: int) -> Estimate:
+    made = dataclasses.replace(sizes, layout=layout_of(tokens))
+    return estimate(made, shape, models)
+
+  fitting = (t for t in choice[::-1] if held(t).total <= PLANNED_SHARE * limit)
+  tokens = next(fitting, tokens)
+  found = held(tokens)
+  return tokens, (
+    f"packs of up to {tokens:,} student tokens: {found.total / GIB:.1f} of"
+    f" {limit / GIB:.1f} GiB a device ({found.parts['activations'] / GIB:.1f}"
+    " activations)"
+  )
+
+
 def table(tried: list[Estimate], limit: int) -> str:
   """Returns the arithmetic of a choice in a few lines."""
   names = list(dict.fromkeys(name for e in tried for name in e.parts))

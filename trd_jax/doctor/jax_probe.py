@@ -33,7 +33,11 @@ def attention(requested: Facts, tell: Tell) -> None:
     )
     errors.append(
       choice.check(
-        choice.attention_of(name), name, config, "bfloat16", packed=False
+        choice.attention_of(name),
+        name,
+        config,
+        "bfloat16",
+        packed=name == "cudnn_packed",
       )
     )
   tell(errors=errors)

@@ -49,7 +49,9 @@ def attention(machine: Machine) -> Diagnosis:
   from trd_jax.pipeline import dry_run
 
   e = machine.experiment
-  name = "tokamax" if e.train.attention == "tokamax" else "cudnn"
+  name = "cudnn" if e.train.packing is False else "cudnn_packed"
+  if e.train.attention == "tokamax":
+    name = "tokamax"
   shapes = [
     dry_run.shape_of(model, machine.workdir)
     for model in (e.student, e.teacher_model)
@@ -84,7 +86,7 @@ def by_kernel(experiment: Experiment) -> bool:
   train = experiment.train
   if train.attention == "auto":
     half = {experiment.student.dtype, experiment.teacher_model.dtype}
-    return half == {"bfloat16"} and not train.packing
+    return half == {"bfloat16"}
   return train.attention != "xla"
 
 

@@ -384,10 +384,11 @@ def _contradictions(experiment: Experiment) -> Iterator[str]:
   yield from engines.contradictions(e)
   if e.train.attention in ("cudnn", "tokamax"):
     setting = f"train.attention={e.train.attention}"
-    if e.train.packing:
+    if e.train.packing and e.train.attention == "tokamax":
       yield (
-        f"{setting} knows no segments, and with train.packing=True a row holds "
-        "several samples: set train.packing=False, or train.attention=xla"
+        f"{setting} is given no segments, and with train.packing=True a row"
+        " holds several samples: set train.packing=False, or"
+        " train.attention=cudnn"
       )
     sides: dict[str, Model] = {"student": e.student}
     if e.regime == "opd":

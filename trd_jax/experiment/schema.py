@@ -311,8 +311,7 @@ class Train:
   )
   attention: str = key(
     "auto",
-    "what computes it; auto: cudnn on GPUs in bfloat16 unless train.packing is "
-    "True, else xla",
+    "what computes it; auto: cudnn on GPUs in bfloat16, else xla",
     one_of("auto", "xla", "cudnn", "tokamax"),
     scope="runtime",
   )

@@ -16,6 +16,13 @@ _AUTO_PACK_TOKENS = 1024
 _MAX_BUFFER_SLOTS = 131_072
 # Rounding of lengths, so that small changes of the data compile nothing new.
 _ROUND = 64
+# Row lengths of a side where a pack is one long row, and the shortest's least
+# share of the longest: 1/16 of 16K tokens is little to waste.
+_HALVINGS = 4
+_TILE = 128  # tokens that a kernel's block of queries has
+# Teacher's tokens of a pack for each of the student's: nothing is kept of its
+# layers for a backward pass.
+_TEACHER_SHARE = 4
 # Row lengths of a side where a row holds one sample, and their least ratio.
 _BUCKETS = 10
 _LEAST_GROWTH = 1.25
@@ -80,6 +87,7 @@ class Layout:
     buffer_slots: slots of a group's teacher buffer (U).
     packing: whether a row holds several samples; else one.
     flops: of a sample, to share samples out by.
+    long_rows: whether a pack is one long row, planned for all groups at once.
   """
 
   groups: int
@@ -88,6 +96,7 @@ class Layout:
   buffer_slots: int
   packing: bool = True
   flops: SampleFlops = BY_TOKENS
+  long_rows: bool = False
 
 
 def choose_layout(
@@ -100,6 +109,7 @@ def choose_layout(
   rows_per_device: int = 1,
   packing: bool = True,
   flops: SampleFlops = BY_TOKENS,
+  long_rows: int | None = None,
 ) -> Layout:
   """Chooses a run's shapes so that few programs compile and rows fill well.
 
@@ -118,6 +128,10 @@ def choose_layout(
       this many times as many rows as make about 1,024 tokens.
     packing: whether a row holds several samples.
     flops: of a sample, to share samples out by.
+    long_rows: the most tokens of a student pack that is one long row, as a
+      kernel that skips other samples' tokens wants it; four times as many of
+      a teacher's. None: rows are as short as the samples allow, which a
+      processor's cache wants.
   """
   response = np.array([len(s.response) for s in samples])
   student = np.array([s.student_length for s in samples])
@@ -130,6 +144,11 @@ def choose_layout(
   if not packing:
     batch = min(batch_size, len(samples)) / groups
     shapes_of = functools.partial(_own_rows, batch=batch)
+  if long_rows is not None:
+    batch = min(batch_size, len(samples)) / groups
+    pack_tokens = pack_tokens or long_rows
+    teacher_pack_tokens = teacher_pack_tokens or _TEACHER_SHARE * long_rows
+    shapes_of = functools.partial(_long_rows, batch=batch)
   for shape in shapes_of(student, pack_tokens, rows_per_device):
     longest = int(response[student <= shape.length].max(initial=1))
     wanted = _round_up(math.ceil(share * shape.length)) if packing else 1
@@ -144,6 +163,7 @@ def choose_layout(
     buffer_slots=max(slots, _round_up(int(response.max()))),
     packing=packing,
     flops=flops,
+    long_rows=long_rows is not None,
   )
 
 
@@ -169,6 +189,28 @@ def _shared_rows(
     length = min(2 * length, max(_round_up(longest), length + 1))
     shapes.append(PackShape(length, max(1, tokens // length), length))
   return tuple(shapes)
+
+
+def _long_rows(
+  lengths: np.ndarray, row_tokens: int | None, rows: int, *, batch: float
+) -> tuple[PackShape, ...]:
+  """Returns shapes of one long row, each half as long as the next.
+
+  Any number of tokens is then, to within the shortest shape, the sum of a few
+  of them: a batch is cut into as many of the longest as it fills and one each
+  of some others.
+  """
+  del rows
+  assert row_tokens is not None
+  least = int(lengths.max())
+  # No longer than what comes together of a batch.
+  longest = max(least, min(row_tokens, math.ceil(batch * lengths.mean())))
+  to = _TILE << _HALVINGS
+  longest = _round_up(longest, to)
+  return tuple(
+    PackShape(longest >> halved, 1, longest >> halved)
+    for halved in range(_HALVINGS, -1, -1)
+  )
 
 
 def _own_rows(

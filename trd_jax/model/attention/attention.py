@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from trd_jax.model.attention import kernels
 from trd_jax.model.attention.blockwise import Places, attend_blockwise
 
-Implementation = Literal["xla", "cudnn", "tokamax"]
+Implementation = Literal["xla", "cudnn", "cudnn_packed", "tokamax"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
@@ -43,7 +43,9 @@ def attend(
     implementation: `xla` for any rows, on any device, in any float dtype.
       `cudnn` and `tokamax` take rows of one segment each, in order from
       position 0 and padded on the right: they read a row's length and neither
-      positions nor segment ids. `attention.choice` gives them no other rows.
+      positions nor segment ids. `cudnn_packed` takes rows of several, side by
+      side from the left, at most `segments_of(T)`, and doesn't read positions
+      either. `attention.choice` gives them no other rows.
 
   Returns:
     `[B, T, N, H]` in the queries' dtype; scores and softmax are float32. The
@@ -64,6 +66,10 @@ def attend(
   # that counts both from 0 would put the causal diagonal in the wrong place.
   if query_BTNH.shape[1] != key_BSKH.shape[1]:
     raise ValueError(f"{implementation} attention takes whole rows")
+  if implementation == "cudnn_packed":
+    return kernels.attend_packed(
+      kernels.cudnn_packed, query_BTNH, key_BSKH, value_BSKH, query_segment_BT
+    )
   kernel = kernels.KERNELS[implementation]
   return kernels.attend_rows(
     kernel, query_BTNH, key_BSKH, value_BSKH, query_segment_BT

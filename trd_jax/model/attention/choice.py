@@ -62,15 +62,12 @@ def choose(
     UserError: the kernel that is asked for doesn't run here.
   """
   half = all(dtype == "bfloat16" for dtype in dtypes)
-  # A kernel is worth more than packing on a GPU, and can't have both: `auto`
-  # gives packing up where nobody has asked for it.
+  cudnn: Implementation = "cudnn" if packing is False else "cudnn_packed"
   if wanted == "auto":
-    if packing:
-      return Choice("xla", True, "packed rows have segments")
     if platform == "gpu" and half:
-      return Choice("cudnn", False, "bfloat16 on GPUs")
+      return Choice(cudnn, packing is not False, "bfloat16 on GPUs")
     where = f"{'/'.join(sorted(set(dtypes)))} on {platform}"
-    return Choice("xla", packing is None, where)
+    return Choice("xla", packing is not False, where)
   asked = f"train.attention={wanted}"
   if wanted == "xla":
     return Choice("xla", packing is not False, "as asked")
@@ -84,6 +81,8 @@ def choose(
       f"{asked} needs the package tokamax, which is not installed: pip install"
       " tokamax, or set train.attention=cudnn"
     )
+  if wanted == "cudnn":
+    return Choice(cudnn, packing is not False, "as asked")
   return Choice(cast(Implementation, wanted), False, "as asked")
 
 
@@ -225,7 +224,10 @@ def settle(
   configs: Sequence[ModelConfig],
   agree: Callable[[bool], bool] = bool,
 ) -> Choice:
-  """Checks the chosen kernel, which under `auto` gives way to xla if it is bad.
+  """Checks the chosen kernel, which gives way to another one if it is bad.
+
+  Packed rows give way to rows of one sample unless they are asked for, and a
+  kernel to xla unless it is.
 
   Args:
     found: what `choose` returned.
@@ -249,7 +251,7 @@ def settle(
     for config in dict.fromkeys(configs):
       attention = attention_of(name)
       error = max(
-        error, check(attention, name, config, "bfloat16", packed=False)
+        error, check(attention, name, config, "bfloat16", packed=found.packing)
       )
     good = True
   except UserError as caught:
@@ -258,6 +260,11 @@ def settle(
   # another attention would leave the others waiting for it.
   if agree(good):
     return found._replace(why=f"{found.why}; {error:.1g} from the XLA path")
+  tried = f"{name} was tried: {failure}"
+  if name == "cudnn_packed" and packing is None:
+    why = f"{found.why}; {tried}"
+    fallback = Choice("cudnn", False, why)
+    return settle(fallback, wanted, packing, configs, agree)
   if wanted != "auto":
     raise UserError(failure)
-  return Choice("xla", packing is None, f"{name} was tried: {failure}")
+  return Choice("xla", packing is not False, tried)

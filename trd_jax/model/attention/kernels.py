@@ -1,10 +1,11 @@
-"""Fused attention kernels from other libraries, for rows of one segment each.
+"""Fused attention kernels from other libraries.
 
-A kernel reads how long a row is and knows no segments, so `choice` never gives
-it packed rows.
+Those of `KERNELS` read how long a row is and know no segments, so `choice`
+gives them rows of one segment each. `cudnn_packed` is told where each segment
+of a row begins and how long it is.
 
 Shape key: B rows, T tokens, N query heads, K key heads, H channels
-of a head.
+of a head, M segments that a row may have.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from trd_jax.model.attention.blockwise import SAVED
+from trd_jax.model.attention.segments import segments_of
 
 _FORWARD = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
 """The primitives that JAX runs cuDNN's forward pass by."""
@@ -79,6 +81,78 @@ def tokamax(
   )
 
 
+def cudnn_packed(
+  query_BTNH: jax.Array,
+  key_BTKH: jax.Array,
+  value_BTKH: jax.Array,
+  start_BM: jax.Array,
+  length_BM: jax.Array,
+) -> jax.Array:
+  """Runs cuDNN's attention on rows of several segments; from Hopper on.
+
+  JAX has no public name for it. A machine's JAX is held against the XLA path
+  before it is used (`choice.settle`), so that one whose private parts have
+  moved trains with another attention, and says so.
+
+  Args:
+    query_BTNH: queries, scaled here by `H ** -0.5`.
+    key_BTKH: keys.
+    value_BTKH: values.
+    start_BM: int32 first position of each segment, -1 for those that the row
+      doesn't have, which stand last.
+    length_BM: int32 tokens of each segment, -1 likewise.
+
+  Returns:
+    `[B, T, N, H]`, undefined outside of segments.
+  """
+  from jax._src.cudnn import fused_attention_stablehlo as fused
+
+  _mend_offsets(fused)
+  # One more than there are segments, or JAX takes it for an unpacked row.
+  start_BS = jnp.pad(start_BM, ((0, 0), (0, 1)), constant_values=-1)
+  output = fused.dot_product_attention(
+    query_BTNH,
+    key_BTKH,
+    value_BTKH,
+    q_seqlen=length_BM,
+    kv_seqlen=length_BM,
+    q_offsets=start_BS,
+    kv_offsets=start_BS,
+    mask_type=fused.MaskType.PADDING_CAUSAL,
+    scale=query_BTNH.shape[-1] ** -0.5,
+  )
+  assert isinstance(output, jax.Array)
+  return output
+
+
+def _mend_offsets(fused: Any) -> None:
+  """Makes JAX scale the offsets of keys by the heads of keys.
+
+  cuDNN counts offsets in numbers, not in tokens. JAX before July 2026
+  multiplied those of the keys by the queries' heads (jax-ml/jax#39521): with
+  fewer heads of keys than of queries the kernel read other tokens' keys, and
+  said nothing.
+
+  Args:
+    fused: JAX's module of cuDNN's attention.
+  """
+  fix = fused._fix_seqlen_offsets
+  if hasattr(fix, "mended"):
+    return
+
+  def mended(q_seqlen, kv_seqlen, q_offsets, kv_offsets, query, key):
+    def scaled(heads):
+      return fix(q_seqlen, kv_seqlen, q_offsets, kv_offsets, heads, heads)
+
+    # With the same heads on both sides both are right.
+    q_seqlen_, _, q_offsets_, _ = scaled(query)
+    _, kv_seqlen_, _, kv_offsets_ = scaled(key)
+    return q_seqlen_, kv_seqlen_, q_offsets_, kv_offsets_
+
+  mended.mended = True
+  fused._fix_seqlen_offsets = mended
+
+
 KERNELS: Mapping[str, Kernel] = {"cudnn": cudnn, "tokamax": tokamax}
 
 
@@ -110,6 +184,58 @@ def attend_rows(
   if kernel is not cudnn:
     # No name inside of it could be given to what its backward pass reads.
     mixed_BTNH = checkpoint_name(mixed_BTNH, SAVED)
+  return jnp.where(real_BT11, mixed_BTNH, 0)
+
+
+def segment_places(
+  segment_BT: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns where the segments of packed rows begin and how long they are.
+
+  Args:
+    segment_BT: int32 ids, 1 to `most` from left to right, 0 for padding at the
+      end.
+    most: M.
+
+  Returns:
+    Both int32 `[B, M]`, -1 for segments that a row doesn't have. A row of
+    padding has one of one token: not every kernel takes rows without any.
+  """
+  number_M1 = jnp.arange(1, most + 1)[:, None]
+  length_BM = (segment_BT[:, None] == number_M1).sum(-1, dtype=jnp.int32)
+  length_BM = length_BM.at[:, 0].max(1)
+  start_BM = jnp.cumsum(length_BM, axis=1, dtype=jnp.int32) - length_BM
+  there_BM = length_BM > 0
+  return jnp.where(there_BM, start_BM, -1), jnp.where(there_BM, length_BM, -1)
+
+
+def attend_packed(
+  kernel: Kernel,
+  query_BTNH: jax.Array,
+  key_BTKH: jax.Array,
+  value_BTKH: jax.Array,
+  segment_BT: jax.Array,
+) -> jax.Array:
+  """Runs a kernel on rows of several segments, side by side from the left.
+
+  Padding is set to 0 before and after, as in `attend_rows`.
+
+  Args:
+    kernel: as `cudnn_packed`.
+    query_BTNH: queries.
+    key_BTKH: keys.
+    value_BTKH: values.
+    segment_BT: int32 ids from 1 on, 0 for padding; at most `segments_of(T)`.
+
+  Returns:
+    `[B, T, N, H]` in the queries' dtype, 0 for padding.
+  """
+  real_BT11 = (segment_BT != 0)[:, :, None, None]
+  places = segment_places(segment_BT, segments_of(segment_BT.shape[1]))
+  query, key, value = (
+    jnp.where(real_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
+  )
+  mixed_BTNH = kernel(query, key, value, *places)
   return jnp.where(real_BT11, mixed_BTNH, 0)
 
 
