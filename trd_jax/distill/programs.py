@@ -24,7 +24,8 @@ from trd_jax.distill.packing.packing import Slots, StudentPack
 from trd_jax.distill.step import Setup, Totals, TrainState, Tree
 from trd_jax.model import sharding
 
-# Dropout bits from the hardware generator: threefry takes seconds to compile.
+# Of the keys of dropout, which checkpoints hold: threefry takes seconds to
+# compile.
 PRNG = "rbg"
 
 
