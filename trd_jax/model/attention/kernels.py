@@ -165,26 +165,21 @@ def attend_rows(
 ) -> jax.Array:
   """Runs a kernel on rows of one segment each, padded on the right.
 
-  What a kernel computes for padding is undefined, so padding is set to 0 before
-  and after: nothing of it goes in, comes out, or reaches a gradient.
-
   Returns:
     `[B, T, N, H]` in the queries' dtype, 0 for padding.
   """
-  real_BT11 = (segment_BT != 0)[:, :, None, None]
   # A row of padding only is called 1 long: a softmax over no keys may be NaN,
   # and not every kernel accepts a length of 0.
   length_B = jnp.maximum(1, (segment_BT != 0).sum(1, dtype=jnp.int32))
-  # `where` and not a product with 0, for NaN times 0 is NaN. Its gradient is 0
-  # where the mask is, too.
-  query, key, value = (
-    jnp.where(real_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
-  )
-  mixed_BTNH = kernel(query, key, value, length_B)
-  if kernel is not cudnn:
+
+  def run(query, key, value):
+    mixed_BTNH = kernel(query, key, value, length_B)
+    if kernel is cudnn:  # see `keeps_attention`
+      return mixed_BTNH
     # No name inside of it could be given to what its backward pass reads.
-    mixed_BTNH = checkpoint_name(mixed_BTNH, SAVED)
-  return jnp.where(real_BT11, mixed_BTNH, 0)
+    return checkpoint_name(mixed_BTNH, SAVED)
+
+  return _without_padding(run, (query_BTNH, key_BTKH, value_BTKH), segment_BT)
 
 
 def segment_places(
@@ -218,8 +213,6 @@ def attend_packed(
 ) -> jax.Array:
   """Runs a kernel on rows of several segments, side by side from the left.
 
-  Padding is set to 0 before and after, as in `attend_rows`.
-
   Args:
     kernel: as `cudnn_packed`.
     query_BTNH: queries.
@@ -230,12 +223,28 @@ def attend_packed(
   Returns:
     `[B, T, N, H]` in the queries' dtype, 0 for padding.
   """
-  real_BT11 = (segment_BT != 0)[:, :, None, None]
   places = segment_places(segment_BT, segments_of(segment_BT.shape[1]))
-  query, key, value = (
-    jnp.where(real_BT11, x, 0) for x in (query_BTNH, key_BTKH, value_BTKH)
+  return _without_padding(
+    lambda *inputs: kernel(*inputs, *places),
+    (query_BTNH, key_BTKH, value_BTKH),
+    segment_BT,
   )
-  mixed_BTNH = kernel(query, key, value, *places)
+
+
+def _without_padding(
+  run: Callable[..., jax.Array],
+  inputs_BT: tuple[jax.Array, ...],
+  segment_BT: jax.Array,
+) -> jax.Array:
+  """Runs a kernel on queries, keys and values whose padding is 0, and sets its.
+
+  What a kernel computes for padding is undefined. So nothing of padding goes
+  in, comes out, or reaches a gradient.
+  """
+  real_BT11 = (segment_BT != 0)[:, :, None, None]
+  # `where` and not a product with 0, for NaN times 0 is NaN. Its gradient is 0
+  # where the mask is, too.
+  mixed_BTNH = run(*(jnp.where(real_BT11, x, 0) for x in inputs_BT))
   return jnp.where(real_BT11, mixed_BTNH, 0)
 
 
