@@ -78,7 +78,7 @@ def sizes(student, teacher=None, dtype="bfloat16", **changes) -> Sizes:
     # A third of 4,096 is no size.
     ("8b", None, 6, 32 * GIB, (3, 2, 1)),
     # No fsdp is enough: a row's activations have to be split, too.
-    ("4b", "8b", 8, 18 * GIB, (2, 2, 2)),
+    ("4b", "8b", 8, 17 * GIB, (2, 2, 2)),
   ],
 )
 def test_as_few_parts_as_fit(student, teacher, devices, limit, chosen):

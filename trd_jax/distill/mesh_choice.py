@@ -446,8 +446,10 @@ def _kept(sizes: Sizes, pack: PackShape, tensor: int) -> int:
   """Returns the bytes of activations of the student's two passes."""
   model, rank = sizes.student, sizes.lora.rank
   D, queries, keys, inner = _widths(model, tensor)
-  # What the backward pass of one block reads.
+  # What the backward pass of one block reads, and the gradients that are alive
+  # at its widest place, the MLP.
   block = 4 * D + 4 * queries + 4 * keys + 4 * inner
+  gradients = 2 * D + 3 * inner
   # The inputs of the seven adapters after their dropout.
   dropped = 5 * D + queries + inner if sizes.lora.dropout else 0
   products = 2 * D + queries + 2 * keys + 2 * inner
@@ -459,7 +461,7 @@ def _kept(sizes: Sizes, pack: PackShape, tensor: int) -> int:
   }[sizes.remat]
   layers = model.config.num_layers
   tokens = pack.rows * pack.length
-  bytes_ = tokens * (layers * kept + 2 * block) * model.itemsize
+  bytes_ = tokens * (layers * kept + block + gradients) * model.itemsize
   # Scores, their softmax, and its gradient.
   scores = 3 * _scores(model, pack, tensor)
   if sizes.remat == "none" and pack.length <= BLOCK:
