@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -263,22 +264,109 @@ def test_what_another_process_has_done_is_not_in_the_rate(
   assert "teacher cache: 24/24 trajectories (100%) · 0.0 traj" in told
 
 
-def test_a_flipped_byte_is_refused_and_a_removed_shard_computed_anew(
-  tmp_path, student
+def flipped(path, at=-100):
+  """Changes a bit of a file."""
+  data = bytearray(path.read_bytes())
+  data[at] ^= 1
+  path.write_bytes(data)
+
+
+def torn(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def emptied(path):
+  path.write_bytes(b"")
+
+
+DAMAGES = {
+  "flipped": (flipped, "has another checksum than"),
+  "torn": (torn, r"has \d+ bytes of \d+"),
+  "empty": (emptied, r"has 0 bytes of \d+"),
+  "removed": (lambda path: path.unlink(), None),
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory, student):
+  """A cache of one shard, and the run that has filled it."""
+  root = tmp_path_factory.mktemp("filled")
+  run = cached(experiment(student), cache_dir=str(root / "cache"))
+  return root / "cache", trained(run, root / "first")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named_and_computed_anew(
+  tmp_path, student, filled, damage, capsys
 ):
-  run = cached(experiment(student), cache_dir=str(tmp_path / "cache"))
-  first = trained(run, tmp_path / "first")
-  (shard,) = (tmp_path / "cache").glob("*/hidden*")
-  data = bytearray(shard.read_bytes())
-  data[-100] ^= 1
-  shard.write_bytes(data)
-  with pytest.raises(UserError, match="another checksum than"):
-    trained(run, tmp_path / "second")
-  shard.write_bytes(data[:-1])
-  with pytest.raises(UserError, match=rf"has {len(data) - 1} bytes of"):
-    trained(run, tmp_path / "third")
-  shard.unlink()
-  hold_equal(first, trained(run, tmp_path / "fourth"))
+  whole, first = filled
+  there = tmp_path / "cache"
+  shutil.copytree(whole, there)
+  (shard,) = there.glob("*/hidden*")
+  good = shard.read_bytes()
+  do, told = DAMAGES[damage]
+  do(shard)
+  capsys.readouterr()
+  run = cached(experiment(student), cache_dir=str(there))
+  again = trained(run, tmp_path / "again")
+  hold_equal(first, again)
+  assert again[0].done("train")["teacher"]["computed"] == 24
+  lines = [x for x in capsys.readouterr().out.splitlines() if "anew" in x]
+  assert len(lines) == (told is not None)
+  if told is not None:
+    assert re.search(f"{re.escape(str(shard))} {told}", lines[0])
+  assert [path.read_bytes() for path in there.glob("*/hidden*")] == [good]
+  # What it wrote is whole: nothing is computed for the next.
+  third = trained(run, tmp_path / "third")
+  assert third[0].done("train")["teacher"]["computed"] == 0
+
+
+def small_cache(root, keys="ab"):
+  """A cache with a shard a key, of two tokens each."""
+  cache = TeacherCache(root, Identity("0123", "float32", "float32", 4))
+  for number, key in enumerate(keys):
+    with cache.filling() as filler:
+      filler.add(key, np.full((2, 4), number, np.float32))
+  return cache
+
+
+def test_of_several_shards_the_damaged_one_alone_is_lost(tmp_path, capsys):
+  cache = small_cache(tmp_path, "abc")
+  flipped(sorted(cache.folder.glob("hidden*"))[1], 90)
+  again = TeacherCache(tmp_path, cache.identity)
+  again.check_bytes(["a", "b", "c", "of nobody"])
+  assert [key in again for key in "abc"] == [True, False, True]
+  assert capsys.readouterr().out.count("\n") == 1
+  with again.filling() as filler:
+    assert "b" not in filler
+    filler.add("b", np.full((2, 4), 1, np.float32))
+  for number, key in enumerate("abc"):
+    found = TeacherCache(tmp_path, cache.identity).read(key, 2)
+    np.testing.assert_array_equal(found, np.full((2, 4), number))
+
+
+def test_what_another_process_has_mended_meanwhile_stays(tmp_path):
+  cache = small_cache(tmp_path, "a")
+  (shard,) = cache.folder.glob("hidden*")
+  good = shard.read_bytes()
+  flipped(shard, 90)
+  again = TeacherCache(tmp_path, cache.identity)
+  again.check_bytes("a")
+  assert "a" not in again
+  shard.write_bytes(good)
+  with again.filling() as filler:
+    assert "a" in filler
+  assert shard.read_bytes() == good
+
+
+def test_what_is_damaged_after_it_was_written_is_refused_by_name(tmp_path):
+  cache = small_cache(tmp_path, "a")
+  (shard,) = cache.folder.glob("hidden*")
+  flipped(shard, 90)
+  with pytest.raises(UserError, match="another checksum than") as told:
+    cache.read("a", 2)
+  assert f"{shard} " in str(told.value)
+  assert "remove it" in str(told.value)
 
 
 def test_what_cannot_hold_it_is_refused_before_anything_runs(tmp_path, student):
@@ -307,6 +395,7 @@ def test_a_cache_of_another_version_or_a_broken_index_is_refused(tmp_path):
     text.replace('"version": 1', '"version": 2'),
     text.replace('"width": 4', '"width": 5'),
     text.replace('"bytes"', '"byte"'),
+    re.sub('"sha256": ".*"', '"sha256": []', text),
     "[]",
     "{",
   ):

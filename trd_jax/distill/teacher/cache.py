@@ -14,6 +14,9 @@ was computed from; so a run finds what another one with the same teacher has
 computed, and never what another teacher has. A shard is listed in the index
 once it is whole: a process that is killed loses the shard that it was filling.
 
+Whoever trains from a cache compares the shards with their checksums first. All
+in them can be computed again, so a damaged one counts as not computed.
+
 Shape key: R response tokens, D the teacher's residual channels.
 """
 
@@ -21,9 +24,11 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import file_locks, ownership
 from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.files.json_files import read_json, write_json
+from trd_jax.experiment.progress import Progress
 
 VERSION = 1
 SHARD_BYTES = 128 * 2**20
@@ -45,6 +51,8 @@ SHARD_BYTES = 128 * 2**20
 _INDEX = "index.json"
 _SHARD = "hidden-{:06d}.safetensors"
 _SHARD_NAME = re.compile(r"hidden-\d{6,}\.safetensors")
+# What the index says of a shard.
+_OF_A_SHARD = ("bytes", "sha256", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +102,16 @@ class TeacherCache:
     identity: whose it is.
 
   Raises:
-    UserError: the folder or its index can't be read, belongs to something
-      else, or a shard hasn't the size that the index says. A listed shard that
-      is not there counts as not computed.
+    UserError: the folder or its index can't be read, or belongs to something
+      else. A listed shard that is not there counts as not computed.
   """
 
   def __init__(self, root: Path | str, identity: Identity):
     self.identity = identity
     self.folder = Path(root) / identity.folder
+    # Checksums that were compared, and names of shards that have others.
     self._checked: set[str] = set()
+    self._damaged: set[str] = set()
     self._shards: dict[str, dict[str, Any]] = {}
     self._place: dict[str, str] = {}
     self.reload()
@@ -120,25 +129,84 @@ class TeacherCache:
           f"{path} describes another teacher's cache, or one of another"
           " version; name another train.cache_dir"
         )
-      shards = {}
-      for name, shard in index["shards"].items():
-        file = self.folder / name
-        # Removed, as the message of a damaged one says to do: what it held is
-        # computed anew.
-        if not file.exists():
-          continue
-        if (size := file.stat().st_size) != shard["bytes"]:
-          raise _damaged(file, f"has {size} bytes of {shard['bytes']}")
-        shards[name] = shard
-      self._shards = shards
-      self._place = {
-        key: name for name, shard in shards.items() for key in shard["tokens"]
-      }
+      if not all(
+        isinstance(s["sha256"], str) for s in index["shards"].values()
+      ):
+        raise TypeError("a checksum is no text")
+      # One that somebody has removed is computed anew.
+      self._list(
+        {
+          name: {field: shard[field] for field in _OF_A_SHARD}
+          for name, shard in index["shards"].items()
+          if _SHARD_NAME.fullmatch(name) and (self.folder / name).exists()
+        }
+      )
     except (OSError, AttributeError, KeyError, TypeError) as error:
       raise UserError(
         f"{path} can't be read ({error}); remove it, or name another"
         " train.cache_dir"
       ) from error
+
+  def _list(self, shards: dict[str, dict[str, Any]]) -> None:
+    """Makes these shards all that the cache has."""
+    self._shards = shards
+    self._place = {
+      key: name for name, shard in shards.items() for key in shard["tokens"]
+    }
+
+  def check_bytes(self, keys: Collection[str]) -> None:
+    """Compares the shards that hold some keys with their checksums.
+
+    Reads every byte of them once: about 1.5 s a GiB on each core. A damaged
+    shard is printed, and what it held isn't in the cache any more: `filling`
+    removes it.
+
+    Args:
+      keys: of `entry_key`; those that nobody has computed are passed over.
+    """
+    names = sorted({self._place[key] for key in keys if key in self._place})
+    if not names:
+      return
+    # hashlib lets go of Python's lock, so that all cores work at it.
+    with (
+      ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool,
+      Progress(len(names), "teacher cache compared", "shards") as progress,
+    ):
+      for name, differs in zip(
+        names, pool.map(self._difference, names), strict=True
+      ):
+        progress.update(1)
+        if differs:
+          self._damaged.add(name)
+          print(
+            f"train: {self.folder / name} {differs}: what it held is computed"
+            " anew",
+            flush=True,
+          )
+    self._drop(self._damaged)
+
+  def _drop(self, names: Collection[str]) -> None:
+    """Lets shards count as not computed."""
+    kept = {n: shard for n, shard in self._shards.items() if n not in names}
+    self._list(kept)
+
+  def _difference(self, name: str) -> str | None:
+    """Says how a shard isn't what was written; None: it is, to the last bit."""
+    path, shard = self.folder / name, self._shards[name]
+    if shard["sha256"] in self._checked:
+      return None
+    try:
+      # The cheap look first.
+      if (size := path.stat().st_size) != shard["bytes"]:
+        return f"has {size} bytes of {shard['bytes']}"
+      with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+      return f"can't be read ({error.strerror})"
+    if found != shard["sha256"]:
+      return "has another checksum than when it was written"
+    self._checked.add(found)
+    return None
 
   def check_room(self, tokens: int) -> int:
     """Checks that so many more tokens fit on the disk; returns its free bytes.
@@ -192,8 +260,11 @@ class TeacherCache:
         )
         fcntl.lockf(lock, fcntl.LOCK_EX)
       file_locks.sign(lock)
-      # Whoever held the lock may have computed what this process wants.
+      # Whoever held the lock may have computed what this process wants, and
+      # replaced a damaged shard by one of the same name.
       self.reload()
+      again = self._damaged & self._shards.keys()
+      self._drop([name for name in again if self._difference(name)])
       # What a killed process had not listed yet; all else is somebody's.
       for left in self.folder.glob("*.*"):
         mine = _SHARD_NAME.fullmatch(left.name) or ownership.is_unfinished(left)
@@ -219,12 +290,9 @@ class TeacherCache:
     name = self._place[key]
     path = self.folder / name
     try:
-      if name not in self._checked:
-        with path.open("rb") as file:
-          found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._shards[name]["sha256"]:
-          raise _damaged(path, "has another checksum than when it was written")
-        self._checked.add(name)
+      # Those that this process has made are compared here.
+      if differs := self._difference(name):
+        raise _damaged(path, differs)
       with safe_open(path, framework="np") as file:
         hidden_RD = file.get_tensor(key)
     except (OSError, SafetensorError) as error:

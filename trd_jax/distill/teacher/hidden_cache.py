@@ -47,7 +47,7 @@ class HiddenCache:
 
   @classmethod
   def prepare(cls, run: TeacherRun) -> "HiddenCache":
-    """Fills the cache with what it lacks.
+    """Fills the cache with what it lacks, and with what is damaged in it.
 
     What is missing is computed batch by batch in the run's own packs, by the
     program that recomputes. So the first epoch's losses are `recompute`'s, bit
@@ -58,7 +58,7 @@ class HiddenCache:
 
     Raises:
       UserError: the run has several processes, the disk has no room, or the
-        cache's files are damaged.
+        cache's index is damaged.
     """
     train = run.experiment.train
     if jax.process_count() > 1:
@@ -80,6 +80,7 @@ class HiddenCache:
       for batch in run.batches
       for sample in batch
     }
+    cache.check_bytes(wanted)
     missing = {key: n for key, n in wanted.items() if key not in cache}
     tokens = sum(missing.values())
     need = tokens * identity.token_bytes
