@@ -667,6 +667,40 @@ def test_weights_that_changed_after_a_stage_are_named(copied):
   _run(merge, chosen, run_dir)
 
 
+def test_a_bit_that_no_revision_sees_is_named(copied, monkeypatch):
+  # As of a file over 32 MiB, of which a revision reads blocks.
+  monkeypatch.setattr(hub, "_WHOLE_BYTES", 2**10)
+  monkeypatch.setattr(hub, "_BLOCKS", 2)
+  monkeypatch.setattr(hub, "_BLOCK_BYTES", 64)
+  chosen, run_dir = copied
+  (run_dir.stage("merge") / "done.json").unlink()
+  _run(merge, chosen, run_dir)
+  (weights,) = run_dir.merged.glob("*.safetensors")
+  revision = hub.model_revision(run_dir.merged)
+  content = bytearray(weights.read_bytes())
+  content[len(content) // 2] ^= 1
+  weights.write_bytes(content)
+  assert hub.model_revision(run_dir.merged) == revision
+  with pytest.raises(UserError, match=r"has changed since trd_jax\.merge"):
+    _run(evaluate, chosen, run_dir, model="trained")
+  # And of the student, which the merge has read.
+  (weights,) = Path(chosen.student.path).glob("*.safetensors")
+  content = bytearray(weights.read_bytes())
+  content[len(content) // 2] ^= 1
+  weights.write_bytes(content)
+  with pytest.raises(UserError, match="has changed since merge read it in"):
+    _run(evaluate, chosen, run_dir, model="base")
+
+
+def test_what_an_earlier_version_knew_of_weights_is_compared(copied):
+  _, run_dir = copied
+  own = str(run_dir.merged)
+  revision = hub.model_revision(run_dir.merged)
+  run_dir.check_weights(own, f"{revision}:0123")
+  with pytest.raises(UserError, match="has changed since"):
+    run_dir.check_weights(own, "0123:0123")
+
+
 def test_a_merged_model_that_changed_is_named_and_made_again(copied, tmp_path):
   chosen, run_dir = copied
   revision = hub.model_revision(run_dir.merged)

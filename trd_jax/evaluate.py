@@ -165,7 +165,8 @@ def _evaluate(experiment: Experiment, run_dir: RunDir, name: str) -> None:
     GradedSample,
     lambda sample: stage.graded_sample(sample, benchmark_of[sample.prompt.key]),
   )
-  _finish(experiment, run_dir, name, questions, set(benchmark_of))
+  weights = {model.name: model.fingerprint}
+  _finish(experiment, run_dir, name, questions, set(benchmark_of), weights)
 
 
 def _open_model(
@@ -217,7 +218,9 @@ def _regrade(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
     and row.model_revision
     == done[row.benchmark].get("model_revision", row.model_revision)
   }
-  _finish(experiment, run_dir, stage, questions, keys, again=True)
+  # Those that it was sampled with: nobody has opened them.
+  weights = run_dir.record(stage).get("weights", {})
+  _finish(experiment, run_dir, stage, questions, keys, weights, again=True)
 
 
 def _finish(
@@ -226,6 +229,7 @@ def _finish(
   stage: str,
   questions: "Mapping[str, Questions]",
   keys: set[str],
+  weights: "Mapping[str, str]",
   again: bool = False,
 ) -> None:
   """Judges what is still to be judged, sums up, and prints the summary.
@@ -236,6 +240,7 @@ def _finish(
     stage: whose rows.
     questions: by benchmark.
     keys: of the rows that count.
+    weights: fingerprints of what sampled them, by name.
     again: judge all of them, whatever they have.
 
   Raises:
@@ -268,8 +273,8 @@ def _finish(
     for name, share in scores.identical_to_base(judged, run_dir).items():
       summary[name]["identical_to_base"] = share
   write_json(run_dir.stage_summary(stage), scores.without_verdicts(summary))
-  weights = {row.model: row.model_revision for row in judged}
-  run_dir.mark_done(stage, summary, weights=weights)
+  revisions = {row.model: row.model_revision for row in judged}
+  run_dir.mark_done(stage, summary, weights=revisions | {**weights})
   print(f"{stage}: {scores.describe(summary)}\n", flush=True)
   print(scores.table(summary))
   for line in (

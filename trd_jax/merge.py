@@ -145,15 +145,15 @@ def _merge(experiment: Experiment, run_dir: RunDir) -> None:
     read = nnx.merge(graph, on_disk, base)
     summary |= _distances(read, adapted, plain, contexts)
     _check(summary, student.name)
-  # What an evaluation will open, in either form, by its name and revision.
+  # What an evaluation will open, in either form, by its name and fingerprint.
   applied = f"{student.name} with {run_dir.adapter}"
   weights = {
-    student.name: student.revision,
-    applied: f"{student.revision}+{hub.adapter_revision(run_dir.adapter)}",
+    student.name: student.fingerprint,
+    applied: hub.fingerprint(student.folder, run_dir.adapter),
   }
   folders = [run_dir.adapter.name]
   if summary["merged"]:
-    weights[str(run_dir.merged)] = hub.model_revision(run_dir.merged)
+    weights[str(run_dir.merged)] = hub.fingerprint(run_dir.merged)
     folders.append(run_dir.merged.name)
   run_dir.mark_done(STAGE, summary, folders, weights)
   print(f"{STAGE}: {describe(summary)}", flush=True)

@@ -177,7 +177,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     STAGE,
     summary,
     folders=[f"checkpoints/{done.updates}"],
-    weights={one.name: one.revision for one in (both.student, both.teacher)},
+    weights={one.name: one.fingerprint for one in (both.student, both.teacher)},
   )
   print(f"train: {describe(summary)}", flush=True)
 

@@ -128,6 +128,37 @@ def test_a_large_files_revision_sees_both_ends_and_a_fine_tune(tmp_path):
   assert hub.model_revision(folder) != revision
 
 
+def test_a_large_files_fingerprint_sees_every_bit(tmp_path, monkeypatch):
+  monkeypatch.setattr(hub, "_PIECE_BYTES", 5 * 2**20)
+  size = 33 * 2**20
+  folder = _model(tmp_path / "model", bytes(size))
+  weights = folder / "model.safetensors"
+  revision = hub.model_revision(folder)
+  whole = hub.fingerprint(folder)
+  assert whole.startswith(f"{revision}:")
+  # Between the blocks of a revision, which doesn't see it; in the first piece,
+  # in one in the midst, and in the last, which is shorter.
+  for place in (100_000, 20 * 2**20 + 70_000, size - 100_000):
+    content = bytearray(size)
+    content[place] = 1
+    weights.write_bytes(content)
+    assert hub.model_revision(folder) == revision
+    assert hub.fingerprint(folder) not in (whole, revision)
+  weights.write_bytes(bytes(size))
+  assert hub.fingerprint(folder) == whole
+
+
+def test_a_small_files_fingerprint_is_its_revision(tmp_path):
+  folder = _model(tmp_path / "model")
+  assert hub.fingerprint(folder) == hub.model_revision(folder)
+  adapter = tmp_path / "adapter"
+  adapter.mkdir()
+  (adapter / "adapter_config.json").write_text("{}")
+  (adapter / "adapter_model.safetensors").write_bytes(bytes(33 * 2**20))
+  both = f"{hub.model_revision(folder)}+{hub.adapter_revision(adapter)}"
+  assert hub.fingerprint(folder, adapter).startswith(f"{both}:")
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_revision_needs_a_whole_model(missing, tmp_path):
   folder = _model(tmp_path / "model")

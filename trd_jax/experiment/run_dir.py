@@ -529,7 +529,8 @@ class RunDir:
           f" training has come to update {last}: {again}"
         )
     if stage == "evaluate/trained" and self.finished("merge"):
-      known = {*self.record("merge").get(_WEIGHTS, {}).values()}
+      weights = self.record("merge").get(_WEIGHTS, {})
+      known = {_revision(fingerprint) for fingerprint in weights.values()}
       for figures in summary.values():
         used = isinstance(figures, dict) and figures.get("model_revision")
         if known and used and used not in known:
@@ -537,12 +538,12 @@ class RunDir:
             f"{path} is of other weights than trd_jax.merge has left: {again}"
           )
 
-  def check_weights(self, name: str, revision: str) -> None:
+  def check_weights(self, name: str, fingerprint: str) -> None:
     """Compares weights with those that finished stages have read or written.
 
     Args:
       name: folder or hub id, and the adapter's where there is one.
-      revision: of their content, see `hub.model_revision`.
+      fingerprint: of their content, see `hub.fingerprint`.
 
     Raises:
       UserError: they have changed since.
@@ -551,18 +552,21 @@ class RunDir:
     for stage in scopes.STAGES:
       if not self.finished(stage):
         continue
-      then = self.record(stage).get(_WEIGHTS, {}).get(name, revision)
-      if then == revision:
+      then = self.record(stage).get(_WEIGHTS, {}).get(name, fingerprint)
+      now = fingerprint
+      if ":" not in then:  # an earlier version's, or of small files
+        now = _revision(now)
+      if then == now:
         continue
       if stage == "merge" and (own := name.partition("./")[2]):
         raise UserError(
           f"{self.root / own} has changed since trd_jax.merge wrote it"
-          f" (revision {then}, now {revision}): move it and"
+          f" (revision {then}, now {now}): move it and"
           f" {self.stage(stage) / _DONE} away and {_again(stage)}"
         )
       raise UserError(
         f"{name} has changed since {stage} read it in {self.root} (revision"
-        f" {then}, now {revision}): put back what was there, or name another"
+        f" {then}, now {now}): put back what was there, or name another"
         " --workdir"
       )
 
@@ -640,7 +644,8 @@ class RunDir:
       stage: its name.
       summary: what it says of itself.
       folders: that it leaves beside rows, by their paths in its own.
-      weights: revisions of what it read or wrote, by name (`check_weights`).
+      weights: fingerprints of what it read or wrote, by name
+        (`check_weights`).
 
     Raises:
       FileNotFoundError: the directory was removed, or its disk unmounted, since
@@ -658,7 +663,7 @@ class RunDir:
       }
     if weights:
       record[_WEIGHTS] = {
-        self._name_here(name): revision for name, revision in weights.items()
+        self._name_here(name): content for name, content in weights.items()
       }
     folder = self.stage(stage)
     left: dict[str, Any] = {"folders": list(folders)} if folders else {}
@@ -721,6 +726,11 @@ def _rows_in(folder: Path) -> dict[str, Any]:
     return {}
   number, digest = shards.digest(folder)
   return {"number": number, "digest": digest, "shards": names}
+
+
+def _revision(fingerprint: str) -> str:
+  """Returns the revision that a fingerprint begins with."""
+  return fingerprint.partition(":")[0]
 
 
 def _is(path: Path) -> bool:

@@ -61,16 +61,17 @@ def open_model(
   rows = read_size(read_object(weights / CONFIG), "vocab_size")
   vocabulary.check_head(chat, rows, tokenizer, weights)
   name = model.path if folder is None else str(folder)
-  revision = hub.model_revision(weights)
+  fingerprint = hub.fingerprint(weights, adapter)
+  # Part of every sample's key: other weights or adapters, other samples.
+  revision = fingerprint.partition(":")[0]
   if adapter is not None:
-    # Part of every sample's key: other adapters, other samples.
     name = f"{name} with {adapter}"
-    revision = f"{revision}+{hub.adapter_revision(adapter)}"
   # What a merge has left may be a further round's student.
   for where in (run_dir, _merged_in(adapter or weights)):
     if where is not None:
-      where.check_weights(name, revision)
-  return ChatModel(name, weights, revision, model.dtype, adapter, chat=chat)
+      where.check_weights(name, fingerprint)
+  files = (name, weights, revision, model.dtype, adapter, fingerprint)
+  return ChatModel(*files, chat=chat)
 
 
 def _merged_in(folder: Path) -> RunDir | None:

@@ -286,7 +286,7 @@ class SamplingStage:
 
   def finish(self, summary: dict[str, Any]) -> None:
     """Marks a stage of trajectories as done, and prints its summary."""
-    weights = {self.model.name: self.model.revision}
+    weights = {self.model.name: self.model.fingerprint}
     self.run_dir.mark_done(self.name, summary, weights=weights)
     print(f"{self.name}: {summaries.describe(summary)}", flush=True)
     if warning := summaries.without_answers(self.name, summary):

@@ -3,8 +3,10 @@
 import difflib
 import hashlib
 import importlib.resources
+import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from trd_jax.experiment.errors import UserError, one_line
@@ -22,6 +24,8 @@ HUB_FILES = (*TOKENIZER_FILES, "*.safetensors")
 _WHOLE_BYTES = 32 * 2**20
 _BLOCKS = 256
 _BLOCK_BYTES = 4096
+# A fingerprint reads all of a large file, in pieces that cores share.
+_PIECE_BYTES = 64 * 2**20
 
 
 def model_folder(
@@ -139,6 +143,55 @@ def model_revision(folder: Path) -> str:
 def adapter_revision(folder: Path) -> str:
   """Computes such a name of the content of a PEFT adapter's folder."""
   return _revision(folder, "adapter_config.json", "adapter")
+
+
+def fingerprint(folder: Path, adapter: Path | None = None) -> str:
+  """Computes what tells a model from one in which a single bit has changed.
+
+  A revision has to come at once, wherever a model is named, so that of a large
+  file it covers blocks. Before a stage loads a model, which reads it whole
+  anyway, every byte is hashed, on all cores.
+
+  Args:
+    folder: the model's.
+    adapter: a PEFT adapter's that is applied to it.
+
+  Returns:
+    The revision, `model_revision` or with an adapter `MODEL+ADAPTER`. Where a
+    file is over 32 MiB it is followed by ":" and 16 hexadecimal digits of all
+    bytes of such files.
+
+  Raises:
+    UserError: a folder lacks its config or any weights.
+  """
+  revision, folders = model_revision(folder), [folder]
+  if adapter is not None:
+    revision = f"{revision}+{adapter_revision(adapter)}"
+    folders.append(adapter)
+  pieces = [
+    (path, start)
+    for one in folders
+    for path in sorted(one.glob("*.safetensors"))
+    if (size := path.stat().st_size) > _WHOLE_BYTES
+    for start in range(0, size, _PIECE_BYTES)
+  ]
+  if not pieces:
+    return revision
+  # hashlib lets go of Python's lock.
+  with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:
+    digests = b"".join(pool.map(_piece_digest, *zip(*pieces, strict=True)))
+  return f"{revision}:{hashlib.sha256(digests).hexdigest()[:16]}"
+
+
+def _piece_digest(path: Path, start: int) -> bytes:
+  """Returns the SHA-256 of a file's bytes from `start` on, up to a piece."""
+  digest, left = hashlib.sha256(), _PIECE_BYTES
+  with path.open("rb") as file:
+    file.seek(start)
+    while left and (block := file.read(min(left, 2**20))):
+      digest.update(block)
+      left -= len(block)
+  return digest.digest()
 
 
 def _revision(folder: Path, config_name: str, what: str) -> str:

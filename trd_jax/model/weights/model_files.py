@@ -14,6 +14,8 @@ class ModelFiles:
     revision: short digest of the weights and the adapter.
     dtype: 'float32' or 'bfloat16', of weights and activations.
     adapter: a PEFT folder whose adapter is applied unmerged, or None.
+    fingerprint: the revision, and of large files a digest of every byte (see
+      `hub.fingerprint`); '' where nobody has computed it.
   """
 
   name: str
@@ -21,3 +23,4 @@ class ModelFiles:
   revision: str
   dtype: str
   adapter: Path | None = None
+  fingerprint: str = ""
