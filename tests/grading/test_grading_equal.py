@@ -435,6 +435,39 @@ A(1,2), B(3,4) == B=(3,4), A=(1,2)
 36^\circ30' == 36°30′
 120 == C_{10}^{3}
 120 == \mathrm{C}^3_{10}
+\overrightarrow{QP} == -\overrightarrow{PQ}
+\overrightarrow{PQ}+\vec{QR} == \vec{QR}+\overrightarrow{PQ}
+\overline{PQ}\cdot\overline{RS} == \overline{SR}\cdot PQ
+\angle KLM == \angle MLK
+\triangle KLM == \triangle LMK
+\overline{KL} == LK
+E[Y]^2 == (E[Y])^2
+\mathbb{E}[Y^2]-\mathbb{E}[Y]^2 == -E[Y]^2+E[Y^2]
+f(x+1)+f(2x) == f(2x)+f(1+x)
+h(a+b) == ha+hb
+P(A|B) == P(A \mid B)
+|w|^2 == w\bar{w}
+|x|^2 == x^2
+\operatorname{Re}(z) == \frac{z+\overline{z}}{2}
+r \vee s == s \lor r
+r \to s == \neg r \lor s
+A\cap(B\cup C) == (A\cap B)\cup(A\cap C)
+A\setminus B == A\cap B^c
+\text{total area}=7 == \text{Area}=7
+1011_2 == 1011\text{ in binary}
+1011_2 == 0b1011
+1F_{16} == 1f_{16}
+\$250 == \text{USD }250
+\$250 == US\$250
+250\text{ rupees} == \text{Rs. }250
+250 == Rs. 250
+70 == \frac{8!}{4!4!}
+2:7 == 2\text{ to }7
+\text{no solution} == \text{There is no real solution}
+\text{No} == \text{No, it does not converge}
+1871 == \text{the year 1871}
+7\text{ inches} == 7\text{ in.}
+(-\infty,2)\cup(5,9) == (-\infty,2)\bigcup(5,9)
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -793,6 +826,44 @@ k\pi, k\in\mathbb{Z} == k\pi, k\in\mathbb{R}
 36^\circ30' == 36^\circ3'
 36^\circ30' == 36.3^\circ
 120 == C_{10}^{4}
+\overrightarrow{QP} == \overrightarrow{PQ}
+\overrightarrow{PQ}+\vec{QR} == \overrightarrow{QP}+\vec{QR}
+\overrightarrow{PQ} == \overline{PQ}
+\overline{PQ}\cdot\overline{RS} == \overline{PR}\cdot\overline{QS}
+\angle KLM == \angle LKM
+\angle KLM == \triangle KLM
+\angle KLM+\angle PQR == \angle LKM+\angle PQR
+E[Y]^2 == E[Y^2]
+\mathbb{E}[XY] == \mathbb{E}[X]\mathbb{E}[Y]
+\text{Var}(X) == \text{Var}(2X)
+f(2x+2y) == f(2x)+f(2y)
+f(g(x)) == g(f(x))
+f(g(x)) == g(x)f(x)
+P(A|B) == P(B|A)
+|w|^2 == w^2
+z^2 == z\bar z
+\operatorname{Re}(z) == \operatorname{Im}(z)
+z_1\overline{z_2} == \overline{z_1}z_2
+r \vee s == r \wedge s
+r \vee s == r, s
+r \to s == s \to r
+A\cap(B\cup C) == (A\cap B)\cup C
+A\setminus B == B\setminus A
+A\times B == B\times A
+\text{mode}=7 == \text{median}=7
+\text{Plan A: }70 == \text{Plan B: }70
+1011 == 1011 in binary
+1011 == \text{binary }1011
+1011 == 1011\text{ (hex)}
+1011_2 == 1011\text{ in octal}
+\$250 == \text{Rs. }250
+\$250 == \text{CAD }250
+\$250 == ₩250
+£250 == CHF 250
+2:7 == 7\text{ to }2
+\text{No} == \text{No, but yes for }n>2
+\text{Yes} == \text{Yes, it is not}
+7! == 7!!
 """
 
 

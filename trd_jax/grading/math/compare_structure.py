@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 
-from trd_jax.grading.math import notation, regions, shapes, units
+from trd_jax.grading.math import logic, notation, regions, shapes, units
 from trd_jax.grading.math.latex import strip_braces
 
 Maybe = bool | None
@@ -60,6 +60,17 @@ _ANSWERS = frozenset(
     "always",
   ]
 )
+# The same with a sentence after it, which must not take it back.
+_SAYS_FIRST = re.compile(
+  r"\s*(yes|no|true|false)\s*[,.;:]\s*([A-Za-z].*)\Z", re.IGNORECASE | re.DOTALL
+)
+_TAKES_BACK = "but|however|unless|if|maybe|perhaps|except|wait"
+_OPPOSITES = {
+  "yes": rf"not?|never|false|cannot|{_TAKES_BACK}",
+  "true": rf"not?|never|false|cannot|{_TAKES_BACK}",
+  "no": rf"yes|true|{_TAKES_BACK}",
+  "false": rf"yes|true|{_TAKES_BACK}",
+}
 _SHORT_WORD = 3  # letters of the shortest word besides
 _NAME_OF_POINTS = 4  # letters of the shortest in capitals: BAC is an angle
 _VOWEL = re.compile("[aeiouy]")
@@ -158,6 +169,13 @@ def _compare_text(gold: str, answer: str) -> Maybe:
     choice = _CHOICE.match(said) or _SAYS_CHOICE.match(said)
     if choice:
       return choice[1] == bare
+  said = _SAYS_FIRST.match(_TEXT.sub(r"\1", answer))
+  if said and bare.lower() in _OPPOSITES:
+    opposite = _OPPOSITES[bare.lower()]
+    return (
+      said[1].lower() == bare.lower()
+      and re.search(rf"\b(?:{opposite})\b", said[2], re.IGNORECASE) is None
+    )
   if len(bare) > 1 and _unmarked(gold) == _unmarked(answer):
     return True
   is_marked = "\\text" in gold or "\\text" in answer
@@ -289,6 +307,10 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return True
   if _without_marks(gold) == _without_marks(answer):
     return True
+  if (figure := notation.same_figure(gold, answer)) is not None:
+    return figure
+  if (formula := logic.same(gold, answer)) is not None:
+    return formula
   if (text := _compare_text(gold, answer)) is not None:
     return text
   chosen, right = _CHOSEN.match(answer), _CHOSEN.match(gold)
@@ -494,6 +516,8 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
       or shapes.split(strip_braces(answer))
     )
     return _in_order(items, answers, equal)
+  if not shapes.labels_agree(gold, answer):
+    return False
   (gold, modulus), (answer, other) = map(notation.modulus, (gold, answer))
   if modulus and other and shapes.squeeze(modulus) != shapes.squeeze(other):
     return False
@@ -520,7 +544,7 @@ def _compare_value(gold: str, answer: str, equal: Equal) -> Maybe:
   # Where one names a base, so must the other: 7 is not 12_5, although both are
   # worth the same, and neither is 12.
   if based is not None and answer_based is not None:
-    return based.groups() == answer_based.groups()
+    return based[0].casefold() == answer_based[0].casefold()
   if based is not None or answer_based is not None:
     return False
   parts, answer_parts = (shapes.split(text, ":") for text in (gold, answer))

@@ -14,7 +14,7 @@ import math_verify
 import mpmath
 import sympy
 
-from trd_jax.grading.math import numbers, shapes, units, values
+from trd_jax.grading.math import numbers, opaque, shapes, units, values
 from trd_jax.grading.math.compare_structure import Maybe
 
 # What trees raise that have no value, or parts that no value has.
@@ -48,12 +48,13 @@ def _relation_equal(gold: str, answer: str) -> Maybe:
   """
   sides = []
   signs = []
+  functions = opaque.functions_of((gold, answer))
   for text in (gold, answer):
     found = _RELATION.findall(shapes.outside(text))
     if len(found) != 1:
       return None
     sign = found[0][0] or found[0][1]
-    left, right = (values.parse(side) for side in _halves(text))
+    left, right = (values.parse(side, functions) for side in _halves(text))
     if left is None or right is None:
       return None
     if sign in (">", "ge"):
@@ -168,7 +169,9 @@ def equal(gold: str, answer: str) -> Maybe:
       yours = f"({yours})\\cdot\\frac{{\\pi}}{{180}}"
   if (aside := _ASIDE.search(answer)) and not _is_near(yours, aside[1]):
     return False
-  one, other = values.parse(mine), values.parse(yours)
+  mine, yours = opaque.with_segments(mine, yours)
+  functions = opaque.functions_of((mine, yours))
+  one, other = (values.parse(text, functions) for text in (mine, yours))
   if one is None or other is None:
     return None
   # A number is asked for, and 0 times whatever would be one.

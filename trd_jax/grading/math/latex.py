@@ -8,7 +8,13 @@ only that. It never evaluates anything.
 import re
 import unicodedata
 
-from trd_jax.grading.math import brackets, notation, program_notation, styles
+from trd_jax.grading.math import (
+  brackets,
+  logic,
+  notation,
+  program_notation,
+  styles,
+)
 
 _CHARACTERS = {
   "−": "-",
@@ -37,6 +43,16 @@ _CHARACTERS = {
   "⟨": r"\langle ",
   "⟩": r"\rangle ",
   "∨": r"\lor ",
+  "∧": r"\land ",
+  "¬": r"\neg ",
+  "→": r"\to ",
+  "⇒": r"\Rightarrow ",
+  "↔": r"\leftrightarrow ",
+  "⇔": r"\leftrightarrow ",
+  "∖": r"\setminus ",
+  "⊕": r"\oplus ",
+  "∠": r"\angle ",
+  "△": r"\triangle ",
   "∛": r"\sqrt[3]",
   "⁄": "/",
   "⩽": r"\le ",
@@ -76,26 +92,65 @@ _GROUPED = re.compile(
   # A dot has to come twice: 1.234 is a decimal.
   r"|(?<![\w.,^{])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])"
 )
-# An amount of money that is all of an answer, by the sign before or after it.
+# An amount of money that is all of an answer, by what stands before or after
+# it: a sign, a command or a code, without its backslash and dot.
 _CURRENCIES = {
-  r"\$": "dollars",
+  "US$": "dollars",
+  "HK$": "hkd",
+  "NT$": "twd",
+  "A$": "aud",
+  "C$": "cad",
+  "R$": "brl",
+  "S$": "sgd",
+  "$": "dollars",
   "£": "pounds",
-  r"\pounds": "pounds",
+  "pounds": "pounds",
   "€": "euros",
-  r"\euro": "euros",
+  "euro": "euros",
   "¥": "yen",
+  "yen": "yen",
   "₹": "rupees",
   "¢": "cents",
-  r"\cent": "cents",
+  "cent": "cents",
+  "₩": "won",
+  "₽": "rubles",
+  "₱": "pesos",
+  "₪": "shekels",
+  "฿": "baht",
+  "USD": "dollars",
+  "GBP": "pounds",
+  "EUR": "euros",
+  "JPY": "yen",
+  "CNY": "yuan",
+  "RMB": "yuan",
+  "INR": "rupees",
+  "Rs": "rupees",
+  "KRW": "won",
+  "CHF": "francs",
+  "CAD": "cad",
+  "AUD": "aud",
+  "HKD": "hkd",
+  "SGD": "sgd",
+  "TWD": "twd",
+  "BRL": "brl",
+  "RUB": "rubles",
 }
-_SIGN = "|".join(map(re.escape, _CURRENCIES))
+# Words are commands, or else units, which are read elsewhere.
+_SIGN = "|".join(
+  rf"\\{name}(?![a-z])"
+  if name.islower()
+  else re.escape(name).replace("\\$", r"\\?\$")
+  for name in _CURRENCIES
+)
+_SIGN = rf"(?:{_SIGN})\.?"
 _AMOUNT = r"\d[\d,.]*(?<![,.])"
 _MONEY = re.compile(
   rf"\s*(-?)\s*(?:({_SIGN})\s*({_AMOUNT})|({_AMOUNT})\s*({_SIGN}))[\s.]*\Z"
 )
 # The same as text, or a thin space beside it.
-_TEXT_SIGN = re.compile(rf"\\text\s*\{{\s*({_SIGN})\s*\}}|\\[,;: ]")
-_CURRENCY = re.compile(rf"(?:{_SIGN})(?![a-z])")
+_TEXT_SIGN = re.compile(rf"\\text\s*\{{\s*({_SIGN})\s*\}}|\\[,;: ]|~")
+# Of signs that stand elsewhere nothing is left.
+_CURRENCY = re.compile(r"\\\$|[£€¥₹¢₩₽₱₪฿]|\\(?:pounds|euro|yen|cent)(?![a-z])")
 _NUMBER_A_LINE = re.compile(
   r"(?:[A-Za-z]\w*\s*=\s*)?(?:[-+]?\d+(?:[./]\d+)?|\([^()]+\))[,;]?\Z"
 )
@@ -161,7 +216,11 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\equiv(?![a-z])", "="),
     (r"\\(?:lor|vee)(?![a-z])", ","),
+    # Beside each other, 4!8! is a product.
+    (r"!\s*(?=\d+!)", r"!\\cdot "),
     (r"\\backslash(?![a-z])", r"\\setminus "),
+    (r"\\big(cup|cap)(?![a-z_])(?!\s*_)", r"\\\1 "),
+    (r"(?<=\d)\s*\\text\s*\{\s*(?:is )?to\s*\}\s*(?=\d)", ":"),
     (r"\\mid(?![a-z])", "|"),
     (
       r"(?:\{\s*\})?(?<!\w)[_^]\s*\{?(\w+)\}?\s*C\s*_\s*(?:\{(\w+)\}|(\w))",
@@ -182,6 +241,10 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\\text\s*\{\s*([ei])\s*\}", r" \1 "),
     (r"\\text\s*\{\s*([-+]?[\d.,:/]*\d[A-Z]?(?:\s*\\?%)?)\s*\}", r"\1"),
     (r"\\text\s*\{\s*([-+]?[\d.,]*\d)(\s+[A-Za-z][^{}]*)\}", r"\1\\text{\2}"),
+    (
+      r"\\text\s*\{([A-Za-z][A-Za-z ]*\s)([-+]?\d[\d.,]*(?<![.,]))\s*\}",
+      r"\\text{\1}\2",
+    ),
     (rf"\\text\s*\{{[\s,]*(?:and|or|,|;|{_JOINS}|{_SIGNS})[\s,]*\}}", ","),
     (r"\\text\s*\{\s(?:y|o|e|i)\s\}", ","),
     (rf"(?<=[\d\s)}}])\s*(?:(?:{_JOINS})(?![^\W\d_])|{_SIGNS})\s*", ","),
@@ -217,6 +280,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     (r"\A\s*(?:\\approx(?![a-z])|=)\s*(?=\S)", ""),
   )
 ]
+_OR = re.compile(r"\\(?:lor|vee)(?![a-z])")
 _JOINED = re.compile(
   r"[,\s]*(?:\\text\s*\{[\s,]*(?:and|but|(?P<either>or))[\s,]*\}"
   r"|(?<![A-Za-z\\])(?:and|but|(?P<bare>or))(?![A-Za-z])"
@@ -288,8 +352,8 @@ def _of_money(text: str) -> str:
   amount = _MONEY.match(_TEXT_SIGN.sub(r" \1 ", text))
   if amount is None:
     return _CURRENCY.sub("", text)
-  currency = _CURRENCIES[amount[2] or amount[5]]
-  return f"{amount[1]}{amount[3] or amount[4]}\\text{{ {currency}}}"
+  sign = re.sub(r"[\\.]", "", amount[2] or amount[5])
+  return f"{amount[1]}{amount[3] or amount[4]}\\text{{ {_CURRENCIES[sign]}}}"
 
 
 def _one_line(text: str) -> str:
@@ -390,6 +454,8 @@ def clean(answer: str) -> str:
   """
   text = _one_line(_plain_characters(answer))
   text = _of_money(styles.plain(text))
+  if logic.is_formula(text):
+    text = _OR.sub(r"\\cup ", text)  # which lists nothing here
   if (marked := _MARKED.match(text)) is not None:
     text = marked[2]
   # A column with & is a matrix and stays one.

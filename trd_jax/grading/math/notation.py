@@ -27,13 +27,19 @@ _NUMBERS |= {
   for ten, tens in enumerate(_TENS, 2)
   for one, ones in enumerate(_ONES[1:10], 1)
 }
-_BASES = {
+_SYSTEMS = {
   "binary": 2,
   "ternary": 3,
+  "quaternary": 4,
+  "quinary": 5,
+  "senary": 6,
   "octal": 8,
   "decimal": 10,
+  "duodecimal": 12,
   "hexadecimal": 16,
-} | _NUMBERS
+  "hex": 16,
+}
+_BASES = _SYSTEMS | _NUMBERS
 
 _SCALES = {
   "dozen": 12,
@@ -58,6 +64,11 @@ _TIME = re.compile(
 )
 _HOURS = {"noon": "12:00\\text{ pm}", "midnight": "12:00\\text{ am}"}
 _WORD = re.compile(r"(?:\\text\s*\{)?\s*([A-Za-z]+(?:[- ][A-Za-z]+)?)\s*\}?\Z")
+_NOTHING = re.compile(
+  r"(?:\\text\s*\{)?\s*(?:there\s+(?:is|are)\s+)?(?:no|zero)\s+(?:real\s+)?"
+  r"(?:solutions?|roots?)(?:\s+exists?)?\s*\.?\s*\}?\Z",
+  re.IGNORECASE,
+)
 _REALS = re.compile(
   r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
   r"((?:non-?)?(?:positive|negative))?\s*"
@@ -80,15 +91,41 @@ _GOES_ON = re.compile(
   r"(?<![\d.])(\d*)\.(\d{0,30}?)(\d{1,30}?)\3{2,9}\s*\\ldots(?![a-z])"
 )
 _MAX_PERIOD = 100  # digits before and in the period
+_NUMERAL = r"(?P<digits>[+-]?\d[0-9A-Za-z]*(?:\.\w+)?)"
+_SYSTEM = rf"(?P<system>{'|'.join(_SYSTEMS)})"
+# 101_{two}; and, with the marks of text taken off, `101 in base 2`, `101
+# (binary)`, `binary 101`, 0b101.
 _BASE = re.compile(
-  r"([+-]?\d[0-9A-Za-z]*)\s*"
-  r"(?:_\s*\{?\s*\(?|\(?\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]*)"
-  r"(?:\\text\s*\{)?\s*(\d+|[a-z]+)\s*\}?\s*\)?\s*\}?\s*\)?\Z"
+  rf"{_NUMERAL}\s*_\s*\{{?\s*\(?\s*(?:\\text\s*\{{)?\s*(?P<base>\d+|[a-z]+)"
+  r"\s*\}?\s*\)?\s*\}?\Z"
 )
+_SAID_BASE = [
+  re.compile(pattern, re.IGNORECASE)
+  for pattern in (
+    rf"{_NUMERAL}\s*[,(]*\s*(?:(?:written|expressed)\s+)?(?:in\s+)?"
+    r"(?:base[ -]*(?P<base>\d+|[a-z]+)|" + _SYSTEM + r")"
+    r"(?:\s+(?:number|notation|form|system|representation))?\s*\)?\Z",
+    rf"(?:in\s+)?(?:base[ -]*(?P<base>\d+|[a-z]+)|{_SYSTEM})"
+    rf"(?:\s+number)?\s*[:,]?\s+{_NUMERAL}\Z",
+  )
+]
+_PREFIXED_BASE = re.compile(r"([+-]?)0([bxo])([0-9A-Fa-f]+)\Z")
+_PREFIXES = {"b": 2, "o": 8, "x": 16}
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _FIGURE = re.compile(
-  r"\\(?:triangle|angle|overline|overrightarrow|overleftrightarrow|widehat)"
-  r"\s*\{?\s*([A-Z]{2,4})\s*\}?\Z"
+  r"(?:\\(?P<kind>triangle|angle|overline|overrightarrow|overleftarrow|vec"
+  r"|overleftrightarrow|widehat|square|parallelogram)(?![a-z])\s*"
+  r"|\\text\s*\{\s*(?P<word>segment|line|ray|arc|angle|triangle|vector)\s+"
+  r"(?=[A-Z]))?\{?\s*(?P<points>(?:[A-Z]'?){2,4})\s*\}?\Z"
 )
+_FIGURES = {
+  "segment": "overline",
+  "line": "overleftrightarrow",
+  "ray": "overrightarrow",
+  "arc": "widehat",
+  "vector": "overrightarrow",
+  "vec": "overrightarrow",
+}
 _MODULUS = re.compile(
   r"(.*?\S)\s*\(?\s*\\?(?:text\s*\{\s*\(?)?\\?[pb]?mod(?:ulo)?(?![a-z])"
   r"\s*\}?\s*\{?\s*([^{}()\\]+?)\s*\}?\s*\)?\s*\Z",
@@ -135,6 +172,37 @@ def for_all(text: str) -> tuple[str, str, str] | None:
   return text[: match.start()].strip(), letter, numbers
 
 
+def same_figure(gold: str, answer: str) -> bool | None:
+  r"""Compares names of figures by their points; None where they are none.
+
+  What is said of both has to agree: `\angle ABC` is no triangle. An angle may
+  be named from either end, a vector from one only, and a triangle from any of
+  its corners.
+  """
+  figures = _FIGURE.match(gold), _FIGURE.match(answer)
+  if figures[0] is None or figures[1] is None:
+    return None
+  kinds, points = [], []
+  for figure in filter(None, figures):
+    kind = figure["kind"] or figure["word"]
+    kinds.append(_FIGURES.get(kind, kind))
+    points.append(re.findall(r"[A-Z]'?", figure["points"]))
+  if not any(kinds):
+    return None
+  if all(kinds) and kinds[0] != kinds[1]:
+    return False
+  kind, (mine, yours) = kinds[0] or kinds[1], points
+  if kind == "overleftarrow":
+    kind, mine, yours = "overrightarrow", mine[::-1], yours[::-1]
+  if kind == "triangle":
+    return sorted(mine) == sorted(yours)
+  # A quadrangle may begin at any corner; its names go round.
+  if kind in ("square", "parallelogram") or len(mine) > 3:
+    turns = [mine[at:] + mine[:at] for at in range(len(mine))]
+    return yours in turns or yours[::-1] in turns
+  return mine == yours or (kind != "overrightarrow" and mine == yours[::-1])
+
+
 def rewrite(text: str) -> str:
   """Rewrites a cleaned answer in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
@@ -144,29 +212,43 @@ def rewrite(text: str) -> str:
       number = _NUMBERS[first] * _SCALES[scale]
     if number is not None:
       return str(number)
-    if re.fullmatch(r"no solutions?", word[1], re.IGNORECASE):
-      return "\\emptyset"
     if word[1].lower() in _HOURS:
       return _HOURS[word[1].lower()]
+  if _NOTHING.match(text):
+    return "\\emptyset"
   if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
     side = (reals[2] or "").lower().replace("-", "")
     return "\\mathbb{R}" + _SIDES.get(side, "")
   if (time := _TIME.match(text)) is not None:
     clock = time[1] if ":" in time[1] else f"{time[1]}:00"
     return f"{clock}\\text{{ {time[2].lower()}m}}"
-  if (figure := _FIGURE.match(text)) is not None:
-    return figure[1]
-  if (based := _BASE.match(text)) is not None:
-    # `x_{n}` has a letter for its base: an index, which stays as it is.
-    base = _BASES.get(based[2], based[2])
-    if str(base).isdigit():
-      return f"{based[1]}_{{{base}}}"
+  if (based := _with_base(text)) is not None:
+    return based
   while (scaled := _SCALED.sub(_as_digits, text)) != text:
     text = scaled  # hundred thousand
   text = _MINUTES.sub(_as_degrees, text)
   for pattern in (_REPEATING, _GOES_ON):
     text = pattern.sub(_as_fraction, text)
   return text
+
+
+def _with_base(text: str) -> str | None:
+  """Writes a number that says its base with it as an index, else None."""
+  if (prefixed := _PREFIXED_BASE.match(text)) is not None:
+    sign, letter, digits = prefixed.groups()
+    return f"{sign}{digits.lstrip('0') or '0'}_{{{_PREFIXES[letter]}}}"
+  based = _BASE.match(text)
+  if based is not None:
+    # `x_{n}` has a letter for its base: an index, which stays as it is.
+    base = _BASES.get(based["base"], based["base"])
+  else:
+    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    based = next(filter(None, (one.match(bare) for one in _SAID_BASE)), None)
+    if based is None:
+      return None
+    name = (based["base"] or based["system"]).lower()
+    base = _BASES.get(name, name)
+  return f"{based['digits']}_{{{base}}}" if str(base).isdigit() else None
 
 
 def _as_digits(match: re.Match[str]) -> str:

@@ -57,6 +57,21 @@ _OF_LETTER = re.compile(
 _LABEL = re.compile(
   r"\s*\\text\s*\{([^{}\d]*[A-Za-z][^{}\d]*)\}\s*[:=]?\s*(?=[^\s:=])"
 )
+# Words that end in a colon, an equals sign or a verb before a value.
+_ANNOUNCED = re.compile(
+  r"\s*((?:\\text\s*\{[^{}]*\}|[A-Za-z]{2,}\s)(?:[A-Za-z ]*))\s*"
+  r"(?:(?<=\})|(?=[:=]))\s*[:=]?\s*(?=[^\s:=])"
+)
+# fmt: off
+_EMPTY_WORDS = frozenset(
+  [
+    "a", "an", "and", "answer", "are", "as", "be", "final", "for", "get",
+    "have", "hence", "i", "in", "is", "it", "number", "of", "required",
+    "result", "so", "solution", "solved", "that", "the", "then", "there",
+    "therefore", "thu", "to", "total", "value", "we", "with", "you",
+  ]
+)
+# fmt: on
 # A logarithm only where its base is given: \ln x may be \log x.
 _FUNCTION = re.compile(
   r"\\(?:(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
@@ -73,6 +88,7 @@ _SIZE = re.compile(r"\|[^|]+\|\Z")
 # Words, a command, or one letter of a product.
 _PIECE = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]")
 _LETTERS = re.compile(r"[A-Za-z]{1,3}\Z")
+_WORDS = re.compile(r"[A-Za-z]{4,}(?:\s+[A-Za-z]+)*\Z")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
 _NEGATED = re.compile(r"-\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\Z")
@@ -192,6 +208,11 @@ def names_agree(
     return sorted(points[0]) == sorted(points[1])
   if _contradict(gold, answer):
     return False
+  # Two names in words: an area is no perimeter.
+  if all(_TEXT.search(name) or _WORDS.match(name) for name in (gold, answer)):
+    mine, yours = _subject(gold), _subject(answer)
+    if mine and yours and not (mine <= yours or yours <= mine):
+      return False
   names = [squeeze(_SEGMENT.sub(r"\1", name)) for name in (gold, answer)]
   mine, yours = map(_LETTER.match, names)
   if not mine or not yours:
@@ -255,6 +276,26 @@ def label(item: str) -> str | None:
   if match is None:
     return None
   return " ".join(re.findall(r"[^\W\d_]+", match[1].lower()))
+
+
+def _subject(words: str) -> set[str]:
+  """Returns the words of a name or label that say what it is about."""
+  found = re.findall(r"[^\W_]+", _TEXT.sub(r" \1 ", words))
+  # A letter in capitals is a name: section A.
+  found = [word if len(word) == 1 else word.lower() for word in found]
+  return {word.removesuffix("s") for word in found} - _EMPTY_WORDS
+
+
+def labels_agree(gold: str, answer: str) -> bool:
+  """Returns whether words before two values can be about the same thing.
+
+  One may say more than the other: `area: 5` and `total area: 5`.
+  """
+  found = [_ANNOUNCED.match(text) for text in (gold, answer)]
+  if not (found[0] and found[1]):
+    return True
+  mine, yours = (_subject(match[1]) for match in found if match)
+  return not mine or not yours or mine <= yours or yours <= mine
 
 
 def with_argument(gold: str | None, answer: str | None, value: str) -> str:

@@ -19,8 +19,15 @@ _UNITS = {
   "dollar": "dollars? usd bucks",
   "cent": "cents?",
   "euro": "euros? eur",
-  "yen": "yen",
-  "rupee": "rupees?",
+  "yen": "yen jpy",
+  "rupee": "rupees? rs inr",
+  "yuan": "yuan rmb cny",
+  "won": "won krw",
+  "franc": "francs? chf",
+  "ruble": "rubles? roubles? rub",
+  "peso": "pesos?",
+  "cad": "cad",
+  "aud": "aud",
   "mm": "mm millimet(?:er|re)s?",
   "cm": "cm centimet(?:er|re)s?",
   "m": "m met(?:er|re)s?",
@@ -125,6 +132,7 @@ _CHANGES = re.compile(
   r"|plus|minus|negative|times|divided|divisible|multiple|mod|modulo|choose"
   r"|factorial|ish|power|root|sqrt|inverse|reciprocal|base|twice|double|triple"
   r"|half|halves|thirds?|quarters?"
+  r"|binary|ternary|octal|duodecimal|hex(?:adecimal)?|degrees? of"
   r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths?"
   rf"|(?:hundred|thousand|million|billion|trillion|dozen)s?|{_GREEK})\b"
   # of which it is only the number (the 5th term)
@@ -201,7 +209,8 @@ def _name(words: str, power: str) -> str:
     exponent = number if found else exponent
   parts = []
   for part in re.split(r"\s*/\s*|\s+per\s+", words):
-    known = _known(part)
+    # Only as all of a unit: "in" may be any word else.
+    known = "inch" if part == "in" else _known(part)
     parts.append(
       known
       or " ".join(

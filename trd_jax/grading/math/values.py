@@ -23,6 +23,8 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy.core.function import AppliedUndef
 
+from trd_jax.grading.math import opaque
+
 _MAX_BITS = 200_000  # of an exact numerator or denominator
 _MAX_FACTORIAL = 20_000
 _MAX_TERMS = 5_000  # of a finite sum or product
@@ -32,6 +34,7 @@ _SIGNS = 3  # of which combinations tell seven unknowns apart
 POINTS = ENOUGH_POINTS + 1 + _SIGNS
 _MAX_DIGITS = 20_000  # that two tiny values are evaluated to
 _INTEGERS = range(4, 17)  # where floors and ceilings are compared as well
+_ARGUMENT_DIGITS = 25  # to which the arguments of an unknown function agree
 _STEPS = 64  # as much farther out is where floors and ceilings differ
 
 DECIMAL = re.compile(r"\d*\.\d+|\d+\.")
@@ -43,7 +46,34 @@ _UNREADABLE = re.compile(
 )
 # The grammar takes the cross product of two vectors for that of two numbers.
 _VECTOR = r"\\(?:vec|overrightarrow)(?![a-z])"
-_CROSS = re.compile(rf"{_VECTOR}\s*(?:\{{[^{{}}]*\}}|\w)\s*\\times\s*{_VECTOR}")
+_CROSS = re.compile(
+  rf"{_VECTOR}\s*(?:\{{[^{{}}]*\}}|\w)\s*\\times\s*{_VECTOR}"
+  # So are sets in capitals, A \times B.
+  r"|(?<![A-Za-z\\])[A-Z]\s*\\times\s*[A-Z](?![A-Za-z])"
+)
+# What the grammar reads as it is meant. Of others it makes letters, or nothing.
+# fmt: off
+_READABLE = frozenset(
+  [
+    "frac", "sqrt", "binom", "cdot", "times", "div", "pm", "mp", "pi",
+    "infty", "sum", "prod", "int", "iint", "lim", "to", "rightarrow", "begin",
+    "end", "text", "mathbb", "emptyset", "cup", "cap", "setminus", "in",
+    "circ", "ldots", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin",
+    "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh", "cosh", "tanh",
+    "coth", "arsinh", "arcosh", "artanh", "arcsinh", "arccosh", "arctanh",
+    "ln", "log", "exp", "lfloor", "rfloor", "lceil", "rceil", "gcd", "lcm",
+    "max", "min", "vec", "partial", "ell", "hbar", "prime", "alpha", "beta",
+    "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
+    "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma",
+    "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma",
+    "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi",
+    "Omega", "mathcal",
+  ]
+)
+# fmt: on
+_NAME = re.compile(r"\\([A-Za-z]+)")
+# Complex numbers by their letters, where a formula is about such.
+_COMPLEX = re.compile(r"[zw](?:_.*)?\Z")
 _INVERSE = re.compile(r"(?<![\\A-Za-z_])([fg])\s*\^\s*\{\s*-\s*1\s*\}(?=\s*\()")
 _TRANSPOSED = re.compile(r"\^\s*(?:\{\s*(?:T|\\top)\s*\}|T|\\top)(?![A-Za-z_])")
 _INDEXED = re.compile(r"(?<![\\A-Za-z])([A-DF-HJ-Za-df-hj-z])(\d+)(?!\s*[\d^])")
@@ -98,17 +128,27 @@ class Unsupported(Exception):
 
 
 @functools.lru_cache(maxsize=512)
-def parse(text: str) -> sympy.Basic | None:
+def parse(
+  text: str, functions: frozenset[str] = frozenset()
+) -> sympy.Basic | None:
   """Reads one value; None where it can't be read.
 
   Decimals become exact fractions, `i` the imaginary unit and `e` its base.
+
+  Args:
+    text: a cleaned formula.
+    functions: letters that name functions, as `opaque.functions_of` finds
+      them.
   """
 
   def fraction(match: re.Match[str]) -> str:
     value = Fraction(match[0].rstrip("."))
     return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
-  if _UNREADABLE.search(text) or _CROSS.search(text):
+  if _CROSS.search(text):
+    return None
+  text, parts = opaque.take_out(text, functions)
+  if _UNREADABLE.search(text) or not _READABLE.issuperset(_NAME.findall(text)):
     return None
   text = _TRANSPOSED.sub("^{T_{0}}", text)  # the grammar would drop it
   text = _INDEXED.sub(r"\1_{\2}", text)  # x1 is x_1, as programs write it
@@ -132,7 +172,30 @@ def parse(text: str) -> sympy.Basic | None:
     return None
   if not isinstance(tree, sympy.Basic | sympy.MatrixBase):
     return None
-  return _with_open_derivatives(cast(sympy.Basic, tree))
+  calls = {name: _call(part, functions) for name, part in parts.items()}
+  if any(call is None for call in calls.values()):
+    return None
+  if calls and not isinstance(tree, sympy.Basic):
+    return None
+  tree = _with_open_derivatives(cast(sympy.Basic, tree))
+  found = {sympy.Symbol(name): call for name, call in calls.items()}
+  return tree.xreplace(found) if found else tree
+
+
+_OF_COMPLEX = {"conjugate": sympy.conjugate, "re": sympy.re, "im": sympy.im}
+
+
+def _call(part: opaque.Part, functions: frozenset[str]) -> sympy.Basic | None:
+  """Returns the tree of what `opaque` has taken out; None: unreadable."""
+  arguments = [parse(text, functions) for text in part.arguments]
+  if not all(isinstance(one, sympy.Expr) for one in arguments):
+    return None
+  if not arguments:
+    return sympy.Symbol(part.function)
+  known = _OF_COMPLEX.get(part.function)
+  if known is None:
+    return sympy.Function(part.function)(*arguments, evaluate=False)
+  return known(arguments[0], evaluate=False) if len(arguments) == 1 else None
 
 
 def _with_open_derivatives(tree: sympy.Basic) -> sympy.Basic:
@@ -274,7 +337,9 @@ def has_unknowns(tree: sympy.Basic) -> bool:
 
 def _is_for_all(tree: sympy.Basic) -> bool:
   """Returns whether a formula holds complex numbers or magnitudes."""
-  return tree.has(sympy.I, sympy.Abs, sympy.Symbol("i"))
+  return tree.has(
+    sympy.I, sympy.Abs, sympy.conjugate, sympy.re, sympy.im, sympy.Symbol("i")
+  )
 
 
 class Evaluator:
@@ -296,6 +361,12 @@ class Evaluator:
     self._seed = seed
     self._real = not any(map(_is_for_all, trees))
     names = sorted({name for tree in trees for name in _unknowns(tree)})
+    # Of x, y and z the last is a coordinate.
+    self._complex = {
+      name
+      for name in names
+      if not self._real and _COMPLEX.match(name) and not {"x", "y"} & {*names}
+    }
     steps = any(tree.has(sympy.floor, sympy.ceiling) for tree in trees)
     self._scale = _STEPS if steps else 1
     self._numbers = {name: number for number, name in enumerate(names, 1)}
@@ -311,8 +382,19 @@ class Evaluator:
     past = self._seed - ENOUGH_POINTS
     number = self._numbers.get(name, 0)  # 0: f(1), of a sum over f(k)
     negative = past == 0 or (past > 0 and number >> (past - 1) % _SIGNS & 1)
-    sign = -1 if negative else 1
+    sign = mpmath.mpf(-1 if negative else 1)
+    if name in self._complex:
+      angle = mpmath.mpf(int.from_bytes(digest[8:12], "big")) / 2**32
+      sign = mpmath.expjpi(2 * angle)
     return sign * self._scale * (mpmath.mpf(1) / 4 + 2 * size)
+
+  def _applied(self, tree: sympy.Basic):
+    """Returns the value of a function of which only the name is known.
+
+    The same name and the same values of its arguments give the same.
+    """
+    values = [str(mpmath.nstr(self(a), _ARGUMENT_DIGITS)) for a in tree.args]
+    return self._unknown(f"{tree.func.__name__}({','.join(values)})")
 
   def _note(self, value):
     magnitude = abs(value)
@@ -351,7 +433,7 @@ class Evaluator:
         raise TooLarge
       return mpmath.mpf(int(tree.p)) / int(tree.q)
     if isinstance(tree, AppliedUndef):
-      return self._unknown(sympy.srepr(tree))
+      return self._applied(tree)
     if isinstance(tree, sympy.UnevaluatedExpr):
       return self(tree.args[0])
     if isinstance(tree, sympy.Sum | sympy.Product):

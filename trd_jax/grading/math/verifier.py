@@ -40,7 +40,7 @@ from trd_jax.experiment.records import Problem, Verdict
 from trd_jax.grading import grader_protocol
 from trd_jax.grading.math import grade_answer, pool
 
-VERSION = "math-7"
+VERSION = "math-8"
 TIMEOUT = 5.0
 _REMEMBERED = 100_000
 
