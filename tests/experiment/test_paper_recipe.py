@@ -337,7 +337,11 @@ def test_too_little_free_disk_is_warned_of(tmp_path, monkeypatch):
   assert "WARNING" in told(total - sizes["rollout"] - 1, done=["rollout"])
   cache = {"train.teacher": "hidden_cache"}
   assert "WARNING" in told(total, **cache)
-  assert "WARNING" not in told(total, **cache, **{"train.cache_dir": "/big"})
+  elsewhere = {"train.cache_dir": "/big"}
+  assert "WARNING" in told(total, **cache, **elsewhere)
+  monkeypatch.setattr(dry_run, "_device", lambda path: str(path) == "/big")
+  apart = told(total, **cache, **elsewhere)
+  assert "WARNING" not in apart.partition("where /big is")[0]
 
 
 def test_what_finished_rounds_have_written_needs_no_room(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ def looked_at(monkeypatch, run_dir, free, done=(), **changes):
     (account, [module], "done before" if account in done else None)
     for account, module, _ in pipeline.commands(e)
   ]
-  return dry_run.check_room(e, run_dir, planned)
+  return next(iter(dry_run.check_room(e, run_dir, planned)), None)
 
 
 def most(run_dir, **changes):
@@ -73,7 +73,83 @@ def test_what_is_not_known_is_no_obstacle(monkeypatch, tmp_path):
   e = dataclasses.replace(e, student=student)
   monkeypatch.setattr(dry_run, "free_bytes", lambda path: 2**40)
   planned = [("train", ["train"], None), ("merge", ["merge"], None)]
-  assert dry_run.check_room(e, RunDir(tmp_path), planned) is None
+  assert dry_run.check_room(e, RunDir(tmp_path), planned) == []
+
+
+def two_disks(monkeypatch, free, *elsewhere):
+  """Has folders, and what is in them, be on another disk than all else."""
+
+  def name(path):
+    path = path.absolute()
+    return any(path.is_relative_to(folder) for folder in elsewhere)
+
+  monkeypatch.setattr(dry_run, "_device", name)
+  monkeypatch.setattr(dry_run, "free_bytes", lambda path: free[name(path)])
+
+
+@pytest.mark.parametrize("stage", ["train", "teacher_cache"])
+def test_a_stages_own_disk_is_looked_at(monkeypatch, tmp_path, stage):
+  cache = tmp_path / "big" / "cache"
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.root.mkdir()
+  e = stage_runs.chosen(
+    **{"train.teacher": "hidden_cache", "train.cache_dir": str(cache)}
+  )
+  place = cache if stage == "teacher_cache" else run_dir.stage(stage)
+  planned = [(name, [m], None) for name, m, _ in pipeline.commands(e)]
+  sizes = {name: size for name, size, _ in dry_run.disk(e, run_dir)}
+  rest = sum(sizes.values()) - sizes[stage]
+
+  def told(here, there):
+    two_disks(monkeypatch, {False: here, True: there}, place)
+    return dry_run.check_room(e, run_dir, planned)
+
+  assert told(rest, sizes[stage]) == []
+  (note,) = told(rest, sizes[stage] - 1)
+  assert note.startswith(f"{place}: ")
+  (note,) = told(rest - 1, sizes[stage])
+  assert note.startswith(f"{run_dir.root}: ")
+  assert len(told(rest - 1, sizes[stage] - 1)) == 2
+  with pytest.raises(UserError) as refused:
+    told(rest, 0)
+  message = str(refused.value)
+  assert message.startswith(
+    f"{place}: 0.0 MiB are free there, and this run needs"
+  )
+  remedy = "name a train.cache_dir elsewhere"
+  if stage != "teacher_cache":
+    remedy = f"have {place} lead elsewhere"
+  assert f"make room, {remedy}, or lower what takes most: {stage} " in message
+  # The dry run says it of each disk, too.
+  text = dry_run.describe(e, run_dir, planned)
+  assert text.count("where ") == 2
+  assert f"where {place} is\n  WARNING: " in text
+  # What lies there already is no more to be written.
+  place.mkdir(parents=True)
+  (place / "part").write_bytes(bytes(sizes[stage]))
+  assert told(rest, 0) == []
+
+
+def test_a_cache_on_the_workdirs_disk_counts_there(monkeypatch, tmp_path):
+  here = {"train.teacher": "hidden_cache"}
+  there = {**here, "train.cache_dir": str(tmp_path / "cache")}
+  run_dir = RunDir(tmp_path / "run")
+  size = most(run_dir, **here)
+  for keys in (here, there):
+    assert looked_at(monkeypatch, run_dir, size, **keys) is None
+    note = looked_at(monkeypatch, run_dir, size - 1, **keys)
+    assert note.startswith(f"{run_dir.root}: ")
+
+
+def test_what_a_link_leads_to_has_its_own_disk(tmp_path):
+  run_dir = RunDir(tmp_path / "run")
+  run_dir.root.mkdir()
+  e = stage_runs.chosen()
+  assert list(dry_run.by_disk(e, run_dir, [])) == [run_dir.root]
+  run_dir.stage("train").symlink_to("/dev/shm")  # a file system of its own
+  disks = dry_run.by_disk(e, run_dir, [])
+  assert list(disks) == [run_dir.root, run_dir.stage("train")]
+  assert disks[run_dir.stage("train")].keys() == {"train"}
 
 
 def test_a_pipeline_is_refused_before_its_first_stage(monkeypatch, tmp_path):

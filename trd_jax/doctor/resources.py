@@ -26,27 +26,37 @@ def disk(machine: Machine) -> Diagnosis:
   """Checks that there is room for what the stages write."""
   from trd_jax.pipeline import dry_run
 
-  needed: dict[str, int | None] = {}
+  e, workdir = machine.experiment, machine.workdir
+  disks: dict[Path, dict[str, int | None]] = {workdir.root: {}}
   if machine.has_config:
-    for stage, size, _ in dry_run.disk(machine.experiment, machine.workdir):
-      needed[stage] = size
-  # Then it is written elsewhere, perhaps on another disk.
-  if machine.experiment.train.cache_dir:
-    needed.pop("teacher_cache", None)
-  where = machine.workdir.root
-  return judge_disk(where, dry_run.free_bytes(where), needed)
+    disks = dry_run.by_disk(e, workdir, [])
+  judged = [
+    judge_disk(
+      where,
+      dry_run.free_bytes(where),
+      needed,
+      dry_run.elsewhere(where, e, workdir),
+    )
+    for where, needed in disks.items()
+  ]
+  # The workdir's comes first.
+  return next((one for one in judged if one.status == "failed"), judged[0])
 
 
 def judge_disk(
-  where: Path, free: int, needed: Mapping[str, int | None]
+  where: Path,
+  free: int,
+  needed: Mapping[str, int | None],
+  elsewhere: str = "name a --workdir elsewhere",
 ) -> Diagnosis:
-  """Judges the free bytes where the workdir is, or would be.
+  """Judges the free bytes of a disk that stages write on.
 
   Args:
-    where: the workdir.
+    where: a folder on it, as the workdir, which need not be there.
     free: bytes.
     needed: by stage, the most that it writes; None where nobody knows. Empty
       without a config: then only a full disk is wrong.
+    elsewhere: what has it written on another disk.
   """
   message = f"{free / _GIB:.1f} GiB are free where {where.absolute()} is"
   known = {stage: size for stage, size in needed.items() if size is not None}
@@ -54,13 +64,13 @@ def judge_disk(
   # Without a config nothing is known of what is needed: only a disk with less
   # than a MiB is surely too full.
   if not needed and not free >> 20:
-    return diagnosis.failed(message, "make room, or name a --workdir elsewhere")
+    return diagnosis.failed(message, f"make room, or {elsewhere}")
   if total > free:
     most = max(known, key=lambda stage: known[stage])
     return diagnosis.failed(
       f"{message}, and all stages write up to {total / _GIB:.2f} GiB, most of"
       f" it {most} ({known[most] / _GIB:.2f})",
-      "make room, or name a --workdir elsewhere",
+      f"make room, or {elsewhere}",
     )
   if needed:
     message += f"; all stages write at most {total / _GIB:.2f} GiB"

@@ -5,6 +5,7 @@ models and data that are on this machine, and else from what is known of the
 public ones.
 """
 
+import collections
 import math
 import shlex
 import shutil
@@ -213,26 +214,24 @@ def describe(
     lines += ["", "the config's file says, of its own rows:"]
     lines.append(textwrap.indent(textwrap.fill(card, WRAP), "  "))
   lines += ["", f"disk, at most ({scope}rows before compression):"]
-  total = ahead = 0
-  known = True
+  total, known = 0, True
   for name, size, what in disk(e, run_dir):
     shown = "not known here" if size is None else tables.size(size)
     line = f"  {name:<13}{shown:>14}  {what}"
     lines.append(printing.wrapped(line, sys.stdout, line.index(what)))
     total += size or 0
     known &= size is not None
-    ahead += _ahead(name, size or 0, e, commands)
   rest = "" if known else "  and what is not known here"
   lines.append(f"  {'all':<13}{tables.size(total):>14}{rest}")
-  free = free_bytes(run_dir.root)
-  lines.append(
-    f"  {'free':<13}{tables.size(free):>14}  where {run_dir.root} is"
-  )
-  if free < ahead:
-    lines.append(
-      f"  WARNING: {tables.size(ahead)} may still be written there, and"
-      f" {tables.size(free)} are free: make room, or name a --workdir elsewhere"
-    )
+  for where, sizes in by_disk(e, run_dir, commands).items():
+    free, ahead = free_bytes(where), sum(size or 0 for size in sizes.values())
+    lines.append(f"  {'free':<13}{tables.size(free):>14}  where {where} is")
+    if free < ahead:
+      lines.append(
+        f"  WARNING: {tables.size(ahead)} may still be written there, and"
+        f" {tables.size(free)} are free: make room, or"
+        f" {elsewhere(where, e, run_dir)}"
+      )
   for model in dict.fromkeys((e.student.path, e.teacher_model.path)):
     if model in KNOWN_MODELS:
       # The public checkpoints are bfloat16: two bytes a parameter.
@@ -245,7 +244,7 @@ def check_room(
   experiment: Experiment,
   run_dir: RunDir,
   commands: Sequence[tuple[str, Sequence[str], str | None]],
-) -> str | None:
+) -> list[str]:
   """Compares what a run will write with what is free, before its first stage.
 
   What is not known here, as of a model that is still to be fetched, counts as
@@ -257,49 +256,54 @@ def check_room(
     commands: as of `describe`.
 
   Returns:
-    A note where there may be too little room; None where there is enough.
+    A note for each disk where there may be too little room.
 
   Raises:
-    UserError: there is too little even for the least that it will write.
+    UserError: on a disk there is too little even for the least that it gets.
   """
   there = {
     name.partition("/")[0]: _size_of(run_dir.stage(name))
     for name, _, needless in commands
     if needless is None and not name.startswith("round ")
   }
-  most: dict[str, int] = {}
-  for name, size, _ in disk(experiment, run_dir):
-    ahead = _ahead(name, size or 0, experiment, commands)
-    done = there.get(name, 0)
-    if name == "teacher_cache":
-      done = _size_of(run_dir.teacher_cache)
-    most[name] = max(ahead - done, 0)
+  there["teacher_cache"] = _size_of(
+    _folder("teacher_cache", experiment, run_dir)
+  )
   # Of a training at least one checkpoint, and all of a merged model.
   one = 1 / (experiment.train.keep_checkpoints + 1)
   share = {"train": one, "merge": 1.0}
-  least = {
-    name: int(size * share.get(name, _LEAST)) for name, size in most.items()
-  }
-  free = free_bytes(run_dir.root)
-  if free >= sum(most.values()):
-    return None
-  too_little = free < sum(least.values())
-  sizes = least if too_little else most
-  largest = sorted(sizes, key=lambda name: -sizes[name])[:2]
-  lower = ", ".join(
-    f"{name} {tables.size(sizes[name])} ({_REDUCED_BY[name]})"
-    for name in largest
-    if sizes[name]
-  )
-  message = (
-    f"{run_dir.root}: {tables.size(free)} are free there, and this run"
-    f" {'needs at least' if too_little else 'may write up to'}"
-    f" {tables.size(sum(sizes.values()))}: make room, name a --workdir"
-    f" elsewhere, or lower what takes most: {lower}"
-  )
-  if too_little:
-    raise UserError(message)
-  return message
+  notes = []
+  for where, sizes in by_disk(experiment, run_dir, commands).items():
+    most = {}
+    for name, size in sizes.items():
+      folder = _folder(name, experiment, run_dir)
+      done = there.get(name, 0) if _device(folder) == _device(where) else 0
+      most[name] = max((size or 0) - done, 0)
+    least = {
+      name: int(size * share.get(name, _LEAST)) for name, size in most.items()
+    }
+    free = free_bytes(where)
+    if free >= sum(most.values()):
+      continue
+    too_little = free < sum(least.values())
+    shown = least if too_little else most
+    largest = sorted(shown, key=shown.__getitem__, reverse=True)[:2]
+    lower = ", ".join(
+      f"{name} {tables.size(shown[name])} ({_REDUCED_BY[name]})"
+      for name in largest
+      if shown[name]
+    )
+    message = (
+      f"{where}: {tables.size(free)} are free there, and this run"
+      f" {'needs at least' if too_little else 'may write up to'}"
+      f" {tables.size(sum(shown.values()))}: make room,"
+      f" {elsewhere(where, experiment, run_dir)}, or lower what takes most:"
+      f" {lower}"
+    )
+    if too_little:
+      raise UserError(message)
+    notes.append(message)
+  return notes
 
 
 def _size_of(folder: Path) -> int:
@@ -310,33 +314,81 @@ def _size_of(folder: Path) -> int:
 
 def free_bytes(path: Path) -> int:
   """Returns the free bytes of the file system a path is on, or would be."""
+  return shutil.disk_usage(_nearest(path)).free
+
+
+def _nearest(path: Path) -> Path:
+  """Returns a path, or the nearest folder above it that is there."""
   path = path.absolute()
-  # The workdir may not be there yet: the nearest folder that is has its disk.
-  there = next(one for one in (path, *path.parents) if one.exists())
-  return shutil.disk_usage(there).free
+  return next(one for one in (path, *path.parents) if one.exists())
 
 
-def _ahead(
-  stage: str,
-  size: int,
+def _device(path: Path) -> int:
+  """Returns the number of the file system a path is on, or would be."""
+  return _nearest(path).stat().st_dev
+
+
+def by_disk(
   experiment: Experiment,
+  run_dir: RunDir,
   commands: Sequence[tuple[str, Sequence[str], str | None]],
-) -> int:
-  """Returns the bytes that a stage will still write where the workdir is.
+) -> dict[Path, dict[str, int | None]]:
+  """Returns the most bytes that are still to be written on each disk.
 
-  Its `size` in all is spread evenly over its commands and the further rounds. A
-  round that is begun counts as if nothing of it were there yet.
+  `train.cache_dir` may be on another disk than the workdir, and so may what a
+  link there leads to.
+
+  Args:
+    experiment: what is to be run.
+    run_dir: where.
+    commands: as of `describe`; with none of them everything is to be written.
+
+  Returns:
+    By a folder on the disk, the workdir first, and by stage; None where a size
+    is not known here.
   """
-  if stage == "teacher_cache":
-    if experiment.train.cache_dir:
-      return 0
-    stage = "train"
-  parts = [
-    needless
-    for name, _, needless in commands
-    if name.partition("/")[0] == stage or name.startswith("round ")
-  ]
-  return size * parts.count(None) // len(parts) if parts else size
+  folders = {_device(run_dir.root): run_dir.root}
+  found: dict[Path, dict[str, int | None]] = {run_dir.root: {}}
+  for stage, size, _ in disk(experiment, run_dir):
+    own = _folder(stage, experiment, run_dir)
+    rounds = run_dir.stage("rounds")
+    if stage == "teacher_cache" and experiment.train.cache_dir:
+      rounds = own
+    account = "train" if stage == "teacher_cache" else stage
+    # Its size in all is spread evenly over its commands and the further rounds.
+    # A round that is begun counts as if nothing of it were there yet.
+    parts = [
+      (rounds if name.startswith("round ") else own, needless)
+      for name, _, needless in commands
+      if name.partition("/")[0] == account or name.startswith("round ")
+    ] or [(own, None)]
+    counts = collections.Counter(
+      _device(folder) for folder, needless in parts if needless is None
+    )
+    for device, count in counts.items():
+      where = folders.setdefault(
+        device, rounds if device != _device(own) else own
+      )
+      part = None if size is None else size * count // len(parts)
+      found.setdefault(where, {})[stage] = part
+  return found
+
+
+def _folder(stage: str, experiment: Experiment, run_dir: RunDir) -> Path:
+  """Returns where a stage of `disk` writes in the first round."""
+  if stage != "teacher_cache":
+    return run_dir.stage(stage)
+  return Path(experiment.train.cache_dir or run_dir.teacher_cache)
+
+
+def elsewhere(where: Path, experiment: Experiment, run_dir: RunDir) -> str:
+  """Says how what is written on a disk of `by_disk` goes to another one."""
+  if where == run_dir.root:
+    return "name a --workdir elsewhere"
+  cache_dir = experiment.train.cache_dir
+  if cache_dir and where == Path(cache_dir):
+    return "name a train.cache_dir elsewhere"
+  return f"have {where} lead elsewhere"
 
 
 def _devices(experiment: Experiment) -> Iterator[str]:

@@ -127,7 +127,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   # A further round's part is in what the first has looked at.
   if section.round == 1:
     planned = _planned(experiment, run_dir, flags, {})
-    if note := dry_run.check_room(experiment, run_dir, planned):
+    for note in dry_run.check_room(experiment, run_dir, planned):
       print(f"note: {note}", flush=True)
   if section.parts > 1:
     ids = [one.problem_id for one in store.load_all(experiment, run_dir)]
