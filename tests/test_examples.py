@@ -2,12 +2,14 @@
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 
 import pytest
 
 import trd_jax
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -18,6 +20,7 @@ def run(name: str, *arguments: str) -> str:
   return subprocess.run(
     [sys.executable, f"examples/{name}.py", *arguments],
     cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": xla_flags(1)},
     check=True,
     stdout=subprocess.PIPE,
     text=True,

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import shutil
-import types
+import subprocess
+import sys
 
 import pytest
 
 from tests.support.chat_folders import HYBRID, QWEN, needs_qwen
-from trd_jax import merge, refine, rollout, train
+from tests.support.devices import xla_flags
+from tests.support.places import ROOT
 from trd_jax.data.chat import Chat
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
@@ -18,8 +21,6 @@ from trd_jax.experiment.run_dir import RunDir
 from trd_jax.lab.random_model import random_folder
 
 pytestmark = [pytest.mark.slow, needs_qwen]
-
-STAGES = (rollout, refine, train, merge)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,11 @@ def nano(tmp_path_factory):
 
 
 def go(root, student, rows, **changes):
-  """Runs all stages; returns the workdir."""
+  """Runs all stages, on one device; returns the workdir.
+
+  Raises:
+    UserError: a stage has refused it; with what it said.
+  """
   file = root / "rows.jsonl"
   file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
   config = experiment.default_config()
@@ -46,16 +51,29 @@ def go(root, student, rows, **changes):
     stage.max_response_tokens = 6
   config.engine.jax.slots = 4
   config.lora.rank = 2
-  config.train.batch_size = 2
+  config.train.batch_size = 4
   config.train.learning_rate = 1e-3
   config.train.truncated = "keep"
   config.mesh.data = 1
   config.update_from_flattened_dict(changes)
-  chosen = experiment.from_config(config)
+  chosen = root / "config.json"
+  chosen.write_text(experiment.to_json(experiment.from_config(config)))
   run_dir = RunDir(root / "run")
-  for stage in STAGES:
-    own = {flag.name: flag.default for flag in getattr(stage, "FLAGS", ())}
-    stage.run(chosen, run_dir, types.SimpleNamespace(**own))
+  process = subprocess.run(
+    [
+      *(sys.executable, "-m", "tests.support.one_process"),
+      *("rollout,refine,train,merge", f"--config={chosen}"),
+      f"--workdir={run_dir.root}",
+    ],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": xla_flags(1)},
+    capture_output=True,
+    text=True,
+  )
+  if process.returncode == 2:
+    raise UserError(process.stderr)
+  assert process.returncode == 0, process.stderr[-3000:]
+  print(process.stdout)
   assert (run_dir.merged / "config.json").is_file()
   return run_dir
 
@@ -87,7 +105,7 @@ def test_rows_with_privileged_texts_and_no_answers(tmp_path, nano, capsys):
     if f"claim {n}." in p and f"Hint number {n}." in p
   ) == [0, 1, 2, 3]
   metrics = read_metrics(run_dir.metrics_file("train"))
-  assert len(metrics) == 2
+  assert len(metrics) == 1
   for step in metrics:
     assert not {"D_correct", "D_incorrect"} & step.keys()
     assert all(
@@ -124,7 +142,7 @@ def test_messages_with_a_system_turn(tmp_path, nano):
       turns
     )
     assert sum("What is 1 + 1?" in p for p in found) == 2
-  assert len(read_metrics(run_dir.metrics_file("train"))) == 2
+  assert len(read_metrics(run_dir.metrics_file("train"))) == 1
 
 
 def test_a_folder_of_prompts_with_one_changed_file(tmp_path, nano):

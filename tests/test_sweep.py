@@ -32,7 +32,8 @@ def _run(workdir, *flags, points="configs/sweeps/demo.py"):
   """Runs a sweep; on one device, whose programs compile in half the time."""
   return subprocess.run(
     [
-      *(sys.executable, "-m", "trd_jax.sweep", "--config=configs/demo.py"),
+      *(sys.executable, "-m", "tests.support.one_process", "sweep"),
+      "--config=configs/demo.py",
       *(f"--sweep={points}", f"--workdir={workdir}", *SMALL, *flags),
     ],
     cwd=ROOT,

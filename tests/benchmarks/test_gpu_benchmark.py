@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.slow
 def run(tmp_path, *flags):
   """The document that a run on one CPU device writes."""
   out = tmp_path / "gpu.json"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  environment["XLA_FLAGS"] = xla_flags(None)
   subprocess.run(
     [
       sys.executable,

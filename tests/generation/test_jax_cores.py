@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.support.devices import xla_flags
 from tests.support.small_models import SMALL, model
 from trd_jax.generation.engines.engine import Request, Sampling
 from trd_jax.generation.engines.jax_engine import JaxEngine
@@ -17,6 +18,7 @@ from trd_jax.model.qwen3 import Qwen3
 
 pytestmark = pytest.mark.slow
 
+QUICK = xla_flags(None)
 LONG = dataclasses.replace(SMALL, max_positions=1024)
 
 _LOAD = """
@@ -33,11 +35,16 @@ print(json.dumps([jax.device_count(), made.slots, ids]))
 """
 
 
-def loaded(before="", flags=None):
-  """Devices, slots and completions of an engine in a fresh process."""
+def loaded(before="", flags=QUICK, caches=True):
+  """Devices, slots and completions of an engine in a fresh process.
+
+  Args:
+    before: what the process does first.
+    flags: of XLA; None: the variable isn't set.
+    caches: whether what an earlier process has compiled may be used.
+  """
   environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-  # What is found compiled is not dumped.
-  environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+  environment["JAX_ENABLE_COMPILATION_CACHE"] = str(caches)
   environment.pop("JAX_NUM_CPU_DEVICES", None)
   environment.pop("XLA_FLAGS", None)
   if flags is not None:
@@ -55,8 +62,7 @@ def test_each_core_is_a_device_unless_something_else_sets_their_number():
   cores = min(len(os.sched_getaffinity(0)), 8)
   devices, slots, ids = loaded()
   assert (devices, slots) == (cores, 128 * cores)
-  host = "--xla_force_host_platform_device_count=3"
-  assert loaded(flags=host) == [3, 384, ids]
+  assert loaded(flags=xla_flags(3)) == [3, 384, ids]
   set_before = "jax.config.update('jax_num_cpu_devices', 3)"
   assert loaded(before=set_before) == [3, 384, ids]
   assert loaded(before="jax.devices()") == [1, 128, ids]
@@ -68,7 +74,9 @@ def test_each_core_is_a_device_unless_something_else_sets_their_number():
 def test_a_core_that_is_a_device_computes_its_products_alone(
   before, alone, tmp_path
 ):
-  loaded(before=before, flags=f"--xla_dump_to={tmp_path}")
+  # What is found compiled is not dumped.
+  flags = f"{QUICK} --xla_dump_to={tmp_path}"
+  loaded(before=before, flags=flags, caches=False)
   (options,) = tmp_path.glob("*jit_decode*debug_options")
   # What is not as by default is named there.
   assert alone == ("multi_thread_eigen: false" in options.read_text())
@@ -82,7 +90,7 @@ def test_cores_have_one_copy_of_the_weights_together():
     assert len({shard.data.unsafe_buffer_pointer() for shard in shards}) == 1
 
 
-@pytest.mark.parametrize("flags", ["--xla_cpu_enable_fast_math=false", None])
+@pytest.mark.parametrize("flags", [QUICK, None])
 def test_the_environment_stays_as_it_was(flags):
   check = "lambda: os.environ == before or os._exit(3)"
   before = "import atexit, os; before = dict(os.environ)\n"

@@ -19,6 +19,7 @@ from trd_jax.pipeline import pipeline
 
 pytestmark = pytest.mark.multiprocess
 
+ONE_PROCESS = "tests.support.one_process"
 SMALL = (
   "--config.data.arithmetic.num_problems=32",
   "--config.train.batch_size=8",
@@ -28,8 +29,10 @@ SMALL = (
 )
 
 
-def run(workdir, *flags, config="configs/demo.py"):
-  command = [sys.executable, "-m", "trd_jax.pipeline", f"--config={config}"]
+def run(workdir, *flags, config="configs/demo.py", processes=False):
+  """Runs a pipeline; its stages are processes only where that is tested."""
+  here = ("trd_jax.pipeline",) if processes else (ONE_PROCESS, "pipeline")
+  command = [sys.executable, "-m", *here, f"--config={config}"]
   command += [f"--workdir={workdir}", *flags]
   env = os.environ | {"XLA_FLAGS": xla_flags(1)}
   return subprocess.run(
@@ -40,7 +43,7 @@ def run(workdir, *flags, config="configs/demo.py"):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("pipeline") / "run"
-  process = run(workdir, *SMALL)
+  process = run(workdir, *SMALL, processes=True)
   assert process.returncode == 0, process.stderr[-3000:]
   return RunDir(workdir), process.stdout
 
@@ -104,7 +107,7 @@ def test_every_row_of_the_table_stands_in_the_output(finished):
 def test_a_second_run_starts_no_stage(finished):
   run_dir, _ = finished
   before = {p: p.stat().st_mtime_ns for p in run_dir.root.rglob("*.parquet")}
-  again = run(run_dir.root, *SMALL)
+  again = run(run_dir.root, *SMALL, processes=True)
   assert again.returncode == 0
   assert again.stdout.count("done before") == 6
   assert before == {
@@ -115,7 +118,8 @@ def test_a_second_run_starts_no_stage(finished):
 def test_another_config_is_refused_in_one_line(finished):
   run_dir, _ = finished
   config = run_dir.config.read_bytes()
-  refused = run(run_dir.root, *SMALL, "--config.method=forward_kl")
+  other = "--config.method=forward_kl"
+  refused = run(run_dir.root, *SMALL, other, processes=True)
   assert refused.returncode == 2
   assert refused.stderr.count("\n") == 1
   assert 'method is "trd" there and "forward_kl" here' in refused.stderr
@@ -124,7 +128,8 @@ def test_another_config_is_refused_in_one_line(finished):
 
 def test_a_failing_stage_ends_the_pipeline_with_its_exit_code(tmp_path):
   workdir = tmp_path / "run"
-  failed = run(workdir, *SMALL, "--config.rollout.max_prompt_tokens=5")
+  short = "--config.rollout.max_prompt_tokens=5"
+  failed = run(workdir, *SMALL, short, processes=True)
   assert failed.returncode == 2
   assert "raise rollout.max_prompt_tokens" in failed.stderr
   assert RunDir(workdir).done("evaluate/base") is not None
@@ -155,7 +160,8 @@ def test_an_interrupted_training_finishes_its_update_in_its_own_time(
 
 def test_a_first_stage_that_fails_leaves_nothing(tmp_path):
   workdir = tmp_path / "run"
-  failed = run(workdir, *SMALL, "--config.evaluate.max_prompt_tokens=5")
+  short = "--config.evaluate.max_prompt_tokens=5"
+  failed = run(workdir, *SMALL, short, processes=True)
   assert failed.returncode == 2
   # Mended, the same place can be used: nothing had been made there.
   assert {p.name for p in workdir.rglob("*") if p.is_file()} == {

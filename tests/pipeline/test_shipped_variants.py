@@ -56,6 +56,10 @@ def variants(model):
         yield modes | {"method": method, "subset": "all", "cot": "all"}
 
 
+# Hundreds of variants ask in the same words.
+prompt_set = functools.cache(prompts.load)
+
+
 @functools.cache
 def card(regime):
   return runpy.run_path(str(ROOT / "configs" / f"{regime}.py"))["get_config"]
@@ -129,13 +133,11 @@ def a_fit_machine(tmp_path, monkeypatch):
   monkeypatch.setattr(model_checks, "open_model", open_model)
   monkeypatch.setattr(interpreters, "check", lambda *_: "3.11.0")
   monkeypatch.setattr(sandbox, "open", lambda **_: None)
-  monkeypatch.setattr(data_checks, "of_run", functools.cache(_asked))
+  monkeypatch.setattr(
+    data_checks, "of_run", lambda e, _: prompt_set(e.prompts.set)
+  )
   monkeypatch.setattr(dry_run, "free_bytes", lambda _: 2**60)
   return {"data.root": str(data), "evaluate.root": str(asked)}
-
-
-def _asked(e, _):
-  return prompts.load(e.prompts.set)
 
 
 @needs_qwen

@@ -11,7 +11,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from ml_collections import config_dict
@@ -314,10 +314,13 @@ def _shown(value: Any) -> str:
   return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _fields(cls: type) -> Iterator[tuple[dataclasses.Field, Any]]:
+# Evaluating a class's annotations takes longer than all else that is done with
+# its fields, and every config asks for them.
+@functools.cache
+def _fields(cls: type) -> tuple[tuple[dataclasses.Field, Any], ...]:
+  """Returns a dataclass's fields, each with its evaluated annotation."""
   hints = typing.get_type_hints(cls)
-  for field in dataclasses.fields(cls):
-    yield field, hints[field.name]
+  return tuple((each, hints[each.name]) for each in dataclasses.fields(cls))
 
 
 @functools.cache
