@@ -76,7 +76,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
     return
 
   # 3. What is not on disk yet is sampled, graded and written as it ends.
-  stage.fill(
+  facts = stage.fill(
     prompts,
     Trajectory,
     stage.trajectory,
@@ -86,7 +86,7 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
 
   # 4. What came out, and how it compares with the drafts: an own answer has
   #    none, and nothing that it could leak.
-  summary = stage.summarize(prompts, rejected)
+  summary = stage.summarize(prompts, rejected) | facts
   if rewrites:
     summary["trimmed"] = report.trimmed
     summary["shown_whole"] = report.all_thoughts

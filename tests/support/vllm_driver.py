@@ -9,9 +9,9 @@ threads of their own. A job is a `name`, `requests`, `sampling`, and maybe
 `take`, the completions after which its iterator is closed. DONE gets, by name,
 the `completions` or the `error` of a user, and of the process the names of its
 `modules`, those in its `environment` once vLLM is loaded, how many objects are
-`frozen` by then, and vLLM's model `runner`; then the line "done" is printed.
-With `then`, requests, these are generated on and on. Otherwise the engine is
-closed when stdin is.
+`frozen` by then, its counts of drafts (`drafted`), and vLLM's model `runner`;
+then the line "done" is printed. With `then`, requests, these are generated on
+and on. Otherwise the engine is closed when stdin is.
 """
 
 import contextlib
@@ -78,6 +78,8 @@ def main() -> None:
       thread.start()
     for thread in threads:
       thread.join()
+  drafted = engine.drafted()
+  done["drafted"] = drafted and list(drafted)
   done["modules"] = sorted(sys.modules)
   Path(sys.argv[2]).write_text(json.dumps(done))
   print("done", flush=True)

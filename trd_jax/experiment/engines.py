@@ -9,10 +9,16 @@ the doctor read it there. The code that generates is in
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from trd_jax.experiment import declarations
-from trd_jax.experiment.declarations import above, at_least, key, within
+from trd_jax.experiment.declarations import (
+  above,
+  at_least,
+  key,
+  one_of,
+  within,
+)
 from trd_jax.experiment.processes import interpreters
 
 Devices = Literal["none", "jax", "gpus", "remote"]
@@ -92,6 +98,15 @@ class EngineSection:
     """Returns how many connections it may have open at once."""
     return 0
 
+  @property
+  def drafts(self) -> bool:
+    """Whether it drafts tokens where a prompt holds what is rewritten."""
+    return False
+
+  def without_drafts(self) -> Self:
+    """Returns the section for a stage whose prompts hold no draft."""
+    return self
+
   # `Any`: the class `Experiment` is made of these sections, and naming it here
   # would be a ring of imports.
   def contradictions(self, experiment: Any) -> Iterator[str]:
@@ -169,6 +184,7 @@ class VllmEngine(EngineSection):
 
   summary = "vLLM in process"
   devices = "gpus"
+  asks_for_it = ("speculative",)
   packages: ClassVar[Mapping[str, str]] = {
     "vllm": "make an environment with third_party/vllm/install.sh and use its"
     " Python: for the pipeline,"
@@ -217,6 +233,25 @@ class VllmEngine(EngineSection):
     "kernels whose results don't follow the batch, for runs on GPUs that can be"
     " repeated; slower",
   )
+  speculative: str = key(
+    "none",
+    "ngram: refinements are drafted by looking their last tokens up in the"
+    " prompt, which holds y_o, and checked in one pass, without loss; faster"
+    " where few sequences are decoded, slower on busy CPUs",
+    one_of("none", "ngram"),
+  )
+  speculative_tokens: int = key(
+    8, "tokens of a draft, with speculative=ngram", at_least(1, 128)
+  )
+
+  @property
+  def drafts(self) -> bool:
+    """Whether it speculates."""
+    return self.speculative != "none"
+
+  def without_drafts(self) -> Self:
+    """Returns the section without speculation: there is nothing to look up."""
+    return dataclasses.replace(self, speculative="none")
 
   @property
   def gpus(self) -> Gpus:
@@ -232,8 +267,14 @@ class VllmEngine(EngineSection):
     )
 
   def contradictions(self, experiment: Any) -> Iterator[str]:
-    """Yields temperatures and ranks of adapters that vLLM doesn't know."""
+    """Yields temperatures, adapters' ranks and idle keys that it can't use."""
     yield from _temperatures(experiment)
+    if self.drafts and experiment.teacher_writes != "y_r":
+      yield (
+        f"engine.vllm.speculative={self.speculative}: only a refinement's"
+        f" prompt holds a draft, and method={experiment.method} along"
+        f" {experiment.trains_on} refines nothing: leave it out"
+      )
     rank, highest = experiment.lora.rank, LORA_RANKS[-1]
     if experiment.engine.weights == "adapter" and rank > highest:
       yield (

@@ -254,6 +254,12 @@ class Engine(engines.Engines):
     """Returns the section of the engine that `name` names."""
     return getattr(self, self.name)
 
+  def without_drafts(self) -> "Engine":
+    """Returns the section for a stage whose prompts hold no draft."""
+    return dataclasses.replace(
+      self, **{self.name: self.chosen.without_drafts()}
+    )
+
   @property
   def packages(self) -> Mapping[str, Mapping[str, str]]:
     """Returns what is imported to generate, by the key that asks for it.

@@ -114,6 +114,8 @@ _KEYS: dict[tuple[str, ...], str] = {
   ("engine.vllm.eager",): "enforce_eager",
   ("engine.vllm.prefix_caching",): "enable_prefix_caching",
   ("engine.vllm.chunked_prefill",): "enable_chunked_prefill",
+  ("engine.vllm.speculative",): "speculative_config speculation spec_decode",
+  ("engine.vllm.speculative_tokens",): "num_speculative_tokens",
   ("engine.server.urls",): "url base_url api_base host endpoint server_url",
   ("engine.server.api_key_variable",): "api_key token openai_api_key",
   ("metrics.wandb",): "use_wandb report_to log_with logger",

@@ -166,7 +166,7 @@ class SamplingStage:
     *,
     top_logprobs: int = 0,
     grade: bool = True,
-  ) -> None:
+  ) -> dict[str, Any]:
     """Gives the stage the rows of all prompts that aren't on disk yet.
 
     A row is written as its sample is judged, so that a process that is killed
@@ -180,7 +180,11 @@ class SamplingStage:
       to_row: makes one of a sample.
       top_logprobs: see `generate.generate`.
       grade: whether answers are judged.
+
+    Returns:
+      What of this run belongs into the stage's summary: `generate.generate`.
     """
+    facts: dict[str, Any] = {}
     # By content key and not by count: a problem, prompt or model that has
     # changed since asks for rows that aren't there.
     on_disk = self.run_dir.keys(self.name)
@@ -192,7 +196,7 @@ class SamplingStage:
         flush=True,
       )
     if not pending:
-      return
+      return facts
     with self.run_dir.shard_writer(self.name, record_cls) as writer:
       for sample in generate.generate(
         self.experiment,
@@ -203,8 +207,10 @@ class SamplingStage:
         already=len(prompts) - len(pending),
         top_logprobs=top_logprobs,
         grade=grade,
+        facts=facts,
       ):
         writer.add(to_row(sample))
+    return facts
 
   def trajectory(self, sample: GradedCompletion) -> Trajectory:
     """Returns the row of a rollout or refinement."""

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -192,6 +192,44 @@ class Engine(Protocol):
 
   def close(self) -> None:
     """Releases what the engine holds; it can't generate afterwards."""
+    ...
+
+
+class Drafted(NamedTuple):
+  """What came of drafts that an engine checked several tokens at a time.
+
+  Attributes:
+    drafts: how many there were; each costs one pass of the model.
+    drafted: tokens in them.
+    accepted: tokens of them that the model would have drawn, too.
+  """
+
+  drafts: int
+  drafted: int
+  accepted: int
+
+  @property
+  def acceptance(self) -> float:
+    """Returns the share of the drafted tokens that was accepted."""
+    return self.accepted / max(1, self.drafted)
+
+  @property
+  def accepted_length(self) -> float:
+    """Returns the accepted tokens of a draft, on average."""
+    return self.accepted / max(1, self.drafts)
+
+  def since(self, earlier: "Drafted") -> "Drafted":
+    """Returns what has been added to earlier counts."""
+    pairs = zip(self, earlier, strict=True)
+    return Drafted(*(now - then for now, then in pairs))
+
+
+@runtime_checkable
+class Drafts(Protocol):
+  """An engine that may draft tokens, and counts those that were right."""
+
+  def drafted(self) -> Drafted | None:
+    """Returns the counts since the engine was made; None: it drafts nothing."""
     ...
 
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 
 from trd_jax.experiment.schema import Engine as Spec
-from trd_jax.generation.engines.engine import Engine, missing
+from trd_jax.generation.engines.engine import Engine, Sampling, missing
 from trd_jax.model.weights.model_files import ModelFiles
 
 
@@ -30,6 +30,28 @@ def check_installed(spec: Spec) -> None:
 def constructor(name: str) -> Callable[..., Engine]:
   """Returns the function that makes an engine: `make` of its file."""
   return importlib.import_module(f"{__package__}.{name}_engine").make
+
+
+def drafting(spec: Spec, sampling: Sampling, in_prompts: bool) -> Spec:
+  """Returns the section as a stage can use it: maybe without drafts.
+
+  Where they are wanted and can't be had it says so in a line: the stage's rows
+  are the same without.
+
+  Args:
+    spec: the experiment's `engine` section.
+    sampling: how tokens are drawn.
+    in_prompts: whether each prompt holds what its response rewrites.
+  """
+  if not spec.chosen.drafts:
+    return spec
+  if not in_prompts:
+    return spec.without_drafts()
+  module = importlib.import_module(f"{__package__}.{spec.name}_engine")
+  if reason := module.refuses_drafts(spec.chosen, sampling):
+    print(f"{spec.name}: goes on without drafts: {reason}", flush=True)
+    return spec.without_drafts()
+  return spec
 
 
 def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:

@@ -22,6 +22,8 @@ from trd_jax.generation.engines.engine import (
 # vLLM reads the seed -1 as "no seed", and any int64 may be drawn: this one, as
 # good as any, is sent in its place.
 MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
+COUNTERS = ("drafts", "draft_tokens", "accepted_tokens")
+"""What vLLM calls its counts of drafts, in the order of `engine.Drafted`."""
 # The lowest bias that the API takes. It is no mask: an id can still be drawn if
 # its logit is about that much above all others, and is refused then.
 _NEVER = -100

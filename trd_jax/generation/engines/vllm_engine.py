@@ -38,6 +38,7 @@ from trd_jax.experiment.files.json_files import read_object
 from trd_jax.experiment.processes.guard import Guard
 from trd_jax.generation.engines.engine import (
   Completion,
+  Drafted,
   Engine,
   Request,
   Sampling,
@@ -47,7 +48,7 @@ from trd_jax.generation.engines.engine import (
   missing,
 )
 from trd_jax.generation.engines.feeder import Feeder
-from trd_jax.generation.engines.server_protocol import MINUS_ONE
+from trd_jax.generation.engines.server_protocol import COUNTERS, MINUS_ONE
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
 from trd_jax.model.weights.model_folder import CONFIG
@@ -60,12 +61,30 @@ _WORKER = "trd_jax.generation.engines.vllm_worker"
 # By its name: CPU builds take the word "uni" for processes of workers.
 _IN_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
+# Lengths of what is looked up in the prompt. Shorter ends of a text are found
+# too often: more tokens would be checked in vain. Longer ones tell no more.
+_LOOKUP_MIN, _LOOKUP_MAX = 3, 8
 _NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
 
 
 def make(spec: Spec, model: ModelFiles, *, max_model_tokens: int) -> Engine:
   """Makes the engine of `factory.make`."""
   return VllmEngine(spec, model, max_model_tokens=max_model_tokens)
+
+
+def refuses_drafts(spec: Spec, sampling: Sampling) -> str | None:
+  """Returns why vLLM here can't draft at such sampling, or None: it can.
+
+  Its CPU build hands its check of drafts a temperature that was never written
+  (vllm-project/vllm#55005). A greedy choice reads none.
+  """
+  _import(spec)
+  if sampling.temperature and _on_cpu() and not _runs_v2():
+    return (
+      f"vLLM's CPU build checks drafts at temperature 0 alone, and it is"
+      f" {sampling.temperature:g}"
+    )
+  return None
 
 
 class VllmEngine:
@@ -97,6 +116,9 @@ class VllmEngine:
     ).RequestOutputKind.FINAL_ONLY
     self._tokens = importlib.import_module("vllm.inputs").TokensPrompt
     self._llm: Any = None
+    # V1 refuses `SurplusRows` beside drafts and is told the allowed ids.
+    self._drafts = spec.drafts
+    self._v1_drafts = spec.drafts and not _runs_v2()
     arguments = _arguments(spec, model, self._longest)
     copies = spec.tensor_parallel * spec.data_parallel
     self._worker: Any = importlib.import_module(_WORKER)
@@ -116,6 +138,8 @@ class VllmEngine:
     self._mutex = threading.Lock()
     start = time.monotonic()
     _say(f"loading {model.name} ({model.dtype})")
+    if self._drafts:
+      _say(f"drafts {spec.speculative_tokens} tokens ahead, from the prompt")
     try:
       # For vLLM's processes only; this one goes on using threads.
       with _default_environment(_of_processes(copies)):
@@ -160,6 +184,18 @@ class VllmEngine:
   def reset_prefix_cache(self) -> None:
     """Forgets the KV cache of earlier prompts, for a fair measurement."""
     self._wait(self._llm.reset_prefix_cache())
+
+  def drafted(self) -> Drafted | None:
+    """Returns vLLM's own counts of drafts, of all copies of the model."""
+    if not self._drafts:
+      return None
+    reader = importlib.import_module("vllm.v1.metrics.reader")
+    names = [f"vllm:spec_decode_num_{each}" for each in COUNTERS]
+    counts = dict.fromkeys(names, 0)
+    for metric in reader.get_metrics_snapshot():
+      if metric.name in counts:
+        counts[metric.name] += int(metric.value)
+    return Drafted(*counts.values())
 
   def close(self) -> None:
     """Ends vLLM's processes; what is in flight is lost."""
@@ -258,6 +294,7 @@ class VllmEngine:
       flat_logprobs=bool(sampling.top_logprobs),
       output_kind=self._final,
       extra_args=self._limit(sampling),
+      allowed_token_ids=self._allowed(sampling),
       skip_clone=True,
     )
     prompt = self._tokens(
@@ -281,6 +318,12 @@ class VllmEngine:
     if rows is None or rows >= self._rows:
       return None
     return {self._worker.KEY: rows}
+
+  def _allowed(self, sampling: Sampling) -> list[int] | None:
+    """Returns the ids that may be drawn, where `SurplusRows` can't be had."""
+    if not self._v1_drafts or self._limit(sampling) is None:
+      return None
+    return list(range(sampling.vocab_size or self._rows))
 
   def _wait(
     self, work: Coroutine[Any, Any, Any], patiently: bool = False
@@ -346,6 +389,14 @@ def _of_processes(copies: int) -> dict[str, str]:
     cores = importlib.import_module("torch").get_num_threads()
     variables["OMP_NUM_THREADS"] = str(max(1, (cores - 1) // copies))
   return variables
+
+
+def _runs_v2() -> bool:
+  """Returns whether vLLM will run its second model runner, as it decides it."""
+  asked = importlib.import_module("vllm.envs").VLLM_USE_V2_MODEL_RUNNER
+  if asked is not None:
+    return bool(asked)
+  return bool(importlib.import_module("vllm.triton_utils").HAS_TRITON)
 
 
 def _on_cpu() -> bool:
@@ -437,6 +488,17 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     "max_num_seqs": spec.max_num_seqs,
     "max_num_batched_tokens": spec.max_batched_tokens,
   }
+  if spec.drafts:
+    arguments["speculative_config"] = {
+      "method": spec.speculative,
+      "num_speculative_tokens": spec.speculative_tokens,
+      "prompt_lookup_min": _LOOKUP_MIN,
+      "prompt_lookup_max": _LOOKUP_MAX,
+    }
+    # Which drafts were right is among vLLM's statistics.
+    arguments["disable_log_stats"] = False
+    if not _runs_v2():
+      del arguments["logits_processors"]
   on_cpu = _on_cpu()
   if on_cpu:
     # By itself vLLM takes most of the computer's memory for its cache.
