@@ -28,7 +28,7 @@ from trd_jax.experiment.experiment import (
   default_config,
   from_config,
 )
-from trd_jax.model import sharding
+from trd_jax.model import float8, sharding
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
@@ -49,7 +49,8 @@ def abstract(
   Args:
     student: the student's shape.
     teacher: the teacher's; None in OPSD.
-    experiment: `lora`, and the weights' dtype as `student.dtype`.
+    experiment: `lora`, the weights' dtype as `student.dtype`, and
+      `train.teacher_dtype`.
     mesh: where they are placed.
   """
 
@@ -65,9 +66,26 @@ def abstract(
   lora_config = LoraConfig(**vars(experiment.lora))
   graph, lora, base = nnx.split(model(student, lora_config), nnx.LoRAParam, ...)
   base = place(base)
-  teacher_graph, teacher_base = nnx.split(model(teacher or student))
-  teacher_base = base if teacher is None else place(teacher_base)
+  if experiment.train.teacher_dtype == "float8":
+    dtype = experiment.student.dtype
+    bare = float8.abstract(teacher or student, dtype)
+    teacher_graph, teacher_base = nnx.split(bare)
+    teacher_base = place(teacher_base)
+    if teacher is None:
+      teacher_base = _shared(base, teacher_base)
+  else:
+    teacher_graph, teacher_base = nnx.split(model(teacher or student))
+    teacher_base = base if teacher is None else place(teacher_base)
   return Models(graph, place(lora), base, teacher_graph, teacher_base)
+
+
+def _shared(base: Any, teacher_base: Any) -> Any:
+  """Returns a teacher's tree with all of a student's base that it can use."""
+  flat = nnx.traversals.flatten_mapping(teacher_base)
+  for path, x in nnx.traversals.flatten_mapping(base).items():
+    if path in flat and flat[path].dtype == x.dtype:
+      flat[path] = x
+  return nnx.traversals.unflatten_mapping(flat)
 
 
 def random_arrays(sides: Models, seed: int = 0) -> Models:

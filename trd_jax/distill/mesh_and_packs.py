@@ -82,6 +82,7 @@ def choose(
     remat=train.remat,
     weights=weights,
     recorded=experiment.refine.teacher_top_k,
+    in_float8=train.teacher_dtype == "float8",
   )
   mesh, told = mesh_choice.make(experiment.mesh, sizes, attention, devices)
   groups = sharding.num_groups(mesh)

@@ -24,9 +24,10 @@ from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment import schema, tables
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import PLANNED_SHARE
-from trd_jax.model import sharding
+from trd_jax.model import float8, sharding
 from trd_jax.model.attention.blockwise import BLOCK
 from trd_jax.model.config import ModelConfig
+from trd_jax.model.float8 import Float8Param
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
 
@@ -80,6 +81,8 @@ class Sizes:
       runs before the student is there, and training holds its head alone; with
       `none` it is never loaded.
     recorded: tokens a position that are recorded, where no teacher is loaded.
+    in_float8: whether the teacher's linear layers are there in eight bits. In
+      OPSD that is a copy of its own, beside the student's base.
   """
 
   student: ModelSize
@@ -90,6 +93,7 @@ class Sizes:
   remat: str
   weights: Weights = "model"
   recorded: int = 0
+  in_float8: bool = False
 
   def vocab(self, tensor: int) -> int:
     """Returns how many rows of a head each of `tensor` devices scores with."""
@@ -273,12 +277,14 @@ def estimate(
   _, fsdp, tensor = shape
   student, teacher = sizes.student, sizes.teacher or sizes.student
   layout = sizes.layout(shape[0] * fsdp)
-  adapter, *bases = (
-    _bytes(state, mesh) for state in models or _abstract(sizes)
-  )
+  models = models or _abstract(sizes)
+  adapter, *bases = (_bytes(state, mesh) for state in models)
   parts = {"student": bases[0]}
   if sizes.teacher:
     parts["teacher"] = bases[1]
+  elif sizes.in_float8 and sizes.weights == "model":
+    # All but its linear layers is the student's.
+    parts["teacher"] = _bytes(nnx.filter_state(models[-1], Float8Param), mesh)
   parts["adapter"] = _ADAPTER_COPIES * adapter
   slot = teacher.config.hidden_size * teacher.itemsize
   if sizes.weights == "none":
@@ -291,7 +297,9 @@ def estimate(
     # The layer at work and the next one, and what the loss reads of the heads.
     vocab = sizes.vocab(tensor)
     heads = {id(model): _head(model, vocab) for model in (student, teacher)}
-    layer = max(_layer(model) // tensor for model in (student, teacher))
+    weight = 1 if sizes.in_float8 else teacher.itemsize
+    layer = max(_layer(student), teacher.config.linear_parameters() * weight)
+    layer //= tensor
     parts["gathered"] = 2 * layer + sum(heads.values())
   # The teacher's forward pass and the student's two passes take turns.
   learning = [
@@ -299,7 +307,9 @@ def estimate(
     for pack in layout.student
   ]
   activations, loss = max(learning, key=sum)
-  teaching = max(_forward(teacher, pack, tensor) for pack in layout.teacher)
+  teaching = max(
+    _forward(teacher, pack, tensor, sizes.in_float8) for pack in layout.teacher
+  )
   if sizes.weights == "model" and teaching > activations + loss:
     activations, loss = teaching, 0
   parts["activations"], parts["loss"] = activations, loss
@@ -387,7 +397,10 @@ def _shown(shape: Shape) -> str:
 
 
 def _abstract(sizes: Sizes) -> list[nnx.State]:
-  """Returns the adapter, the student's base, and a teacher's of its own."""
+  """Returns the adapter, the student's base, and a teacher's of its own.
+
+  In eight bits the teacher is always one of its own.
+  """
 
   def made(size: ModelSize, lora: LoraConfig | None) -> Qwen3:
     return jax.eval_shape(
@@ -396,7 +409,10 @@ def _abstract(sizes: Sizes) -> list[nnx.State]:
 
   states = nnx.split(made(sizes.student, sizes.lora), nnx.LoRAParam, ...)
   found = list(states[1:])
-  if sizes.teacher:
+  teacher = sizes.teacher or sizes.student
+  if sizes.in_float8:
+    found.append(nnx.state(float8.abstract(teacher.config, teacher.dtype)))
+  elif sizes.teacher:
     found.append(nnx.state(made(sizes.teacher, None)))
   return found
 
@@ -434,12 +450,17 @@ def _scores(model: ModelSize, pack: PackShape, tensor: int) -> int:
   return 4 * pack.rows * heads * min(pack.length, BLOCK) ** 2
 
 
-def _forward(model: ModelSize, pack: PackShape, tensor: int) -> int:
+def _forward(
+  model: ModelSize, pack: PackShape, tensor: int, in_float8: bool = False
+) -> int:
   """Returns the bytes of activations of a forward pass without a backward."""
   D, queries, keys, inner = _widths(model, tensor)
   width = 3 * D + queries + 2 * keys + 2 * inner
   tokens = pack.rows * pack.length
-  return tokens * width * model.itemsize + _scores(model, pack, tensor)
+  # What a product reads is there once more, in eight bits.
+  rounded = tokens * inner if in_float8 else 0
+  bytes_ = tokens * width * model.itemsize + rounded
+  return bytes_ + _scores(model, pack, tensor)
 
 
 def _kept(sizes: Sizes, pack: PackShape, tensor: int) -> int:

@@ -11,7 +11,7 @@ from trd_jax.data.chat import Chat
 from trd_jax.distill import processes
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.schema import Model
-from trd_jax.model import backend
+from trd_jax.model import backend, float8
 from trd_jax.model.attention import choice
 from trd_jax.model.attention.choice import Choice
 from trd_jax.model.config import ModelConfig
@@ -58,12 +58,13 @@ def find(
   """Finds both models, sees that they fit, and settles their attention.
 
   Args:
-    experiment: its models, and `train.attention` and `train.packing`.
+    experiment: its models, and `train.attention`, `train.packing` and
+      `train.teacher_dtype`.
     open_model: finds the model of a section, with its chat template.
 
   Raises:
     UserError: a model is missing or damaged, they don't fit each other, or the
-      attention can't be used here.
+      attention or the teacher's dtype can't be used here.
   """
   train = experiment.train
   teacher_section = experiment.teacher_model
@@ -76,6 +77,9 @@ def find(
   if platform == "gpu" and idle:
     print(f"train: note: {idle}", flush=True)
   dtypes = [section.dtype for section in sections]
+  if train.teacher_dtype == "float8":
+    setting = f"train.teacher_dtype={train.teacher_dtype}"
+    float8.check_devices(jax.local_devices(), setting)
   backend.exact_products(platform, dtypes)
   chosen = choice.choose(
     train.attention, train.packing, platform=platform, dtypes=dtypes

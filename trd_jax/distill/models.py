@@ -1,5 +1,6 @@
 """The student and the teacher of a run, placed on its mesh."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from trd_jax.distill.model_pair import Pair
 from trd_jax.distill.step import Tree
 from trd_jax.distill.teacher.source import Weights
 from trd_jax.experiment.experiment import Experiment
-from trd_jax.model import sharding
+from trd_jax.model import float8, sharding
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Qwen3
@@ -27,7 +28,8 @@ class Models(NamedTuple):
     base: the student's base.
     teacher: graph definition of the teacher, or of its head alone.
     teacher_base: its weights; the object `base` itself where the student's
-      base teaches, or where no teacher is needed.
+      base teaches, or where no teacher is needed. In eight bits the student's
+      base shares with it all but the kernels of linear layers.
   """
 
   student: Any
@@ -51,8 +53,9 @@ def load(
   """Loads the models, each part onto the devices that hold it.
 
   Args:
-    experiment: `regime`, `lora`, `seed` (of a new adapter) and
-      `student.adapter`, which a new adapter gives way to.
+    experiment: `regime`, `lora`, `seed` (of a new adapter),
+      `student.adapter`, which a new adapter gives way to, and
+      `train.teacher_dtype`.
     pair: the student and the teacher on disk.
     weights: what the teacher's source needs of it.
     mesh: where they are placed.
@@ -75,12 +78,26 @@ def load(
     lora = adapters.begin_with(
       experiment.student.adapter, model.config, lora_config, lora
     )
+  # A head alone scores as it does without.
+  in_float8 = experiment.train.teacher_dtype == "float8" and weights == "model"
   if not own_teacher(experiment, weights):
+    if in_float8:
+      # Half a copy more: the student reads the kernels as they are.
+      return Models(
+        graph,
+        lora,
+        base,
+        nnx.graphdef(float8.abstract(model.config, model.head_VD.dtype)),
+        float8.of_tree(base),
+      )
     # One copy of the weights: the same arrays under a graph definition without
     # adapters. Recorded tokens need no teacher; this one holds its place.
     bare = base_graph(model.config, model.head_VD.dtype)
     return Models(graph, lora, base, bare, base)
-  read = hf.load if weights == "model" else hf.load_head
+  if weights == "model":
+    read = functools.partial(hf.load, in_float8=in_float8)
+  else:
+    read = hf.load_head
   other = read(teacher.folder, dtype=teacher.dtype, mesh=mesh)
   teacher_graph, teacher_base = nnx.split(other)
   teacher_base = nnx.to_pure_dict(teacher_base)

@@ -551,6 +551,18 @@ def _teacher_contradictions(e: Experiment) -> Iterator[str]:
       "adds nothing to them: leave it at None"
     )
   chosen, loss = e.coordinates, vars(e.loss)
+  runs = (
+    chosen.teacher_context is not None
+    and e.train.teacher != "topk_from_rollout"
+  )
+  if e.train.teacher_dtype is not None and not runs:
+    why = f"train.teacher={e.train.teacher}"
+    if chosen.teacher_context is None:
+      why = _named(e, "divergence")
+    yield (
+      f"train.teacher_dtype={e.train.teacher_dtype} is of the teacher's"
+      f" products, and with {why} no teacher is run: leave it at None"
+    )
   if chosen.teacher_context is None and e.train.teacher != "recompute":
     yield (
       f"train.teacher={e.train.teacher} says where the teacher's distributions"

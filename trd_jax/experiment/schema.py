@@ -344,6 +344,13 @@ class Train:
     "of hidden_cache; None: the teacher's own, which loses nothing",
     one_of("float32", "bfloat16"),
   )
+  teacher_dtype: str | None = key(
+    None,
+    "of the products of its linear layers while it scores; None: that of its"
+    " weights; float8 is faster and approximate (CPUs, or NVIDIA GPUs from Ada"
+    " and Hopper on)",
+    one_of("float8"),
+  )
   teacher_tail_limit: float = key(
     0.01,
     "largest mean mass outside the recorded tokens (topk_from_rollout)",

@@ -92,6 +92,8 @@ def look(
   jobs.append(lambda: data_checks.graders(experiment, evaluates, python))
   if "train" in left:
     jobs.append(lambda: data_checks.cache_dir(experiment))
+  if "train" in left and experiment.train.teacher_dtype == "float8":
+    jobs.append(model_checks.float8)
   if "merge" in left:
     jobs.append(lambda: data_checks.outputs(experiment, run_dir))
   for url in experiment.engine.chosen.addresses:

@@ -279,6 +279,23 @@ def unmerged(experiment: Experiment, dev: Path = Path("/dev")) -> list[Finding]:
   return [Finding("adapter", "note", one) for one in refused]
 
 
+def float8() -> list[Finding]:
+  """Notes GPUs of this machine that can't multiply in eight bits.
+
+  A note, because the training may use others, or none.
+  """
+  return [
+    Finding(
+      "teacher",
+      "note",
+      f"train.teacher_dtype=float8 needs {nvidia.FLOAT8_GPUS}, and {kind} has"
+      f" {capability}: training will refuse it here",
+    )
+    for kind, capability in nvidia.capabilities().items()
+    if not nvidia.has_float8(capability)
+  ]
+
+
 def _whole(folder: Path) -> ModelConfig:
   """Reads the shape of a model whose files are all there.
 

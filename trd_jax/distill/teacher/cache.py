@@ -61,7 +61,8 @@ class Identity:
 
   Attributes:
     revision: of the teacher's weights, see `hub.model_revision`.
-    computed: dtype of the teacher, "float32" or "bfloat16".
+    computed: dtype of the teacher, "float32" or "bfloat16"; with
+      `train.teacher_dtype` behind it, as "bfloat16_float8".
     stored: dtype of the tensors on disk.
     width: D.
   """

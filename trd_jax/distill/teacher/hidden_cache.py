@@ -67,9 +67,13 @@ class HiddenCache:
         " train.teacher=recompute on several machines"
       )
     width = run.pair.configs[1].hidden_size
+    computed = run.teacher.dtype
+    if train.teacher_dtype is not None:
+      # Of eight bits come other states, whatever they are stored in.
+      computed = f"{computed}_{train.teacher_dtype}"
     identity = Identity(
       run.teacher.revision,
-      run.teacher.dtype,
+      computed,
       train.cache_dtype or run.teacher.dtype,
       width,
     )
@@ -132,7 +136,12 @@ def _compute(
 ) -> None:
   """Runs the teacher over the batches that have something missing."""
   teacher, mesh, layout = run.teacher, run.mesh, run.layout
-  model = hf.load(teacher.folder, dtype=teacher.dtype, mesh=mesh)
+  model = hf.load(
+    teacher.folder,
+    dtype=teacher.dtype,
+    mesh=mesh,
+    in_float8=run.experiment.train.teacher_dtype == "float8",
+  )
   graph, base = nnx.split(model)
   base = nnx.to_pure_dict(base)
   setup = TeacherSetup(

@@ -14,6 +14,13 @@ _SMI = "nvidia-smi"
 _SECONDS = 30
 _FIELDS = "index,uuid,name,driver_version,memory.total,memory.free"
 _APPS = "gpu_uuid,pid,process_name,used_memory"
+_CAPABILITIES = "index,uuid,name,compute_cap"
+_FLOAT8 = (8, 9)
+FLOAT8_GPUS = (
+  "NVIDIA GPUs of compute capability"
+  f" {'.'.join(map(str, _FLOAT8))} or more (Ada, Hopper)"
+)
+"""Those that multiply in eight bits, in words."""
 _GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: (.+)\))?$", re.M)
 
 
@@ -86,6 +93,38 @@ def ask() -> Report:
     cuda=version[1] if version else "",
     holders=read_apps(apps),
   )
+
+
+def capabilities() -> dict[str, str]:
+  """Asks nvidia-smi for the compute capability of each kind of GPU.
+
+  Returns:
+    By the product's name, as "9.0", of those that `CUDA_VISIBLE_DEVICES`
+    leaves; nothing where nobody says.
+  """
+  if shutil.which(_SMI) is None:
+    return {}
+  said, _ = _run(f"--query-gpu={_CAPABILITIES}", "--format=csv,noheader")
+  found = {}
+  for line in said.splitlines():
+    cells = [cell.strip() for cell in line.split(",")]
+    if len(cells) == len(_CAPABILITIES.split(",")) and cells[0].isdecimal():
+      index, uuid, kind, capability = cells
+      found[Gpu(int(index), uuid, kind)] = capability
+  shown = visible(tuple(found), os.environ.get("CUDA_VISIBLE_DEVICES"))
+  return {gpu.kind: found[gpu] for gpu in shown}
+
+
+def has_float8(capability: str) -> bool:
+  """Returns whether GPUs of a compute capability multiply in eight bits.
+
+  Args:
+    capability: as "9.0"; what isn't NVIDIA's has another form.
+  """
+  try:
+    return tuple(map(int, capability.split("."))) >= _FLOAT8
+  except ValueError:
+    return False
 
 
 def read_query(text: str) -> tuple[tuple[Gpu, ...], str]:

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import write_json
 from trd_jax.experiment.progress import Progress
+from trd_jax.model import float8
 from trd_jax.model.config import ModelConfig
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.qwen3 import Head, Qwen3
@@ -70,6 +71,7 @@ def load(
   mesh: Mesh | None = None,
   lora: LoraConfig | None = None,
   seed: int = 0,
+  in_float8: bool = False,
 ) -> Qwen3:
   """Loads a model with the weights of a Hugging Face folder.
 
@@ -84,6 +86,9 @@ def load(
       default device, uncommitted.
     lora: the adapters to put beside the linear layers.
     seed: of the adapters' initial values, which don't depend on the mesh.
+    in_float8: whether the linear layers are rounded to eight bits, see
+      `float8`; each one as soon as it is read, so that they are never all
+      there as they were. Without `lora`.
 
   Raises:
     UserError: a file is missing or damaged; a tensor is unknown, missing,
@@ -105,12 +110,19 @@ def load(
   for entry in entries(config):
     parts.setdefault(entry.path, {})[entry.layer] = entry
   places = dict(_parameters(shardings(base, mesh))) if mesh else {}
+  made = dict(_parameters(base))
+  if in_float8:
+    graph, state = nnx.split(float8.abstract(config, dtype))
+    made = dict(_parameters(state))
   loaded = []
   with _progress(config, folder) as advance:
     for path, variable in _parameters(base):
       place = places[path].get_value() if mesh else None
       value = _place(files, parts[path], variable.get_value(), place)
-      loaded.append((path, variable.replace(value)))
+      found = float8.parts(path, value) if in_float8 else {path: value}
+      for name, x in found.items():
+        variable = made[name]
+        loaded.append((name, variable.replace(x)))
       advance(value.size)
   if lora is not None:
     # One program draws all adapters, straight into their shards. It would draw
