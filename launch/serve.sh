@@ -13,6 +13,8 @@
 #   --tensor-parallel N  GPUs that share each layer; default 1
 #   --lora RANK          take adapters of up to this rank (512 at most) at run
 #                        time, for engine.weights=adapter; on GPUs in bfloat16
+#   --speculative N      draft N tokens ahead by looking up the prompt: for
+#                        servers of refinements, on GPUs
 #   --dry-run            print the commands and start nothing
 #
 # Once all are ready it prints the flag that a stage is to be given, and stays
@@ -38,7 +40,7 @@ refuse() {
 }
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 
-model='' servers='' port=8000 host=127.0.0.1 parallel=1 rank='' dry=''
+model='' servers='' port=8000 host=127.0.0.1 parallel=1 rank='' drafts='' dry=''
 further=()
 while (($#)); do
   case $1 in
@@ -53,7 +55,7 @@ while (($#)); do
       ;;
     --dry-run) dry=yes ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-    --servers | --port | --host | --tensor-parallel | --lora)
+    --servers | --port | --host | --tensor-parallel | --lora | --speculative)
       [[ -n ${2:-} && ${2:-} != --* ]] || refuse "$1 wants a value"
       case $1 in
         --servers) servers=$2 ;;
@@ -61,6 +63,7 @@ while (($#)); do
         --host) host=$2 ;;
         --tensor-parallel) parallel=$2 ;;
         --lora) rank=$2 ;;
+        --speculative) drafts=$2 ;;
       esac
       shift 2
       continue
@@ -74,7 +77,7 @@ while (($#)); do
   shift
 done
 [[ -n $model ]] || refuse "name a model: launch/serve.sh MODEL; see --help"
-for number in "${servers:-1}" "$port" "$parallel" "${rank:-1}"; do
+for number in "${servers:-1}" "$port" "$parallel" "${rank:-1}" "${drafts:-1}"; do
   [[ $number =~ ^[1-9][0-9]{0,4}$ ]] ||
     refuse "\"$number\" is no number for an option; see --help"
 done
@@ -154,6 +157,11 @@ if [[ -n $rank && $dtype == float32 ]] && ((${#gpus[@]})); then
     "float32: add -- --dtype bfloat16, or serve merged weights without --lora"
 fi
 
+# Its check of drafts reads a temperature that was never written.
+[[ -z $drafts ]] || ((${#gpus[@]})) ||
+  refuse "--speculative: vLLM's CPU build checks drafts at temperature 0 alone," \
+    "which a server can't hold its requests to; leave it out"
+
 for ((i = 0; i < servers && ! ${#dry}; i++)); do
   "$python" - "$host" $((port + i)) <<'END' || refuse "$host:$((port + i)) is" \
     "taken or no address of this machine; choose another --port or --host"
@@ -191,6 +199,17 @@ if [[ -n $rank ]]; then
       "weights instead (engine.weights=merged)"
   arguments+=(--enable-lora --max-lora-rank "$room")
   export VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+fi
+if [[ -n $drafts ]]; then
+  # As engine.vllm.speculative=ngram. Beside drafts vLLM takes no biases, by
+  # which a head's surplus rows are kept from being drawn otherwise.
+  arguments+=(
+    --speculative-config
+    "{\"method\": \"ngram\", \"num_speculative_tokens\": $drafts,\
+ \"prompt_lookup_min\": 3, \"prompt_lookup_max\": 8}"
+    --logits-processors trd_jax.generation.engines.vllm_worker:SurplusRows
+  )
+  export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 fi
 export VLLM_LOGGING_LEVEL=${VLLM_LOGGING_LEVEL:-WARNING}
 export VLLM_NO_USAGE_STATS=${VLLM_NO_USAGE_STATS:-1}

@@ -1,5 +1,6 @@
 """The scripts that start a training on several machines."""
 
+import json
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from tests.support import processes, training_runs
 from tests.support.devices import xla_flags
 from tests.support.places import ROOT
 from trd_jax.experiment.metric_log import read_metrics
+from trd_jax.generation.engines import vllm_engine
 
 LAUNCH = ROOT / "launch"
 NODE = LAUNCH / "node.sh"
@@ -267,6 +269,8 @@ def test_servers_take_the_dtype_of_the_folder_unless_another_is_given():
     (["--lora=513"], None, "up to rank 512"),
     (["--lora=8", "--", "--dtype", "float32"], "0,1", "add -- --dtype bfloat1"),
     (["--lora=8", "--", "--dtype=float32"], "0", "add -- --dtype bfloat16"),
+    (["--speculative=8"], None, "CPU build checks drafts at temperature 0"),
+    (["--speculative=many"], "0", '"many" is no number'),
   ],
 )
 def test_servers_that_vllm_would_not_start_are_refused(arguments, gpus, says):
@@ -274,6 +278,22 @@ def test_servers_that_vllm_would_not_start_are_refused(arguments, gpus, says):
   assert (done.returncode, done.stdout) == (2, "")
   assert says in done.stderr
   assert len(done.stderr.splitlines()) == 1
+
+
+def test_servers_that_draft_have_what_their_engine_counts_on():
+  done = serve_dry("--speculative=6", gpus="0")
+  words = shlex.split(done.stdout)
+  config = json.loads(words[words.index("--speculative-config") + 1])
+  assert config == {
+    "method": "ngram",
+    "num_speculative_tokens": 6,
+    "prompt_lookup_min": vllm_engine.LOOKUP_MIN,
+    "prompt_lookup_max": vllm_engine.LOOKUP_MAX,
+  }
+  module, name = words[words.index("--logits-processors") + 1].split(":")
+  file = LAUNCH.parent / f"{module.replace('.', '/')}.py"
+  assert f"class {name}(" in file.read_text()
+  assert "--speculative-config" not in serve_dry(gpus="0").stdout
 
 
 def test_servers_are_shown_and_not_started():

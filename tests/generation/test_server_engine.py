@@ -75,6 +75,21 @@ def test_greedy_completions_equal_the_embedded_engine_s(asked, greedy):
   assert {c.finish_reason for c in greedy.values()} == {"stop", "length"}
 
 
+def test_servers_that_draft_are_asked_for_the_same_and_for_their_counts(asked):
+  few = [dataclasses.replace(r, max_new_tokens=9) for r in asked]
+  # With 20 ids the model's own choice is nearly always out.
+  narrow = dataclasses.replace(GREEDY, vocab_size=20, stop_ids=())
+  expected = by_key(serving.embedded().generate(few, narrow))
+  with FakeServer(drafts=True) as one, FakeServer() as two:
+    made = engine(one, two)
+    assert made.drafted() == (0, 0, 0)
+    assert by_key(made.generate(few, narrow)) == expected
+    done = len(one.bodies)
+    assert 0 < done < len(few)
+    assert made.drafted() == (done, 3 * done, 2 * done)
+    assert engine(two).drafted() is None
+
+
 def test_seeded_draws_equal_the_embedded_engine_s(asked, warm, greedy):
   with FakeServer() as server:
     assert by_key(engine(server).generate(asked, WARM)) == warm

@@ -8,7 +8,12 @@ import pytest
 from tests.support import serving
 from trd_jax.experiment.errors import UserError
 from trd_jax.generation.engines.engine import Request
-from trd_jax.generation.engines.server_protocol import body, completion
+from trd_jax.generation.engines.server_protocol import (
+  VOCAB_KEY,
+  body,
+  completion,
+  drafted,
+)
 
 GREEDY = serving.sampling()
 
@@ -31,6 +36,28 @@ def test_what_is_sent_leaves_nothing_to_the_server_s_defaults():
   # To vLLM, -1 is no seed at all.
   assert sent(Request("k", [1], -1, 5))["seed"] not in (-1, None)
   assert sent(Request("k", [1], -(2**63), 5))["seed"] == -(2**63)
+
+
+def test_a_server_that_drafts_is_sent_no_bias():
+  told = sent(drafts=True)
+  assert "logit_bias" not in told
+  assert told["vllm_xargs"] == {VOCAB_KEY: 399}
+  assert "vllm_xargs" not in sent(drafts=True, head_rows=399)
+  assert "vllm_xargs" not in sent()
+
+
+def test_counts_of_drafts_are_added_over_the_copies():
+  names = ("drafts", "draft_tokens", "accepted_tokens")
+  lines = ["# TYPE vllm:spec_decode_num_drafts counter"]
+  for copy in (0, 1):
+    for number, name in enumerate(names, 1):
+      labels = f'{{engine="{copy}",model_name="m"}}'
+      lines.append(f"vllm:spec_decode_num_{name}_total{labels} {number}0.0")
+      lines.append(f"vllm:spec_decode_num_{name}_created{labels} 1.7e+09")
+  assert drafted("\n".join(lines)) == (20, 40, 60)
+  assert drafted("vllm:num_requests_running 1.0") is None
+  assert drafted("\n".join(lines[:2])) is None
+  assert drafted("\n".join(lines).replace(" 10.0", " 1.0.0")) is None
 
 
 def answer(ids, reason, **fields):

@@ -15,8 +15,18 @@ import httpx2 as httpx
 
 from trd_jax.experiment.engines import ServerEngine as Spec
 from trd_jax.experiment.errors import UserError
-from trd_jax.generation.engines.engine import Completion, Request, Sampling
-from trd_jax.generation.engines.server_protocol import Failed, body, completion
+from trd_jax.generation.engines.engine import (
+  Completion,
+  Drafted,
+  Request,
+  Sampling,
+)
+from trd_jax.generation.engines.server_protocol import (
+  Failed,
+  body,
+  completion,
+  drafted,
+)
 from trd_jax.model.config import read_positions, read_size
 from trd_jax.model.weights.model_files import ModelFiles
 
@@ -110,6 +120,7 @@ class Server:
     model: the name of our model there; None until `find` has found it.
     context: longest prompt with its response, for our model.
     serves: names of all models that it serves, for errors.
+    drafts: whether it speculates, whatever it is asked.
     ready: whether it may be given requests.
     problem: why it isn't ready.
     in_flight: requests that it has.
@@ -123,6 +134,7 @@ class Server:
     self.model: str | None = None
     self.context = 0
     self.serves: list[str] = []
+    self.drafts = False
     self.ready = False
     self.problem = ""
     self.in_flight = 0
@@ -201,9 +213,18 @@ class Server:
       )
     self.context = min(context, wanted.positions)
     self.model = ours["id"]
+    self.drafts = await self.drafted() is not None
     if wanted.adapter is not None and not ours.get("parent"):
       self.model = await self._adapter(wanted, ours["id"], cards)
     return True
+
+  async def drafted(self) -> Drafted | None:
+    """Returns the server's counts of drafts; None: it has or tells none."""
+    try:
+      response = await self._send("GET", "/metrics", _ANSWER_SECONDS)
+    except (Failed, UserError):  # A page that a server may lack or lock.
+      return None
+    return drafted(response.text) if response.is_success else None
 
   async def _adapter(
     self, wanted: Wanted, base: str, cards: list[dict[str, Any]]
@@ -259,6 +280,7 @@ class Server:
       model=self.model,
       head_rows=wanted.head_rows,
       context=wanted.context,
+      drafts=self.drafts,
     )
     response = await self._send(
       "POST", "/v1/completions", self._spec.request_seconds, asked

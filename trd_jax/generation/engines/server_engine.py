@@ -29,6 +29,7 @@ from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files.json_files import read_object
 from trd_jax.generation.engines.engine import (
   Completion,
+  Drafted,
   Engine,
   Request,
   Sampling,
@@ -104,6 +105,14 @@ class ServerEngine:
     check_servable(sampling, self._wanted.head_rows)
     return self._stream(requests, sampling)
 
+  def drafted(self) -> Drafted | None:
+    """Returns the counts of those servers that draft; None: none does.
+
+    They are the servers' own, with what others ask of them.
+    """
+    found = [each for each in in_thread(self._count) if each is not None]
+    return Drafted(*map(sum, zip(*found, strict=True))) if found else None
+
   def close(self) -> None:
     """Releases nothing: nothing is held between calls, and servers go on."""
 
@@ -132,6 +141,13 @@ class ServerEngine:
       async with asyncio.TaskGroup() as group:
         for server in self._servers:
           group.create_task(self._await(server))
+
+  async def _count(self, found: queue.SimpleQueue) -> None:
+    """Asks each server that drafts for its counts."""
+    for server in self._servers:
+      if server.drafts:
+        async with server:
+          found.put(await server.drafted())
 
   async def _await(self, server: Server) -> None:
     """Waits until a server is well, or too long; then looks for the model."""

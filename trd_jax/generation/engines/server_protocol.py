@@ -5,6 +5,7 @@ with each request. What is missing a server takes from the model's
 generation_config.json, and it would end at stop ids of its own.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from trd_jax.experiment.engines import vllm_refuses
 from trd_jax.experiment.errors import UserError
 from trd_jax.generation.engines.engine import (
   Completion,
+  Drafted,
   Request,
   Sampling,
   TopTokens,
@@ -22,6 +24,8 @@ from trd_jax.generation.engines.engine import (
 # vLLM reads the seed -1 as "no seed", and any int64 may be drawn: this one, as
 # good as any, is sent in its place.
 MINUS_ONE = -0x7D5A_3C1E_96B4_8F02
+VOCAB_KEY = "trd_jax_vocab_size"
+"""In a request's further arguments: ids from here on are never drawn."""
 COUNTERS = ("drafts", "draft_tokens", "accepted_tokens")
 """What vLLM calls its counts of drafts, in the order of `engine.Drafted`."""
 # The lowest bias that the API takes. It is no mask: an id can still be drawn if
@@ -91,6 +95,7 @@ def body(
   model: str,
   head_rows: int,
   context: int,
+  drafts: bool = False,
 ) -> dict[str, Any]:
   """Returns the JSON object to post to /v1/completions.
 
@@ -100,6 +105,8 @@ def body(
     model: the name that the server knows the model by.
     head_rows: rows of the model's head.
     context: longest prompt with its response.
+    drafts: whether the server speculates. vLLM takes no biases then, and one
+      that `launch/serve.sh` started has `SurplusRows`.
   """
   prompt = [int(i) for i in request.prompt_ids]
   fields: dict[str, Any] = {
@@ -130,7 +137,9 @@ def body(
     "return_token_ids": True,
   }
   rows = sampling.vocab_size
-  if rows is not None and rows < head_rows:
+  if rows is not None and rows < head_rows and drafts:
+    fields["vllm_xargs"] = {VOCAB_KEY: rows}
+  elif rows is not None and rows < head_rows:
     fields["logit_bias"] = {str(i): _NEVER for i in range(rows, head_rows)}
   if sampling.top_logprobs:
     fields["logprobs"] = sampling.top_logprobs
@@ -202,7 +211,8 @@ def completion(
   if rows is not None and max(ids) >= rows:
     raise UserError(
       f"{url} drew token id {max(ids)} where the tokenizer has {rows}; use a"
-      " server that knows logit_bias"
+      " server that knows logit_bias, or, where it drafts, one that"
+      " launch/serve.sh --speculative has started"
     )
   # Told by the last id, not by the server's word: an end token that isn't asked
   # for here would look like a finished answer.
@@ -230,6 +240,28 @@ def completion(
     top = _top(choice, len(ids), sampling.top_logprobs, url, head_rows)
   ended = "stop" if stopped else "length"
   return Completion(request.key, tuple(ids), ended, top)
+
+
+def drafted(metrics: str) -> Drafted | None:
+  """Reads vLLM's counts of drafts from the text of /metrics, over all copies.
+
+  Returns:
+    None where the server drafts nothing.
+  """
+  counts = []
+  for name in COUNTERS:
+    lines = re.findall(
+      rf"^vllm:spec_decode_num_{name}_total(?:{{.*}})? ([\d.e+]{{1,25}})$",
+      metrics,
+      re.MULTILINE,
+    )
+    try:
+      counts.append(int(sum(map(float, lines))))
+    except (ValueError, OverflowError):
+      return None
+    if not lines:
+      return None
+  return Drafted(*counts)
 
 
 def _top(

@@ -63,7 +63,7 @@ _IN_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _LEAST_SHARE = 0.01  # of a GPU's memory; vLLM wants one above 0
 # Lengths of what is looked up in the prompt. Shorter ends of a text are found
 # too often: more tokens would be checked in vain. Longer ones tell no more.
-_LOOKUP_MIN, _LOOKUP_MAX = 3, 8
+LOOKUP_MIN, LOOKUP_MAX = 3, 8
 _NOT_NUMBERS = "NaNs detected in logits"  # in vLLM's words
 
 
@@ -492,8 +492,8 @@ def _arguments(spec: Spec, model: ModelFiles, longest: int) -> dict[str, Any]:
     arguments["speculative_config"] = {
       "method": spec.speculative,
       "num_speculative_tokens": spec.speculative_tokens,
-      "prompt_lookup_min": _LOOKUP_MIN,
-      "prompt_lookup_max": _LOOKUP_MAX,
+      "prompt_lookup_min": LOOKUP_MIN,
+      "prompt_lookup_max": LOOKUP_MAX,
     }
     # Which drafts were right is among vLLM's statistics.
     arguments["disable_log_stats"] = False

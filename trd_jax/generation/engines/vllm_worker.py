@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-KEY = "trd_jax_vocab_size"
+from trd_jax.generation.engines.server_protocol import VOCAB_KEY
+
+KEY = VOCAB_KEY
 """In a request's `extra_args`: ids from here on are never drawn."""
 
 FAILURE = "TRD_JAX_VLLM_FAILURE"
