@@ -17,8 +17,11 @@ def xla_flags(devices: int | None = 8) -> str:
   flags = ["--xla_backend_optimization_level=0"]
   if devices is not None:
     flags.append(f"--xla_force_host_platform_device_count={devices}")
-  # XLA ends the process at a flag that it doesn't know, as newer ones don't
-  # know this one: they have one code generator alone.
+  # XLA ends the process at a flag that it doesn't know, as newer ones may not
+  # know these: they have one code generator alone.
   if version("jaxlib").startswith("0.10."):
     flags.append("--xla_cpu_use_fusion_emitters=false")
+    # A small program in pieces, one a thread, takes a fifth more of the cores,
+    # which other tests keep busy.
+    flags.append("--xla_cpu_parallel_codegen_split_count=1")
   return " ".join(flags)
