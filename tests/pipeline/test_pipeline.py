@@ -196,6 +196,11 @@ def test_sixteen_real_problems_go_through_every_stage(tmp_path):
     run_dir.root,
     f"--config.data.root={data / 'deepscaler'}",
     f"--config.evaluate.root={data / 'math_eval'}",
+    # A few tokens are enough: each is one of 151,936.
+    *(
+      f"--config.{stage}.max_response_tokens=16"
+      for stage in ("rollout", "refine", "evaluate")
+    ),
     # AMO-Bench's statements are not among the local files.
     "--config.evaluate.benchmarks=aime24,aime25,hmmt25,beyondaime",
     config=f"configs/opsd.py:model=nano,tokenizer={tokenizer}",

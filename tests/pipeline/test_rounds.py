@@ -36,8 +36,8 @@ pytestmark = pytest.mark.multiprocess
 
 ONE_PROCESS = "tests.support.one_process"
 SMALL = (
-  "--config.data.arithmetic.num_problems=16",
-  "--config.train.batch_size=8",
+  "--config.data.arithmetic.num_problems=8",
+  "--config.train.batch_size=4",
   "--config.evaluate.benchmarks=arithmetic",
   "--config.evaluate.num_problems=4",
   "--config.evaluate.k=2",
@@ -141,7 +141,7 @@ def test_split_rounds_are_one_training_on_fresh_drafts_of_each_part(
   root = RunDir(tmp_path / "run")
   flags = (
     *SMALL,
-    "--config.data.arithmetic.num_problems=32",
+    "--config.data.arithmetic.num_problems=16",
     "--config.pipeline.split=True",
     f"--config.engine.weights={weights}",
   )
@@ -151,7 +151,7 @@ def test_split_rounds_are_one_training_on_fresh_drafts_of_each_part(
   first_rows = root.read("rollout", Trajectory)
   second_rows = second.read("rollout", Trajectory)
   ids = [{row.problem_id for row in rows} for rows in (first_rows, second_rows)]
-  assert [len(part) for part in ids] == [16, 16]
+  assert [len(part) for part in ids] == [8, 8]
   assert ids[0] | ids[1] == root.keys("problems")
   recorded = json.loads(root.parts.read_text())["parts"]
   assert [set(part) for part in recorded] == ids
@@ -186,7 +186,7 @@ def test_split_rounds_are_one_training_on_fresh_drafts_of_each_part(
   found = json.loads(root.rounds.read_text())
   assert found["best"] == 2
   assert ["avg_at_k" in row for row in found["rounds"]] == [False, True]
-  assert re.search(r"^1 +1-2 +16 .* - +-$", process.stdout, re.MULTILINE)
+  assert re.search(r"^1 +1-2 +8 .* - +-$", process.stdout, re.MULTILINE)
 
   # As if it had been killed between the rounds, and in the second.
   if weights == "merged":
