@@ -114,20 +114,22 @@ class Card:
 
   Attributes:
     flops: of matrix products, a second, as published.
-    reached: share of `flops` that a product reaches.
+    flops8: of those whose operands have eight bits.
+    reached: share of either that a product reaches.
     bytes: of memory, a second.
     link_bytes: that a device sends to the others, a second.
     start: seconds that a kernel takes to start.
   """
 
   flops: float
+  flops8: float
   reached: float
   bytes: float
   link_bytes: float
   start: float
 
 
-H100 = Card(989e12, 0.8, 3.0e12, 0.4e12, 2e-6)
+H100 = Card(989e12, 1979e12, 0.8, 3.0e12, 0.4e12, 2e-6)
 
 
 class Array(NamedTuple):
@@ -221,6 +223,7 @@ class Kernel(NamedTuple):
     bytes: read and written in the device's memory, a run.
     link_bytes: sent to other devices, a run.
     runs: how often it runs.
+    flops8: those of `flops` whose operands have eight bits.
   """
 
   name: str
@@ -229,11 +232,14 @@ class Kernel(NamedTuple):
   bytes: float
   link_bytes: float
   runs: float
+  flops8: float = 0.0
 
   def seconds(self, card: Card = H100) -> float:
     """Returns the modelled time of all runs."""
+    products = (self.flops - self.flops8) / card.flops
+    products += self.flops8 / card.flops8
     one = max(
-      self.flops / (card.reached * card.flops),
+      products / card.reached,
       self.bytes / card.bytes,
       self.link_bytes / card.link_bytes,
     )
@@ -445,14 +451,18 @@ class _Reader:
 
   def _kernel(self, one, computation, where, runs, part) -> Kernel:
     operands = {name: computation.instructions[name] for name in one.operands}
-    flops, link_bytes = 0.0, 0.0
+    flops, flops8, link_bytes = 0.0, 0.0, 0.0
     opcode = one.opcode.removesuffix("-start")
     if one.opcode == "fusion":
       inner = self._fused(one)
-      flops = sum(_dot_flops(*p) for p in self._products(inner))
+      for product in self._products(inner):
+        more = _dot_flops(*product)
+        flops += more
+        flops8 += more * _eight_bits(*product)
       bytes_ = self._fusion_bytes(one, inner, operands)
     elif one.opcode == "dot":
       flops = _dot_flops(one, computation)
+      flops8 = flops * _eight_bits(one, computation)
       bytes_ = one.bytes + sum(i.bytes for i in operands.values())
     elif one.opcode in _SLICES:
       # What isn't taken isn't read; a gather's indices are.
@@ -464,6 +474,7 @@ class _Reader:
       bytes_ = self._scatter_bytes(one, operands)
     elif one.opcode == "custom-call":
       flops = self._library_flops(one, operands)
+      flops8 = flops * _eight_bits(one, computation) if flops else 0.0
       bytes_ = one.bytes + sum(i.bytes for i in operands.values())
     elif opcode == "copy":
       bytes_ = 2 * sum(i.bytes for i in operands.values())
@@ -473,7 +484,7 @@ class _Reader:
     else:
       bytes_ = one.bytes + sum(i.bytes for i in operands.values())
     kind = self._kind(one, operands, where, flops, part)
-    return Kernel(one.name, kind, flops, bytes_, link_bytes, runs)
+    return Kernel(one.name, kind, flops, bytes_, link_bytes, runs, flops8)
 
   def _fused(self, one: Instruction) -> str:
     return self._attribute(one, "calls")
@@ -699,6 +710,17 @@ def _dot_flops(one: Instruction, computation: Computation) -> float:
   left = computation.instructions[one.operands[0]].arrays[0]
   inner = [left.dims[int(i)] for i in contracted[1].split(",") if i]
   return 2.0 * one.arrays[0].elements * math.prod(inner)
+
+
+def _eight_bits(one: Instruction, computation: Computation) -> bool:
+  """Returns whether both operands of a product have eight bits.
+
+  What is made wider before it is multiplied is multiplied as what it is then.
+  """
+  read = [computation.instructions[name] for name in one.operands[:2]]
+  return len(read) > 1 and all(
+    array.dtype.startswith("f8") for i in read for array in i.arrays
+  )
 
 
 def _sent(opcode: str, one: Instruction, operands) -> float:

@@ -13,8 +13,9 @@ measured: every figure is modelled.
 2. The trainer's own programs (teach, learn, update) are compiled for eight
    H100s, with their collectives, for the packs that the plan has.
 3. Of each optimised program every kernel is counted as often as its loops turn,
-   and takes the longest of: its FLOPs at 80% of 989 TFLOP/s, its bytes at
-   3.0 TB/s, what it sends to other cards at 0.4 TB/s; and 2 us to start.
+   and takes the longest of: its FLOPs at 80% of 989 TFLOP/s (1,979 where both
+   operands have eight bits), its bytes at 3.0 TB/s, what it sends to other
+   cards at 0.4 TB/s; and 2 us to start.
 
 Exit code 1 where the FLOPs of a program are not those of `shapes.py` to 2%, 2
 where a flag is wrong or the compiler is missing.
@@ -58,7 +59,8 @@ TOLERANCE = 0.02
 
 ASSUMPTIONS = (
   f"products reach {hlo_cost.H100.reached:.0%} of {shapes.PEAK_TFLOPS:g}"
-  " TFLOP/s, attention too",
+  " TFLOP/s, attention too; those of eight bits of"
+  f" {hlo_cost.H100.flops8 / 1e12:g}",
   f"memory gives {hlo_cost.H100.bytes / 1e12:.1f} of"
   f" {shapes.PEAK_TBYTES:g} TB/s, links {hlo_cost.H100.link_bytes / 1e12:.1f}"
   " TB/s",

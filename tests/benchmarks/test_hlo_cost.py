@@ -237,6 +237,64 @@ def test_a_librarys_product_is_read_from_its_configuration():
     hlo_cost.cost(text.replace("lhs_contracting_dimensions", "others"))
 
 
+def _f8_library(left, right):
+  return module(
+    [
+      f"%x = {left}[640,4096]{{1,0}} parameter(0)",
+      f"%w = {right}[512,4096]{{1,0}} parameter(1)",
+      "%s = f32[] parameter(2)",
+      "ROOT %y = (bf16[640,512]{1,0}, s8[4194304]{0}) custom-call(%x, %w, %s,"
+      ' %s), custom_call_target="__cublas$lt$matmul$f8", backend_config={"gemm_'
+      'backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":'
+      '["1"],"rhs_contracting_dimensions":["1"]}}}',
+    ]
+  )
+
+
+def _f8_fusion(convert):
+  """A product in a fusion, of operands in eight bits or made wider before."""
+  dims = "lhs_contracting_dims={1}, rhs_contracting_dims={1}"
+  lines = [
+    "%x = f8e4m3fn[640,4096]{1,0} parameter(0)",
+    "%w = f8e4m3fn[512,4096]{1,0} parameter(1)",
+  ]
+  names = "%x, %w"
+  if convert:
+    lines += [
+      "%wide.x = bf16[640,4096]{1,0} convert(%x)",
+      "%wide.w = bf16[512,4096]{1,0} convert(%w)",
+    ]
+    names = "%wide.x, %wide.w"
+  return module(
+    [
+      "%a = f8e4m3fn[640,4096]{1,0} parameter(0)",
+      "%b = f8e4m3fn[512,4096]{1,0} parameter(1)",
+      "ROOT %y = bf16[640,512]{1,0} fusion(%a, %b), kind=kCustom, calls=%gemm",
+    ],
+    (
+      "%gemm (x: f8e4m3fn[640,4096], w: f8e4m3fn[512,4096])",
+      [*lines, f"ROOT %d = bf16[640,512]{{1,0}} dot({names}), {dims}"],
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  ("text", "share"),
+  [
+    (_f8_library("f8e4m3fn", "f8e4m3fn"), 1),
+    (_f8_library("f8e4m3fn", "f8e5m2"), 1),
+    (_f8_library("f8e4m3fn", "bf16"), 0),
+    (_f8_fusion(convert=False), 1),
+    (_f8_fusion(convert=True), 0),
+  ],
+)
+def test_a_product_of_eight_bits_has_a_rate_of_its_own(text, share):
+  found = kernel(text, "y")
+  assert found.flops == 2 * 640 * 4096 * 512
+  assert found.flops8 == share * found.flops
+  assert found.kind == "products"
+
+
 def attention(target, operands, mask="PADDING_CAUSAL"):
   names = ["q", "k", "v", "do"][:operands]
   return module(
@@ -397,14 +455,24 @@ def test_of_a_conditional_the_dearest_branch_counts():
 
 
 def test_a_kernel_takes_the_longest_of_three_and_a_moment():
-  card = Card(flops=100.0, reached=0.5, bytes=10.0, link_bytes=1.0, start=0.5)
+  card = Card(
+    flops=100.0,
+    flops8=200.0,
+    reached=0.5,
+    bytes=10.0,
+    link_bytes=1.0,
+    start=0.5,
+  )
 
-  def of(flops, bytes_, link):
-    return hlo_cost.Kernel("k", "rest", flops, bytes_, link, 2).seconds(card)
+  def of(flops, bytes_, link, flops8=0.0):
+    kernel = hlo_cost.Kernel("k", "rest", flops, bytes_, link, 2, flops8)
+    return kernel.seconds(card)
 
   assert of(100.0, 10.0, 1.0) == 2 * (2.0 + 0.5)
   assert of(1.0, 30.0, 1.0) == 2 * (3.0 + 0.5)
   assert of(1.0, 10.0, 4.0) == 2 * (4.0 + 0.5)
+  assert of(400.0, 10.0, 1.0, 400.0) == 2 * (4.0 + 0.5)
+  assert of(400.0, 10.0, 1.0, 200.0) == 2 * (6.0 + 0.5)
 
 
 def test_text_that_is_no_module_is_refused():

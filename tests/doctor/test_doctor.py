@@ -646,6 +646,38 @@ def test_an_attention_is_held_against_xla_s():
   assert max(facts["errors"]) > 0  # bfloat16 beside float32
 
 
+def test_products_in_eight_bits_are_held_against_float32_s():
+  facts = {}
+  asked = {"sizes": [(64, 48), (48, 64)], "setting": "a=b"}
+  jax_probe.float8(asked, lambda **more: facts.update(more))
+  assert len(facts["errors"]) == 2
+  assert 0 < max(facts["errors"]) < 2**-7
+  judge = training_checks.judge_float8
+  assert judge(facts).status == "ok"
+  for wrong in (
+    {"errors": []},
+    {"errors": [1e-3, 0.1]},
+    {"errors": [1e-3, float("nan")]},
+    {"failure": "a=b needs NVIDIA GPUs"},
+  ):
+    found = judge(wrong)
+    assert found.status == "failed"
+    assert found.remedy == "leave train.teacher_dtype at None"
+
+
+@pytest.mark.parametrize(("each", "status"), [(39, "failed"), (41, "ok")])
+def test_of_a_teacher_in_eight_bits_its_own_weights_count(each, status):
+  # 16 and 20 GiB, where nine tenths of a device are planned with.
+  changes = {"train__teacher_dtype": "float8", "engine__name": "jax"}
+  e = chosen("configs/opd.py", **changes)
+  sizes = {"student": 16 * GIB, "teacher": 36 * GIB}
+  found = config_checks.judge_memory(
+    e, sizes, each * GIB, 1, "a GPU", rounded=20 * GIB
+  )
+  assert found.status == status
+  assert "the teacher in float8 20.00" in found.message
+
+
 def test_attention_that_is_wrong():
   judge = training_checks.judge_attention
   assert judge({"errors": [1e-3, 2e-3]}, "cudnn").status == "ok"

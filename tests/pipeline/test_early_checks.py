@@ -496,6 +496,31 @@ def test_an_adapter_that_vllm_would_refuse_on_gpus_is_noted(tmp_path):
     assert not model_checks.unmerged(e, tmp_path / "none")
 
 
+def test_gpus_without_eight_bits_are_noted_before_all(tmp_path, monkeypatch):
+  script = tmp_path / "nvidia-smi"
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+  run_dir = RunDir(tmp_path / "run")
+
+  def notes(dtype):
+    e = experiment.from_config({"train": {"teacher_dtype": dtype}})
+    found = early_checks.look(e, run_dir)
+    return [x.message for x in found if "teacher_dtype" in x.message]
+
+  def gpus(*lines):
+    script.write_text("#!/bin/sh\n" + "".join(f"echo '{x}'\n" for x in lines))
+    script.chmod(0o755)
+
+  gpus("0, GPU-a, NVIDIA A100, 8.0", "1, GPU-b, NVIDIA H100, 9.0")
+  (note,) = notes("float8")
+  assert "NVIDIA A100 has 8.0: training will refuse it here" in note
+  assert not notes(None)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+  assert not notes("float8")
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+  gpus("Field compute_cap is not a valid field to query.")
+  assert not notes("float8")
+
+
 @pytest.mark.parametrize("name", ["merge/model", "merge/adapter"])
 def test_what_the_merge_would_replace_is_refused_before_all(tmp_path, name):
   run_dir = RunDir(tmp_path / "run")

@@ -181,6 +181,13 @@ CHECKS: tuple[Check, ...] = (
     training_checks.by_kernel,
   ),
   Check(
+    "float8",
+    "products in eight bits are float32's of the same numbers",
+    training_checks.float8,
+    training_checks.without_float8,
+    training_checks.by_float8,
+  ),
+  Check(
     "update",
     "one update on all devices is the one of a single device",
     training_checks.update,

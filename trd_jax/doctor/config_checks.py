@@ -120,19 +120,23 @@ def memory(machine: Machine) -> Diagnosis:
     side: dry_run.weight_bytes(model, machine.workdir)
     for side, model in models.items()
   }
+  # What is there of a teacher in eight bits, beside the student.
+  rounded = None
+  if e.train.teacher_dtype == "float8" and e.train.teacher == "recompute":
+    rounded = dry_run.float8_bytes(e, machine.workdir)
   on_gpus = machine.on_gpus or machine.vllm_gpus > 0
   # The driver's word first: JAX's limit is what its own share leaves.
   totals = [gpu.total for gpu in machine.gpus.visible if gpu.total]
   totals = totals or [size for size in machine.jax.get("bytes", ()) if size]
   if on_gpus and totals:
-    return judge_memory(e, sizes, min(totals), len(totals), "a GPU")
+    return judge_memory(e, sizes, min(totals), len(totals), "a GPU", rounded)
   if on_gpus:
     return diagnosis.warning(
       "nvidia-smi doesn't say how much memory a GPU has",
       "see nvidia-smi itself",
     )
   pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return judge_memory(e, sizes, pages, 1, "this computer")
+  return judge_memory(e, sizes, pages, 1, "this computer", rounded)
 
 
 def judge_memory(
@@ -141,6 +145,7 @@ def judge_memory(
   each: int,
   devices: int,
   where: str,
+  rounded: int | None = None,
 ) -> Diagnosis:
   """Compares the bytes of the weights with those of the devices.
 
@@ -154,6 +159,8 @@ def judge_memory(
     each: bytes of the smallest device.
     devices: how many train together.
     where: what one device is.
+    rounded: bytes of what teaches in eight bits beside the student; None where
+      the teacher's own weights do.
   """
   known = {side: size for side, size in sizes.items() if size is not None}
   message = ", ".join(
@@ -173,6 +180,9 @@ def judge_memory(
   # However split, all devices hold all of it. A teacher whose states are kept
   # or recorded isn't there beside the student.
   together = sum(known.values())
+  if rounded is not None:
+    together = known.get("student", 0) + rounded
+    message += f"; the teacher in float8 {rounded / _GIB:.2f}"
   if e.train.teacher != "recompute":
     together = max(known.values(), default=0)
   if together > PLANNED_SHARE * each * devices:

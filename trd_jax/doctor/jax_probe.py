@@ -1,6 +1,7 @@
 """A child that does on JAX's devices what training does there.
 
-Asked for is `kind`: `attention`, `update` or `reduce`; see the functions.
+Asked for is `kind`: `attention`, `float8`, `update` or `reduce`; see the
+functions.
 """
 
 import functools
@@ -40,6 +41,39 @@ def attention(requested: Facts, tell: Tell) -> None:
         packed=name == "cudnn_packed",
       )
     )
+  tell(errors=errors)
+
+
+def float8(requested: Facts, tell: Tell) -> None:
+  """Compares products in eight bits with those of the same numbers in float32.
+
+  Asked are `sizes`, channels in and out of kernels. Told are `errors`, the
+  distance of each product relative to its norm.
+
+  Raises:
+    UserError: a GPU doesn't multiply in eight bits.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from trd_jax.model import float8 as eight_bits
+
+  eight_bits.check_devices(jax.local_devices(), requested["setting"])
+  rng = np.random.default_rng(0)
+  errors = []
+  for width, out in requested["sizes"]:
+    x = jnp.asarray(rng.standard_normal((256, width)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.standard_normal((width, out)), jnp.bfloat16)
+    kernel_FD, scale_F = jax.jit(eight_bits.quantize)(kernel)
+    x8, scale = jax.jit(eight_bits.rounded, static_argnums=1)(x, -1)
+    got = jax.jit(eight_bits.product)(x, kernel_FD, scale_F)
+    got, x8, scale, kernel_FD, scale_F = (
+      np.asarray(a, np.float32) for a in (got, x8, scale, kernel_FD, scale_F)
+    )
+    # On the host, from the numbers that were rounded on the device.
+    exact = (x8 * scale) @ (kernel_FD.T * scale_F)
+    errors.append(float(np.linalg.norm(got - exact) / np.linalg.norm(exact)))
   tell(errors=errors)
 
 
@@ -210,5 +244,5 @@ def reduce(requested: Facts, tell: Tell) -> None:
 
 
 if __name__ == "__main__":
-  kinds = {"attention": attention, "update": update, "reduce": reduce}
+  kinds = {f.__name__: f for f in (attention, float8, update, reduce)}
   answer(lambda requested, tell: kinds[requested["kind"]](requested, tell))

@@ -20,6 +20,9 @@ _QUICKLY = "--xla_backend_optimization_level=0"
 # Of float32, summed in another order.
 _TOLERANCE = 1e-4
 _QWEN3_8B_HEADS = (32, 8, 128)
+_QWEN3_8B_WIDTHS = (4096, 12_288)
+# Results are rounded to bfloat16, twice.
+_FLOAT8_TOLERANCE = 2**-7
 _LOG = "look into the log; all that trains goes this way"
 
 
@@ -88,6 +91,50 @@ def by_kernel(experiment: Experiment) -> bool:
     half = {experiment.student.dtype, experiment.teacher_model.dtype}
     return half == {"bfloat16"}
   return train.attention != "xla"
+
+
+def float8(machine: Machine) -> Diagnosis:
+  """Checks products in eight bits at the widths of the config's teacher."""
+  from trd_jax.pipeline import dry_run
+
+  e = machine.experiment
+  shape = dry_run.shape_of(e.teacher_model, machine.workdir)
+  sizes = [_QWEN3_8B_WIDTHS]
+  if shape is not None:
+    sizes = list(dict.fromkeys(shape.linear_layers().values()))
+  setting = f"train.teacher_dtype={e.train.teacher_dtype}"
+  facts = _start(machine, "float8", {"sizes": sizes, "setting": setting})
+  return judge_float8(facts)
+
+
+def judge_float8(facts: Facts) -> Diagnosis:
+  """Judges the distance of products in eight bits from float32's."""
+  remedy = "leave train.teacher_dtype at None"
+  if "failure" in facts or not facts.get("errors"):
+    return diagnosis.failed(facts.get("failure", "it told nothing"), remedy)
+  # All of them: the largest isn't NaN where only a later one is.
+  if not all(error <= _FLOAT8_TOLERANCE for error in facts["errors"]):
+    return diagnosis.failed(
+      f"products are up to {max(facts['errors']):.1g} from float32's, where"
+      f" rounding explains {_FLOAT8_TOLERANCE:.1g}",
+      remedy,
+    )
+  return diagnosis.ok(
+    f"products of the same numbers within {max(facts['errors']):.1g} of"
+    " float32's"
+  )
+
+
+def by_float8(experiment: Experiment) -> bool:
+  """Returns whether an experiment's teacher multiplies in eight bits."""
+  return experiment.train.teacher_dtype == "float8"
+
+
+def without_float8(machine: Machine) -> str:
+  """Says why products in eight bits aren't looked at, or ''."""
+  if by_float8(machine.experiment):
+    return ""
+  return "train.teacher_dtype is None"
 
 
 def update(machine: Machine) -> Diagnosis:

@@ -68,6 +68,22 @@ def weight_bytes(model: Model, run_dir: RunDir) -> int | None:
   return shape.num_parameters() * _WIDTHS[model.dtype]
 
 
+def float8_bytes(experiment: Experiment, run_dir: RunDir) -> int | None:
+  """Returns the bytes of a teacher in eight bits that it has for itself.
+
+  In OPSD those are the kernels of its linear layers, all else being the
+  student's. None where its shape isn't known.
+  """
+  shape = shape_of(experiment.teacher_model, run_dir)
+  if shape is None:
+    return None
+  kernels = shape.num_layers * shape.linear_parameters()
+  if experiment.regime == "opsd":
+    return kernels
+  others = shape.num_parameters() - kernels
+  return kernels + others * _WIDTHS[experiment.teacher_model.dtype]
+
+
 def disk(
   experiment: Experiment, run_dir: RunDir
 ) -> Iterator[tuple[str, int | None, str]]:
