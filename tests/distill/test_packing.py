@@ -1,6 +1,7 @@
 """Packs hold every trajectory whole, once, aligned and rightly weighted."""
 
 import dataclasses
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -350,6 +351,48 @@ def test_long_rows_are_full_on_both_sides_in_all_groups():
   for start, update in zip(range(0, 512, 128), updates, strict=True):
     batch = samples[start : start + 128]
     assert packing.imbalance(batch, update, layout.flops) < 1.02
+
+
+def test_an_update_is_two_runs_of_the_student():
+  """As each run of a program copies all weights."""
+  for seed in 0, 1:
+    samples = _of_the_paper(512, seed)
+    layout = choose_layout(samples, groups=8, batch_size=128, long_rows=16_384)
+    for start in range(0, 512, 128):
+      update = packing.pack(samples[start : start + 128], layout)
+      assert sum(len(micro.student) for micro in update) == 2
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+  tokens=st.integers(0, 2000),
+  lengths=st.sets(st.integers(100, 1000), min_size=1, max_size=5),
+)
+def test_sets_of_rows_come_cheapest_first_and_none_is_left_out(tokens, lengths):
+  lengths = sorted(lengths)
+  first = list(itertools.islice(packing._sets_of_rows(tokens, lengths), 20))
+
+  def cost(numbers):
+    return sum(lengths[n] for n in numbers) + packing._ROW_COST * len(numbers)
+
+  assert all(sum(lengths[n] for n in some) >= tokens for some in first)
+  assert [cost(s) for s in first] == sorted(cost(s) for s in first)
+  assert len({tuple(s) for s in first}) == len(first)
+  *short, longest = range(len(lengths))
+  # All others that are as cheap as the dearest of these would cost.
+  most = cost(first[-1])
+  others = [
+    [longest] * count + list(some[::-1])
+    for many in range(packing._SHORT_ROWS + 1)
+    for some in itertools.combinations_with_replacement(short, many)
+    for count in range(most // lengths[-1] + 1)
+  ]
+  cheaper = [
+    s
+    for s in others
+    if s and sum(lengths[n] for n in s) >= tokens and cost(s) < most
+  ]
+  assert all(s in first for s in cheaper)
 
 
 def test_a_sample_longer_than_all_rows_is_refused():

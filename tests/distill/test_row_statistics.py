@@ -42,6 +42,23 @@ def test_rows_reduce_in_one_pass_to_their_float64_sums():
     np.testing.assert_array_equal(largest, x.max(-1))
 
 
+def test_on_a_gpu_rows_are_reduced_flat():
+  """Lanes would make XLA write every term there."""
+  x = jax.ShapeDtypeStruct((2, 256), jnp.float32)
+
+  @jax.jit
+  def sums(x):
+    return reduce_rows(lax.add, 0.0, (x, x * x))
+
+  text = {
+    platform: sums.trace(x).lower(lowering_platforms=(platform,)).as_text()
+    for platform in ("cpu", "cuda")
+  }
+  assert "tensor<2x2x128xf32>" in text["cpu"]
+  assert "tensor<2x2x128xf32>" not in text["cuda"]
+  assert "stablehlo.reduce" in text["cuda"]
+
+
 def over_parts(f, *arrays):
   """`f(part, *arrays)` with their columns split over eight devices."""
   auto = (jax.sharding.AxisType.Auto,)

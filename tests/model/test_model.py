@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.support.small_models import LORA, SMALL, forward, model, packed
+from trd_jax.model.attention import kernels
 from trd_jax.model.config import ARCHITECTURES
 from trd_jax.model.decoding import Decoder
 from trd_jax.model.lora import Linear, kept
@@ -153,6 +154,36 @@ def test_saved_attention_is_not_run_again():
     "dots": 3,
     "attention": 2,
   }
+
+
+@pytest.mark.parametrize("remat", REMAT[1:])
+def test_no_mask_is_written_before_the_loop_over_layers(remat, monkeypatch):
+  """Nor a 0 that stands for what isn't kept: layers make them as they read."""
+  monkeypatch.setattr(
+    kernels, "cudnn_packed", lambda q, k, v, *_: q * k.sum() + v.sum()
+  )
+  whole = model(lora=LORA)
+  graph, adapter, base = nnx.split(whole, nnx.LoRAParam, ...)
+  batch = _row((9, 6), 16)
+
+  def loss(adapter):
+    made = nnx.merge(graph, adapter, base)
+    key = jax.random.key(3)
+    return made(
+      *batch, remat=remat, dropout_key=key, attention="cudnn_packed"
+    ).sum()
+
+  scans = [
+    eqn
+    for eqn in jax.make_jaxpr(jax.grad(loss))(adapter).eqns
+    if eqn.primitive.name == "scan"
+  ]
+  assert len(scans) == 2  # forward and back
+  for scan in scans:
+    fixed = [x.aval for x in scan.invars[: scan.params["num_consts"]]]
+    assert fixed
+    # Angles, of a head's channels, are the largest that all layers share.
+    assert max(x.size for x in fixed) <= 16 * SMALL.head_dim, fixed
 
 
 def test_an_unknown_remat_policy_is_refused():

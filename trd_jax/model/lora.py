@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from trd_jax.model.lora_config import LoraConfig
+from trd_jax.model.masking import only
 
 
 def kept(key: jax.Array, shape: tuple[int, ...], rate: float) -> jax.Array:
@@ -113,10 +114,13 @@ class Linear(nnx.Module):
     rate = self.lora_config.dropout
     if dropout_key is not None and rate > 0:
       # The adapter's input only: the base sees all of `x`, as in PEFT.
-      z = jnp.where(kept(dropout_key, x.shape, rate), x / (1 - rate), 0)
-      z = z.astype(x.dtype)
+      keep = kept(dropout_key, x.shape, rate)
+      z = only(keep, x / (1 - rate), jax.random.key_data(dropout_key))
     # (x A) B and not x (A B): the product of the factors is as large as the
     # kernel, and its gradient would be, too.
     z = z @ self.lora_a[...].astype(x.dtype)
     z = z @ self.lora_b[...].astype(x.dtype)
+    # Kept apart from what reads it: else XLA writes the sum by a kernel of its
+    # own, where gate and up are read more than once.
+    y = jax.lax.optimization_barrier(y)
     return y + self.lora_config.scale * z

@@ -212,7 +212,12 @@ class Qwen3(nnx.Module):
 
     def body(x, block_and_key):
       block, key = block_and_key
-      x, kv = block(x, table, position_BT, segment_BT, key, attention)
+      segments = segment_BT
+      if remat != "none":
+        # As if they changed from layer to layer: of what doesn't, JAX computes
+        # masks as large as the activations before the loop, to be read in it.
+        segments, _ = jax.lax.optimization_barrier((segments, x[0, 0, 0]))
+      x, kv = block(x, table, position_BT, segments, key, attention)
       # What a scan's body returns is stacked over layers and kept: in training
       # keys and values would be memory that nothing reads.
       return constrain(x, *_RESIDUAL), (kv if cache else None)
@@ -221,13 +226,16 @@ class Qwen3(nnx.Module):
     # the blocks whose backward pass is yet to come.
     policies = jax.checkpoint_policies
     if remat == "full":
-      body = jax.checkpoint(body)
+      # A loop lies between both passes, so there is nothing for XLA to merge.
+      body = jax.checkpoint(body, prevent_cse=False)
     elif remat == "dots":
       body = jax.checkpoint(
-        body, policy=policies.dots_with_no_batch_dims_saveable
+        body,
+        policy=policies.dots_with_no_batch_dims_saveable,
+        prevent_cse=False,
       )
     elif remat == "attention":
-      body = jax.checkpoint(body, policy=keeps_attention)
+      body = jax.checkpoint(body, policy=keeps_attention, prevent_cse=False)
     elif remat != "none":
       raise ValueError(f"unknown remat policy {remat!r}")
     x_BTD = constrain(self.embed.embedding[tokens_BT], *_RESIDUAL)

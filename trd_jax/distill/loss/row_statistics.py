@@ -10,6 +10,7 @@ part of the rows, and `Part` puts the findings together.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -109,8 +110,18 @@ def reduce_rows(
   """Reduces several float32 [C, V] arrays to [C] in one pass.
 
   One pass matters more than it looks: separate reductions of terms that share
-  an exponential make XLA write that exponential to memory.
+  an exponential make XLA write that exponential to memory. On GPUs lanes would
+  make it write every term; there it splits a flat reduction by itself.
   """
+  return lax.platform_dependent(
+    *operands,
+    cpu=functools.partial(_in_lanes, operation, start),
+    default=lambda *x: _reduce(operation, start, x),
+  )
+
+
+def _in_lanes(operation, start, *operands):
+  """Reduces lanes that are far apart, then the lanes."""
   rows, width = operands[0].shape
   lanes = _lanes(width)
   body = width // lanes * lanes

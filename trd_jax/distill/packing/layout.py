@@ -16,9 +16,12 @@ _AUTO_PACK_TOKENS = 1024
 _MAX_BUFFER_SLOTS = 131_072
 # Rounding of lengths, so that small changes of the data compile nothing new.
 _ROUND = 64
-# Row lengths of a side where a pack is one long row, and the shortest's least
-# share of the longest: 1/16 of 16K tokens is little to waste.
-_HALVINGS = 4
+# Row lengths of a side where a pack is one long row, in parts of the longest.
+# Any number of tokens is the sum of a few to within a sixteenth, and often of
+# the longest and one other: each row is a run of the whole model, so few rows
+# are better than short ones.
+_PARTS = 16
+_LENGTHS = (2, 4, 5, 6, 16)
 _TILE = 128  # tokens that a kernel's block of queries has
 # Teacher's tokens of a pack for each of the student's: nothing is kept of its
 # layers for a backward pass.
@@ -194,23 +197,18 @@ def _shared_rows(
 def _long_rows(
   lengths: np.ndarray, row_tokens: int | None, rows: int, *, batch: float
 ) -> tuple[PackShape, ...]:
-  """Returns shapes of one long row, each half as long as the next.
+  """Returns shapes of one long row, whose lengths are parts of the longest.
 
-  Any number of tokens is then, to within the shortest shape, the sum of a few
-  of them: a batch is cut into as many of the longest as it fills and one each
-  of some others.
+  A batch is cut into as many of the longest as it fills and a few others, which
+  together have its tokens to within the shortest.
   """
   del rows
   assert row_tokens is not None
   least = int(lengths.max())
   # No longer than what comes together of a batch.
   longest = max(least, min(row_tokens, math.ceil(batch * lengths.mean())))
-  to = _TILE << _HALVINGS
-  longest = _round_up(longest, to)
-  return tuple(
-    PackShape(longest >> halved, 1, longest >> halved)
-    for halved in range(_HALVINGS, -1, -1)
-  )
+  part = _round_up(longest, _PARTS * _TILE) // _PARTS
+  return tuple(PackShape(n * part, 1, n * part) for n in _LENGTHS)
 
 
 def _own_rows(

@@ -33,7 +33,10 @@ of a pack on one device, T tokens of a row, R response slots of a student row, U
 slots of a group's teacher buffer.
 """
 
-from collections.abc import Sequence
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +50,11 @@ from trd_jax.model.attention.segments import segments_of
 UNJUDGED = -1
 # Exchanges of samples between groups: a batch of 128 on 8 takes about 20.
 _EXCHANGES = 1000
+# What a pack costs beside its tokens, in tokens of an H100 that learns: weights
+# are copied, and a short row's products are small.
+_ROW_COST = 512
+# Rows of a pack's side that are shorter than the longest.
+_SHORT_ROWS = 3
 
 
 class Rows(NamedTuple):
@@ -344,16 +352,15 @@ def _first_fit(group, shapes, length_of, packing):
 def _fit_long_rows(groups, shapes, length_of):
   """Cuts all groups' items into the same few long rows; returns rows by shape.
 
-  Beginning with as few tokens as the fullest group has, ever more are tried:
-  as many of the longest row as they fill, and one each of those that make up
-  the rest. A group's longest sample goes first, each into the fullest row that
-  still takes it (best-fit decreasing).
+  Of the sets of rows that have the tokens of the fullest group the cheapest is
+  tried first. A group's longest sample goes first, each into the fullest row
+  that still takes it (best-fit decreasing).
   """
   ordered = [
     sorted(group, key=lambda item: (-length_of(item[1]), item[0]))
     for group in groups
   ]
-  step, longest = shapes[0].length, shapes[-1].length
+  longest = shapes[-1].length
   for item in (items[0] for items in ordered if items):
     if length_of(item[1]) > longest:
       raise ValueError(
@@ -361,18 +368,12 @@ def _fit_long_rows(groups, shapes, length_of):
         f" row {longest}"
       )
   fullest = max(sum(length_of(i[1]) for i in items) for items in ordered)
-  tokens = max(1, -(-fullest // step)) * step
-  while True:
-    numbers, left = [], tokens
-    for number in reversed(range(len(shapes))):
-      count, left = divmod(left, shapes[number].length)
-      numbers += count * [number]
+  # It ends: with a longest row for each sample all fit.
+  for numbers in _sets_of_rows(fullest, [shape.length for shape in shapes]):
     found = [_best_fit(i, shapes, numbers, length_of) for i in ordered]
     fitted = [rows for rows in found if rows is not None]
     if len(fitted) == len(found):
       break
-    # It ends: with a longest row for each sample all fit.
-    tokens += step
   return [
     [
       [row.items for row in rows if row.number == number]
@@ -380,6 +381,30 @@ def _fit_long_rows(groups, shapes, length_of):
     ]
     for rows in fitted
   ]
+
+
+def _sets_of_rows(tokens: int, lengths: Sequence[int]) -> Iterator[list[int]]:
+  """Yields sets of rows that have so many tokens or more, cheapest first.
+
+  A set is any number of the longest and at most `_SHORT_ROWS` others, each by
+  its number in `lengths`, the longest first.
+  """
+  *short, longest = range(len(lengths))
+  heap = []
+
+  def add(others, count):
+    total = sum(lengths[n] for n in others) + count * lengths[longest]
+    cost = total + _ROW_COST * (len(others) + count)
+    heapq.heappush(heap, (cost, count, others))
+
+  for many in range(_SHORT_ROWS + 1):
+    for others in itertools.combinations_with_replacement(short, many):
+      left = tokens - sum(lengths[n] for n in others)
+      add(others, max(not others, math.ceil(left / lengths[longest])))
+  while True:
+    _, count, others = heapq.heappop(heap)
+    yield [longest] * count + list(others[::-1])
+    add(others, count + 1)
 
 
 def _best_fit(items, shapes, numbers, length_of):

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from trd_jax.model.attention.blockwise import SAVED
 from trd_jax.model.attention.segments import segments_of
+from trd_jax.model.masking import only
 
 _FORWARD = ("dot_product_attention_fwd", "dot_product_attention_fwd_wrapper")
 """The primitives that JAX runs cuDNN's forward pass by."""
@@ -242,10 +243,11 @@ def _without_padding(
   in, comes out, or reaches a gradient.
   """
   real_BT11 = (segment_BT != 0)[:, :, None, None]
-  # `where` and not a product with 0, for NaN times 0 is NaN. Its gradient is 0
-  # where the mask is, too.
-  mixed_BTNH = run(*(jnp.where(real_BT11, x, 0) for x in inputs_BT))
-  return jnp.where(real_BT11, mixed_BTNH, 0)
+
+  def without(x):
+    return only(real_BT11, x, segment_BT)
+
+  return without(run(*map(without, inputs_BT)))
 
 
 def keeps_attention(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
