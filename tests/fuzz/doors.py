@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from tests.fuzz import formulas
 from tests.fuzz.values import (
   anything,
   as_json,
@@ -753,6 +754,27 @@ def _enter_answers(value: tuple[str, str], folder: Path) -> None:
     assert prepared.correct in (True, False, None)
 
 
+# Two answers, and whether they differ, where that is known.
+_pairs = st.one_of(
+  formulas.answers(), st.tuples(_formulas, _formulas, st.none())
+)
+
+
+def _enter_algebra(value: tuple[str, str, bool | None], folder: Path) -> None:
+  gold, answer, differ = value
+  prepared = grade_answer.prepare(f"So \\boxed{{{answer}}}.", gold)
+  assert prepared.detail is None, prepared.detail
+  correct, reason = prepared.correct, prepared.reason
+  if prepared.question is not None:
+    correct, reason = grade_answer.decide(*prepared.question)
+  assert correct == (reason == "match")
+  assert not (correct and differ), f"{answer} is taken for {gold}"
+  # It may be unparsed, but is no other value.
+  assert reason != "mismatch" or differ is not False, f"{answer} is {gold}"
+  if not correct:
+    raise UserError("refused")
+
+
 _CODE = (
   *(
     "```",
@@ -960,6 +982,16 @@ DOORS = {
   "server's address": Door(_urls(), _enter_url),
   "answer to a question": Door(
     st.tuples(_completions, _formulas), _enter_answers
+  ),
+  "algebra of an answer": Door(
+    _pairs,
+    _enter_algebra,
+    share=2,
+    found=(
+      (r"\{3!, 3!\}", r"\{3!, 6\}", False),
+      (r"e^{e^{10+\frac{16}{11}}}", r"e^{e^{\frac{16}{11}+10}}", None),
+      (r"e^{e^{10+\frac{16}{11}}}", r"e^{e^{10+\frac{15}{11}}}", True),
+    ),
   ),
   "program in an answer": Door(_programs, _enter_program),
   "stored rows": Door(_shards, _enter_shard),

@@ -468,6 +468,35 @@ A\setminus B == A\cap B^c
 1871 == \text{the year 1871}
 7\text{ inches} == 7\text{ in.}
 (-\infty,2)\cup(5,9) == (-\infty,2)\bigcup(5,9)
+|x-4|<3 == 1<x<7
+|2x+1|\ge 5 == (-\infty,-3]\cup[2,\infty)
+|7-x|\le 2 == [5,9]
+\mathbb{R}\setminus\{-3,3\} == x\neq\pm 3
+\begin{vmatrix} p & q \\ r & s \end{vmatrix} == ps-qr
+x^4+C == x^4+K
+\text{Ann and Joe} == \text{Joe and Ann}
+\text{red, blue and green} == \text{blue, green, and red}
+B, D == BD
+BDE == \text{E, B, D}
+\text{does not exist} == DNE
+\text{does not exist} == \text{The limit does not exist}
+\text{diverges} == \text{The series is divergent}
+2\text{ cm or }7\text{ cm} == 7\text{ cm}, 2\text{ cm}
+10 == \sum_{n=1}^{4} n=10
+1\text{ hour }20\text{ minutes} == 1\text{ hr and }20\text{ min}
+1\text{ hour }20\text{ minutes} == 80\text{ minutes}
+6\text{ feet }2\text{ inches} == 6' 2''
+\begin{cases}t&t>1\\2&t<1\end{cases} == f=\begin{cases}2&t<1\\t&t>1\end{cases}
+\begin{cases}t&t>1\\2&t<1\end{cases} == \begin{cases}2,&t<1\\t,&t>1\end{cases}
+\begin{cases}1&t=0\\0&t>0\end{cases} == \begin{cases}0&t>0\\1&t=0\end{cases}
+\begin{cases}x=4\\y=9\end{cases} == (4,9)
+12\text{ newtons} == 12\text{ N}
+12\ \Omega == 12\text{ ohms}
+30\text{ C} == 30\text{ coulombs}
+17\text{th} == 17^{\text{th}}
+\text{\$6.50 per kilo} == \$6.50
+\{3!,3!\} == \{6\}
+e^{e^{10}} == e^{e^{4+6}}
 """
 MISMATCHES = r"""
 \frac{1}{2004!} == \frac{1}{2006!}
@@ -864,6 +893,33 @@ A\times B == B\times A
 \text{No} == \text{No, but yes for }n>2
 \text{Yes} == \text{Yes, it is not}
 7! == 7!!
+|x-4|<3 == |x+4|<3
+|2x+1|\ge 5 == (-\infty,-3)\cup(2,\infty)
+|x|=4 == x=4
+x^4+C == x^4-K
+\text{Ann and Joe} == \text{Ann or Joe}
+\text{Ann and Joe} == \text{Ann}
+BDE == B, D
+DEB == B, D, E
+\text{does not exist} == 0
+\gcd(p,q)=6 == \text{lcm}(p,q)=6
+6 == 2x=6
+6 == x+1=6
+6 == x^2=6
+6 == \frac1x=6
+6 == |x|=6
+6 == \log x=6
+1\text{ hour }20\text{ minutes} == 20\text{ hours }1\text{ minute}
+1\text{ hour }20\text{ minutes} == 1.2\text{ hours}
+6\text{ feet }2\text{ inches} == 6\text{ inches }2\text{ feet}
+\begin{cases}t&t>1\\2&t<1\end{cases} == \begin{cases}2&t>1\\t&t<1\end{cases}
+\begin{cases}x=4\\y=9\end{cases} == (9,4)
+12\text{ newtons} == 12\text{ J}
+12\ \Omega == 12\text{ k}\Omega
+30\text{ C} == 30\text{ J}
+\$6.50\text{ per kilo} == €6.50\text{ per kilo}
+\{3!,4!\} == \{6\}
+e^{e^{10}} == e^{e^{10}}+1
 """
 
 

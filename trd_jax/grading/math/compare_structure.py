@@ -78,6 +78,8 @@ _OPERATOR = re.compile(r"[+*/^=<>_|!?%]|\\(?!text)[A-Za-z]|\s-|-\s|\A\s*-")
 _ARTICLE = re.compile(r"(?:an?|the) (?=\w)")
 _LONG_WORD = 4  # letters of the shortest that is surely no product
 _ACRONYM = re.compile(r"[A-Z]{3,}\Z")
+_JOINED_WORDS = re.compile(r"[A-Za-z][a-z'-]{2,}(?:[\s,]+[A-Za-z][a-z'-]+)*\Z")
+_CONSTANT = re.compile(r"\+\s*(?:\\text\s*\{\s*)?([CcKk])(?:\s*\})?\Z")
 _MEMBER_OF = re.compile(r"(\\?[A-Za-z]\w*)\s*\\in\s*(\\\{.+\\\})\Z", re.DOTALL)
 _ENDS_IN_UNIT = re.compile(r"\\text\s*\{\s*([^{}]*[A-Za-z/][^{}]*?)\s*\}\Z")
 
@@ -158,6 +160,37 @@ def _reads_as_words(letters: str, *, is_marked: bool) -> bool:
   return False
 
 
+def _names_joined(text: str) -> list[str] | None:
+  """Returns words that `and` or commas join, in one order.
+
+  None where there is only one, or something else than words.
+  """
+  words = _TEXT.sub(r" \1 ", text).strip()
+  if not _JOINED_WORDS.match(words) or "respective" in words:
+    return None
+  found = re.split(r"\s*(?:,[\s,]*(?:and\b)?|\band\b)\s*", words)
+  return sorted(map(_words, found)) if len(found) > 1 else None
+
+
+def _choices(text: str) -> str | None:
+  """Returns the letters of several choices, `ABD` or `A, B, D`, else None."""
+  letters = re.sub(r"[\s,;()]|\\text|[{}]", "", text)
+  if not re.fullmatch("[A-H]{2,}", letters):
+    return None
+  return "".join(sorted(letters)) if len({*letters}) == len(letters) else None
+
+
+def _same_choices(gold: str, answer: str) -> bool:
+  """Returns whether `A, B, D` and `ABD` choose the same.
+
+  A gold without commas has to be in the alphabet's order: CAB is a name.
+  """
+  chosen = _choices(gold)
+  if chosen is None or chosen != _choices(answer):
+    return False
+  return "," in gold or ("," in answer and gold.strip() == chosen)
+
+
 def _compare_text(gold: str, answer: str) -> Maybe:
   """Compares words; None where the gold may be a formula after all."""
   bare = _TEXT.sub(r"\1", gold).strip(" ().")
@@ -213,20 +246,24 @@ def _ungrouped(text: str) -> str:
   return text[: found.start("factor")].replace(",", "") + found["factor"]
 
 
-def _distinct(items: list[str], equal: Equal) -> list[str]:
-  """Returns a set's items, each once."""
+def _distinct(items: list[str], equal: Equal) -> tuple[list[str], bool]:
+  """Returns a set's items, each once, and whether they are surely different."""
   if len(items) > MAX_ITEMS:
-    return items
+    return items, True
   kept: list[str] = []
+  sure = True
   for item in items:
     # Of one item a set is no other way to write it: {1} beside 1.
     braced = item.startswith("\\{")
-    if not any(
-      other.startswith("\\{") == braced and compare(other, item, equal)
+    found = [
+      compare(other, item, equal)
       for other in kept
-    ):
+      if other.startswith("\\{") == braced
+    ]
+    if True not in found:
       kept.append(item)
-  return kept
+      sure &= None not in found
+  return kept, sure
 
 
 def _compare_lists(
@@ -252,8 +289,10 @@ def _compare_lists(
     items = [answer]
   if is_set and gold == ["\\emptyset"]:
     return False  # what holds the empty set is not empty
+  sure = True
   if is_set:
-    gold, items = _distinct(gold, equal), _distinct(items, equal)
+    (gold, mine), (items, yours) = (_distinct(x, equal) for x in (gold, items))
+    sure = mine and yours
   # Under the same labels stand the same values: Alice's 5 is not Bob's.
   labels = list(map(shapes.label, gold))
   said = list(map(shapes.label, items))
@@ -285,7 +324,9 @@ def _compare_lists(
     (in_order and len(gold) > 1) or (len(names) > 1 and unnamed)
   ):
     return every(map(pair, golds, answers))
-  return unordered(golds, answers, pair)
+  outcome = unordered(golds, answers, pair)
+  # What may be one item twice may be as many as there are.
+  return outcome if outcome or sure else None
 
 
 def compare(gold: str, answer: str, equal: Equal) -> Maybe:
@@ -311,8 +352,22 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
     return figure
   if (formula := logic.same(gold, answer)) is not None:
     return formula
+  # Of a single unit each is looked at later, and isn't converted.
+  totals = units.total(gold), units.total(answer)
+  if totals[0] and totals[1] and max(totals[0][2], totals[1][2]) > 1:
+    return totals[0][:2] == totals[1][:2]
+  if (pieces := shapes.cases_of(gold)) is not None:
+    others = shapes.cases_of(answer)
+    if others is None:
+      return None
+    return unordered(pieces, others, _piece_with(equal))
+  if _same_choices(gold, answer):
+    return True
+  if (names := _names_joined(gold)) is not None:
+    return names == _names_joined(answer)
   if (text := _compare_text(gold, answer)) is not None:
     return text
+  gold, answer = _with_one_constant(gold, answer)
   chosen, right = _CHOSEN.match(answer), _CHOSEN.match(gold)
   if chosen or right:
     letters = {
@@ -340,6 +395,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   if "=" in shapes.outside(gold) and not shapes.has_unknowns(gold):
     gold = shapes.named(gold).value  # 2 + 2 = 4
   if not shapes.is_relation(gold):
+    if shapes.solves_for_another(answer):
+      return False
     values = shapes.values_said(answer)
     if values is not None:
       # All of what is said to be equal: 13 = 12 is not 12.
@@ -393,6 +450,18 @@ def compare(gold: str, answer: str, equal: Equal) -> Maybe:
   return _compare_single(gold, answer, equal)
 
 
+def _piece_with(equal: Equal) -> Callable:
+  """Returns what compares two pieces of functions, value and condition."""
+
+  def same(mine: tuple[str, str], yours: tuple[str, str]) -> Maybe:
+    return every(
+      one == other or (bool(one and other) and compare(one, other, equal))
+      for one, other in zip(mine, yours, strict=True)
+    )
+
+  return same
+
+
 def _as_points(gold: str, answer: str) -> tuple[str, str]:
   """Writes `p=5, q=2; p=7, q=2` as points, in the gold's order of names."""
   mine, yours = map(shapes.solutions_of, (gold, answer))
@@ -405,6 +474,21 @@ def _as_points(gold: str, answer: str) -> tuple[str, str]:
     return ", ".join(f"({row})" for row in rows)
 
   return points(mine, gold), points(yours, answer)
+
+
+def _with_one_constant(gold: str, answer: str) -> tuple[str, str]:
+  """Writes an answer's constant of integration with the gold's letter."""
+  mine, yours = _CONSTANT.search(gold), _CONSTANT.search(answer)
+  if not mine or not yours or mine[1] == yours[1]:
+    return gold, answer
+  # Neither letter may stand for anything else.
+  bare = [
+    re.sub(r"\\[A-Za-z]+", " ", text[: end.start()])
+    for text, end in ((gold, mine), (answer, yours))
+  ]
+  if any(letter in "".join(bare) for letter in (mine[1], yours[1])):
+    return gold, answer
+  return gold, f"{answer[: yours.start()]}+ {mine[1]}"
 
 
 def _for_integers(gold: str, answer: str) -> tuple[str, str]:
@@ -499,6 +583,10 @@ def _compare_single(gold: str, answer: str, equal: Equal) -> Maybe:
   determinants = shapes.is_determinant(gold), shapes.is_determinant(answer)
   if cells and answer_cells and determinants[0] != determinants[1]:
     return False
+  # Of a determinant its value may be said.
+  if cells and determinants[0] and answer_cells is None:
+    value = shapes.expanded(cells)
+    return equal(value, answer) if value else None
   if cells is not None:
     if answer_cells is None:
       return equal(gold, answer) if "\\begin" in answer else False

@@ -145,7 +145,15 @@ _SIGN = "|".join(
 _SIGN = rf"(?:{_SIGN})\.?"
 _AMOUNT = r"\d[\d,.]*(?<![,.])"
 _MONEY = re.compile(
-  rf"\s*(-?)\s*(?:({_SIGN})\s*({_AMOUNT})|({_AMOUNT})\s*({_SIGN}))[\s.]*\Z"
+  rf"\s*(-?)\s*(?:({_SIGN})\s*({_AMOUNT})|({_AMOUNT})\s*({_SIGN}))"
+  # for each of something
+  r"(\s*(?:\\text\s*\{)?\s*"
+  r"(?:(?:per|each|an?|every)\s[a-zA-Z ]+|each|/\s*[a-z]+)\}?)?"
+  r"[\s.]*\Z"
+)
+# The same all of it as text.
+_TEXT_OF_MONEY = re.compile(
+  rf"\\text\s*\{{\s*({_SIGN}\s*{_AMOUNT}[^{{}}]*)\}}\s*\Z"
 )
 # The same as text, or a thin space beside it.
 _TEXT_SIGN = re.compile(rf"\\text\s*\{{\s*({_SIGN})\s*\}}|\\[,;: ]|~")
@@ -212,6 +220,15 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
       r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degrees?(?![a-z])",
       r"^\\circ ",
     ),
+    # 25 k\Omega, and 13^{th}
+    (
+      r"(?<=[\d}])(?:\s|\\text\s*\{\s*(?=[kM]))*([kM]?)\s*\}?\s*\\Omega\s*\Z",
+      r"\\text{ \1ohm}",
+    ),
+    (
+      r"(?<=\d)\s*\^?\s*\{?\s*\\text\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?\s*\Z",
+      r"\\text{\1}",
+    ),
     (r"\\imath(?![a-z])", "i"),
     (r"\\varnothing(?![a-z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\equiv(?![a-z])", "="),
@@ -247,11 +264,18 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
     ),
     (rf"\\text\s*\{{[\s,]*(?:and|or|,|;|{_JOINS}|{_SIGNS})[\s,]*\}}", ","),
     (r"\\text\s*\{\s(?:y|o|e|i)\s\}", ","),
+    # 2\text{ cm or }3\text{ cm}
+    (
+      r"(?<=\d)\s*\\text\s*\{([^{}]*[A-Za-z])\s+(?:and|or)\s*\}(?=\s*-?\d)",
+      r"\\text{\1},",
+    ),
     (rf"(?<=[\d\s)}}])\s*(?:(?:{_JOINS})(?![^\W\d_])|{_SIGNS})\s*", ","),
     (
       r"(?<=[\d\s)}])[\s,]*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])"
       # Of two letters to choose from, "or" leaves open which.
-      r"(?<![A-Z] or)",
+      r"(?<![A-Z] or)"
+      # Nor of two words.
+      r"(?:(?<![a-z][a-z] or)|(?!\s+[A-Za-z]{2}))",
       ",",
     ),
     (
@@ -302,6 +326,11 @@ _ALIGNED = re.compile(
   r"(.*?)\\end\{\1\}",
   re.DOTALL,
 )
+_SYSTEM = re.compile(
+  r"\s*(?:\\left\s*)?(?:\\\{)?\s*\\begin\{cases\}(.*)\\end\{cases\}"
+  r"\s*(?:\\right\s*\.)?\s*\Z",
+  re.DOTALL,
+)
 # Two backslashes before a command's name are one that was doubled.
 _BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?(?![A-Za-z]{2})|\\newline(?![a-z])")
 # The space that a matrix leaves below a row.
@@ -349,11 +378,14 @@ def _plain_characters(text: str) -> str:
 
 def _of_money(text: str) -> str:
   r"""Writes `\$5` as five dollars; beside anything else the sign goes."""
-  amount = _MONEY.match(_TEXT_SIGN.sub(r" \1 ", text))
+  bare = _TEXT_OF_MONEY.sub(r"\1", _TEXT_SIGN.sub(r" \1 ", text))
+  amount = _MONEY.match(bare)
   if amount is None:
     return _CURRENCY.sub("", text)
   sign = re.sub(r"[\\.]", "", amount[2] or amount[5])
-  return f"{amount[1]}{amount[3] or amount[4]}\\text{{ {_CURRENCIES[sign]}}}"
+  rate = re.sub(r"\\text|[{}]", "", amount[6] or "")
+  unit = f"{_CURRENCIES[sign]}{rate and ' ' + rate.strip()}"
+  return f"{amount[1]}{amount[3] or amount[4]}\\text{{ {unit}}}"
 
 
 def _one_line(text: str) -> str:
@@ -368,6 +400,10 @@ def _one_line(text: str) -> str:
 def _lines(text: str) -> str:
   """Writes what is broken over lines as a list; a matrix keeps its rows."""
   text = _ALIGNED.sub(lambda lines: lines[2].replace("&", " "), text)
+  # A system of equations is a list of them.
+  system = _SYSTEM.match(text)
+  if system is not None and "&" not in system[1]:
+    return _BREAK.sub(", ", system[1])
   if "\\begin" in text:
     return _ROW_SPACE.sub(r"\\\\", text)
   return _BREAK.sub(", ", text)

@@ -69,6 +69,20 @@ _NOTHING = re.compile(
   r"(?:solutions?|roots?)(?:\s+exists?)?\s*\.?\s*\}?\Z",
   re.IGNORECASE,
 )
+# What is said of a limit or a series, without its subject.
+_SUBJECT = (
+  r"(?:(?:the|this|it)\s*(?:given\s+|infinite\s+|improper\s+)?"
+  r"(?:limit|series|integral|sequence|sum|value|function)?\s+(?:is\s+)?)?"
+)
+_SAID_OF_LIMITS = [
+  (re.compile(rf"{_SUBJECT}(?:{words})\s*\.?\Z", re.IGNORECASE), name)
+  for words, name in (
+    (r"dne|does\s*n[o']t\s+exist|does not exist", "does not exist"),
+    (r"diverges?|divergent", "diverges"),
+    (r"converges?|convergent", "converges"),
+    (r"undefined|not defined", "undefined"),
+  )
+]
 _REALS = re.compile(
   r"(?:\\text\s*\{)?\s*(?:the\s+set\s+of\s+)?(all|any)?\s*"
   r"((?:non-?)?(?:positive|negative))?\s*"
@@ -203,6 +217,11 @@ def same_figure(gold: str, answer: str) -> bool | None:
   return mine == yours or (kind != "overrightarrow" and mine == yours[::-1])
 
 
+def _bare(text: str) -> str:
+  """Returns a text without the marks of words, and single spaces."""
+  return " ".join(_TEXT.sub(r" \1 ", text).split())
+
+
 def rewrite(text: str) -> str:
   """Rewrites a cleaned answer in the spelling that the comparison reads."""
   if (word := _WORD.match(text)) is not None:
@@ -216,6 +235,10 @@ def rewrite(text: str) -> str:
       return _HOURS[word[1].lower()]
   if _NOTHING.match(text):
     return "\\emptyset"
+  bare = _bare(text)
+  for said, name in _SAID_OF_LIMITS:
+    if said.match(bare):
+      return f"\\text{{{name}}}"
   if (reals := _REALS.match(text)) is not None and (reals[1] or reals[2]):
     side = (reals[2] or "").lower().replace("-", "")
     return "\\mathbb{R}" + _SIDES.get(side, "")
@@ -242,7 +265,7 @@ def _with_base(text: str) -> str | None:
     # `x_{n}` has a letter for its base: an index, which stays as it is.
     base = _BASES.get(based["base"], based["base"])
   else:
-    bare = " ".join(_TEXT.sub(r" \1 ", text).split())
+    bare = _bare(text)
     based = next(filter(None, (one.match(bare) for one in _SAID_BASE)), None)
     if based is None:
       return None

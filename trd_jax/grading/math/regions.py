@@ -18,6 +18,16 @@ _COMPARISON = re.compile(r"\\(le|ge|ne)(?![a-z])|(?<!\\)([<>])")
 _INTERVAL = re.compile(r"([(\[\]])\s*(.+)\s*([)\]\[])\Z", re.DOTALL)
 _NAME = re.compile(r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?|[A-Za-z]\([A-Za-z]\))\Z")
 _ABSOLUTE = re.compile(r"\|\s*(\\?[A-Za-z]+)\s*\|\Z")
+# |2x - 3|, with the factor and what is added as literals.
+_LINEAR = re.compile(
+  r"\|\s*(?P<sign>-?)\s*(?P<factor>\d+|\\frac\{\d+\}\{\d+\})?\s*"
+  r"(?P<name>[a-z]|\\[a-z]+)\s*(?P<added>[+-]\s*[^|<>=]+?)\s*\|\Z"
+)
+# |3 - x| is |x - 3|.
+_TURNED = re.compile(
+  r"\|\s*(\d[\d./]*|\\frac\{\d+\}\{\d+\})\s*-\s*(\d*\s*[a-z])\s*\|"
+)
+_NOT_BOTH = re.compile(r"\\ne\s*\\pm\s*([^\s,]+)")
 _MEMBER = re.compile(r"\\in(?![a-z])")
 # All real numbers, or those on one side of zero.
 _REALS = re.compile(
@@ -73,10 +83,15 @@ def letters_of(text: str) -> set[str]:
     if len(sides) == 1:
       sides = _MEMBER.split(part)[:-1]
     for side in map(str.strip, sides):
-      absolute = _ABSOLUTE.match(side)
+      absolute = _ABSOLUTE.match(side) or _LINEAR.match(side)
       if absolute or (_NAME.match(side) and _INFINITY not in side):
-        found.add(absolute[1] if absolute else side)
+        found.add(_letter(absolute) if absolute else side)
   return found
+
+
+def _letter(absolute: re.Match[str]) -> str:
+  """Returns the unknown between the bars of a magnitude."""
+  return absolute.groupdict().get("name") or absolute[1]
 
 
 def unknown(text: str) -> str | None:
@@ -101,6 +116,8 @@ def parse(text: str) -> list[Span] | None:
   Args:
     text: an answer as `latex.clean` writes it.
   """
+  text = _TURNED.sub(r"|\2-\1|", text)
+  text = _NOT_BOTH.sub(r"\\ne \1, -\1", text)
   if not _share_an_unknown(text):
     return None  # bounds on two unknowns are no region of one
   if _AND.search(text) or len(brackets.split(text, ",")) > 1:
@@ -141,9 +158,9 @@ def _share_an_unknown(text: str) -> bool:
       sides = sides[1:2]
     named = set()
     for side in map(str.strip, sides):
-      absolute = _ABSOLUTE.match(side)
+      absolute = _ABSOLUTE.match(side) or _LINEAR.match(side)
       if absolute or (_NAME.match(side) and side != _INFINITY):
-        named.add(absolute[1] if absolute else side)
+        named.add(_letter(absolute) if absolute else side)
     if named:
       found.append(named)
   return not found or bool(set.intersection(*found))
@@ -354,12 +371,51 @@ def _negative(text: str) -> str:
   return f"-{text}" if re.fullmatch(r"[\w.\\]+", text) else f"-({text})"
 
 
+def _shifted(spans: list[Span], linear: re.Match[str]) -> list[Span] | None:
+  """Returns for which x the values ax + b lie in spans; None: not literals."""
+  factor, added = (
+    numbers.literal(text)
+    for text in (
+      linear["sign"] + (linear["factor"] or "1"),
+      re.sub(r"\s", "", linear["added"]).removeprefix("+"),
+    )
+  )
+  if factor is None or added is None or not factor.value:
+    return None
+
+  def end(text: str) -> str | None:
+    if _INFINITY in text:
+      negative = text.startswith("-") != (factor.value < 0)
+      return "-" + _INFINITY if negative else _INFINITY
+    negated = re.fullmatch(r"-\((.*)\)", text)
+    value = numbers.literal(negated[1] if negated else text)
+    if value is None:
+      return None
+    found = (-value.value if negated else value.value) - added.value
+    return str(found / factor.value)
+
+  read = []
+  for span in spans:
+    low, high = end(span.low), end(span.high)
+    if low is None or high is None:
+      return None
+    read.append(Span(low, high, span.left_open, span.right_open))
+  if factor.value < 0:
+    read = [Span(s.high, s.low, s.right_open, s.left_open) for s in read]
+  return read
+
+
 def _inequality(text: str) -> list[Span] | None:
   r"""Reads `a < x`, `x \ge b`, `a \le x < b`, and the same of |x|."""
   signs = [one or two for one, two in _COMPARISON.findall(text)]
   sides = [side.strip() for side in _sides(text)]
   if not all(sides) or len(signs) > 2:
     return None
+  # |ax + b| < c is first read for t = ax + b.
+  for side in sides:
+    if (linear := _LINEAR.match(side)) and not _ABSOLUTE.match(side):
+      spans = _inequality(text.replace(side, f"|{linear['name']}|"))
+      return spans and _shifted(spans, linear)
   # Read from right to left, so that below there are only `<` and `\le`.
   if signs[0] in ("ge", ">"):
     flip = {"ge": "le", ">": "<", "le": "ge", "<": ">"}

@@ -19,6 +19,11 @@ _MATRIX = re.compile(
   r"(.*)\\end\{\1\}\s*[)\]|]?\Z",
   re.DOTALL,
 )
+_CASES = re.compile(
+  r"(?:[^=]*=)?\s*(?:\\\{)?\s*\\begin\{cases\}(.*)\\end\{cases\}\Z", re.DOTALL
+)
+_WHEN = re.compile(r"\A(?:\\text\s*\{\s*)?(?:if|for|when|where)(?![a-z])\s*\}?")
+_OTHERWISE = re.compile(r"(?:\\text\s*\{)?\s*(?:otherwise|else)", re.IGNORECASE)
 _NOT_IN_NAME = re.compile(
   r"[-+*/^0-9.?]|\\(?:cdot|times|pm|sqrt|sim|neg|lnot|not)(?![a-z])"
 )
@@ -74,7 +79,7 @@ _EMPTY_WORDS = frozenset(
 # fmt: on
 # A logarithm only where its base is given: \ln x may be \log x.
 _FUNCTION = re.compile(
-  r"\\(?:(?:sin|cos|tan|cot|sec|csc)(?![a-z])"
+  r"\\(?:(?:gcd|lcm|det|dim|deg|arg|Re|Im|sin|cos|tan|cot|sec|csc)(?![a-z])"
   r"|log\s*_\s*(?:\{[^{}]*\}|\w))"
 )
 _EXTREME = re.compile(r"(?<![a-z])(max|min)(?:im(?:um|al))?(?![a-z])")
@@ -91,6 +96,14 @@ _LETTERS = re.compile(r"[A-Za-z]{1,3}\Z")
 _WORDS = re.compile(r"[A-Za-z]{4,}(?:\s+[A-Za-z]+)*\Z")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
+# What makes a formula of an unknown; a name may have an index and arguments.
+_OF_UNKNOWN = re.compile(
+  r"[-+/|!]|\^(?!\s*\{?\s*(?:\\circ|\*|'))|\d\s*\\?[a-z]|\\(?:frac|sqrt|log|ln|exp|lfloor"
+  r"|lceil|cdot|times)(?![a-z])"
+)
+# In a sum or a limit the letter is nobody's unknown.
+_BINDS = re.compile(r"\\(?:sum|prod|int|lim|max|min|sup|inf)(?![a-z])")
+_ASKED_FOR = frozenset("xytnk")
 _NEGATED = re.compile(r"-\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\Z")
 _DETERMINANT = re.compile(r"\|?\s*\\begin\{[vV](?:small)?matrix\}|\|\s*\\begin")
 
@@ -228,13 +241,15 @@ def names_agree(
     if angles[0] and angles[1]:  # ABC is CBA, but not BAC
       return angles[0][1] in (angles[1][1], angles[1][1][::-1])
     for kind in (_TERM, _GREEK_LETTER, _LETTERS):  # k and kx
-      mine, yours = map(kind.match, names)
-      if mine and yours:
-        return sorted(mine[mine.lastindex or 0]) == sorted(
-          yours[yours.lastindex or 0]
+      one, other = map(kind.match, names)
+      if one and other:
+        return sorted(one[one.lastindex or 0]) == sorted(
+          other[other.lastindex or 0]
         )
     # |a| = 5 is not |b| = 5.
     sizes = [_SIZE.match(name) for name in names]
+    if mine or yours:  # |x| = 3 is not x = 3
+      return not any(sizes)
     return not all(sizes) or names[0] == names[1]
   if not numbered and (mine[2] or yours[2]):
     return True
@@ -392,6 +407,27 @@ def matrix_of(text: str) -> list[list[str]] | None:
   ]
 
 
+def cases_of(text: str) -> list[tuple[str, str]] | None:
+  """Returns the pieces of a function, each with its condition; "": else.
+
+  None where `text` is no function by pieces. A name before it is left out.
+  """
+  match = _CASES.match(text)
+  if match is None:
+    return None
+  pieces = []
+  for row in filter(None, map(str.strip, match[1].split("\\\\"))):
+    value, mark, condition = row.partition("&")
+    if not mark:
+      value, mark, condition = row.partition(",")
+    condition = _WHEN.sub("", condition.strip(" ,.;"))
+    if not mark or not condition:
+      return None
+    otherwise = _OTHERWISE.match(condition) is not None
+    pieces.append((value.strip(" ,"), "" if otherwise else condition.strip()))
+  return pieces or None
+
+
 def untransposed(text: str) -> str:
   """Writes `(a, b)^T` and the transpose of a matrix as what they are."""
   match = _TRANSPOSED.match(text)
@@ -436,6 +472,35 @@ def unit_vectors_of(text: str, count: int) -> list[str] | None:
 def is_determinant(text: str) -> bool:
   """Returns whether a matrix stands between bars, for its determinant."""
   return _DETERMINANT.match(text.strip()) is not None
+
+
+def expanded(cells: list[list[str]]) -> str | None:
+  """Writes a determinant of up to three rows as sums of products."""
+  size = len(cells)
+  if size > 3 or any(len(row) != size for row in cells):
+    return None
+  if size == 1:
+    return f"({cells[0][0]})"
+  terms = []
+  for at, cell in enumerate(cells[0]):
+    rest = expanded([row[:at] + row[at + 1 :] for row in cells[1:]])
+    terms.append(f"{'-' if at % 2 else '+'}({cell})\\cdot({rest})")
+  return "".join(terms).removeprefix("+")
+
+
+def solves_for_another(text: str) -> bool:
+  """Returns whether an equation states a value of a formula in one unknown.
+
+  `2x = 6` leaves x to be found, and so 6 isn't what it says; `m + n = 6` and
+  `|z| = 6` say what is asked for.
+  """
+  left, *rest = split(text, "=")
+  if not rest or "\\approx" in text or _BINDS.search(left):
+    return False
+  unknowns = set(_UNKNOWNS.findall(left))
+  return len(unknowns) == 1 and bool(
+    _OF_UNKNOWN.search(left) and unknowns & _ASKED_FOR
+  )
 
 
 def values_said(text: str) -> list[str] | None:

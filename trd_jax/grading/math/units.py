@@ -8,6 +8,7 @@ Policies:
 """
 
 import re
+from fractions import Fraction
 
 # Canonical name: spellings. But for single letters, which may be variables,
 # they may stand bare after a number.
@@ -47,8 +48,21 @@ _UNITS = {
   "kg": "kg kilograms?",
   "pound": "pounds? lbs?",
   "liter": "l lit(?:er|re)s?",
-  "celsius": "c celsius",
-  "fahrenheit": "f fahrenheit",
+  "ounce": "oz ounces?",
+  "celsius": "celsius",
+  "fahrenheit": "fahrenheit",
+  "newton": "n newtons?",
+  "joule": "j joules?",
+  "watt": "w watts?",
+  "volt": "v volts?",
+  "ohm": "ohms?",
+  "kohm": "kohms? kiloohms?",
+  "ampere": "a amps? amperes?",
+  "coulomb": "coulombs?",
+  "kelvin": "k kelvins?",
+  "hertz": "hz hertz",
+  "pascal": "pa pascals?",
+  "mole": "mol moles?",
   "mile/hour": "mph",
   "km/hour": "kmh kph",
   "unit": "units?",
@@ -92,7 +106,35 @@ _BARE_WORDS = re.compile(
 )
 _MARKED = re.compile(r"([+-]?\d[\d.,]*)\s*'{1,2}\Z")  # feet, or minutes
 _FACTORS = frozenset(("hr", "mi", "rad"))
-_MARKS = {"'": {"foot", "minute"}, "''": {"inch", "second"}}
+# What stands for several units: whose is left open.
+_MARKS = {
+  "'": {"foot", "minute"},
+  "''": {"inch", "second"},
+  "c": {"celsius", "coulomb"},
+  "f": {"fahrenheit", "farad"},
+}
+_MONEY = frozenset(("dollar", "cent", "euro", "rupee", "yen", "yuan"))
+_FACTORS_OF_PARTS = {
+  "day": ("second", 86400),
+  "hour": ("second", 3600),
+  "minute": ("second", 60),
+  "second": ("second", 1),
+  "week": ("second", 604800),
+  "year": ("month", 12),
+  "month": ("month", 1),
+  "mile": ("inch", 63360),
+  "yard": ("inch", 36),
+  "foot": ("inch", 12),
+  "inch": ("inch", 1),
+  "dollar": ("cent", 100),
+  "cent": ("cent", 1),
+  "pound": ("ounce", 16),
+  "ounce": ("ounce", 1),
+}
+_SHORT = {"'": "foot", "''": "inch", "in": "inch"}
+_PART = re.compile(
+  r"\s*(?:and\b|,)?\s*(\d+(?:\.\d+)?)\s*('{1,2}(?!')|[A-Za-z]+\.?)(?=[\s,]|\d|\Z)"
+)
 _VOWEL = re.compile(r"[aeiou]", re.IGNORECASE)
 _ALONE = re.compile(r"\\text\s*\{\s*([A-Za-z]+)\}\Z")
 _ANNOUNCES = re.compile(
@@ -228,11 +270,17 @@ def agree(gold: str | None, answer: str | None) -> bool:
   """
   if not gold or not answer or gold == answer:
     return True
+  # For what a sum of money is paid need not be said.
+  whole, part = sorted((gold, answer), key=len)[::-1]
+  if part in _MONEY and whole.startswith(f"{part}/"):
+    return True
+  mine, yours = set(gold.split()), set(answer.split())
   # A dash at a number is a foot's or a minute's, two are an inch's or second's.
   for mark, names in _MARKS.items():
-    if mark in (gold, answer):
-      return {gold, answer} - {mark} <= names
-  mine, yours = set(gold.split()), set(answer.split())
+    for one, other in ((mine, yours), (yours, mine)):
+      if mark in one and names & other:
+        one.remove(mark)
+        one |= names & other
   rest = [sorted(mine - yours), sorted(yours - mine)]
   if not all(rest):
     return True
@@ -273,6 +321,31 @@ def _unit_at_end(value: str) -> tuple[int, str] | None:
   if words and _leaves_the_value(words[1]) and _is_word(words[1].split()[-1]):
     return words.start(1), _name(words[1], "")
   return None
+
+
+def total(text: str) -> tuple[Fraction, str, int] | None:
+  r"""Adds up an amount in several units: 1 hour 15 minutes, 5' 10''.
+
+  Returns:
+    How much it is in the least unit of its kind, that unit, and of how many
+    parts it was; None where the parts aren't of one kind, the largest first.
+  """
+  bare = re.sub(r"\\text|[{}~]|\\[, ]", " ", text).strip()
+  amount, kind, at, factors = Fraction(0), None, 0, []
+  while at < len(bare):
+    part = _PART.match(bare, at)
+    if part is None:
+      return None
+    name = _SHORT.get(part[2].rstrip(".")) or _known(part[2].rstrip("."))
+    base, factor = _FACTORS_OF_PARTS.get(name or "", (None, 0))
+    if base is None or kind not in (None, base):
+      return None
+    kind, at = base, part.end()
+    amount += Fraction(part[1]) * factor
+    factors.append(factor)
+  if kind is None or factors != sorted(set(factors), reverse=True):
+    return None
+  return amount, kind, len(factors)
 
 
 def measure(text: str) -> tuple[str, str | None]:

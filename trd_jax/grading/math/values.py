@@ -505,10 +505,13 @@ def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
       (one, other), rounding = values_at((gold, answer), seed)
       top = max(abs(one), abs(other))
       size = _log10(top) if top else -math.inf
-      # Only where rounding is below what "equal" takes does the difference say
-      # anything.
+      gap = _log10(abs(one - other))
+      # A difference that is no rounding is one, however large both are.
+      if gap > rounding and gap > min(size, 0) - DIGITS:
+        return False
+      # Else it says something only where rounding is below what "equal" takes.
       if rounding <= min(size, 0) - DIGITS:
-        return _log10(abs(one - other)) <= min(size, 0) - DIGITS
+        return gap <= min(size, 0) - DIGITS
     # Tiny values, or large ones that cancel: look again, closer.
     small = max(size, rounding) if size == -math.inf else size
     if -small > _MAX_DIGITS:
@@ -517,11 +520,21 @@ def same_at(gold: sympy.Basic, answer: sympy.Basic, seed: int) -> bool:
   return True  # both vanish, to hundreds of digits
 
 
+def _in_order(tree: sympy.Basic) -> tuple:
+  """Returns a tree with the terms of its sums and products in one order."""
+  parts = [_in_order(argument) for argument in tree.args]
+  if isinstance(tree, sympy.Add | sympy.Mul):
+    parts.sort(key=repr)
+  return (str(tree.func), *parts) if parts else (sympy.srepr(tree),)
+
+
 def same_values(gold: sympy.Basic, answer: sympy.Basic) -> bool | None:
   """Returns whether two trees have one value, or one at every point.
 
   None: there were too few points at which both have a value.
   """
+  if _in_order(gold) == _in_order(answer):
+    return True
   if not has_unknowns(gold) and not has_unknowns(answer):
     one, other = exact(gold), exact(answer)
     if one is not None and other is not None:
