@@ -825,6 +825,8 @@ P_1(x)=x-2 == P_2(x)=x-2
 P_1(x)=x-2 == P_1(y)=x-2
 f(x)=x-1, f(x)=1-x == f(y)=x-1, f(x)=1-x
 f'(x)=2x == f(x)=2x
+\frac{\partial f}{\partial y}=2xy == \frac{\partial f}{\partial x}=2xy
+\frac{dy}{dx}=2x == \frac{dy}{dt}=2x
 a_n=2^{n-1} == b_n=2^{n-1}
 a_n=2^{n-1} == a_m=2^{n-1}
 n\in\{1,3\} == m\in\{1,3\}

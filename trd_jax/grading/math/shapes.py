@@ -88,6 +88,12 @@ _PLACE = re.compile(r"([A-Za-z])\((-?\d+|[A-H])\)\Z")
 _QUOTIENT = re.compile(
   r"\\frac\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\{\s*([A-Za-z]{1,3})\s*\}\s*\Z"
 )
+# What is derived, and by what: f and y of a partial derivative, y and x of
+# dy/dx.
+_DERIVATIVE = re.compile(
+  r"\\partial\s*(?:\^\s*\{?\s*\d\s*\}?)?\s*(\\[a-z]+|[A-Za-z])"
+  r"|(?<=\{)\s*d\s*(\\[a-z]+|[A-Za-z])\s*(?=\})"
+)
 _SEGMENT = re.compile(r"\\overline\s*\{\s*([A-Z]{2})\s*\}")
 _SIZE = re.compile(r"\|[^|]+\|\Z")
 # Words, a command, or one letter of a product.
@@ -261,15 +267,19 @@ def names_agree(
 def _contradict(gold: str, answer: str) -> bool:
   """Returns whether two names are of other functions, places or ratios.
 
-  The sine of an angle is not its cosine, f(1) not f(2), a maximum no minimum,
-  and a:b not b:a.
+  The sine of an angle is not its cosine, f(1) not f(2), a slope along x none
+  along y, a maximum no minimum, and a:b not b:a.
   """
   functions = [
     sorted(map(squeeze, _FUNCTION.findall(name))) for name in (gold, answer)
   ]
+  slopes = [
+    ["".join(found) for found in _DERIVATIVE.findall(name)]
+    for name in (gold, answer)
+  ]
   ends = [_EXTREME.findall(name.lower()) for name in (gold, answer)]
   places = [_PLACE.match(squeeze(name)) for name in (gold, answer)]
-  for one, other in (functions, ends):
+  for one, other in (functions, slopes, ends):
     if one and other and one != other:
       return True
   mine, yours = places
