@@ -19,6 +19,7 @@ import safetensors.numpy
 from tests.support import training_runs
 from trd_jax import train
 from trd_jax.data.chat import Chat
+from trd_jax.distill import model_pair
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
@@ -407,6 +408,31 @@ def test_a_writer_that_refuses_the_run_is_told_before_models_are_loaded(
   monkeypatch.setattr(hf, "load", load)
   with pytest.raises(UserError, match=r"metrics.wandb: .*\(no key\)"):
     train.run(chosen, run_dir, None)
+
+
+@pytest.mark.parametrize(
+  ("content", "told"),
+  [
+    (b"not a row\n", "line 1, is no row of trd-jax's"),
+    (b'{"loss": 1.0}\n', "has rows without a step"),
+    (b'{"step": 3}\n{"step": 3}\n', "line 2: its step is 3"),
+    (None, "can't be read"),
+  ],
+)
+def test_metrics_that_are_refused_are_named_before_a_model_is_opened(
+  tmp_path, student, monkeypatch, content, told
+):
+  def open_model(*_):
+    raise AssertionError("a model was opened")
+
+  run_dir = training_runs.workdir(tmp_path, Chat.load(student))
+  monkeypatch.setattr(model_pair, "find", open_model)
+  path = run_dir.metrics_file("train")
+  path.parent.mkdir(parents=True)
+  path.mkdir() if content is None else path.write_bytes(content)
+  with pytest.raises(UserError, match=told) as refused:
+    train.run(experiment(student), run_dir, None)
+  assert str(path) in str(refused.value)
 
 
 def test_training_again_from_the_checkpoint_before_ends_with_the_same_bits(

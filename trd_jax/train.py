@@ -74,13 +74,16 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.distill.distiller import Distiller
   from trd_jax.distill.teacher.registry import source_of
   from trd_jax.distill.teacher.source import TeacherRun
-  from trd_jax.experiment.metric_log import open_sinks, read_metrics
+  from trd_jax.experiment import metric_log
   from trd_jax.generation import chat_model, summaries
 
   if summaries.skip_if_done(run_dir, STAGE, describe):
     return
   summaries.refuse_preflight(experiment, STAGE)
   train, writes = experiment.train, processes.first()
+  metrics_file = run_dir.metrics_file(STAGE)
+  if writes:
+    metric_log.check(metrics_file)  # minutes before the first row
 
   # 1. Who learns and who teaches: they must speak in the same ids.
   both = model_pair.find(
@@ -109,11 +112,12 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 5. What may refuse the run is seen before models are loaded: where the
   #    numbers go, and what of the teacher is known beforehand.
-  metrics_file = run_dir.metrics_file(STAGE)
   outputs = training_loop.Outputs(
     Checkpoints(run_dir.checkpoints, train.keep_checkpoints),
     metrics_file,
-    open_sinks(metrics_file, **vars(experiment.metrics)) if writes else [],
+    metric_log.open_sinks(metrics_file, **vars(experiment.metrics))
+    if writes
+    else [],
   )
   source = teaching.prepare(
     TeacherRun(experiment, run_dir, both, batches, layout, mesh)
@@ -156,7 +160,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 10. What was done.
   if not writes:
     return
-  logged = read_metrics(metrics_file)
+  logged = metric_log.read_metrics(metrics_file)
   summary = {
     **place.summary(),
     "coordinates": experiment.coordinates._asdict(),

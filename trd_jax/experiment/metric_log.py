@@ -86,12 +86,7 @@ class MetricWriter:
       sink.begin(start_step)
     # Rows after the checkpoint that a run goes on from are made again; kept,
     # they would stand there twice.
-    kept = []
-    for row in read_metrics(path):
-      if "step" not in row:
-        raise UserError(f"{path} has rows without a step; move the file away")
-      if row["step"] < start_step:
-        kept.append(row)
+    kept = [row for row in _with_steps(path) if row["step"] < start_step]
     with atomic_file(path) as file:
       file.writelines(_json_line(row) for row in kept)
     self._path = path
@@ -136,6 +131,26 @@ class MetricWriter:
     self._file.close()
     for sink in self._sinks:
       sink.close()
+
+
+def check(path: Path) -> None:
+  """Checks that a `MetricWriter` can go on with a file, if it is there.
+
+  It opens the file when the first row is about to come, which may be long after
+  a command has begun.
+
+  Raises:
+    UserError: as `MetricWriter`.
+  """
+  _with_steps(path)
+
+
+def _with_steps(path: Path) -> list[dict[str, Any]]:
+  """Reads the rows of a `MetricWriter`, each of which has a step."""
+  rows = read_metrics(path)
+  if any("step" not in row for row in rows):
+    raise UserError(f"{path} has rows without a step; move the file away")
+  return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
