@@ -210,6 +210,9 @@ def test_damaged_and_absent_files_are_named(tmp_path):
   index = folder / f"{FILE}.index.json"
   index.write_text('{"weight_map": {"a": "../x.safetensors"}}')
   _refused(folder, [index.name])
+  # A name that JSON has and no folder can have.
+  index.write_text(r'{"weight_map": {"a": "x\ud800.safetensors"}}')
+  _refused(folder, [index.name])
   for left in [index, *folder.glob("*.safetensors")]:
     left.unlink()
   _refused(folder, ["no safetensors"])

@@ -65,14 +65,14 @@ def float8(requested: Facts, tell: Tell) -> None:
   for width, out in requested["sizes"]:
     x = jnp.asarray(rng.standard_normal((256, width)), jnp.bfloat16)
     kernel = jnp.asarray(rng.standard_normal((width, out)), jnp.bfloat16)
-    kernel_FD, scale_F = jax.jit(eight_bits.quantize)(kernel)
+    kernel8, kernel_scale = jax.jit(eight_bits.quantize)(kernel)
     x8, scale = jax.jit(eight_bits.rounded, static_argnums=1)(x, -1)
-    got = jax.jit(eight_bits.product)(x, kernel_FD, scale_F)
-    got, x8, scale, kernel_FD, scale_F = (
-      np.asarray(a, np.float32) for a in (got, x8, scale, kernel_FD, scale_F)
+    got = jax.jit(eight_bits.product)(x, kernel8, kernel_scale)
+    got, x8, scale, kernel8, kernel_scale = (
+      np.asarray(a, np.float32) for a in (got, x8, scale, kernel8, kernel_scale)
     )
     # On the host, from the numbers that were rounded on the device.
-    exact = (x8 * scale) @ (kernel_FD.T * scale_F)
+    exact = (x8 * scale) @ (kernel8.T * kernel_scale)
     errors.append(float(np.linalg.norm(got - exact) / np.linalg.norm(exact)))
   tell(errors=errors)
 

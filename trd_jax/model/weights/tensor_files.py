@@ -77,6 +77,8 @@ class TensorFiles:
         # An index comes from outside: no path in it may lead out of the folder.
         if any(Path(name).name != name for name in names):
           raise ValueError("a file outside the folder")
+        for name in names:
+          name.encode()  # half a surrogate pair, which JSON has, names no file
       except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
           f"{path} is no index of files ({error}); fetch it again"
