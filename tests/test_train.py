@@ -304,9 +304,7 @@ def test_an_epoch_takes_every_trajectory_once(tmp_path, student):
   run_dir = training_runs.workdir(
     tmp_path, chat, count=10, refine={7: {"truncated": True}}
   )
-  other = training_runs.model_folder(
-    tmp_path / "teacher", seed=1, hidden_size=24, tie_embeddings=False
-  )
+  other = training_runs.teacher_folder(tmp_path / "teacher")
   run = experiment(
     student,
     regime="opd",

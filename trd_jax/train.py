@@ -13,11 +13,15 @@ on GPUs with `train.deterministic` (docs/gpu.md says how far).
 import contextlib
 import functools
 import signal
+from typing import TYPE_CHECKING
 
 from trd_jax.experiment import cli
 from trd_jax.experiment.errors import Interrupted, Terminated
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.run_dir import RunDir
+
+if TYPE_CHECKING:
+  from trd_jax.distill.training_loop import Done
 
 STAGE = "train"
 
@@ -93,8 +97,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   # 2. What they read: trajectories in the contexts of both sides.
   data = training_set.read(experiment, run_dir, *both.chats)
 
-  # 3. The order of updates: the trajectories of each, and where they stand in
-  #    a training over several rounds.
+  # 3. The trajectories of each update, and which updates of a split training.
   print(f"train: {experiment.coordinates.describe()}", flush=True)
   batches = data.batches(train, experiment.seed)
   if note := data.less_than_a_batch(train, len(batches)):
@@ -152,10 +155,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     experiment.loss.mean,
     place,
   )
-  if done.stopped_by is not None:
-    after = f"after update {done.updates}, which is saved"
-    kinds = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
-    raise kinds[done.stopped_by](after if done.updates else "", agreed=True)
+  _end_if_told(done)
 
   # 10. What was done.
   if not writes:
@@ -172,8 +172,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     # None where the file was damaged and moved away, and no update was left.
     "first_loss": logged[0].get("loss") if logged else None,
     "last_loss": logged[-1].get("loss") if logged else None,
-    "seconds": round(done.seconds, 3),
-    "tokens_per_second": round(done.tokens / done.seconds, 1),
+    **done.speed(),
     "restarted_after": start,
     "teacher": source.summary(logged),
   }
@@ -184,6 +183,18 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     weights={one.name: one.fingerprint for one in (both.student, both.teacher)},
   )
   print(f"train: {describe(summary)}", flush=True)
+
+
+def _end_if_told(done: "Done") -> None:
+  """Ends the stage where a signal has ended the updates.
+
+  Raises:
+    Interrupted, Terminated: by which signal, and after what update.
+  """
+  if done.stopped_by is not None:
+    after = f"after update {done.updates}, which is saved"
+    kinds = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
+    raise kinds[done.stopped_by](after if done.updates else "", agreed=True)
 
 
 def describe(summary: dict) -> str:

@@ -40,13 +40,7 @@ def student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-  """Another model, of another width and with a head of its own."""
-  return training_runs.model_folder(
-    tmp_path_factory.mktemp("teacher"),
-    seed=1,
-    hidden_size=24,
-    tie_embeddings=False,
-  )
+  return training_runs.teacher_folder(tmp_path_factory.mktemp("teacher"))
 
 
 def experiment(folder, teacher=None, mesh=None, **changes):

@@ -37,6 +37,11 @@ def model_folder(folder, seed=0, merges=60, **sizes):
   return folder / "model"
 
 
+def teacher_folder(folder):
+  """Another model, of another width and with a head of its own."""
+  return model_folder(folder, seed=1, hidden_size=24, tie_embeddings=False)
+
+
 def problem(number) -> Problem:
   return Problem(
     problem_id=f"p{number}",

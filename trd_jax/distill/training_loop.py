@@ -49,6 +49,13 @@ class Done:
   seconds: float
   stopped_by: signal.Signals | None
 
+  def speed(self) -> dict[str, float]:
+    """Returns seconds and tokens a second, as a stage's record has them."""
+    return {
+      "seconds": round(self.seconds, 3),
+      "tokens_per_second": round(self.tokens / self.seconds, 1),
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
