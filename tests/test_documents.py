@@ -552,6 +552,7 @@ def test_the_table_of_benchmarks_is_the_registry():
     ("problems", records.Problem),
     ("rollout and refine", records.Trajectory),
     ("evaluate/base and evaluate/trained", records.GradedSample),
+    ("analyze/scores", records.TokenScores),
     ("rejected", records.Rejected),
   ],
 )

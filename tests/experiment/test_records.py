@@ -1,4 +1,5 @@
 import dataclasses
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trd_jax.experiment import records
+from trd_jax.experiment import methods, records
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.records import (
   GradedSample,
   Problem,
   Rejected,
+  TokenScores,
   Trajectory,
   Verdict,
 )
@@ -25,13 +27,17 @@ _VALUES = {
   bool | None: st.none() | st.booleans(),
 }
 _VALUES[list[int] | None] = st.none() | _VALUES[list[int]]
-_VALUES[list[float] | None] = st.none() | st.lists(
+_VALUES[list[float]] = st.lists(
   st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=5
 )
+_VALUES[list[float] | None] = st.none() | _VALUES[list[float]]
 _CLOSED = {
   "domain": st.sampled_from(["arithmetic", "math", "code"]),
   "finish_reason": st.sampled_from(["stop", "length"]),
   "reason": st.sampled_from(["match", "mismatch", "no_box", "timeout"]),
+  "trajectory": st.sampled_from(["y_o", "y_r", "y_star", "teacher"]),
+  "student": st.sampled_from(["base", "trained"]),
+  "context": st.sampled_from(["x", "x_reference", "refine"]),
 }
 
 
@@ -49,7 +55,7 @@ def _rows(cls):
 
 
 @pytest.mark.parametrize(
-  "cls", [Problem, Verdict, Trajectory, GradedSample, Rejected]
+  "cls", [Problem, Verdict, Trajectory, GradedSample, TokenScores, Rejected]
 )
 def test_rows_survive_parquet(cls, tmp_path):
   @settings(max_examples=25, deadline=None)
@@ -60,6 +66,12 @@ def test_rows_survive_parquet(cls, tmp_path):
     assert records.from_table(cls, pq.read_table(path)) == rows
 
   survive()
+
+
+def test_scores_name_trajectories_and_contexts_as_the_methods_do():
+  hints = records._hints(TokenScores)
+  assert get_args(hints["trajectory"]) == tuple(methods.TRAJECTORIES)
+  assert get_args(hints["context"]) == tuple(methods.TEACHER_CONTEXTS)
 
 
 def test_token_ids_are_32_bit_and_seeds_64_bit():

@@ -26,6 +26,9 @@ from trd_jax.experiment.errors import UserError, one_line
 Domain = Literal["arithmetic", "math", "code"]
 FinishReason = Literal["stop", "length"]
 TrajectoryStage = Literal["rollout", "refine"]
+ScoredTrajectory = Literal["y_o", "y_r", "y_star", "teacher"]
+ScoredStudent = Literal["base", "trained"]
+TeacherContext = Literal["x", "x_reference", "refine"]
 Reason = Literal[
   "match",
   "mismatch",
@@ -312,6 +315,78 @@ class GradedSample(_Record):
   extracted: str | None
   grader_version: str
   detail: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenScores(_Record):
+  """What student and teacher say of each token of one trajectory.
+
+  T is the number of the response's tokens and K is `top_k`. Probabilities,
+  entropies and NLLs are those of the plain softmax (temperature 1), all
+  logarithms are natural.
+
+  Attributes:
+    key: content key of all that determines the row.
+    trajectory_key: key of the trajectory; of a reference the one that training
+      gives it.
+    problem_id: the problem that it answers.
+    trajectory: whose words it is, of `methods.TRAJECTORIES`.
+    student: 'base' before the run's training, 'trained' after its last
+      checkpoint.
+    context: what the teacher read before the response, of
+      `methods.TEACHER_CONTEXTS`.
+    divergence_name: of `methods.DIVERGENCES`: the run's, or forward_kl where
+      the run's reads no teacher.
+    student_model: folder or hub id of the student.
+    student_revision: see `hub.model_revision`; of a trained one with the number
+      and the digest of the checkpoint.
+    teacher_model: folder or hub id of the teacher.
+    teacher_revision: its revision.
+    response_ids: [T] int32 token ids that were scored.
+    divergence: [T] nats, before any clip.
+    loss_weight: [T] weight of the token in the loss over the mean weight in
+      its trajectory; 1 where the run has no token weights.
+    clipped: [T] 1 where the run's clip bounds the token, else 0.
+    student_nll: [T] -log of the student's probability of the token.
+    teacher_nll: [T] of the teacher's.
+    student_entropy: [T] of the student's distribution.
+    teacher_entropy: [T] of the teacher's.
+    student_onset_mass: [T] the student's probability of the onset words.
+    teacher_onset_mass: [T] the teacher's.
+    top_k: K, how many likeliest ids are kept of each side.
+    student_top_ids: [T * K] int32, the student's likeliest ids at each token,
+      likeliest first.
+    student_top_logprobs: [T * K] their log-probabilities.
+    teacher_top_ids: [T * K] int32, the teacher's.
+    teacher_top_logprobs: [T * K] their log-probabilities.
+  """
+
+  key: str
+  trajectory_key: str
+  problem_id: str
+  trajectory: ScoredTrajectory
+  student: ScoredStudent
+  context: TeacherContext
+  divergence_name: str
+  student_model: str
+  student_revision: str
+  teacher_model: str
+  teacher_revision: str
+  response_ids: list[int]
+  divergence: list[float]
+  loss_weight: list[float]
+  clipped: list[int]
+  student_nll: list[float]
+  teacher_nll: list[float]
+  student_entropy: list[float]
+  teacher_entropy: list[float]
+  student_onset_mass: list[float]
+  teacher_onset_mass: list[float]
+  top_k: int
+  student_top_ids: list[int]
+  student_top_logprobs: list[float]
+  teacher_top_ids: list[int]
+  teacher_top_logprobs: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
