@@ -33,7 +33,7 @@ from trd_jax.experiment.records import Problem, Rejected
 from trd_jax.experiment.schema import Data
 
 MODULUS = 20
-_WORDS = {"+": "add", "-": "minus", "*": "times"}
+WORDS = {"+": "add", "-": "minus", "*": "times"}
 
 # The facts behind `f`, and what somebody who hasn't mastered them remembers:
 # permutations of 0..19 that agree nowhere, with each other or the identity.
@@ -77,7 +77,7 @@ class Chain:
     """Returns the problem as it is put to a model."""
     parts = [f"Start at {self.start}"]
     for op, operand in self.steps:
-      parts.append("apply f" if op == "f" else f"{_WORDS[op]} {operand}")
+      parts.append("apply f" if op == "f" else f"{WORDS[op]} {operand}")
     return ", ".join(parts) + "."
 
   @property
