@@ -41,6 +41,8 @@ _RANDOM = "random:"
 _LAB = "lab:"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ORBAX = "orbax"
+# What helps where a device is full: no form depends on where it is made.
+_REMEDY = "give the same command with JAX_PLATFORMS=cpu in front"
 # Where weights are in a run, from the run's folder or one of its stages.
 _OF_A_RUN = (
   *("train/checkpoints", "merge/model", "merge/adapter"),
@@ -143,8 +145,11 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
         f" out, or give the --config that --source={source} belongs to"
       )
     experiment = _trained_by(source, experiment if given else None)
+  from trd_jax.model import backend
+
   try:
-    writers[kind, flags.to](source, target, experiment, run_dir)
+    with backend.enough_memory(_REMEDY):
+      writers[kind, flags.to](source, target, experiment, run_dir)
   except ValueError as error:
     raise UserError(
       f"{source}: {error}; give the --config that it belongs to"
@@ -240,6 +245,7 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
   if run_dir is None:
     raise UserError("--workdir=DIR is missing: random models live in it")
   from trd_jax.lab.random_model import random_folder
+  from trd_jax.model import backend
   from trd_jax.model.weights import hub
   from trd_jax.model.weights.model_folder import check_replaceable
 
@@ -254,14 +260,16 @@ def _random_models(experiment: Experiment, run_dir: RunDir | None) -> None:
     folder = run_dir.model_folder_for_random(size)
     if not (folder / "config.json").exists():
       check_replaceable(folder)
-      random_folder(
-        size,
-        folder,
-        hub.tokenizer_folder(section.tokenizer, run_dir),
-        section.chat_template,
-        # Student and teacher of one size must not be the same model.
-        seed=experiment.seed + number,
-      )
+      tokenizer = hub.tokenizer_folder(section.tokenizer, run_dir)
+      with backend.enough_memory(_REMEDY):
+        random_folder(
+          size,
+          folder,
+          tokenizer,
+          section.chat_template,
+          # Student and teacher of one size must not be the same model.
+          seed=experiment.seed + number,
+        )
     made[section.path] = hub.model_revision(folder)
     print(f"{STAGE}: {section.path} is in {folder}", flush=True)
   run_dir.mark_done(STAGE, {"random": made})

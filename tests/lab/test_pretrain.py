@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tempfile
 import types
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_the_same_seed_makes_the_same_model(tmp_path, monkeypatch):
   shipped = hub.model_folder("lab:student")
   for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
     assert (out / file).read_bytes() == (shipped / file).read_bytes()
+
+
+def test_a_device_that_is_full_is_told_in_one_line(tmp_path, monkeypatch):
+  # Kernels that no address space holds.
+  huge = dataclasses.replace(
+    pretrain.SIZES["student"], intermediate_size=1 << 28
+  )
+  monkeypatch.setitem(pretrain.SIZES, "student", huge)
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  flags = types.SimpleNamespace(
+    model="student", out=str(tmp_path / "out"), steps=3, peak=0.02, seed=0
+  )
+  with pytest.raises(
+    UserError, match=r"^a device is out of memory .*PLATFORMS"
+  ):
+    pretrain.run(None, None, flags)
+  assert not list(tmp_path.iterdir()), "files were left behind"
 
 
 def test_an_unknown_model_is_refused():

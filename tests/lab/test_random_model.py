@@ -11,7 +11,7 @@ from trd_jax.data.chat import Chat
 from trd_jax.experiment import experiment
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.run_dir import RunDir
-from trd_jax.lab import tokenizer
+from trd_jax.lab import random_model, tokenizer
 from trd_jax.lab.random_model import QWEN3_VOCABULARY, random_folder
 from trd_jax.model.weights import hub
 from trd_jax.model.weights.hf import load, read_config
@@ -95,3 +95,22 @@ def test_the_nano_model_has_the_real_tokenizer_and_template(tmp_path):
   assert chat.render("1 + 1?", True) == Chat.load(REAL, template).render(
     "1 + 1?", True
   )
+
+
+def test_a_device_that_is_full_is_told_in_one_line(
+  tmp_path, small_tokenizer, monkeypatch
+):
+  # More than any address space holds.
+  def model(*_, **__):
+    return jnp.zeros((1 << 47,), jnp.int8)
+
+  monkeypatch.setattr(random_model, "Qwen3", model)
+  config = experiment.default_config()
+  config.student.path = "random:nano"
+  config.student.tokenizer = str(small_tokenizer)
+  run_dir = RunDir(tmp_path)
+  with pytest.raises(
+    UserError, match=r"^a device is out of memory .*PLATFORMS"
+  ):
+    convert.run(experiment.from_config(config), run_dir, NONE)
+  assert not (tmp_path / "models").exists()

@@ -131,9 +131,27 @@ def run(experiment, run_dir, flags) -> None:
 
   out = Path(flags.out or Path("lab") / flags.model)
   check_replaceable(out, f"--out={out}")
+  import tempfile
+
+  from trd_jax.model import backend
+
+  with (
+    tempfile.TemporaryDirectory() as files,
+    backend.enough_memory("give the same command with JAX_PLATFORMS=cpu"),
+  ):
+    _pretrain(flags, out, Path(files))
+
+
+def _pretrain(flags, out: Path, files: Path) -> None:
+  """Trains a model from scratch.
+
+  Args:
+    flags: the stage's.
+    out: the folder to write.
+    files: an empty folder, for the tokenizer's files.
+  """
   import functools
   import json
-  import tempfile
 
   import jax
   import jax.numpy as jnp
@@ -152,7 +170,6 @@ def run(experiment, run_dir, flags) -> None:
   backend.exact_products(backend.start(), ["float32"])
 
   # 1. The tokenizer, and documents as ids.
-  files = Path(tempfile.mkdtemp())
   tokenizer.write(files)
   chat = Chat.load(files)
   special = {"eos_token_id": chat.stop_ids[0], "pad_token_id": chat.pad_id}
