@@ -145,5 +145,6 @@ def test_who_catches_none_fails_at_the_first_line_that_is_no_longer_right():
       assert found is None
       continue
     failed += 1
-    assert found == (offset, offset + len(mine), right)
+    number = text[:offset].count("\n")
+    assert found == (offset, offset + len(mine), right, number)
   assert failed > 200

@@ -46,11 +46,30 @@ class WrongStep(NamedTuple):
     end: of the character after its line's last one, the newline left out.
     right: the line that should stand there, as `3+7=10` or `\\boxed{11}`; None
       where the chain has ended and nothing should.
+    step: the number of that line among the reference's, from 0; that of all
+      its lines where the chain has ended.
   """
 
   offset: int
   end: int
   right: str | None
+  step: int
+
+
+class Line(NamedTuple):
+  """A line that works a step, or boxes an answer.
+
+  Attributes:
+    left: its left side without spaces, `box` of a box.
+    value: what it says it is, as text.
+    has_onset: whether a word opens it, as in "Wait, 3+7=10".
+    value_at: of the value's first character in the line.
+  """
+
+  left: str
+  value: str
+  has_onset: bool
+  value_at: int
 
 
 def first_error(problem: Problem, text: str) -> int | None:
@@ -81,10 +100,10 @@ def first_wrong_step(problem: Problem, text: str) -> WrongStep | None:
   offset = 0
   for line in text.splitlines(keepends=True):
     begin, offset = offset, offset + len(line)
-    read = _read(line)
+    read = read_line(line)
     if read is None:
       continue
-    left, value, has_onset = read
+    left, value, has_onset, _ = read
     # After a wrong step only that step, or the one that goes on from its right
     # value, makes good for it. Else steps may be said again, and one be done in
     # the head: what such a line says of the chain is right.
@@ -103,7 +122,7 @@ def first_wrong_step(problem: Problem, text: str) -> WrongStep | None:
     elif not _is_torn(line, text, offset, value, steps[min(at, box)][1]):
       right = None if at > box else _written(*steps[at])
       begin += len(line) - len(line.lstrip())
-      pending = WrongStep(begin, begin + len(line.strip()), right)
+      pending = WrongStep(begin, begin + len(line.strip()), right, at)
   return pending
 
 
@@ -139,17 +158,18 @@ def _written(left: str, value: str) -> str:
   return rf"\boxed{{{value}}}" if left == "box" else f"{left}={value}"
 
 
-def _read(line: str) -> tuple[str, str, bool] | None:
-  """Returns left side, value, and whether it is opened by an onset word."""
+def read_line(line: str) -> Line | None:
+  """Reads a line of a draft; None: it works no step and boxes nothing."""
   if box := _BOX.search(line):
-    return "box", _plain(box["value"].strip()), False
+    return Line("box", _plain(box["value"].strip()), False, box.start("value"))
   step = _STEP.fullmatch(line)
   if step is None:
     return None
   left = re.sub(
     "[0-9]+", lambda found: _plain(found[0]), re.sub(r"\s+", "", step["left"])
   )
-  return left, _plain(step["value"]), step["onset"] is not None
+  has_onset = step["onset"] is not None
+  return Line(left, _plain(step["value"]), has_onset, step.start("value"))
 
 
 def _plain(number: str) -> str:
