@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 import pytest
 
@@ -18,6 +19,11 @@ if xla_flags() not in os.environ.get("XLA_FLAGS", ""):
 # Tracing makes objects by the hundred thousand, nearly all of which live on:
 # looking through them for garbage at Python's own rate is a tenth of the time.
 gc.set_threshold(200_000, 50, 100)
+
+# Who starts the tests with `&` in a script, or under nohup, has interrupts
+# ignored in them and in all that they start, and many tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files with these come first, in this order: what takes longest may not be
 # what all other cores wait for in the end.

@@ -189,8 +189,10 @@ def assert_same(one, other):
   names = rows(one)[0].keys() - {"elapsed_seconds"}
   for name in names:
     a, b = ([row[name] for row in rows(run)] for run in (one, other))
-    # The gap is the difference of two perplexities of some hundreds.
-    atol = 1e-3 if name == "ppl_gap" else 0
+    # The gap is the difference of two perplexities of some hundreds. The
+    # divergence of a single token is a sum of signed terms ten times as large
+    # together: float32 rounds it by up to 6e-7 nats, however small it is.
+    atol = {"ppl_gap": 1e-3, "D_max": 1e-6}.get(name, 0)
     np.testing.assert_allclose(
       np.array(b, float), np.array(a, float), 2e-5, atol, err_msg=name
     )
