@@ -21,7 +21,13 @@ from trd_jax.distill.compilation import Program
 from trd_jax.distill.loss import metrics as loss_metrics
 from trd_jax.distill.optimizer import state_shardings
 from trd_jax.distill.packing.packing import Slots, StudentPack
-from trd_jax.distill.step import Setup, Totals, TrainState, Tree
+from trd_jax.distill.step import (
+  Setup,
+  TeacherSetup,
+  Totals,
+  TrainState,
+  Tree,
+)
 from trd_jax.model import sharding
 
 # Of the keys of dropout, which checkpoints hold: threefry takes seconds to
@@ -101,14 +107,7 @@ class Programs(NamedTuple):
     # Places are said on both sides. What is donated can only be written over
     # where it comes back in the same place, and what came back in another one
     # wouldn't fit the executable of the next call.
-    teach = Program(
-      functools.partial(distill_step.teach, setup),
-      varies=2,
-      in_shardings=(groups, teacher_at, groups),
-      out_shardings=groups,
-      donate_argnums=0,
-      compiler_options=setup.compiler_options,
-    )
+    teach = teacher_program(setup, teacher_at)
     learn = Program(
       functools.partial(add_pack, setup),
       varies=5,
@@ -138,6 +137,24 @@ class Programs(NamedTuple):
       out_shardings=state_at.opt_state,
     )
     return cls(teach, learn, update, init)
+
+
+def teacher_program(setup: TeacherSetup, teacher_at: Tree) -> Program:
+  """Jits `step.teach`: `(buffer, teacher_base, pack) -> buffer`, donated.
+
+  Args:
+    setup: the teacher and its mesh.
+    teacher_at: where the teacher's weights are placed.
+  """
+  groups = sharding.batch_sharding(setup.mesh)
+  return Program(
+    functools.partial(distill_step.teach, setup),
+    varies=2,
+    in_shardings=(groups, teacher_at, groups),
+    out_shardings=groups,
+    donate_argnums=0,
+    compiler_options=setup.compiler_options,
+  )
 
 
 def add_pack(

@@ -247,27 +247,49 @@ def _one_copy(tree: Tree) -> Tree:
 def score_groups(
   setup, hidden_GBTD, buffer, slots_GBR, student_head_VD, teacher_head_VD
 ):
-  """Scores each group: loss `[G]` and metrics `[G, 2]`.
+  """Scores each group: loss `[G]` and metrics `[G, 2]`."""
+  args = hidden_GBTD, buffer, slots_GBR, student_head_VD, teacher_head_VD
+  return each_group(
+    setup,
+    functools.partial(score, setup.loss),
+    *args,
+    split_vocab=setup.split_vocab,
+  )
+
+
+def each_group(
+  setup: TeacherSetup,
+  score_one: Callable[..., Tree],
+  *args: Any,
+  split_vocab: bool = True,
+) -> Tree:
+  """Scores the slots of each group, inside `on_each_device`.
 
   A vocabulary that is split over devices stays so: each scores its slots with
   its own part of the heads. One that doesn't divide is scored whole by all.
+
+  Args:
+    setup: its mesh.
+    score_one: as `score` behind its loss; all that it returns has an axis of
+      the one group in front.
+    *args: hidden states, buffer, slots and both heads, see `score`.
+    split_vocab: whether `score_one` can do with a part of the heads.
   """
-  args = hidden_GBTD, buffer, slots_GBR, student_head_VD, teacher_head_VD
   if setup.replicated:
-    return score(setup.loss, *args)
-  size = student_head_VD.shape[0]
+    return score_one(*args)
+  size = args[-1].shape[0]
   (axis,) = sharding.partition((size,), ("vocab",), setup.mesh)
-  if not setup.split_vocab or (axis and setup.mesh.shape[axis] == 1):
+  if not split_vocab or (axis and setup.mesh.shape[axis] == 1):
     axis = None
   head = P(axis)
   # Checked, because then results known to be the same along an axis get their
   # cotangents as they are, with no further all-reduce of hidden states' ones.
   score_each = jax.shard_map(
-    functools.partial(score, setup.loss, vocab_axis=axis),
+    functools.partial(score_one, vocab_axis=axis),
     mesh=setup.mesh,
     in_specs=(_GROUPS, _GROUPS, _GROUPS, head, head),
     out_specs=_GROUPS,
-    check_vma=setup.split_vocab,
+    check_vma=split_vocab,
   )
   return score_each(*args)
 
@@ -282,14 +304,10 @@ def score(
   vocab_axis=None,
 ):
   """Computes loss `[1]` and metrics `[1, 2]` of the one group that is here."""
-  # Of each row only what predicts a response token goes to the head, which is
-  # the dearest product of a short row.
-  index_BR = slots_GBR.index[0]
-  student_BRD = jnp.take_along_axis(hidden_GBTD[0], index_BR[..., None], axis=1)
-  slots_R = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
+  student_RD, teacher, slots_R = at_slots(hidden_GBTD, buffer, slots_GBR)
   value, metrics = loss(
-    student_BRD.reshape(-1, student_BRD.shape[-1]),
-    jax.tree.map(lambda x_GU: x_GU[0][slots_R.teacher_slot], buffer),
+    student_RD,
+    teacher,
     student_head_VD,
     teacher_head_VD,
     slots_R,
@@ -297,6 +315,28 @@ def score(
   )
   metrics["loss"] = value, slots_R.weight.sum()
   return _one_copy((value, loss_metrics.as_arrays(metrics)))
+
+
+def at_slots(
+  hidden_GBTD: jax.Array, buffer: Tree, slots_GBR: Tree
+) -> tuple[jax.Array, Tree, Tree]:
+  """Returns what both sides have at the slots of the one group that is here.
+
+  Of each row only what predicts a response token goes to the head, which is
+  the dearest product of a short row.
+
+  Returns:
+    The student's hidden states and what the teacher's buffer holds, `[R, ...]`
+    over the slots of all rows, and the slots.
+  """
+  index_BR = slots_GBR.index[0]
+  student_BRD = jnp.take_along_axis(hidden_GBTD[0], index_BR[..., None], axis=1)
+  slots_R = jax.tree.map(lambda x: x.reshape(-1), slots_GBR)
+  return (
+    student_BRD.reshape(-1, student_BRD.shape[-1]),
+    jax.tree.map(lambda x_GU: x_GU[0][slots_R.teacher_slot], buffer),
+    slots_R,
+  )
 
 
 def update(

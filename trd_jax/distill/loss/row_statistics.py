@@ -287,6 +287,25 @@ class LogitRows(NamedTuple):
     """Returns the probability at T = 1 of a row's k likeliest entries."""
     return self.shares(self.part.top_k(self.logits_CV, k)[0]).sum(-1)
 
+  def likeliest(self, k: int) -> tuple[jax.Array, jax.Array]:
+    """Returns ids and log softmax at T = 1 of a row's k likeliest entries.
+
+    int32 and float32 [C, min(k, V)], the likeliest first; ties go to the lower
+    id.
+    """
+    top_CK, ids_CK = self.part.top_k(self.logits_CV, k)
+    return ids_CK, top_CK - self.max_C[:, None] - self.log_z_C[:, None]
+
+  def own_entropy(self) -> jax.Array:
+    """Returns the entropy at T = 1, float32 [C] in nats.
+
+    `read_rows` has it of the student, in the pass that it makes anyway; this
+    is a pass of its own, for the other side.
+    """
+    shift_CV = self.logits_CV - self.max_C[:, None]
+    (moment_C,) = reduce_rows(lax.add, 0.0, (jnp.exp(shift_CV) * shift_CV,))
+    return self.log_z_C - self.part.total(moment_C) * jnp.exp(-self.log_z_C)
+
   def log_prob(self, ids_C: jax.Array, temperature: float) -> jax.Array:
     """Returns log softmax of one id a row, at `temperature`."""
     return (self.at(ids_C) - self.max_C) / temperature - self.tempered_log_z_C

@@ -260,39 +260,46 @@ def _over_chunks(
   labels_R,
   onset_ids_E,
 ):
-  """Runs `_chunk` over equal chunks: (TokenStats, slope_RD or None)."""
+  """Scores equal chunks, one by one: (TokenStats, slope_RD or None)."""
   vocab, width = student_head_VD.shape
   part = Part(vocab, vocab_axis)
   most = scoring.chunk(width, vocab, student_head_VD.dtype)
 
   def body(student_hidden_CD, teacher_hidden_CD, labels_C):
-    return _chunk(
+    chunk = read_chunk(
       scoring,
       part,
-      want_slope,
       student_hidden_CD,
       teacher_hidden_CD,
       student_head_VD,
       teacher_head_VD,
       labels_C,
-      onset_ids_E,
     )
+    return score_chunk(scoring, chunk, onset_ids_E, want_slope)
 
   return in_chunks(body, (student_hidden_RD, teacher_hidden_RD, labels_R), most)
 
 
-def _chunk(
-  scoring,
-  part,
-  want_slope,
-  student_hidden_CD,
-  teacher_hidden_CD,
-  student_head_VD,
-  teacher_head_VD,
-  labels_C,
-  onset_ids_E,
-):
-  """Scores one chunk: (TokenStats, slope_CD or None)."""
+def read_chunk(
+  scoring: Scoring,
+  part: Part,
+  student_hidden_CD: jax.Array,
+  teacher_hidden_CD: jax.Array | None,
+  student_head_VD: jax.Array,
+  teacher_head_VD: Any,
+  labels_C: jax.Array,
+) -> Chunk:
+  """Returns the logits of some rows and their sums; see `token_stats`.
+
+  Args:
+    scoring: what will be computed of them.
+    part: which ids both heads are of.
+    student_hidden_CD: as of `token_stats`, and so are all that follow.
+    teacher_hidden_CD: None for a divergence that reads no teacher.
+    student_head_VD: frozen.
+    teacher_head_VD: frozen; not read without a teacher.
+    labels_C: the response tokens.
+  """
   divergence = scoring.divergence
   # A product with the whole head is the dearest thing here; a divergence that
   # reads a few columns of it, without diagnostics, goes without.
@@ -309,7 +316,7 @@ def _chunk(
     temperature=scoring.temperature,
     kl_under=divergence.kl_under,
   )
-  chunk = Chunk(
+  return Chunk(
     student=q,
     teacher=p,
     kl_C=kl_C,
@@ -319,7 +326,19 @@ def _chunk(
     hidden_CD=student_hidden_CD,
     head_VD=student_head_VD,
   )
-  divergence_C, slope = divergence.of_rows(chunk)
+
+
+def score_chunk(
+  scoring: Scoring, chunk: Chunk, onset_ids_E: jax.Array, want_slope: bool
+) -> tuple[TokenStats, jax.Array | None]:
+  """Scores some rows: their statistics, and the slope [C, D] where wanted."""
+  q, p, part, labels_C = (
+    chunk.student,
+    chunk.teacher,
+    chunk.part,
+    chunk.labels_C,
+  )
+  divergence_C, slope = scoring.divergence.of_rows(chunk)
   if scoring.cross_entropy:
     divergence_C, slope = _with_cross_entropy(
       chunk, scoring.cross_entropy, divergence_C, slope
@@ -330,7 +349,7 @@ def _chunk(
     # summed in float32, before the rounding to the hidden states' dtype, so
     # that splitting the vocabulary costs no digit.
     slope_CD = part.total(slope()) / scoring.temperature
-    slope_CD = slope_CD.astype(student_hidden_CD.dtype)
+    slope_CD = slope_CD.astype(chunk.hidden_CD.dtype)
 
   more = scoring.diagnostics
   stats = TokenStats(
