@@ -6,11 +6,11 @@ import pytest
 
 from trd_jax.data.problems import arithmetic, arithmetic_steps
 from trd_jax.data.problems.arithmetic_steps import first_error, first_wrong_step
-from trd_jax.experiment.records import Problem
+from trd_jax.experiment.records import Domain, Problem
 from trd_jax.lab import corpus
 
 
-def problem(text: str, domain="arithmetic") -> Problem:
+def problem(text: str, domain: Domain = "arithmetic") -> Problem:
   return Problem("p", text, "", None, domain, "test", None, "{}")
 
 
@@ -94,7 +94,8 @@ def test_the_first_wrong_step_of_a_draft(name):
   text, wrong, right = DRAFTS[name]
   found = first_wrong_step(PROBLEM, text)
   if wrong is None:
-    assert found is None and first_error(PROBLEM, text) is None
+    assert found is None
+    assert first_error(PROBLEM, text) is None
   else:
     assert found is not None
     assert text[found.offset : found.end] == wrong
