@@ -61,6 +61,7 @@ _READS_AND_WRITES = {
     "WORKDIR/evaluate/base and WORKDIR/evaluate/trained: graded samples",
   ),
   "doctor": ("the machine; what the config names", "nothing"),
+  "show": ("WORKDIR, finished or not", "nothing"),
   "convert": ("weights in one form", "the same weights in another"),
   "lab.pretrain": ("nothing", "the laboratory's student and teacher"),
   "sweep": (

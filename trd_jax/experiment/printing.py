@@ -16,7 +16,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -26,7 +26,8 @@ from trd_jax.experiment.stage_log import StageLog
 # turns the direction of the text around it; tags that nobody sees; halves of
 # surrogate pairs, which stand for bytes that are no text.
 _COMMANDS = re.compile(
-  "[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb"
+  "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e"
+  "\u2066-\u2069\ufff9-\ufffb"
   "\U000e0000-\U000e007f\ud800-\udfff]"
 )
 # How progress bars move on a terminal, those of other packages too.
@@ -37,6 +38,9 @@ _SPELT = {
   **{"·": "|", "█": "#", "−": "-", "–": "-", "—": "-", "±": "+-"},
   **{"“": '"', "”": '"', "‘": "'", "’": "'", "⏎": "\\n"},
 }
+STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
+"""What a piece of a line may look like, and how a terminal is told."""
+
 _SPELL = "trd_jax.spell"
 """How codecs know `_spelt`."""
 
@@ -97,6 +101,22 @@ class CleanStream:
     """Writes each of some lines."""
     for line in lines:
       self.write(line)
+
+  def write_styled(self, text: str, style: str) -> None:
+    """Writes text, cleaned, in one of `STYLES`; `""` is none of them.
+
+    Only where the other stream takes colours is it told of any.
+    """
+    below: Any = self._stream
+    while isinstance(below, CleanStream):
+      below = below._stream
+    code = STYLES[style] if style and has_colours(below) else None
+    # Past the cleaning goes what this program writes, and no text.
+    if code:
+      below.write(f"\x1b[{code}m")
+    self.write(text)
+    if code:
+      below.write("\x1b[0m")
 
   def unlogged(self) -> "CleanStream":
     """Returns a stream to the same place whose text isn't logged."""
@@ -175,6 +195,39 @@ def width(stream: TextIO) -> int | None:
   except (OSError, ValueError):  # it says that it is one, and has no size
     own = 0
   return shutil.get_terminal_size((own or 80, 24)).columns
+
+
+def height(stream: TextIO) -> int | None:
+  """Returns how many lines a terminal has; None: the stream is none.
+
+  LINES, where it is set, counts.
+  """
+  if not stream.isatty():
+    return None
+  try:
+    own = os.get_terminal_size(stream.fileno()).lines
+  except (OSError, ValueError):  # as in `width`
+    own = 0
+  return shutil.get_terminal_size((80, own or 24)).lines
+
+
+def has_colours(stream: TextIO) -> bool:
+  """Returns whether a stream takes colours.
+
+  A terminal does, unless NO_COLOR is set or it calls itself dumb.
+  """
+  told_not_to = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+  return stream.isatty() and not told_not_to
+
+
+def print_styled(pieces: Iterable[tuple[str, str]]) -> None:
+  """Prints a line of pieces, each with one of `STYLES` or `""`."""
+  for text, style in pieces:
+    if isinstance(sys.stdout, CleanStream):
+      sys.stdout.write_styled(text, style)
+    else:  # called as a function
+      sys.stdout.write(clean(text))
+  sys.stdout.write("\n")
 
 
 def wrapped(text: str, stream: TextIO, indent: int = 2) -> str:

@@ -11,6 +11,7 @@ earlier one was stopped. What comes out stands in `summary.json`. With
 as these can be made, and nothing else is done.
 """
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -169,6 +170,8 @@ def run(experiment: Experiment, run_dir: RunDir, flags) -> None:
   print(f"written: {run_dir.summary}")
   if list(_further(section)):
     _go_on(experiment, run_dir, flags)
+  if section.round == 1:
+    print(look_at_it(run_dir))
 
 
 def _dry_run(experiment: Experiment, run_dir: RunDir, flags) -> None:
@@ -349,6 +352,7 @@ def _go_on_split(experiment: Experiment, run_dir: RunDir, flags) -> None:
   print(table(summary))
   print(rounds.table_of_split(rows, stopped))
   print(f"written: {run_dir.summary}, {run_dir.rounds}")
+  print(look_at_it(run_dir))
 
 
 def _round(
@@ -492,6 +496,16 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     "stages": {s: run_dir.done(s) for s in experiment.stages},
     "seconds": seconds_by_stage(run_dir.timings),
   }
+
+
+def look_at_it(run_dir: RunDir) -> str:
+  """Returns the commands that show what happened, to be copied."""
+  workdir = shlex.quote(f"--workdir={run_dir.root}")
+  return (
+    "\nlook at it:"
+    f"\n  python -m trd_jax.analyze {workdir}    figures, tables and a report"
+    f"\n  python -m trd_jax.show {workdir}       problems, y_o and y_r"
+  )
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -321,6 +321,18 @@ def find(name: str, root: str | None, key: str = sources.ROOT) -> list[File]:
   )
 
 
+def would_fetch(name: str) -> bool:
+  """Returns whether `find` would fetch from addresses what isn't here yet.
+
+  Args:
+    name: a key of `BENCHMARKS`.
+  """
+  return not all(
+    sources.cached(url, digest).is_file()
+    for url, digest in _digests(BENCHMARKS[name]).items()
+  )
+
+
 def _downloaded(name: str, benchmark: Benchmark, key: str) -> list[File]:
   what = f"benchmark {name}"
   files = []

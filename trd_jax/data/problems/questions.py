@@ -6,6 +6,7 @@ hub.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,27 @@ def load(experiment: Experiment, name: str) -> Questions:
     tuple(file.path for file in files),
     whole,
   )
+
+
+def load_local(experiment: Experiment, name: str) -> list[Problem] | None:
+  """Returns what is asked of a benchmark, if this machine has it already.
+
+  For a command that only looks: nothing is downloaded. It has to be called
+  before anything imports huggingface_hub, which is told to stay off the net.
+
+  Returns:
+    The questions; None: they aren't here, or can't be used any more.
+  """
+  os.environ.setdefault("HF_HUB_OFFLINE", "1")
+  try:
+    published = name not in LAB_BENCHMARKS
+    if published and experiment.evaluate.root is None:
+      name = canonical_name(experiment, name)
+      if benchmarks.would_fetch(name):
+        return None
+    return load(experiment, name).problems
+  except UserError:
+    return None
 
 
 def number(experiment: Experiment, name: str) -> int:
