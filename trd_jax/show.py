@@ -336,15 +336,15 @@ def _rows(
   wanted: set[str],
 ) -> dict[str, dict[str, Any]]:
   """Reads rows of wanted keys, a shard at a time: all may be gigabytes."""
-  import pyarrow as pa
-
   found: dict[str, dict[str, Any]] = {}
   folder = run_dir.stage(stage)
   for name in shards.names(folder) if wanted else ():
     part = shards.read_table(folder / name, record, columns)
-    mine = [key in wanted for key in part[record.KEY].to_pylist()]
-    for row in part.filter(pa.array(mine, pa.bool_())).to_pylist():
-      found.setdefault(row[record.KEY], row)
+    for at, key in enumerate(part[record.KEY].to_pylist()):
+      # Few are wanted. Arrow makes a mask only after it has looked whether it
+      # is of pandas, which takes half a second to import.
+      if key in wanted and key not in found:
+        (found[key],) = part.slice(at, 1).to_pylist()
   return found
 
 
