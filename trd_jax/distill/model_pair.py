@@ -53,7 +53,9 @@ class Pair:
 
 
 def find(
-  experiment: Experiment, open_model: Callable[[Model], ChatModel]
+  experiment: Experiment,
+  open_model: Callable[[Model], ChatModel],
+  stage: str = "train",
 ) -> Pair:
   """Finds both models, sees that they fit, and settles their attention.
 
@@ -61,6 +63,7 @@ def find(
     experiment: its models, and `train.attention`, `train.packing` and
       `train.teacher_dtype`.
     open_model: finds the model of a section, with its chat template.
+    stage: that asks, for what is printed.
 
   Raises:
     UserError: a model is missing or damaged, they don't fit each other, or the
@@ -75,7 +78,7 @@ def find(
   platform = jax.default_backend()
   idle = processes.idle_gpus(jax.local_device_count())
   if platform == "gpu" and idle:
-    print(f"train: note: {idle}", flush=True)
+    print(f"{stage}: note: {idle}", flush=True)
   dtypes = [section.dtype for section in sections]
   if train.teacher_dtype == "float8":
     setting = f"train.teacher_dtype={train.teacher_dtype}"
@@ -99,7 +102,7 @@ def find(
     vocabulary.check_same([section.path for section in sections], list(chats))
   _, note = vocabulary.shared_rows([config.vocab_size for config in configs])
   if note:
-    print(f"train: {note}", flush=True)
+    print(f"{stage}: {note}", flush=True)
 
   # Tried on the devices with the models' own shapes: a kernel may not do here.
   attention = choice.settle(
@@ -107,7 +110,7 @@ def find(
   )
   rows = "several samples" if attention.packing else "one sample"
   print(
-    f"train: attention {attention.implementation}, {rows} a row"
+    f"{stage}: attention {attention.implementation}, {rows} a row"
     f" ({attention.why})",
     flush=True,
   )

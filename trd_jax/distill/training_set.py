@@ -163,8 +163,49 @@ def build(
       for a mode that a template hasn't, or nothing is left to train on.
   """
   rollouts, refined = _finished_rows(experiment, run_dir)
-  prompts = of_run(experiment, run_dir)
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
+  data = of_rows(
+    experiment, run_dir, problems, rollouts, refined, student, teacher
+  )
+  if not data.samples:
+    told = ", ".join(f"{n} {why}" for why, n in data.dropped.items())
+    stage = experiment.trajectory_stage
+    where = run_dir.stage(stage) if stage else run_dir.problems_dir
+    raise UserError(
+      f"{where}: no trajectory is left to train on ({told or 'none there'});"
+      " change train.subset, train.truncated or the bounds"
+    )
+  return data
+
+
+def of_rows(
+  experiment: Experiment,
+  run_dir: RunDir,
+  problems: Mapping[str, Problem],
+  rollouts: list[Trajectory],
+  refined: list[Trajectory],
+  student: Chat,
+  teacher: Chat,
+) -> TrainingSet:
+  """Builds both sides' contexts of some trajectories, as `build` does of all.
+
+  Args:
+    experiment: see `build`.
+    run_dir: that the rows are of.
+    problems: by their id; of a reference as trajectory those that count.
+    rollouts: those of `refined` among them.
+    refined: the rows of the refine stage.
+    student: see `build`.
+    teacher: see `build`.
+
+  Returns:
+    The set, which may be empty.
+
+  Raises:
+    UserError: a stored prompt or draft doesn't fit the config or the rest of
+      the directory, or a thinking key asks for a mode that a template hasn't.
+  """
+  prompts = of_run(experiment, run_dir)
   stage = experiment.trajectory_stage
   if stage is None:
     candidates = _references(problems.values(), rollouts, refined, student)
@@ -225,12 +266,6 @@ def build(
       dropped[reason] += 1
       source = stage or store.STAGE
       rejected.append(Rejected(trajectory.problem_id, source, "train", reason))
-  if not samples:
-    told = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none there"
-    raise UserError(
-      f"{where}: no trajectory is left to train on ({told});"
-      " change train.subset, train.truncated or the bounds"
-    )
   if stage is None:
     notes += _answers_alone(problems.values())
   thinking, told_of_modes = _told(experiment, student, teacher, counts)
@@ -524,6 +559,7 @@ def _sample(
     response=np.asarray(response_ids, np.int32),
     correct=rollout.correct if rollout is not None else None,
     truncated=trajectory.truncated,
+    problem_id=trajectory.problem_id,
   )
 
 

@@ -326,7 +326,8 @@ class TokenScores(_Record):
   logarithms are natural.
 
   Attributes:
-    key: content key of all that determines the row.
+    key: content key of all that determines the row. Its first half is of the
+      models and the loss, the other of the trajectory and its contexts.
     trajectory_key: key of the trajectory; of a reference the one that training
       gives it.
     problem_id: the problem that it answers.
@@ -338,8 +339,8 @@ class TokenScores(_Record):
     divergence_name: of `methods.DIVERGENCES`: the run's, or forward_kl where
       the run's reads no teacher.
     student_model: folder or hub id of the student.
-    student_revision: see `hub.model_revision`; of a trained one with the number
-      and the digest of the checkpoint.
+    student_revision: see `hub.model_revision`; of a trained one with how many
+      updates it has had, and a digest of what its training has recorded.
     teacher_model: folder or hub id of the teacher.
     teacher_revision: its revision.
     response_ids: [T] int32 token ids that were scored.

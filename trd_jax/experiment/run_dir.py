@@ -7,6 +7,7 @@
     teacher_cache/            the teacher's hidden states (`teacher_cache`)
     merge/adapter/ model/     the PEFT adapter; the merged student
     evaluate/base/ trained/   graded samples, as rows
+    analyze/scores/           per-token numbers of some trajectories, as rows
     models/random-<size>/     randomly initialised models
     rounds/<number>/          further rounds, a directory each
     summary.json timings.jsonl locks/

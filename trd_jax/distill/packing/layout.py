@@ -43,6 +43,7 @@ class Sample:
       where the engine reported `stop`.
     correct: the stage-1 verdict, None where there is none.
     truncated: whether a budget ended the response.
+    problem_id: the problem that it answers, where somebody asks for it.
   """
 
   key: str
@@ -51,6 +52,7 @@ class Sample:
   response: np.ndarray
   correct: bool | None
   truncated: bool = False
+  problem_id: str = ""
 
   @property
   def student_length(self) -> int:

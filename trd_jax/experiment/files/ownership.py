@@ -209,8 +209,10 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 STAGES = (
   *("problems", "rollout", "refine", "train", "merge", "convert"),
-  *("evaluate/base", "evaluate/trained"),
+  *("evaluate/base", "evaluate/trained", "analyze/scores"),
 )
+# Folders whose rows are a report, which is made anew: no result of a run.
+_REPORTS = ("problems", "analyze/scores")
 _SHARDS = "shard-*.parquet"
 # What lies in a stage's folder beside its shards.
 _OF_A_STAGE = (
@@ -258,7 +260,7 @@ def has_results(root: Path) -> bool:
   mine = (
     path
     for stage in STAGES
-    if stage != "problems"
+    if stage not in _REPORTS
     for path in (root / stage).glob("*")
     if path.name in _OF_A_STAGE or fnmatch.fnmatchcase(path.name, _SHARDS)
     if path.name != "preflight.json" and not _is_empty(path)
@@ -300,13 +302,9 @@ def foreign(root: Path) -> Iterator[Path]:
       yield path
   for name in STAGES:
     yield from _foreign_in_stage(root / name)
-  evaluate = root / "evaluate"
-  if not evaluate.is_dir():
-    if os.path.lexists(evaluate):
-      yield evaluate
-  else:
-    for path in sorted(evaluate.iterdir()):
-      if path.name not in ("base", "trained"):
+  for outer in ("analyze", "evaluate"):
+    for path in _in(root / outer):
+      if f"{outer}/{path.name}" not in STAGES:
         yield path
   for path in sorted((root / "rounds").glob("[0-9]*")):
     config = path / "config.json"
@@ -317,6 +315,14 @@ def foreign(root: Path) -> Iterator[Path]:
         yield config
     else:
       yield from foreign(path)
+
+
+def _in(folder: Path) -> Iterator[Path]:
+  """Yields what is in a folder, or what is in its place."""
+  if folder.is_dir():
+    yield from sorted(folder.iterdir())
+  elif os.path.lexists(folder):
+    yield folder
 
 
 def _foreign_in_stage(folder: Path) -> Iterator[Path]:
