@@ -366,7 +366,36 @@ def test_reports_hold_no_key(tmp_path):
   run_dir.write_rejected("train", [Rejected("p", "s", "train", "too long")])
   write_json(run_dir.preflight("rollout"), {})
   run_dir.metrics_file("train").write_text("{}\n")
+  with run_dir.shard_writer("analyze/scores", Rejected) as writer:
+    writer.add(Rejected("p", "s", "analyze/scores", "stands for a row"))
   assert run_dir.claim(_config(train={"epochs": 3}, rollout={"top_k": 1}))
+
+
+def test_scores_hold_no_key_beside_the_rows_that_do(tmp_path):
+  run_dir = RunDir(tmp_path)
+  run_dir.claim(_config())
+  for stage in ("rollout", "analyze/scores"):
+    with run_dir.shard_writer(stage, Rejected) as writer:
+      writer.add(Rejected("p", "s", stage, "stands for a row"))
+  # What is in a report doesn't matter either.
+  (shard,) = run_dir.stage("analyze/scores").glob("shard-*")
+  shard.write_bytes(shard.read_bytes()[:-1])
+  # A key of how a run is carried out, and one that nothing here depends on.
+  assert not run_dir.claim(_config(mesh={"data": 1}))
+  assert run_dir.claim(_config(train={"epochs": 3}))
+  with pytest.raises(UserError, match="; rollout there depends on that"):
+    run_dir.claim(_config(train={"epochs": 3}, rollout={"top_k": 1}))
+
+
+def test_scores_alone_are_no_results_and_are_known_again(tmp_path):
+  run_dir = RunDir(tmp_path)
+  assert run_dir.claim(_config())
+  with run_dir.shard_writer("analyze/scores", Rejected) as writer:
+    writer.add(Rejected("p", "s", "analyze/scores", "stands for a row"))
+  assert run_dir.abandon()
+  assert not run_dir.config.exists()
+  assert run_dir.keys("analyze/scores") == {"p"}
+  assert run_dir.claim(_config(rollout={"top_k": 1}))
 
 
 def test_problems_are_held_by_the_benchmarks_that_they_must_not_hold(tmp_path):

@@ -272,12 +272,6 @@ def in_contexts(
       ids = (sample.student_prompt, sample.teacher_prompt, sample.response)
       key = content_key(kind, context, sample.key, *(x.tolist() for x in ids))
       made.append(InContext(sample, kind, context, key))
-  if not made:
-    told = collections.Counter(row.reason for row in rejected)
-    why = ", ".join(f"{n} {reason}" for reason, n in told.items())
-    raise UserError(
-      f"{run_dir.root}: no trajectory is left to score ({why or 'none there'})"
-    )
   place = {name: at for at, name in enumerate(chosen.problems)}
   made.sort(key=lambda one: place[one.sample.problem_id])
   return made, rejected

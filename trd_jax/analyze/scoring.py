@@ -129,6 +129,12 @@ def _score(
   counts = collections.Counter(row.reason for row in rejected)
   for reason, count in counts.items():
     print(f"{_SHOWN}: set aside: {count:,} {reason}", flush=True)
+  if not samples:
+    raise UserError(
+      f"{run_dir.stage(STAGE)}: no trajectory is left to score (set aside:"
+      f" {', '.join(f'{n} {why}' for why, n in counts.items()) or 'none'});"
+      " change the bounds, or score more problems"
+    )
 
   # 2. Who scores them, and what of that is on disk.
   states = [
