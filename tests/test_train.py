@@ -21,6 +21,7 @@ from trd_jax import train
 from trd_jax.data.chat import Chat
 from trd_jax.distill import model_pair
 from trd_jax.distill.checkpoint import Checkpoints
+from trd_jax.experiment import alarms
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metric_log import read_metrics
@@ -431,6 +432,35 @@ def test_metrics_that_are_refused_are_named_before_a_model_is_opened(
   with pytest.raises(UserError, match=told) as refused:
     train.run(experiment(student), run_dir, None)
   assert str(path) in str(refused.value)
+
+
+def test_an_alarm_is_said_once_and_kept(tmp_path, student, capsys):
+  """Of a control: teacher and student read the same under one model."""
+  chosen = experiment(
+    student, teacher_context="x", trajectory="y_o", train={"epochs": 8}
+  )
+  run_dir = training_runs.workdir(tmp_path, Chat.load(student), count=6)
+  train.run(chosen, run_dir, None)
+  out, err = capsys.readouterr()
+  fired = run_dir.done("train")["alarms"]
+  # AdamW makes steps of what rounding leaves: the adapter isn't idle.
+  assert [(one["name"], one["update"]) for one in fired] == [
+    ("teacher_equals_student", 1)
+  ]
+  assert [line for line in out.splitlines() if "alarm" in line] == [
+    f"train: {alarms.Fired(**one).line}" for one in fired
+  ]
+  # The line of progress ends with what the last row has.
+  row = rows(run_dir)[-1]
+  assert err.splitlines()[-1].endswith(
+    f"loss {row['loss']:.4f}, D {row['D']:.4f}, grad norm"
+    f" {row['grad_norm']:.3g}, lr {row['learning_rate']:.2g}"
+  )
+  # Nothing new comes when the stage is finished again.
+  (run_dir.stage("train") / "done.json").unlink()
+  train.run(chosen, run_dir, None)
+  assert "alarm" not in capsys.readouterr().out
+  assert run_dir.done("train")["alarms"] == fired
 
 
 def test_training_again_from_the_checkpoint_before_ends_with_the_same_bits(

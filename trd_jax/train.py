@@ -78,7 +78,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
   from trd_jax.distill.distiller import Distiller
   from trd_jax.distill.teacher.registry import source_of
   from trd_jax.distill.teacher.source import TeacherRun
-  from trd_jax.experiment import metric_log
+  from trd_jax.experiment import alarms, metric_log
   from trd_jax.generation import chat_model, summaries
 
   if summaries.skip_if_done(run_dir, STAGE, describe):
@@ -175,6 +175,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     **done.speed(),
     "restarted_after": start,
     "teacher": source.summary(logged),
+    "alarms": [fired._asdict() for fired in alarms.of_rows(logged)],
   }
   run_dir.mark_done(
     STAGE,

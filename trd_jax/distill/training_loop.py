@@ -26,6 +26,7 @@ from trd_jax.distill.packing.packing import MicroBatch
 from trd_jax.distill.split_rounds import Place
 from trd_jax.distill.step import TrainState, Tree
 from trd_jax.distill.teacher.source import TeacherSource
+from trd_jax.experiment import alarms, metric_log
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.metric_log import MetricWriter, Sink
 from trd_jax.experiment.processes import supervise
@@ -132,6 +133,7 @@ class Log:
   Args:
     writer: where rows go; None in processes that don't write.
     progress: the line that a person sees.
+    watch: looks at each row for alarms.
     every: updates between rows.
     last: number of the last update, which always has one.
   """
@@ -140,10 +142,11 @@ class Log:
     self,
     writer: MetricWriter | None,
     progress: Progress,
+    watch: alarms.Watch,
     every: int,
     last: int,
   ):
-    self._writer, self._progress = writer, progress
+    self._writer, self._progress, self._watch = writer, progress, watch
     self._every, self._last = every, last
     self.began = time.monotonic()
 
@@ -153,7 +156,7 @@ class Log:
     metrics: Mapping[str, jax.Array],
     facts: dict[str, float],
   ) -> None:
-    """Waits for an update and writes its row.
+    """Waits for an update, writes its row, and says which alarms it fires.
 
     Raises:
       UserError: its loss or its gradient is no number.
@@ -164,7 +167,9 @@ class Log:
     row["elapsed_seconds"] = time.monotonic() - self.began
     if self._writer and (step % self._every == 0 or step == self._last):
       self._writer.write(step, row)
-    self._progress.update(1, f"loss {row['loss']:.4f}")
+      for fired in self._watch.look({"step": step, **row}):
+        self._progress.say(f"train: {fired.line}")
+    self._progress.update(1, _last_values(row))
 
   def stop(self) -> None:
     """Shows that the update that has begun is the last.
@@ -249,6 +254,11 @@ def _log(
   outputs: Outputs, start: int, first: int, end: int, every: int
 ) -> Iterator[Log]:
   """Opens a `Log` for the updates from `start` on, of those of a round."""
+  # Rows after the checkpoint are made again, and their alarms said again.
+  before = []
+  if processes.first():
+    rows = metric_log.read_metrics(outputs.metrics_file)
+    before = [row for row in rows if row["step"] < start]
   with (
     # All processes have the same row, so one of them writes it.
     MetricWriter(outputs.metrics_file, start, outputs.sinks)
@@ -258,7 +268,20 @@ def _log(
       end - first, "train", "updates", initial=start - first
     ) as progress,
   ):
-    yield Log(writer, progress, every, end - 1)
+    yield Log(writer, progress, alarms.Watch(before), every, end - 1)
+
+
+def _last_values(row: Mapping[str, float]) -> str:
+  """Returns what a training's line of progress ends with."""
+  shown = [f"loss {row['loss']:.4f}"]
+  for name, label, form in (
+    ("D", "D", ".4f"),
+    ("grad_norm", "grad norm", ".3g"),
+    ("learning_rate", "lr", ".2g"),
+  ):
+    if name in row:
+      shown.append(f"{label} {row[name]:{form}}")
+  return ", ".join(shown)
 
 
 def _facts(

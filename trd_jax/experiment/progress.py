@@ -89,6 +89,15 @@ class Progress(tqdm):
       self._first = self._time() - self.start_t
     return super().update(n)
 
+  def say(self, line: str) -> None:
+    """Prints a line of its own; on a terminal the bar goes on below it."""
+    if self._live:
+      with contextlib.suppress(OSError):
+        self.clear()
+    print(line, flush=True)
+    if self._live:
+      self.refresh()
+
   def display(self, msg: str | None = None, pos: int | None = None) -> None:
     """Draws the line as it is now, if the stream takes it.
 
@@ -122,9 +131,13 @@ class Progress(tqdm):
 
   def __str__(self) -> str:
     # Of data and models only their words, in one line.
-    line = printing.clean(" ".join(self.line(self._time(), self._live).split()))
+    now = self._time()
+    line = printing.clean(" ".join(self.line(now, self._live).split()))
     # Not to the last column: a terminal may go on to the next line there.
     most = printing.width(self._out)
+    if most is not None and len(line) >= most:
+      # The bar goes before a word does: the numbers say as much.
+      line = printing.clean(" ".join(self.line(now).split()))
     return line if most is None else line[: most - 1]
 
   def line(self, now: float, bar: bool = False) -> str:

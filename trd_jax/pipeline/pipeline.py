@@ -462,9 +462,10 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     were read from, and `thinking`, whether the prompts let a response think;
     `trajectories`, `training`, `merge`: what the stages said of themselves;
     `seconds`: wall-clock by stage, over all the processes that worked on it,
-    those that were stopped apart.
+    those that were stopped apart; `alarms`, those that fired.
   """
   from trd_jax import __version__
+  from trd_jax.experiment import alarms
   from trd_jax.experiment.metric_log import seconds_by_stage
   from trd_jax.grading import estimators, scores
 
@@ -495,6 +496,7 @@ def summarise(experiment: Experiment, run_dir: RunDir) -> dict[str, Any]:
     "benchmarks": figures,
     "stages": {s: run_dir.done(s) for s in experiment.stages},
     "seconds": seconds_by_stage(run_dir.timings),
+    "alarms": [fired._asdict() for fired in alarms.of_run(run_dir)],
   }
 
 
@@ -510,6 +512,7 @@ def look_at_it(run_dir: RunDir) -> str:
 
 def table(summary: dict[str, Any]) -> str:
   """Writes the summary as a person reads it."""
+  from trd_jax.experiment import alarms
   from trd_jax.grading import scores
 
   head = ("benchmark", "", "base", "trained", "difference (paired)")
@@ -540,6 +543,10 @@ def table(summary: dict[str, Any]) -> str:
       "The student is randomly initialised: an accuracy of 0 is what it should"
       " have, and what the run shows is the path.",
     ]
+  # A summary of an earlier version has none.
+  fired = [alarms.Fired(**one) for one in summary.get("alarms", ())]
+  if fired:
+    lines += ["", *(f"{one.stage}: {one.line}" for one in fired)]
   seconds = summary["seconds"]
   total = sum(seconds.values())
   lines += ["", "where the time went"]

@@ -19,7 +19,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_jax.experiment import experiment, printing, stage_log, tables
+from trd_jax.experiment import (
+  alarms,
+  experiment,
+  metric_log,
+  printing,
+  stage_log,
+  tables,
+)
 from trd_jax.experiment import progress as progress_lines
 from trd_jax.experiment.errors import UserError, one_line
 from trd_jax.experiment.experiment import Experiment
@@ -33,7 +40,7 @@ State = Literal["done", "running", "waiting", "stopped", "failed", "damaged"]
 # How a stage ends that was asked to: it goes on when it is started again.
 _STOPPED = {130, 141, 143}
 # Of a training's row what is printed beside its step; the JSON has all of it.
-_METRICS = {"loss": "loss", "learning_rate": "learning rate"}
+_METRICS = {"loss": "loss", "D": "D", "learning_rate": "learning rate"}
 _METRICS |= {"grad_norm": "gradient norm", "response_length": "response length"}
 _TAIL_BYTES = 1 << 16
 _SHARDS = "shard-*.parquet"
@@ -92,6 +99,7 @@ class Status:
     rounds: further rounds, each as a workdir of its own.
     points: a sweep's points that have been begun, as workdirs of their own.
     damaged: a line a file that can't be read.
+    alarms: those that fired so far (`alarms.Fired`).
   """
 
   workdir: str
@@ -103,6 +111,7 @@ class Status:
   rounds: list["Status"] = dataclasses.field(default_factory=list)
   points: list["Status"] = dataclasses.field(default_factory=list)
   damaged: list[str] = dataclasses.field(default_factory=list)
+  alarms: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 def show(
@@ -169,6 +178,7 @@ def look(run_dir: RunDir, stages: Callable[[Experiment], list[str]]) -> Status:
   # The folder of a sweep has a config, whose stages run in its points alone.
   if not points or any(run_dir.stage(name).is_dir() for name in wanted):
     status.stages = _stages(run_dir, wanted, sizes, status)
+  status.alarms = _alarms(run_dir, status)
   for place in sorted(
     (one for one in _folders(run_dir.stage("rounds")) if one.name.isdecimal()),
     key=lambda path: int(path.name),
@@ -317,6 +327,27 @@ def _stages(
   return found
 
 
+def _alarms(run_dir: RunDir, status: Status) -> list[dict[str, Any]]:
+  """Returns the alarms of what is there; of what is damaged none."""
+  fired = []
+  try:
+    rows = metric_log.read_metrics(run_dir.metrics_file("train"))
+    fired = alarms.of_rows(rows)
+  except UserError as error:
+    line = " ".join(str(error).split())
+    # Its last row may have been read all the same, or been complained of.
+    if not any(str(run_dir.metrics_file("train")) in d for d in status.damaged):
+      status.damaged.append(line)
+  summaries: dict[str, Any] = {}
+  for one in status.stages:
+    if one.state == "done":
+      # Nothing is said twice: what is damaged in it has been found already.
+      record = _json(run_dir.stage(one.name) / "done.json", [])
+      if isinstance(record, dict):
+        summaries[one.name] = record
+  return [one._asdict() for one in (*alarms.of_stages(summaries), *fired)]
+
+
 def _lost(run_dir: RunDir, name: str) -> str | None:
   """Says what a finished stage had left and is gone, or isn't its."""
   try:
@@ -441,6 +472,7 @@ def _lines(status: Status) -> Iterator[str]:
     yield from _held(one)
     if one.stages:
       yield from _table(one)
+  yield from _alarm_lines(status)
   if status.points:
     yield ""
     yield "points of the sweep that have been begun:"
@@ -456,6 +488,22 @@ def _lines(status: Status) -> Iterator[str]:
     yield ""
     yield "damaged:"
     yield from (_wrapped(f"  {line}", 4) for line in damaged)
+
+
+def _alarm_lines(status: Status) -> Iterator[str]:
+  """Yields a line for each alarm, those of rounds and points among them."""
+  named = [("", status)]
+  named += [(f"round {Path(one.workdir).name}, ", one) for one in status.rounds]
+  named += [(f"{Path(one.workdir).name}, ", one) for one in status.points]
+  lines = [
+    f"{prefix}{one['stage']}: {alarms.Fired(**one).line}"
+    for prefix, part in named
+    for one in part.alarms
+  ]
+  if lines:
+    yield ""
+  for line in lines:
+    yield _wrapped(line)
 
 
 def _held(status: Status) -> Iterator[str]:
