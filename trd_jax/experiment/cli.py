@@ -68,6 +68,10 @@ _READS_AND_WRITES = {
     "a sweep's points; whatever the stages read",
     "WORKDIR/points/NAME: a pipeline's WORKDIR each; WORKDIR/sweep.json, .svg",
   ),
+  "analyze": (
+    "whatever is in WORKDIR, and in others, finished or not",
+    "WORKDIR/analyze: figures, tables, report/index.html, scores",
+  ),
   "pipeline": ("whatever its stages read", "WORKDIR with summary.json"),
 }
 
