@@ -317,14 +317,18 @@ def test_rows_of_another_loss_or_other_weights_are_replaced(
   rows = read(run_dir)
   assert {row.divergence_name for row in rows} == {"reverse_kl"}
   assert not {row.key for row in rows} & {row.key for row in before}
-  # A student of other weights in the same place is refused by name elsewhere;
-  # where no stage has read it before, its rows are its own.
+  # Another student, and a loss that reads no teacher: it is shown beside one.
   again = training_runs.model_folder(tmp_path / "again", seed=5)
   swapped = dataclasses.replace(
-    other, student=dataclasses.replace(other.student, path=str(again))
+    other,
+    method="sft",
+    student=dataclasses.replace(other.student, path=str(again)),
   )
   scoring.score(swapped, run_dir, 3)
-  assert {row.student_revision for row in read(run_dir)}.isdisjoint(
+  third = read(run_dir)
+  assert {row.divergence_name for row in third} == {"forward_kl"}
+  assert all(min(row.divergence) >= 0 for row in third)
+  assert {row.student_revision for row in third}.isdisjoint(
     {row.student_revision for row in rows}
   )
 

@@ -99,6 +99,12 @@ def choose(experiment: Experiment, run_dir: RunDir, number: int) -> Chosen:
   if not rollouts and not refined:
     units = [Unit(name, None, None, ()) for name in problems]
   picked = spread(units, number)
+  for unit in picked:
+    if unit.problem_id not in problems:
+      raise UserError(
+        f"{run_dir.problems_dir}: problem {unit.problem_id}, which a trajectory"
+        " answers, is not there; start in a new --workdir"
+      )
   kinds = ["y_star"]
   if refined:
     kinds.insert(0, str(writes))

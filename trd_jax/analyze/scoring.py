@@ -164,15 +164,16 @@ def _score(
     if told:
       print(f"{_SHOWN}: {told}", flush=True)
 
-    # 4. Rows, as packs come back.
-    rows = _Pass(experiment, pair, states, samples).rows(mesh, layout, missing)
+    # 4. Models and programs, and then rows, as packs come back.
+    scoring = _Pass(experiment, pair, states, samples)
+    scorer, adapters = scoring.prepare(mesh, layout, missing)
     with (
       run_dir.shard_writer(STAGE, TokenScores) as writer,
       Progress(
         len(wanted), "analyze scores", "rows", initial=len(there)
       ) as progress,
     ):
-      for row in rows:
+      for row in scoring.rows(scorer, adapters, missing):
         writer.add(row)
         progress.update(1)
   print(f"{_SHOWN}: {describe(found)}", flush=True)
@@ -377,47 +378,26 @@ class _Pass:
     self._experiment, self._pair = experiment, pair
     self._states, self._samples = states, samples
 
-  def rows(
+  def prepare(
     self,
     mesh: "Mesh",
     layout: "Layout",
     missing: Mapping[tuple[str, int], str],
-  ) -> Iterator[TokenScores]:
-    """Loads the models and yields rows, as soon as they are there.
-
-    Batches are of the same trajectories however many are missing: what stands
-    beside a trajectory in its pack moves the order in which sums are rounded,
-    and a pass that was killed is to end with the same bits.
+  ) -> "tuple[Scorer, dict[str, Tree]]":
+    """Loads the models and compiles the programs.
 
     Args:
       mesh: where the models are placed.
       layout: the shapes of packs.
       missing: the keys of rows, by student and number of the trajectory.
-    """
-    scorer, loras = self._scorer(mesh, layout, {name for name, _ in missing})
-    size = self._experiment.train.batch_size
-    for start in range(0, len(self._samples), size):
-      part = self._samples[start : start + size]
-      numbers = range(start, start + len(part))
-      states = [
-        state
-        for state in self._states
-        if any((state.name, number) in missing for number in numbers)
-      ]
-      if not states:
-        continue
-      for at, scores in scorer.score(
-        [one.sample for one in part], [loras[state.name] for state in states]
-      ):
-        for state, one in zip(states, scores, strict=True):
-          key = missing.get((state.name, start + at))
-          if key is not None:
-            yield self._row(key, state, part[at], one)
 
-  def _scorer(
-    self, mesh: "Mesh", layout: "Layout", names: set[str]
-  ) -> "tuple[Scorer, dict[str, Tree]]":
-    """Returns the compiled programs, and the students' adapters by name."""
+    Returns:
+      What scores trajectories, and by name the adapters of the students of
+      which something is missing.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
     from trd_jax.distill import models
     from trd_jax.distill.loss.objective import Objective
     from trd_jax.distill.teacher.source import hidden_slot
@@ -437,13 +417,51 @@ class _Pass:
     )
     slot = hidden_slot(pair.configs[1].hidden_size, pair.teacher.dtype)
     scorer = Scorer(setup, loaded, layout, slot)
-    loras = {
+    names = {name for name, _ in missing}
+    adapters = {
       state.name: state.adapter(loaded.lora)
       for state in self._states
       if state.name in names
     }
     scorer.compile(loaded.lora)
-    return scorer, loras
+    return scorer, adapters
+
+  def rows(
+    self,
+    scorer: "Scorer",
+    adapters: "Mapping[str, Tree]",
+    missing: Mapping[tuple[str, int], str],
+  ) -> Iterator[TokenScores]:
+    """Yields the missing rows, as soon as they are there.
+
+    Batches are of the same trajectories however many are missing: what stands
+    beside a trajectory in its pack moves the order in which sums are rounded,
+    and a pass that was killed is to end with the same bits.
+
+    Args:
+      scorer: as `prepare` returns it.
+      adapters: likewise.
+      missing: the keys of rows, by student and number of the trajectory.
+    """
+    size = self._experiment.train.batch_size
+    for start in range(0, len(self._samples), size):
+      part = self._samples[start : start + size]
+      numbers = range(start, start + len(part))
+      states = [
+        state
+        for state in self._states
+        if any((state.name, number) in missing for number in numbers)
+      ]
+      if not states:
+        continue
+      for at, scores in scorer.score(
+        [one.sample for one in part],
+        [adapters[state.name] for state in states],
+      ):
+        for state, one in zip(states, scores, strict=True):
+          key = missing.get((state.name, start + at))
+          if key is not None:
+            yield self._row(key, state, part[at], one)
 
   def _row(
     self, key: str, state: _State, one: InContext, scores: "Scores"
