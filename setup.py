@@ -14,6 +14,7 @@ _VERSION = next(
 _TEST = [
   "hypothesis",
   "pandas",
+  "playwright",
   "pytest",
   "pytest-timeout",
   "pytest-xdist",
@@ -31,7 +32,12 @@ setup(
   python_requires=">=3.11",
   packages=find_packages(include=["trd_jax", "trd_jax.*"]),
   package_data={
-    "trd_jax": ["lab/*/*", "data/prompt_sets/*/*", "data/chat_templates/*"]
+    "trd_jax": [
+      "lab/*/*",
+      "data/prompt_sets/*/*",
+      "data/chat_templates/*",
+      "analyze/report/page_files/*",
+    ]
   },
   install_requires=[
     "absl-py>=2.1",

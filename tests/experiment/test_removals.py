@@ -27,6 +27,7 @@ LICENCES = {
   "experiment/files/atomic_files.py copy_folder": "drawn; the target is empty",
   "experiment/workdir_config.py make": "drawn",
   # By signature, record or marker, under a lock.
+  "analyze/report/pieces.py remove_others": "begins with our signature",
   "distill/teacher/cache.py filling": "a shard's name, in a signed cache",
   "experiment/files/file_locks.py sign": "a lock that is held",
   "experiment/files/ownership.py _write": "a marker that is locked",

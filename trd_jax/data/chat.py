@@ -528,6 +528,67 @@ class Chat:
       ids.pop()
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+  def token_texts(self, ids: Sequence[int]) -> list[str]:
+    """Returns what each id of a response adds to its text.
+
+    The texts join to what the tokenizer makes of all ids. A character whose
+    bytes several ids share stands whole with the last of them, and the others
+    add nothing.
+
+    Args:
+      ids: of a response, a final stop id included, which adds nothing.
+    """
+    ids = [int(i) for i in ids]
+    stop = bool(ids) and ids[-1] in self.stop_ids
+    if stop:
+      ids.pop()
+    distinct = sorted(set(ids))
+    alone = dict(
+      zip(
+        distinct,
+        self._tokenizer.decode_batch(
+          [[i] for i in distinct], skip_special_tokens=False
+        ),
+        strict=True,
+      )
+    )
+    texts: list[str] = []
+    part: list[int] = []  # ids since the last whole character
+    for number, i in enumerate(ids):
+      if not part and "\ufffd" not in alone[i]:
+        texts.append(alone[i])
+        continue
+      part.append(i)
+      text = self._text(part)
+      ends = number + 1 == len(ids) or "\ufffd" not in alone[ids[number + 1]]
+      is_whole = ends or "\ufffd" not in text
+      texts.append(text if is_whole else "")
+      if is_whole:
+        part = []
+    whole = self._text(ids)
+    if "".join(texts) != whole:  # a decoder that looks at what stands before
+      texts = self._grown(ids, whole)
+    return [*texts, ""] if stop else texts
+
+  def token_name(self, i: int) -> str:
+    """Returns an id's own text, or how the vocabulary spells part of one."""
+    text = self._text([i])
+    if text and "\ufffd" not in text:
+      return text
+    return self._tokenizer.id_to_token(i) or f"#{i}"
+
+  def _grown(self, ids: Sequence[int], whole: str) -> list[str]:
+    """Returns `token_texts` by decoding ever longer beginnings."""
+    texts, said = [], ""
+    for end in range(1, len(ids) + 1):
+      now = whole if end == len(ids) else self._text(ids[:end])
+      # What a later id changes is said by the later one.
+      if not whole.startswith(now) or not now.startswith(said):
+        now = said
+      texts.append(now[len(said) :])
+      said = now
+    return texts
+
   @functools.cached_property
   def vocab_size(self) -> int:
     """Returns the largest id plus one: the rows that a head needs."""
