@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 FLAGS = (
   cli.Flag("compare", (), "workdirs of other runs, to stand beside"),
-  cli.Flag("score", 0, "trajectories to score token by token first"),
+  cli.Flag(
+    "score", 0, "problems whose trajectories are scored token by token first"
+  ),
   cli.Flag(
     "prefix_failure", 0, "failed drafts to measure gradients along first"
   ),
@@ -192,6 +194,6 @@ if __name__ == "__main__":
     examples=(
       "--workdir=runs/demo",
       "--workdir=runs/demo --compare=runs/demo-opd,runs/demo-forward_kl",
-      "--workdir=runs/demo --score=200",
+      "--workdir=runs/demo --score=64",
     ),
   )

@@ -14,7 +14,7 @@ import functools
 import io
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.style
@@ -22,7 +22,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from trd_jax.analyze import spreads
 
 COLORS = {
   # For lines, marks and text.
@@ -307,10 +310,14 @@ def half_violin(
   highest = most or counts.max(initial=0)
   if not highest:
     return
-  reach = side * width * counts / highest
+  # Each bin with half of its neighbours': lengths are whole numbers, and of
+  # small ones not every bin has one.
+  smooth = np.convolve(np.pad(counts, 1), (0.25, 0.5, 0.25), "valid")
+  there = np.flatnonzero(smooth)
+  kept = slice(there[0], there[-1] + 1)
   axes.stairs(
-    place + reach,
-    edges,
+    place + side * width * smooth[kept] / highest,
+    edges[there[0] : there[-1] + 2],
     baseline=place,
     orientation="horizontal",
     fill=True,
@@ -318,6 +325,74 @@ def half_violin(
     edgecolor=color("ink"),
     hatch=HATCHES[kind],
     linewidth=0.5,
+  )
+
+
+def violin_legend(figure: Figure) -> None:
+  """Says below a figure which half of a violin is which."""
+  handles = [
+    Patch(
+      facecolor=color(kind),
+      edgecolor=color("ink"),
+      hatch=HATCHES[kind],
+      linewidth=0.5,
+      label=kind,
+    )
+    for kind in ("right", "wrong")
+  ]
+  figure.legend(handles=handles, loc="outside lower left", ncols=2)
+
+
+def log_lengths(axes: Axes, shown: Iterable[Any]) -> None:
+  """Makes the vertical axis one of lengths, as far as there are some.
+
+  Args:
+    axes: the panel.
+    shown: the `spreads.Spread`s in it.
+  """
+  counts = sum(one.counts for one in shown)
+  there = np.flatnonzero(counts)
+  axes.set_yscale("log")
+  if len(there):
+    axes.set_ylim(
+      float(spreads.EDGES[max(there[0] - 2, 0)]),
+      float(spreads.EDGES[min(there[-1] + 3, len(spreads.EDGES) - 1)]),
+    )
+  low, high = axes.get_ylim()
+  if high / low < 12:
+    ticks = MaxNLocator(nbins=5, integer=True).tick_values(low, high)
+  else:
+    steps = (1, 3) if high / low < 3000 else (1,)
+    ticks = [step * 10.0**power for power in range(7) for step in steps]
+  axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+  axes.set_yticks([], minor=True)
+  thousands(axes.yaxis)
+
+
+def interval(axes: Axes, place: float, number: Any, style: Series) -> None:
+  """Draws a share and its interval on a line of their own.
+
+  Args:
+    axes: the panel, whose horizontal axis is that of the share.
+    place: of the line.
+    number: an `analysis.Number`.
+    style: the look.
+  """
+  if number.low is not None:
+    axes.plot([number.low, number.high], [place, place], color=style.color)
+  axes.plot(
+    [number.value],
+    [place],
+    color=style.color,
+    marker=style.marker,
+    linestyle="none",
+  )
+
+
+def interval_label(axes: Axes, style: Series, label: str) -> None:
+  """Puts a look of `interval` into the legend."""
+  axes.plot(
+    [], [], color=style.color, marker=style.marker, linestyle="-", label=label
   )
 
 

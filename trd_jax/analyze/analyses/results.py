@@ -139,7 +139,7 @@ def _cells(
 
 def _method(run: Run) -> str:
   config = run.config
-  subset = "" if config.data.subset == "all" else f", {config.data.subset}"
+  subset = "" if config.train.subset == "all" else f", {config.train.subset}"
   return f"{config.method}, {config.regime}{subset}"
 
 
@@ -183,7 +183,7 @@ def _subsets(found: Sequence[Model], names: Sequence[str]) -> list[Table]:
   tables = []
   methods = [key[0] for key in groups]
   for (method, regime, student), group in groups.items():
-    whole = [m for m in group if m.run.config.data.subset == "all"]
+    whole = [m for m in group if m.run.config.train.subset == "all"]
     if not whole or len(group) == len(whole):
       continue
     name = f"subsets_{method}"
@@ -214,7 +214,7 @@ def _subset_rows(
 ) -> list[list[Cell]]:
   ordered = [whole, *(one for one in group if one is not whole)]
   rows: list[list[Cell]] = [
-    [one.run.config.data.subset, one.label] for one in ordered
+    [one.run.config.train.subset, one.label] for one in ordered
   ]
   for name in names:
     for metric in METRICS:
