@@ -1,5 +1,7 @@
 """What analyses found, as sections of the page: sentences, figures, tables."""
 
+import html as html_text
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from trd_jax.analyze.analysis import (
   registry,
 )
 from trd_jax.analyze.report.escaping import text
+from trd_jax.experiment import printing
+
+_WIDTH = re.compile(r'<svg [^>]*?width="([0-9.]+)pt"')
 
 
 def html(results: Mapping[str, Result], outputs: Path) -> str:
@@ -69,9 +74,12 @@ def _figure(figure: Figure, prefix: str, outputs: Path) -> str:
   # The words say what the picture shows; its own text is for the eye.
   drawn = drawn.replace("<svg ", '<svg aria-hidden="true" ', 1)
   links = _links(outputs / "figures", figure.name, ("svg", "png"))
+  width = _WIDTH.search(drawn)
+  pixels = float(width[1]) * 4 / 3 if width else 600  # of points
   return (
-    f'<figure class="drawn"><div class="canvas" role="img"'
-    f' aria-label="{text(figure.described)}">{drawn}</div>'
+    '<figure class="drawn"><div class="canvas" role="img" tabindex="0"'
+    f' aria-label="{_attribute(figure.described)}"'
+    f' style="--width: {pixels:.0f}">{drawn}</div>'
     f"<figcaption>{text(figure.caption)}{links}</figcaption></figure>"
   )
 
@@ -92,8 +100,9 @@ def _table(table: Table, outputs: Path) -> str:
   links = _links(outputs / "tables", table.name, ("csv", "tex"))
   return (
     '<div class="scroll" tabindex="0" role="region"'
-    f' aria-label="{text(table.caption)}">'
-    f'<table class="sortable"><caption>{text(table.caption)}{links}</caption>'
+    f' aria-label="{_attribute(table.caption)}">'
+    '<table class="sortable">'
+    f"<caption><span>{text(table.caption)}{links}</span></caption>"
     f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
   )
 
@@ -109,7 +118,8 @@ def _head(number: int, column: Column) -> str:
 def _cell(cell: Cell, column: Column, *, is_first: bool) -> str:
   shown = text(formats.shown(cell, column.unit))
   value = cell.value if isinstance(cell, Number) else cell
-  raw = ' data-value=""' if value is None else f' data-value="{text(value)}"'
+  value = "" if value is None else value
+  raw = f' data-value="{_attribute(value)}"'
   if isinstance(cell, Number):
     if cell.best:
       shown = f'<strong>{shown}<span class="unseen"> (best)</span></strong>'
@@ -123,6 +133,11 @@ def _cell(cell: Cell, column: Column, *, is_first: bool) -> str:
     return f'<th scope="row"{raw}>{shown}</th>'
   kind = ' class="number"' if column.unit != "text" else ""
   return f"<td{kind}{raw}>{shown}</td>"
+
+
+def _attribute(value: object) -> str:
+  """Returns text as the value of an attribute, which has no elements."""
+  return html_text.escape(printing.clean(str(value)))
 
 
 def _links(folder: Path, name: str, suffixes: tuple[str, ...]) -> str:

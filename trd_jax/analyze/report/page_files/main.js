@@ -308,7 +308,7 @@ const KEYS = {
   "/": () => byId("query").focus(),
   Enter: () => {
     if (current() === null) step(1);
-    byId("detail").querySelector(".lane .words, .words")?.focus();
+    byId("detail").querySelector(".text:not(.reference) .words")?.focus();
   },
   Escape: () => byId("list").querySelector('[aria-current="true"], a')?.focus(),
 };

@@ -14,11 +14,11 @@ const Samples = (() => {
     const columns = Object.keys(samples.models).map((model) => modelSection(run, question, model));
     detail.replaceChildren(
       heading(samples, question, update),
-      make("div", { class: "pair" }, textSection({
-        title: "x", explains: "the question", pane: statement,
-        facts: answer ? [`right answer ${plain(answer)}`] : [],
-      })),
-      make("div", { class: "pair" }, columns.map((one) => one.element)));
+      make("section", { class: "statement", "aria-label": "x, the question" }, statement.words,
+        answer ? make("p", { class: "facts-line" }, "right answer ",
+          make("code", {}, make("bdi", {}, answer))) : null),
+      make("div", { class: "lane" },
+        make("div", { class: "texts" }, columns.map((one) => one.element))));
     await Promise.all(columns.map((one) => one.first()));
   }
 

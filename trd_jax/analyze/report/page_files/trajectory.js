@@ -57,14 +57,17 @@ const Trajectory = (() => {
       const reference = await loadReference(run, problem);
       if (mine !== ticket) return;
       note.remove();
-      const top = make("div", { class: "pair" },
-        statement(text, answer), referenceSection(run, entry, reference));
+      const top = statement(text, answer);
       const toolbar = make("div", { class: "toolbar", role: "group", "aria-label": "How the texts are shown" });
       const panel = make("aside", { class: "panel", role: "status", "aria-label": "The token", hidden: true });
       Object.assign(open, { toolbar, panel });
       lanes.forEach((lane, i) => Object.assign(lane, texts[i]));
       open.lanes = lanes;
-      const sections = lanes.map((lane) => laneSection(lane, lanes.length > 1));
+      // Beside y* where lines are short, else below it.
+      const isNarrow = lanes.every(({ draft, refined }) =>
+        [reference, draft, refined].every((row) => !row || longestLine(row[0]) < 33));
+      const sections = lanes.map((lane, i) => laneSection(lane, lanes.length > 1, isNarrow,
+        i ? null : referenceSection(run, entry, reference)));
       detail.append(top, toolbar, ...sections, panel);
       await draw();
     } catch (error) {
@@ -130,10 +133,9 @@ const Trajectory = (() => {
   function statement(text, answer) {
     const pane = new TextPane("x, the problem", () => {});
     pane.show(text || "The problem’s text is not in the workdir.", [], null);
-    return textSection({
-      title: "x", explains: "the problem", pane,
-      facts: answer ? [`right answer ${plain(answer)}`] : [],
-    });
+    return make("section", { class: "statement", "aria-label": "x, the problem" }, pane.words,
+      answer ? make("p", { class: "facts-line" }, "right answer ",
+        make("code", {}, make("bdi", {}, answer))) : null);
   }
 
   function referenceSection(run, entry, row) {
@@ -144,7 +146,9 @@ const Trajectory = (() => {
     pane.steps = wrongMark(row[1]);
     pane.show(row[0], pane.steps, null);
     open.panes.push(pane);
-    return textSection({ title: "y*", explains: "the reference", pane });
+    const made = textSection({ title: "y*", explains: "the reference", pane });
+    made.classList.add("reference");
+    return made;
   }
 
   function firstEntry(run, entry) {
@@ -154,8 +158,12 @@ const Trajectory = (() => {
     return n;
   }
 
-  function laneSection(lane, isNamed) {
-    const { label, columns, refined: kind } = { ...DATA.runs[lane.run], ...DATA.runs[lane.run] };
+  function longestLine(text) {
+    return text.split("\n").reduce((most, line) => Math.max(most, line.length), 0);
+  }
+
+  function laneSection(lane, isNamed, isNarrow, reference) {
+    const { label, columns, refined: kind } = DATA.runs[lane.run];
     const { entry } = lane;
     const both = [];
     if (draftVerdict(columns.cell[entry]) !== NONE) {
@@ -170,7 +178,7 @@ const Trajectory = (() => {
     return make("section", { class: "lane", "aria-label": isNamed ? `Run ${plain(label)}` : null },
       isNamed ? make("h4", { class: "run-name" }, make("span", { class: "eyebrow" }, "Run"),
         make("bdi", {}, label), pill(columns.cell[entry], kind)) : null,
-      make("div", { class: "pair" }, both));
+      make("div", { class: isNarrow ? "texts narrow" : "texts" }, reference, both));
   }
 
   function graded(lane, side, title, explains, tokens) {
@@ -276,8 +284,10 @@ const Trajectory = (() => {
           button(s === "base" ? "before training" : "after training", state.student === s,
             () => update.set({ student: s }), { "data-key": `student-${s}` }))));
       }
+      // A choice only where one text was scored under several.
       const contexts = CONTEXTS.filter((c) => rows.some((one) => one.context === c));
-      if (contexts.length > 1 && state.shade !== "none") {
+      const isChoice = panes.some((pane) => new Set(rowsOf(pane).map((one) => one.context)).size > 1);
+      if (isChoice && state.shade !== "none") {
         groups.push(group("Teacher reads", contexts.map((c) =>
           button(READS[c], state.context === c, () => update.set({ context: c }),
             { "data-key": `context-${c}` }))));
