@@ -66,6 +66,8 @@ setup(
     "ray": ["ray[data]"],
     "wandb": ["wandb"],
     "tensorboard": ["tensorboardX"],
+    "trackio": ["trackio"],
+    "mlflow": ["mlflow"],
     # torch is pinned so that no newer build, which brings CUDA, is chosen.
     "test": ["torch==2.13.0", "peft", *_TEST],
     # For newer Pythons, whose torch brings CUDA: tests that need it skip.

@@ -285,6 +285,26 @@ def _finish(
     if line is not None:
       print(f"\n{stage}: {line}", flush=True)
   print(f"\nwritten: {run_dir.stage_summary(stage)}", flush=True)
+  if stage == f"{STAGE}/trained" and run_dir.finished("train"):
+    _tell_trackers(experiment, run_dir, stage)
+
+
+def _tell_trackers(experiment: Experiment, run_dir: RunDir, stage: str) -> None:
+  """Adds the figures to those of the run's training, where these are kept.
+
+  Base's are among them already: training begins with them.
+  """
+  from trd_jax.experiment import metric_sinks, stage_figures
+  from trd_jax.experiment.experiment import flat
+
+  train = run_dir.record("train")
+  metric_sinks.write_figures(
+    run_dir.metrics_file("train"),
+    experiment.metrics,
+    flat(experiment),
+    train.get("first_update", 0) + train.get("updates", 0),
+    stage_figures.of_stage(stage, run_dir.record(stage)),
+  )
 
 
 def _compare(experiment: Experiment, run_dir: RunDir, flags) -> None:

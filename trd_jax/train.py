@@ -74,7 +74,6 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
     training_loop,
     training_set,
   )
-  from trd_jax.distill.checkpoint import Checkpoints
   from trd_jax.distill.distiller import Distiller
   from trd_jax.distill.teacher.registry import source_of
   from trd_jax.distill.teacher.source import TeacherRun
@@ -115,13 +114,7 @@ def _train(experiment: Experiment, run_dir: RunDir) -> None:
 
   # 5. What may refuse the run is seen before models are loaded: where the
   #    numbers go, and what of the teacher is known beforehand.
-  outputs = training_loop.Outputs(
-    Checkpoints(run_dir.checkpoints, train.keep_checkpoints),
-    metrics_file,
-    metric_log.open_sinks(metrics_file, **vars(experiment.metrics))
-    if writes
-    else [],
-  )
+  outputs = training_loop.outputs(experiment, run_dir)
   source = teaching.prepare(
     TeacherRun(experiment, run_dir, both, batches, layout, mesh)
   )

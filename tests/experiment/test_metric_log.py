@@ -1,17 +1,14 @@
-import importlib.util
 import io
 import itertools
 import json
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
 
 from trd_jax.experiment import metric_log, progress
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metric_log import MetricWriter, open_sinks, read_metrics
+from trd_jax.experiment.metric_log import MetricWriter, read_metrics
 from trd_jax.experiment.progress import Progress
 
 
@@ -74,79 +71,6 @@ def test_scalars_of_any_make_are_strict_json(tmp_path):
     "inf": None,
     "none": None,
   }
-
-
-@pytest.mark.parametrize(
-  ("asked", "module"),
-  [("tensorboard", "tensorboardX"), ("wandb", "wandb")],
-)
-def test_a_writer_that_is_not_installed_is_reported(asked, module, tmp_path):
-  if importlib.util.find_spec(module):
-    pytest.skip(f"{module} is installed here")
-  path = tmp_path / "metrics.jsonl"
-  with pytest.raises(UserError, match=f"metrics.{asked} needs {module}"):
-    open_sinks(path, **{asked: True})
-  assert not path.exists()
-
-
-def test_tensorboard_gets_the_numbers(tmp_path):
-  pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
-  path = tmp_path / "metrics.jsonl"
-  with MetricWriter(path, 0, open_sinks(path, tensorboard=True)) as writer:
-    writer.write(0, {"loss": 0.25, "name": "no number", "none": None})
-  (events,) = (tmp_path / "tensorboard").iterdir()
-  assert b"loss" in events.read_bytes()
-  assert np.float32(0.25).tobytes() in events.read_bytes()
-
-
-class _Run:
-  """A run of a `wandb` that isn't there."""
-
-  def __init__(self):
-    self.rows, self.finished = [], False
-
-  def log(self, row, step):
-    self.rows.append((step, row))
-
-  def finish(self):
-    self.finished = True
-
-
-def _wandb(monkeypatch, init):
-  monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-
-
-def test_weights_and_biases_gets_rows_under_an_id_that_stays(
-  tmp_path, monkeypatch
-):
-  made = []
-
-  def init(**asked):
-    made.append((asked, _Run()))
-    return made[-1][1]
-
-  _wandb(monkeypatch, init)
-  path = tmp_path / "run" / "train" / "metrics.jsonl"
-  for step in (3, 4):
-    sinks = open_sinks(path, wandb=True, wandb_project="mine")
-    with MetricWriter(path, step, sinks) as writer:
-      writer.write(step, {"loss": 0.5, "none": None})
-    asked, run = made[-1]
-    assert run.rows == [(step, {"loss": 0.5})]
-    assert run.finished
-    assert (asked["project"], asked["name"]) == ("mine", "run")
-  assert made[0][0]["id"] == made[1][0]["id"]
-
-
-def test_a_run_that_weights_and_biases_refuses_is_reported(
-  tmp_path, monkeypatch
-):
-  def init(**asked):
-    raise RuntimeError("api_key not configured (no-tty)\ncall wandb.login")
-
-  _wandb(monkeypatch, init)
-  with pytest.raises(UserError, match=r"\(api_key .*no-tty\)\); set WANDB_API"):
-    open_sinks(tmp_path / "train" / "metrics.jsonl", wandb=True)
 
 
 class _Terminal(io.StringIO):

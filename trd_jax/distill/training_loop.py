@@ -26,11 +26,19 @@ from trd_jax.distill.packing.packing import MicroBatch
 from trd_jax.distill.split_rounds import Place
 from trd_jax.distill.step import TrainState, Tree
 from trd_jax.distill.teacher.source import TeacherSource
-from trd_jax.experiment import alarms, metric_log
+from trd_jax.experiment import (
+  alarms,
+  metric_log,
+  metric_sinks,
+  stage_figures,
+)
 from trd_jax.experiment.errors import UserError
-from trd_jax.experiment.metric_log import MetricWriter, Sink
+from trd_jax.experiment.experiment import Experiment, flat
+from trd_jax.experiment.metric_log import MetricWriter
+from trd_jax.experiment.metric_sinks import Sink
 from trd_jax.experiment.processes import supervise
 from trd_jax.experiment.progress import Progress
+from trd_jax.experiment.run_dir import RunDir
 from trd_jax.experiment.schema import Train
 
 
@@ -66,11 +74,28 @@ class Outputs:
     checkpoints: the state, every so many updates.
     metrics_file: their rows, as JSON lines; the first process writes them.
     sinks: further places for the rows.
+    figures: of the stages before, by grouped name, for these places.
   """
 
   checkpoints: Checkpoints
   metrics_file: Path
   sinks: Sequence[Sink]
+  figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def outputs(experiment: Experiment, run_dir: RunDir) -> Outputs:
+  """Returns a run's, seen to be usable.
+
+  Raises:
+    UserError: a writer of metrics isn't installed or refuses the run, or the
+      record of a stage before is damaged.
+  """
+  path, sinks, figures = run_dir.metrics_file("train"), [], {}
+  if processes.first():
+    figures = stage_figures.before_training(run_dir)
+    sinks = metric_sinks.open_sinks(path, experiment.metrics, flat(experiment))
+  kept = Checkpoints(run_dir.checkpoints, experiment.train.keep_checkpoints)
+  return Outputs(kept, path, sinks, figures)
 
 
 def begin(
@@ -268,6 +293,8 @@ def _log(
       end - first, "train", "updates", initial=start - first
     ) as progress,
   ):
+    if writer is not None and start == first:
+      writer.write_figures(start, outputs.figures)
     yield Log(writer, progress, alarms.Watch(before), every, end - 1)
 
 

@@ -2,64 +2,19 @@
 
 import contextlib
 import errno
-import importlib
 import json
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
-from trd_jax.experiment.errors import UserError, one_line
+from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.files import json_files
 from trd_jax.experiment.files.atomic_files import atomic_file
 from trd_jax.experiment.files.disk_faults import naming
-from trd_jax.experiment.records import content_key
-
-
-class Sink(Protocol):
-  """A further place for metrics."""
-
-  def begin(self, start_step: int) -> None:
-    """Is called once, with the step of the first row to come."""
-    ...
-
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Takes the row of a step, without what has no value."""
-    ...
-
-  def close(self) -> None:
-    """Ends it."""
-    ...
-
-
-def open_sinks(
-  path: Path,
-  *,
-  tensorboard: bool = False,
-  wandb: bool = False,
-  wandb_project: str = "trd-jax",
-  config: Mapping[str, Any] | None = None,
-) -> list[Sink]:
-  """Opens the further places that are requested, seen to be usable.
-
-  Args:
-    path: the `MetricWriter`'s.
-    tensorboard: also write event files into the folder `tensorboard` beside.
-    wandb: also log to Weights & Biases.
-    wandb_project: its project.
-    config: what the run is shown with there.
-
-  Raises:
-    UserError: one that was asked for is not installed, or refuses the run.
-  """
-  sinks: list[Sink] = []
-  if tensorboard:
-    sinks.append(_TensorBoard(path.parent / "tensorboard"))
-  if wandb:
-    sinks.append(_Wandb(path, wandb_project, config or {}))
-  return sinks
+from trd_jax.experiment.metric_sinks import Sink
 
 
 class MetricWriter:
@@ -72,7 +27,8 @@ class MetricWriter:
   Args:
     path: the JSON lines file, a row a step.
     start_step: the first step that this process will write.
-    sinks: further places, of `open_sinks`; they are closed with this one.
+    sinks: further places, of `metric_sinks.open_sinks`; they are closed with
+      this one.
 
   Raises:
     UserError: the file is there and holds something else.
@@ -122,9 +78,22 @@ class MetricWriter:
     # Written row by row: who watches the file sees the update, and a kill
     # costs one line at most.
     _append(self._path, self._file, {"step": int(step), **row})
-    numbers = {name: value for name, value in row.items() if value is not None}
+    numbers = {
+      f"train/{name}": value
+      for name, value in row.items()
+      if isinstance(value, (int, float))
+    }
+    self.write_figures(step, numbers)
+
+  def write_figures(self, step: int, figures: Mapping[str, float]) -> None:
+    """Writes figures that are no row of this file into the sinks alone.
+
+    Args:
+      step: where they stand among the updates.
+      figures: by grouped name, such as `rollout/accuracy`.
+    """
     for sink in self._sinks:
-      sink.write(step, numbers)
+      sink.write(step, figures)
 
   def close(self) -> None:
     """Ends all files."""
@@ -231,74 +200,6 @@ def _scalar(value: Any) -> bool | int | float | str | None:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
-
-
-class _TensorBoard:
-  """Event files; steps from `start_step` on replace older ones."""
-
-  def __init__(self, folder: Path):
-    self._folder = folder
-    self._writer: Any = None
-    try:
-      self._module = importlib.import_module("tensorboardX")
-    except ImportError:
-      raise UserError(
-        "metrics.tensorboard needs tensorboardX: pip install tensorboardX, or "
-        "set it to False"
-      ) from None
-
-  def begin(self, start_step: int) -> None:
-    self._writer = self._module.SummaryWriter(
-      str(self._folder), purge_step=start_step
-    )
-
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    for name, value in metrics.items():
-      if not isinstance(value, str):
-        self._writer.add_scalar(name, value, step)
-
-  def close(self) -> None:
-    self._writer.close()
-
-
-class _Wandb:
-  """A run of Weights & Biases, found again by its run directory."""
-
-  def __init__(self, path: Path, project: str, config: Mapping[str, Any]):
-    try:
-      wandb = importlib.import_module("wandb")
-    except ImportError:
-      raise UserError(
-        "metrics.wandb needs wandb: pip install 'trd-jax[wandb]', or set it "
-        "to False"
-      ) from None
-    run_dir = path.resolve().parent.parent
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      self._run = wandb.init(
-        dir=str(path.parent),
-        project=project,
-        id=content_key(str(run_dir))[:8],
-        name=run_dir.name,
-        resume="allow",
-        config=dict(config),
-      )
-    except Exception as error:
-      reason = one_line(error)
-      raise UserError(
-        f"metrics.wandb: Weights & Biases refuses the run ({reason}); set"
-        " WANDB_API_KEY or call wandb login, set WANDB_MODE=offline, or set"
-        " the key to False"
-      ) from error
-
-  def begin(self, start_step: int) -> None:
-    """Does nothing: the run itself knows up to which step it has rows."""
-
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    self._run.log(dict(metrics), step=step)
-
-  def close(self) -> None:
-    self._run.finish()
 
 
 @contextlib.contextmanager

@@ -629,6 +629,14 @@ class Metrics:
   tensorboard: bool = key(False, "write TensorBoard event files")
   wandb: bool = key(False, "log to Weights & Biases")
   wandb_project: str = key("trd-jax", "its project", declarations.filled())
+  trackio: bool = key(False, "log to trackio, in files of this machine")
+  trackio_project: str = key("trd-jax", "its project", declarations.filled())
+  mlflow: bool = key(
+    False, "log to MLflow: into the workdir, or to MLFLOW_TRACKING_URI"
+  )
+  mlflow_experiment: str = key(
+    "trd-jax", "its experiment", declarations.filled()
+  )
 
 
 @dataclasses.dataclass(frozen=True)

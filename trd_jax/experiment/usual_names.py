@@ -121,6 +121,9 @@ _KEYS: dict[tuple[str, ...], str] = {
   ("metrics.wandb",): "use_wandb report_to log_with logger",
   ("metrics.wandb_project",): "project project_name wandb_name run_name",
   ("metrics.tensorboard",): "use_tensorboard tb",
+  ("metrics.trackio",): "use_trackio trackio_enabled",
+  ("metrics.mlflow",): "use_mlflow mlflow_enabled",
+  ("metrics.mlflow_experiment",): "experiment_name mlflow_experiment_name",
   ("pipeline.rounds",): "iterations num_iterations num_rounds n_rounds",
   ("sandbox.workers",): "num_workers n_workers workers_per_gpu",
 }

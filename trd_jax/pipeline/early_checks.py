@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from trd_jax.experiment import findings, printing
+from trd_jax.experiment import findings, metric_sinks, printing
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.findings import Finding
@@ -188,15 +188,9 @@ def _needs(experiment: Experiment, module: str) -> Mapping[str, str]:
   else:
     needs.update(dict.fromkeys(_LEARNING, interpreters.INSTALL))
   if module == "train":
-    for name, requested in (
-      ("tensorboard", e.metrics.tensorboard),
-      ("wandb", e.metrics.wandb),
-    ):
-      if requested:
-        # The key is not the name of the module that is imported.
-        package = {"tensorboard": "tensorboardX"}.get(name, name)
-        advice = f"pip install 'trd-jax[{name}]' there, or set"
-        needs[package] = f"{advice} metrics.{name}=False"
+    for name, kind in metric_sinks.requested(e.metrics).items():
+      advice = f"pip install 'trd-jax[{name}]' there, or set"
+      needs[kind.package] = f"{advice} metrics.{name}=False"
   return needs
 
 

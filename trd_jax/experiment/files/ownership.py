@@ -218,7 +218,15 @@ _SHARDS = "shard-*.parquet"
 _OF_A_STAGE = (
   *("done.json", "preflight.json", "summary.json", "comparison.json"),
   *("metrics.jsonl", "rejected.parquet"),
-  *("checkpoints", "tensorboard", "wandb", "adapter", "model"),
+  *(
+    "checkpoints",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "mlflow",
+    "adapter",
+    "model",
+  ),
 )
 
 _OF_PROBLEMS = {"problems", "rejected", "files", "made_by", "left", "digest"}
