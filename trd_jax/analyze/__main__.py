@@ -42,7 +42,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     UserError: a flag has a value that it can't have, a workdir is none, or
       what is in it is damaged: then the rest is written all the same.
   """
-  from trd_jax.analyze import analysis, files
+  from trd_jax.analyze import analysis, files, report
 
   if flags.list:
     print(_table(analysis.registry()))
@@ -75,10 +75,8 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     f"         {folder / 'tables'}: {tables} (csv, tex)",
     flush=True,
   )
-  if importlib.util.find_spec("trd_jax.analyze.report"):
-    report: Any = importlib.import_module("trd_jax.analyze.report")
-    report.write(runs, results, folder / "report")
-    print(f"         {folder / 'report' / 'index.html'}", flush=True)
+  report.write(runs, results, folder / "report")
+  print(f"         {folder / 'report' / 'index.html'}", flush=True)
   if broken:
     raise UserError(*broken)
 
