@@ -16,7 +16,6 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from trd_jax.analyze import failed_prefixes, prefix_summary
+from trd_jax.analyze import failed_prefixes, prefix_result, prefix_summary
 from trd_jax.analyze.failed_prefixes import Prefix
 from trd_jax.analyze.prefix_gradients import (
   Kernels,
@@ -37,7 +36,7 @@ from trd_jax.analyze.prefix_gradients import (
   relate,
   relate_means,
 )
-from trd_jax.analyze.prefix_summary import REFERENCES
+from trd_jax.analyze.prefix_result import GRADIENTS, REFERENCES, VERSION
 from trd_jax.data import vocabulary
 from trd_jax.data.chat import Chat
 from trd_jax.data.problems import store
@@ -55,34 +54,9 @@ from trd_jax.model import backend, sharding
 from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters, hf
 
-VERSION = 1
-"""Of the measurement: another number where its figures mean something else."""
-
-GRADIENTS: Mapping[str, str] = {
-  "forward": "forward KL along the whole draft y_o",
-  "reverse": "reverse KL along the whole draft y_o",
-  "forward_at": "forward KL along the line that is the first wrong one",
-  "forward_after": "forward KL along the draft behind that line",
-  "reverse_after": "reverse KL along the draft behind that line",
-  "frag": "g_frag: Equation 3 of the onset word along the draft behind it",
-  "frag_certain": "g_frag of a teacher that is certain of the onset word",
-  "ideal": "g_ideal: Equation 3 along the correction path",
-  "ideal_certain": "g_ideal of a teacher that is certain of the path",
-  "ideal_first": "g_ideal of a path that ends with the corrected step",
-  "avoid": "Equation 3, a certain teacher, along the right path from before the"
-  " wrong line",
-  "trd": "forward KL along the refined y_r, the loss of TRD",
-}
-"""What is compared, by name; each is a mean over its (context, token) pairs."""
-
 _ROWS = 8  # trajectories of a batch; fewer where gradients are large
 _MOST_NUMBERS = 2**26  # of one kind of gradient of a batch
 _ROUND = 32  # lengths of rows, so that few shapes are compiled
-
-
-def file(run_dir: RunDir) -> Path:
-  """Returns the JSON file that `measure` writes."""
-  return run_dir.stage("analyze") / "prefix_failure.json"
 
 
 def measure(
@@ -156,7 +130,7 @@ def measure(
     **found.summary(),
     "seconds": round(time.monotonic() - began, 1),
   }
-  write_json(file(run_dir), result)
+  write_json(prefix_result.path(run_dir), result)
   return result
 
 

@@ -15,11 +15,10 @@ import numpy as np
 
 from trd_jax.analyze.failed_prefixes import Prefix
 from trd_jax.analyze.prefix_gradients import KINDS, Products
+from trd_jax.analyze.prefix_result import REFERENCES
 
 INTERVALS = "percentile bootstrap over problems, 2,000 draws"
-REFERENCES = ("ideal", "ideal_certain", "avoid")
-"""The gradients that all others are compared with."""
-
+_WHOLE = ("all", "adapter")
 _DRAWS = 2000
 _DIGITS = 6
 
@@ -177,7 +176,7 @@ def _cosines(group: str, one: Group) -> Iterator[dict[str, Any]]:
         "part": part,
         "cosine": interval(lie["cosine"][at]),
       }
-      if part in ("all", "adapter"):
+      if part in _WHOLE:
         row["other"] = interval(lie["other"][at])
         row["norm_ratio"] = _exp(interval(lie["log_ratio"][at]))
         # Each seed's own draw, to see how far a draw of this size says.
@@ -215,6 +214,8 @@ def _mean_of(values, seeds, seed) -> float | None:
 def _means(group: str, one: Group) -> Iterator[dict[str, Any]]:
   """Yields the cosines of mean gradients: each seed's, and that of all."""
   for part, lie in _parts_of(one, one.means):
+    if part not in _WHOLE:
+      continue
     for name, reference, at in _pairs(one):
       cosines = [_or_none(x) for x in lie["cosine"][at]]
       ratio = math.exp(lie["log_ratio"][at][-1])
