@@ -18,13 +18,14 @@ from trd_jax import train
 from trd_jax.analyze import chosen_trajectories, scoring
 from trd_jax.analyze.chosen_trajectories import Unit
 from trd_jax.data.chat import Chat
+from trd_jax.data.problems import parts
 from trd_jax.distill import training_set
 from trd_jax.distill.checkpoint import Checkpoints
 from trd_jax.experiment import shards
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.metric_log import read_metrics
-from trd_jax.experiment.records import TokenScores, Trajectory
+from trd_jax.experiment.records import Problem, TokenScores, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.model import sharding
 from trd_jax.model.lora_config import LoraConfig
@@ -232,6 +233,35 @@ def test_without_its_checkpoint_the_merged_adapter_scores_the_same(
   shutil.rmtree(run_dir.adapter)
   with pytest.raises(UserError, match=r"after update 2.*put one of them back"):
     scoring.score(chosen, run_dir, PROBLEMS)
+
+
+@pytest.mark.slow
+def test_a_split_rounds_student_begins_as_the_round_before_ended(copied):
+  chosen, first = copied
+  scored = {(r.trajectory_key, r.student): r for r in read(first)}
+  chosen = dataclasses.replace(
+    chosen,
+    pipeline=dataclasses.replace(
+      chosen.pipeline, rounds=2, split=True, round=2
+    ),
+    train=dataclasses.replace(chosen.train, batch_size=3),
+  )
+  second = first.round(2)
+  second.claim(to_json(chosen))
+  every = first.read("problems", Problem)
+  training_runs.write(second, "problems", every)
+  mine = parts.of_round(chosen, [problem.problem_id for problem in every])
+  assert 0 < len(mine) < len(every)
+  for stage in ("rollout", "refine"):
+    rows = first.read(stage, Trajectory)
+    wanted = [row for row in rows if row.problem_id in mine]
+    training_runs.write(second, stage, wanted)
+  assert scoring.score(chosen, second, 1).rows == 3
+  for row in read(second):
+    assert row.student == "base"
+    after, before = (scored[row.trajectory_key, s] for s in ("trained", "base"))
+    np.testing.assert_allclose(row.divergence, after.divergence, atol=1e-6)
+    assert np.abs(np.subtract(row.divergence, before.divergence)).max() > 1e-5
 
 
 # Ends itself, as a kill does, once so many rows have been added.

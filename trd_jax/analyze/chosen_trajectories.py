@@ -257,20 +257,21 @@ def in_contexts(
     stage: that sets trajectories aside.
 
   Raises:
-    UserError: see `training_set.of_rows`.
+    UserError: see `prompts.of_run` and `training_set.of_rows`.
   """
-  from trd_jax.data.prompts import reference
+  from trd_jax.data import prompts
   from trd_jax.distill import training_set
 
   made: list[InContext] = []
   rejected: list[Rejected] = []
+  wording = prompts.of_run(experiment, run_dir)
   for kind in chosen.kinds:
     e = along(experiment, kind)
     problems: Mapping[str, Problem] = chosen.problems
     if kind == "y_star":  # of a problem without one nothing is amiss
-      problems = {n: p for n, p in problems.items() if reference(p)}
+      problems = {n: p for n, p in problems.items() if prompts.reference(p)}
     data = training_set.of_rows(
-      e, run_dir, problems, chosen.rollouts, chosen.refined, *chats
+      e, run_dir, wording, problems, chosen.rollouts, chosen.refined, *chats
     )
     rejected += [dataclasses.replace(row, stage=stage) for row in data.rejected]
     context = str(e.context_of_teacher)

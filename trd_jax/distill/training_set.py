@@ -163,9 +163,17 @@ def build(
       for a mode that a template hasn't, or nothing is left to train on.
   """
   rollouts, refined = _finished_rows(experiment, run_dir)
+  prompts = of_run(experiment, run_dir)
   problems = {p.problem_id: p for p in store.load(experiment, run_dir)}
   data = of_rows(
-    experiment, run_dir, problems, rollouts, refined, student, teacher
+    experiment,
+    run_dir,
+    prompts,
+    problems,
+    rollouts,
+    refined,
+    student,
+    teacher,
   )
   if not data.samples:
     told = ", ".join(f"{n} {why}" for why, n in data.dropped.items())
@@ -181,6 +189,7 @@ def build(
 def of_rows(
   experiment: Experiment,
   run_dir: RunDir,
+  prompts: PromptSet,
   problems: Mapping[str, Problem],
   rollouts: list[Trajectory],
   refined: list[Trajectory],
@@ -192,6 +201,7 @@ def of_rows(
   Args:
     experiment: see `build`.
     run_dir: that the rows are of.
+    prompts: the wording of its prompts.
     problems: by their id; of a reference as trajectory those that count.
     rollouts: those of `refined` among them.
     refined: the rows of the refine stage.
@@ -205,7 +215,6 @@ def of_rows(
     UserError: a stored prompt or draft doesn't fit the config or the rest of
       the directory, or a thinking key asks for a mode that a template hasn't.
   """
-  prompts = of_run(experiment, run_dir)
   stage = experiment.trajectory_stage
   if stage is None:
     candidates = _references(problems.values(), rollouts, refined, student)
