@@ -453,7 +453,7 @@ def test_an_alarm_is_said_once_and_kept(tmp_path, student, capsys):
   # The line of progress ends with what the last row has.
   row = rows(run_dir)[-1]
   assert err.splitlines()[-1].endswith(
-    f"loss {row['loss']:.4f}, D {row['D']:.4f}, grad norm"
+    f"loss {row['loss']:.4f}, D {row['D']:.4f}, grad"
     f" {row['grad_norm']:.3g}, lr {row['learning_rate']:.2g}"
   )
   # Nothing new comes when the stage is finished again.

@@ -166,6 +166,48 @@ def test_progress_on_a_terminal_redraws_one_line(monkeypatch):
     assert len(after) >= len(before.rstrip())
 
 
+def test_on_a_narrow_terminal_the_bar_goes_before_a_number(monkeypatch):
+  drawn = {}
+  for columns in (99, 120):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    clock, stream = _Clock(), _Terminal()
+    with Progress(4, "train", "updates", stream=stream, clock=clock) as bar:
+      for _ in range(4):
+        clock.now += 1.0
+        bar.update(note="loss 0.0482, D 0.0486, lr 0.001")
+    drawn[columns] = stream.getvalue().strip().split("\r")[-1]
+  assert "█" in drawn[120]
+  assert "█" not in drawn[99]
+  assert all("lr 0.001" in line for line in drawn.values())
+
+
+def test_a_line_between_two_pictures_of_a_bar_stands_alone(monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", "60")
+  clock, stream = _Clock(), _Terminal()
+  # Both go to one screen.
+  monkeypatch.setattr("sys.stdout", stream)
+  with Progress(2, "train", "updates", stream=stream, clock=clock) as bar:
+    clock.now += 1.0
+    bar.update()
+    bar.say("train: alarm")
+    clock.now += 1.0
+    bar.update()
+  screen = [""]
+  for part in re.split(r"(\r|\n)", stream.getvalue()):
+    if part == "\n":
+      screen.append("")
+    elif part != "\r":
+      screen[-1] = part + screen[-1][len(part) :]
+  assert [line.strip() for line in screen[:1]] == ["train: alarm"]
+  assert "2/2 updates" in screen[1]
+  # In a log it is a line among lines.
+  monkeypatch.undo()
+  log = io.StringIO()
+  with Progress(1, "train", stream=log, clock=_Clock()) as bar:
+    bar.say("train: alarm")
+  assert capsys.readouterr().out == "train: alarm\n"
+
+
 @pytest.mark.parametrize("total", [0, None])
 def test_progress_over_nothing_or_over_nobody_knows_how_much(total):
   stream = io.StringIO()

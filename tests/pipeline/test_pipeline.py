@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -102,6 +103,19 @@ def test_every_row_of_the_table_stands_in_the_output(finished):
   assert table in output
   assert "Avg@4" in table
   assert "Pass@4" in table
+
+
+def test_at_its_end_it_names_the_commands_that_show_what_happened(finished):
+  run_dir, output = finished
+  last = output[output.index("look at it:") :].splitlines()
+  for line, module in zip(last[1:], ("analyze", "show"), strict=True):
+    command = line.split("    ")[0].split()
+    assert command == [
+      *("python", "-m", f"trd_jax.{module}", f"--workdir={run_dir.root}")
+    ]
+  # To be copied: a path with a space is one argument.
+  said = pipeline.look_at_it(RunDir(run_dir.root / "a b"))
+  assert shlex.split(said.splitlines()[-1])[3].endswith("/a b")
 
 
 def test_a_second_run_starts_no_stage(finished):

@@ -220,6 +220,26 @@ def test_of_a_stage_at_work_it_says_who_how_fast_and_how_long(run_dir, capsys):
   assert _stage(found, "train")["state"] == "stopped"
 
 
+def test_alarms_that_fired_are_told_while_it_runs(run_dir, capsys):
+  run_dir.stage("train").mkdir()
+  rows = [{"step": 0, "loss": 1.0, "D": 0.3, "D_first_5": 4.0}]
+  rows.append({"step": 1, "loss": 1.0, "D": 0.2, "D_first_5": 3.0})
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  run_dir.metrics_file("train").write_text(text)
+  run_dir.stage("refine").mkdir()
+  run_dir.mark_done("refine", {"samples": 8, "truncated": 8, "leaks": 0})
+  found = _here(run_dir.root, capsys)
+  assert found["damaged"] == []
+  assert [(a["name"], a["stage"], a["update"]) for a in found["alarms"]] == [
+    ("truncated_share", "refine", None),
+    ("first_tokens", "train", 1),
+  ]
+  text = _here(run_dir.root, capsys, "text")
+  assert "train: alarm first_tokens at update 1: D_first_5 is 4 nats" in text
+  assert "refine: alarm truncated_share: 100% of y_r are truncated" in text
+  assert "loss 1, D 0.2" in text
+
+
 def test_a_training_that_fails_again_is_still_one_of_so_many(run_dir, capsys):
   run_dir.stage("train").mkdir()
   run_dir.metrics_file("train").write_text('{"step": 2, "loss": 1.0}\n')

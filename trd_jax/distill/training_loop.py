@@ -303,7 +303,7 @@ def _last_values(row: Mapping[str, float]) -> str:
   shown = [f"loss {row['loss']:.4f}"]
   for name, label, form in (
     ("D", "D", ".4f"),
-    ("grad_norm", "grad norm", ".3g"),
+    ("grad_norm", "grad", ".3g"),
     ("learning_rate", "lr", ".2g"),
   ):
     if name in row:
