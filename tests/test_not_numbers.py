@@ -14,7 +14,7 @@ from trd_jax.distill import training_loop
 from trd_jax.distill.loss.token_stats import Scoring
 from trd_jax.distill.teacher import topk_from_rollout
 from trd_jax.doctor import engine_checks, training_checks
-from trd_jax.experiment import experiment
+from trd_jax.experiment import alarms, experiment, metric_log, progress
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.schema import Pipeline
 from trd_jax.generation import summaries
@@ -145,3 +145,21 @@ def test_the_update_without_a_loss_is_numbered_as_the_lines_of_progress_are():
   row = {"loss": math.nan, "grad_norm": 1.0}
   with pytest.raises(UserError, match=r"^update 1: the loss is nan "):
     training_loop._check_finite(0, row)
+
+
+def test_the_alarm_of_such_an_update_is_said_though_it_has_no_row(
+  tmp_path, capsys
+):
+  path = tmp_path / "metrics.jsonl"
+  with (
+    metric_log.MetricWriter(path) as writer,
+    progress.Progress(10, "train", "updates") as bar,
+  ):
+    log = training_loop.Log(writer, bar, alarms.Watch(), every=5, last=9)
+    sums = {"loss": np.ones(2), "grad_norm": np.ones(2)}
+    log.record(0, sums, {})
+    with pytest.raises(UserError, match=r"^update 3: the loss is nan"):
+      log.record(2, sums | {"loss": np.array([math.nan, 1])}, {})
+  out = capsys.readouterr().out
+  assert out.startswith("train: alarm nan at update 3: loss: not a finite")
+  assert [row["step"] for row in metric_log.read_metrics(path)] == [0]

@@ -322,8 +322,8 @@ def _whole(
       None if row is None else Problem(**row),
       Pair(
         pair.problem_id,
-        pair.draft and drafts[pair.draft["key"]],
-        pair.refined and refined[pair.refined["key"]],
+        pair.draft and drafts.get(pair.draft["key"]),
+        pair.refined and refined.get(pair.refined["key"]),
       ),
     )
 
@@ -338,13 +338,19 @@ def _rows(
   """Reads rows of wanted keys, a shard at a time: all may be gigabytes."""
   found: dict[str, dict[str, Any]] = {}
   folder = run_dir.stage(stage)
-  for name in shards.names(folder) if wanted else ():
+  for name in shards.names(folder):
+    if len(found) == len(wanted):
+      break
+    # Keys first: most shards hold none of the few rows.
+    keys = shards.read_table(folder / name, record, [record.KEY])[0].to_pylist()
+    mine = {key: at for at, key in enumerate(keys) if key in wanted}
+    if not mine:
+      continue
     part = shards.read_table(folder / name, record, columns)
-    for at, key in enumerate(part[record.KEY].to_pylist()):
-      # Few are wanted. Arrow makes a mask only after it has looked whether it
-      # is of pandas, which takes half a second to import.
-      if key in wanted and key not in found:
-        (found[key],) = part.slice(at, 1).to_pylist()
+    for key, at in mine.items():
+      # Arrow makes a mask only after it has looked whether it is of pandas,
+      # which takes half a second to import.
+      found.setdefault(key, *part.slice(at, 1).to_pylist())
   return found
 
 
@@ -574,7 +580,7 @@ def _show_benchmark(experiment: Experiment, run_dir: RunDir, flags) -> None:
     _about_question(
       one,
       problems.get(one),
-      [texts[row["key"]] for row in mine[one]],
+      [texts[row["key"]] for row in mine[one] if row["key"] in texts],
       {name: _right_of(rows.get(one, ())) for name, rows in by_model.items()},
     )
     for one in chosen

@@ -187,13 +187,16 @@ class Log:
       UserError: its loss or its gradient is no number.
     """
     row = loss_metrics.finish(jax.device_get(metrics)) | facts
-    # Of every update, one without a row too: its state must not be saved.
-    _check_finite(step, row)
     row["elapsed_seconds"] = time.monotonic() - self.began
-    if self._writer and (step % self._every == 0 or step == self._last):
-      self._writer.write(step, row)
+    logged = step % self._every == 0 or step == self._last
+    # What ends the run is said by its name, too, in an update without a row.
+    if self._writer and (logged or not _is_finite(row)):
       for fired in self._watch.look({"step": step, **row}):
         self._progress.say(f"train: {fired.line}")
+    # Of every update, one without a row too: its state must not be saved.
+    _check_finite(step, row)
+    if self._writer and logged:
+      self._writer.write(step, row)
     self._progress.update(1, _last_values(row))
 
   def stop(self) -> None:
@@ -332,13 +335,17 @@ def _facts(
   return facts
 
 
+def _is_finite(row: Mapping[str, float]) -> bool:
+  return all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))
+
+
 def _check_finite(step: int, row: Mapping[str, float]) -> None:
   """Refuses to go on from a loss that is no number.
 
   Raises:
     UserError: the loss or its gradient's norm is NaN or infinite.
   """
-  if not all(math.isfinite(row[name]) for name in ("loss", "grad_norm")):
+  if not _is_finite(row):
     raise UserError(
       f"update {step + 1}: the loss is {row['loss']} and its gradient's norm"
       f" {row['grad_norm']}; the checkpoints before it are kept: lower"
