@@ -182,6 +182,25 @@ def test_the_marks_stand_where_the_texts_differ_and_the_step_is_wrong(
   assert ">" not in same
 
 
+def test_where_one_text_ends_the_other_goes_on(tmp_path, capsys):
+  run = {"cut": (("3+7=10", False, True), (RIGHT, True, False))}
+  out = shown(capsys, make(tmp_path / "run", run=run))
+  assert "  >  3+7=10\n     ^ ends here; y_r goes on\n" in out
+  assert "     3+7=10\n  >  10*4=0\n     ^ first line that differs" in out
+
+
+def test_what_could_not_be_judged_counts_as_figure_7_counts_it():
+  verdicts = {
+    ("match", True): "succ",
+    ("mismatch", False): "fail",
+    ("error", None): "fail",
+    ("no_gold", None): None,
+    ("not_graded", None): None,
+  }
+  for (reason, correct), verdict in verdicts.items():
+    assert show._verdict({"reason": reason, "correct": correct}) == verdict
+
+
 @pytest.mark.parametrize("only", show.ONLY)
 def test_a_choice_shows_what_its_rows_say_and_nothing_else(
   only, capsys, run_dir
@@ -274,7 +293,8 @@ COLOUR = re.compile("\x1b\\[[0-9]+m")
 
 
 def test_a_terminal_gets_no_more_than_its_width_and_its_share(tmp_path):
-  long = "word " * 20_000
+  # Shown, each of these characters takes six.
+  long = "word " * 20_000 + "\u202e" * 500
   text = "\n".join(f"line {n}" for n in range(200)) + f"\n{SLIPS}\n" + long
   run = {"long": ((text, False, False), (f"{text}!", False, False))}
   run_dir = make(tmp_path / "run", run=run)
