@@ -68,7 +68,8 @@ OVERRIDES := --config.engine.name=$(ENGINE) \
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
   --dist loadfile --no-loadscope-reorder
 PYRIGHT := $(BIN)/pyright --pythonpath $(BIN)/python
-FAST := not (slow or vllm or ray or evalplus or sandbox or multiprocess)
+FAST := not (slow or vllm or ray or evalplus or sandbox or browser \
+  or multiprocess)
 
 .PHONY: demo doctor check test test-all newest newest-check \
   lock audit fuzz soak lint style docs vllm evalplus bench clean help

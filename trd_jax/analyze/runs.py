@@ -56,7 +56,7 @@ _SMALL = (
   "extracted",
 )
 _OF_SAMPLES = (
-  *("benchmark", "problem_id", "sample", "num_tokens", "truncated"),
+  *("key", "benchmark", "problem_id", "sample", "num_tokens", "truncated"),
   *("correct", "reason", "extracted", "model_revision"),
 )
 _LONGEST_LABEL = 60
@@ -224,7 +224,7 @@ class Run:
 
   @functools.cache  # noqa: B019
   def samples(self, stage: str) -> pa.Table:
-    """Returns an evaluation's samples without their text and ids.
+    """Returns an evaluation's samples without their text and token ids.
 
     Of a finished evaluation those that its figures are of: others may lie
     beside them, of an earlier model or of questions that are asked no more.

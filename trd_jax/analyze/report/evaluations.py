@@ -78,12 +78,11 @@ def _write_samples(
 ) -> dict[str, Any]:
   """Writes the texts of one model's samples; returns their columns."""
   stage = f"evaluate/{model}"
-  keyed = run.table(stage, ["key", "benchmark", "problem_id", "sample"])
-  samples = np.asarray(keyed["sample"].to_pylist(), int)
+  samples = np.asarray(table["sample"].to_pylist(), int)
   keep = len(samples) if most is None else most
   # By sample first, so that all questions have as many.
   wanted = np.argsort(samples, kind="stable")[:keep]
-  keys = keyed["key"].to_pylist()
+  keys = table["key"].to_pylist()
   mine = frozenset(keys[n] for n in wanted.tolist())
   pieces = family("b" if model == "base" else "t")
   at: dict[str, int] = {}

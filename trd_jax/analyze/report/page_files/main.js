@@ -317,8 +317,8 @@ document.addEventListener("keydown", (event) => {
   if (event.altKey || event.ctrlKey || event.metaKey || byId("keys").open) return;
   const isTyping = event.target.matches("input:not([type=checkbox]), select, textarea");
   if (isTyping) {
-    if (event.key === "Escape") event.target.blur();
-    if (event.key === "Enter") {
+    // Not as browsers do it: that would clear what was searched for.
+    if (event.key === "Escape" || event.key === "Enter") {
       event.preventDefault();
       event.target.blur();
     }
