@@ -34,6 +34,8 @@ FLAGS = (
   cli.Flag("format", ("svg",), "of figures: svg, png or both"),
 )
 
+_MOST_SENTENCES = 8  # of an analysis, on the terminal
+
 
 def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   """Makes what is asked for and prints what was found.
@@ -168,8 +170,10 @@ def _print(
     print(f"\n{one.title}")
     if result.partial:
       print(f"  (partial: {result.partial})")
-    for sentence in result.findings:
+    for sentence in result.findings[:_MOST_SENTENCES]:
       print(f"  {sentence}")
+    if more := len(result.findings[_MOST_SENTENCES:]):
+      print(f"  and {more} more in the report")
 
 
 def _table(registry: Mapping[str, "Analysis"]) -> str:

@@ -6,6 +6,7 @@ number at once.
 """
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -294,6 +295,19 @@ class Run:
     return list(metric_log.read_metrics(self.run_dir.metrics_file("train")))
 
 
+_NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)")
+
+
+def _by_numbers(name: str) -> list[tuple[int, float, str]]:
+  """Returns what sorts names with their numbers by value: 9 before 10."""
+  parts = _NUMBER.split(name)
+  # Every second part is a number.
+  return [
+    (1, float(part), "") if place % 2 else (0, 0.0, part)
+    for place, part in enumerate(parts)
+  ]
+
+
 def open_runs(workdirs: Sequence[Path | str]) -> list[Run]:
   """Opens workdirs, each with a label of its own.
 
@@ -305,7 +319,8 @@ def open_runs(workdirs: Sequence[Path | str]) -> list[Run]:
   folders: list[Path] = []
   for workdir in map(Path, workdirs):
     points = sorted(
-      path.parent for path in (workdir / "points").glob("*/config.json")
+      (path.parent for path in (workdir / "points").glob("*/config.json")),
+      key=lambda path: _by_numbers(path.name),
     )
     folders += points or [workdir]
   real = [folder.resolve() for folder in folders]

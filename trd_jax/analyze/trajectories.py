@@ -1,6 +1,6 @@
 """Trajectories of a run by verdict and by kind of reference, as arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,6 +154,29 @@ def _tokenizer(run: Run):
   # `tokenizers` raises a bare Exception for a file that is none.
   except Exception:
     return None
+
+
+def distinct(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+  """Returns runs whose trajectories differ, and who shares whose.
+
+  The points of a sweep take rollouts over from one another. Keys are of all
+  that a row depends on, so that equal keys are equal rows.
+  """
+  kept: dict[tuple[frozenset[str], ...], Run] = {}
+  shared: dict[str, list[str]] = {}
+  for run in runs:
+    keys = tuple(
+      frozenset(run.trajectories(stage)["key"].to_pylist())
+      for stage in ("rollout", "refine")
+    )
+    first = kept.setdefault(keys, run)
+    if first is not run and any(keys):
+      shared.setdefault(first.label, []).append(run.label)
+  said = [
+    f"{', '.join(labels)} had the same trajectories as {first}."
+    for first, labels in shared.items()
+  ]
+  return list(kept.values()), said
 
 
 def written(run: Run) -> str:

@@ -122,17 +122,20 @@ def _findings(rows: Sequence[_Row], base: str) -> list[str]:
     if row.bucket == "B0":
       solved = round(row.passed.value * row.questions)
       said.append(
-        f"Of {row.questions} questions on {row.benchmark} that base never"
-        f" solved, the trained student{whose} solves {solved}."
+        f"Of {_questions(row)} on {row.benchmark} that base never solved, the"
+        f" trained student{whose} solves {solved}."
       )
     elif (row.benchmark, row.bucket) in before:
       was = before[row.benchmark, row.bucket].avg.value
       said.append(
-        f"On the {row.questions} questions of {row.bucket} on {row.benchmark}"
-        f" Avg@K{whose} went from {100 * was:.1f}% to"
-        f" {100 * row.avg.value:.1f}%."
+        f"On the {_questions(row)} of {row.bucket} on {row.benchmark} Avg@K{whose}"
+        f" went from {100 * was:.1f}% to {100 * row.avg.value:.1f}%."
       )
   return said
+
+
+def _questions(row: _Row) -> str:
+  return f"{row.questions:,} question{'s' * (row.questions != 1)}"
 
 
 def _draw(rows: Sequence[_Row], names: Sequence[str], metric: Metric) -> Any:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trd_jax.analyze import look
+from trd_jax.analyze import look, trajectories
 from trd_jax.analyze.analysis import (
   Analysis,
   Column,
@@ -41,6 +41,7 @@ class _Row(NamedTuple):
 
 def make(runs: Sequence[Run]) -> Result | None:
   """Makes the step at which drafts and rewrites first go wrong."""
+  runs, shared = trajectories.distinct(runs)
   rows = [row for run in runs for row in _rows(run)]
   if not rows:
     return None
@@ -80,7 +81,7 @@ def make(runs: Sequence[Run]) -> Result | None:
     ],
   )
   partial = filter(None, (run.unfinished("rollout", "refine") for run in runs))
-  findings = [f"{_said(row, len(runs))}." for row in rows]
+  findings = [f"{_said(row, len(runs))}." for row in rows] + shared
   return Result(findings, [figure], [table], "; ".join(partial) or None)
 
 

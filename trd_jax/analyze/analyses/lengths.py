@@ -34,6 +34,7 @@ class _Row(NamedTuple):
 
 def make(runs: Sequence[Run]) -> Result | None:
   """Makes the lengths of runs' trajectories and references."""
+  runs, shared = trajectories.distinct(runs)
   rows = [row for run in runs for row in _rows(run)]
   if not any(row.trajectory != "y*" for row in rows):
     return None
@@ -68,6 +69,7 @@ def make(runs: Sequence[Run]) -> Result | None:
   )
   partial = filter(None, (run.unfinished("rollout", "refine") for run in runs))
   findings = [said for run in runs for said in _findings(run, rows, len(runs))]
+  findings += shared
   return Result(findings, [figure], [table], "; ".join(partial) or None)
 
 

@@ -250,7 +250,7 @@ def _sentence(model: Model, name: str, metric: Metric, change: Change) -> str:
   unclear = (one.low or 0.0) <= 0 <= (one.high or 0.0)
   span = f"from {100 * change.first:.1f}% to {100 * change.second:.1f}%"
   if not one.value:
-    moved, span = "stayed", f"at {100 * change.first:.1f}%"
+    return f"{called}{whose} on {name} stayed at {100 * change.first:.1f}%."
   elif unclear:
     moved = "went"
   else:

@@ -17,6 +17,9 @@ from trd_jax.analyze.analysis import (
 from trd_jax.analyze.runs import Run
 
 _MOST_POINTS = 400
+_OF_SEVERAL = (
+  " The divergence is whole where y_o was wrong, dashed where right."
+)
 
 
 class _Metric(NamedTuple):
@@ -58,7 +61,9 @@ def make(runs: Sequence[Run]) -> Result | None:
         "training_signal",
         "Mean divergence of a token by the verdict of y_o, perplexity of the"
         " student minus the teacher's, and the teacher's probability of onset"
-        " words (Wait, However, …), at each update.",
+        " words (Wait, However, …), at each update."
+        + _OF_SEVERAL
+        * (len(runs) > 1),
         look.drawing(_draw_signal, runs, panels),
         _described(runs, (*_OUTCOMES, _GAP, _MASS)),
       )
@@ -186,11 +191,10 @@ def _draw_signal(runs: Sequence[Run], panels: Sequence[str]) -> Any:
       if name != "D":
         x, y = _thinned(*_values(run, name))
         scale = 1000 if name == _MASS.name else 1
-        look.line(panel, number, x, scale * y, run.label)
+        look.line(panel, number, x, scale * y, run.label, solid=True)
         continue
       outcomes = [one for one in _OUTCOMES if _has(run, one.name)]
       for one in outcomes or [_Metric("D", "all")]:
-        label = f"{run.label}, {one.title}"
         values = _thinned(*_values(run, one.name))
         # One run's outcomes differ by colour, several runs' by dash.
         if len(runs) == 1:
@@ -198,9 +202,9 @@ def _draw_signal(runs: Sequence[Run], panels: Sequence[str]) -> Any:
             panel, outcomes.index(one) if outcomes else 0, *values, one.title
           )
         else:
-          look.line(
-            panel, number, *values, label, solid=one.name == "D_incorrect"
-          )
+          is_wrong = one.name != "D_correct"
+          label = run.label if is_wrong else None
+          look.line(panel, number, *values, label, solid=is_wrong)
     titles = {"D": "divergence (nats)", _GAP.name: _GAP.title}
     look.name_panel(panel, titles.get(name, f"{_MASS.title} (‰)"))
     panel.set_xlabel("update")

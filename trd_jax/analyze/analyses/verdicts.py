@@ -43,6 +43,7 @@ class _Accuracy(NamedTuple):
 
 def make(runs: Sequence[Run]) -> Result | None:
   """Makes verifier accuracy and the outcomes of drafts and their rewrites."""
+  runs, shared = trajectories.distinct(runs)
   accuracies = [row for run in runs for row in _accuracies(run)]
   if not accuracies:
     return None
@@ -94,6 +95,7 @@ def make(runs: Sequence[Run]) -> Result | None:
       for s in _findings(label, counts, len(runs))
     ),
     *(_leak_finding(run, found, len(runs)) for run, found in leaks),
+    *shared,
   ]
   return Result(findings, figures, tables, "; ".join(partial) or None)
 
