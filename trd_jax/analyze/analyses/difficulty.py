@@ -128,8 +128,9 @@ def _findings(rows: Sequence[_Row], base: str) -> list[str]:
     elif (row.benchmark, row.bucket) in before:
       was = before[row.benchmark, row.bucket].avg.value
       said.append(
-        f"On the {_questions(row)} of {row.bucket} on {row.benchmark} Avg@K{whose}"
-        f" went from {100 * was:.1f}% to {100 * row.avg.value:.1f}%."
+        f"On the {_questions(row)} of {row.bucket} on {row.benchmark}"
+        f" Avg@K{whose} went from {100 * was:.1f}% to"
+        f" {100 * row.avg.value:.1f}%."
       )
   return said
 
