@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.places import ROOT
 from trd_jax import show
-from trd_jax.experiment import cli, experiment
+from trd_jax.experiment import cli, excerpts, experiment
 from trd_jax.experiment.records import GradedSample, Problem, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 
@@ -316,6 +316,20 @@ def test_a_terminal_gets_no_more_than_its_width_and_its_share(tmp_path):
   assert "left out" not in whole
   assert re.sub(r"\s", "", whole).count("word") == 40_000
   assert max(map(len, whole.splitlines()[1:])) < 60
+
+
+@pytest.mark.parametrize("count", range(5, 14))
+def test_what_is_left_out_is_counted_and_never_one_row(count):
+  text = "\n".join(f"line {n}" for n in range(count))
+  rows = list(excerpts.block(text, {count // 2: [("!", "here")]}, 5))
+  said = ["".join(piece for piece, _ in one).strip() for one in rows]
+  left = [int(one.split()[1]) for one in said if "left out" in one]
+  kept = [one for one in said if "line " in one]
+  assert sum(left) + len(kept) == count
+  assert 1 not in left
+  assert kept[0] == "line 0"
+  assert kept[-1] == f"line {count - 1}"
+  assert said[said.index(f"!  line {count // 2 - 1}") + 1] == "^ here"
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])

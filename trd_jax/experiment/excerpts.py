@@ -101,12 +101,15 @@ def _elided(rows: Sequence[_Row], most: int | None) -> Iterator[_Row | int]:
   ends = max(most - len(around) - 1, 2)
   kept = around | {*range(ends - ends // 2)}
   kept |= {*range(len(rows) - ends // 2, len(rows))}
-  gap = 0
+  gap: list[_Row] = []
   for at, row in enumerate(rows):
     if at not in kept:
-      gap += 1
+      gap.append(row)
       continue
-    if gap:
-      yield gap
-      gap = 0
+    # To say of one row that it is left out takes as much room.
+    if len(gap) == 1:
+      yield gap[0]
+    elif gap:
+      yield len(gap)
+    gap = []
     yield row
