@@ -51,7 +51,6 @@ from trd_jax.experiment.run_dir import RunDir
 from trd_jax.generation import chat_model
 from trd_jax.generation.chat_model import ChatModel
 from trd_jax.model import backend, sharding
-from trd_jax.model.lora_config import LoraConfig
 from trd_jax.model.weights import adapters, hf
 
 _ROWS = 8  # trajectories of a batch; fewer where gradients are large
@@ -308,21 +307,18 @@ def _draw(
 def _load(
   experiment: Experiment, student: ChatModel, teacher: ChatModel
 ) -> tuple[Sides, Kernels]:
-  """Loads both models in float32, and the A of an adapter at its beginning."""
-  lora = LoraConfig(**vars(experiment.lora))
-  model = hf.load(
-    student.folder,
-    dtype="float32",
-    lora=lora,
-    seed=experiment.seed,
-  )
-  _, fresh, base = nnx.split(model, nnx.LoRAParam, ...)
-  tree = nnx.to_pure_dict(base)
-  fresh = nnx.to_pure_dict(fresh)["layers"]
+  """Loads both models in float32, and draws the A of a new adapter."""
+  model = hf.load(student.folder, dtype="float32")
+  tree = nnx.to_pure_dict(nnx.state(model))
+  # As `lora.Linear` draws it, but without the program that draws the very one
+  # of training: to compile that takes longer than anything here.
+  rng = np.random.default_rng(experiment.seed)
+  layers, rank = model.config.num_layers, experiment.lora.rank
   lora_a = {
-    name: part["lora_a"]
-    for room in ("attention", "mlp")
-    for name, part in fresh[room].items()
+    name: jnp.asarray(
+      rng.uniform(-(ins**-0.5), ins**-0.5, (layers, ins, rank)), jnp.float32
+    )
+    for name, (ins, _) in model.config.linear_layers().items()
   }
   if student.adapter is not None:
     size, adapter = adapters.load_peft(student.adapter, model.config)
