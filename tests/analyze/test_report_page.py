@@ -110,7 +110,7 @@ def test_the_report_says_what_was_asked_found_and_counted(visit):
   page = visit()
   assert page.locator("h1").inner_text() == "one <u>"
   assert (
-    "get better on arithmetic" in page.locator(".question").first.inner_text()
+    "get better at arithmetic" in page.locator(".question").first.inner_text()
   )
   assert page.locator(".found").inner_text().endswith("It learnt <b>a lot</b>.")
   assert "partial: train, merge, evaluate/base, evaluate/trained" in (

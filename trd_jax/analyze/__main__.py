@@ -32,6 +32,9 @@ FLAGS = (
   cli.Flag("only", (), "the analyses to make; default all"),
   cli.Flag("list", False, "name all analyses and make none"),
   cli.Flag("format", ("svg",), "of figures: svg, png or both"),
+  cli.Flag(
+    "inspect", "2000", "trajectories whose texts the report holds, or all"
+  ),
 )
 
 _MOST_SENTENCES = 8  # of an analysis, on the terminal
@@ -58,6 +61,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
         f"--format={kind}: there is no such format; choose from"
         f" {', '.join(files.FORMATS)}"
       )
+  inspect = _inspect(flags.inspect)
   runs = _open(run_dir, flags)
   folder = run_dir.root / "analyze"
   files.check(folder)
@@ -77,7 +81,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
     f"         {folder / 'tables'}: {tables} (csv, tex)",
     flush=True,
   )
-  report.write(runs, results, folder / "report")
+  report.write(runs, results, folder / "report", inspect)
   print(f"         {folder / 'report' / 'index.html'}", flush=True)
   if broken:
     raise UserError(*broken)
@@ -100,6 +104,22 @@ def _chosen(flags, registry: Mapping[str, "Analysis"]) -> list["Analysis"]:
     for name, one in registry.items()
     if not flags.only or name in flags.only
   ]
+
+
+def _inspect(text: str) -> int | None:
+  """Reads --inspect: a number, or None for all.
+
+  Raises:
+    UserError: it is neither.
+  """
+  if text == "all":
+    return None
+  if not (text.isascii() and text.isdecimal()):
+    raise UserError(
+      f"--inspect={text}: give the number of trajectories whose texts the"
+      " report holds, or all"
+    )
+  return int(text[:12])
 
 
 def _open(run_dir: RunDir, flags) -> list["Run"]:

@@ -33,6 +33,7 @@ def html(run: Run, results: Mapping[str, Result]) -> str:
   """
   parts = [
     f'<p class="question">{text(question(run.config))}</p>',
+    f'<p class="how-it-learns">{text(how(run.config))}</p>',
     _findings(results),
     _warnings(warnings(run)),
     '<div class="facts">',
@@ -46,36 +47,31 @@ def html(run: Run, results: Mapping[str, Result]) -> str:
 
 def question(config: Experiment) -> str:
   """Returns in words what a run asks."""
-  chosen = config.coordinates
-  student = config.student.path
-  teacher = (
-    "its own frozen base"
-    if config.regime == "opsd"
-    else f"{config.teacher_model.path}"
-  )
-  says = (
-    f"Does {student} get better on {config.domain} when {config.method}"
-    f" distils it along {TRAJECTORIES[chosen.trajectory].meaning}"
-    f" ({chosen.trajectory})"
-  )
-  term = DIVERGENCES[chosen.divergence]
-  if chosen.teacher_context is None:
-    return f"{says}, by {term.formula}?"
-  context = TEACHER_CONTEXTS[chosen.teacher_context]
   return (
-    f"{says} from {teacher}, which reads {context}, by {term.formula}"
-    f"{_terms(config)}?"
+    f"Does {config.student.path} get better at {config.domain} by"
+    f" {config.method}, in {config.regime.upper()}?"
   )
 
 
-def _terms(config: Experiment) -> str:
+def how(config: Experiment) -> str:
+  """Returns in words how a run's student learns, by its coordinates."""
   chosen = config.coordinates
-  terms = []
+  along = TRAJECTORIES[chosen.trajectory].meaning
+  says = f"It learns along {chosen.trajectory}, {along}."
+  if chosen.teacher_context is not None:
+    teacher = config.teacher_model.path
+    if config.regime == "opsd":
+      teacher = "its own frozen base"
+    says += (
+      f" Its teacher is {teacher}, which reads"
+      f" {TEACHER_CONTEXTS[chosen.teacher_context]}."
+    )
+  says += f" The loss is {DIVERGENCES[chosen.divergence].formula}"
   if chosen.token_weights:
-    terms.append(f"weighted by {chosen.token_weights}")
+    says += f", weighted by {chosen.token_weights}"
   if chosen.clip is not None:
-    terms.append(f"clipped at {chosen.clip:g} nats a token")
-  return f", {' and '.join(terms)}" if terms else ""
+    says += f", clipped at {chosen.clip:g} nats a token"
+  return f"{says}."
 
 
 def state(run: Run) -> str:

@@ -18,6 +18,7 @@ from trd_jax.analyze.analysis import (
 from trd_jax.analyze.report.escaping import text
 from trd_jax.experiment import printing
 
+_OPEN_ROWS = 12  # of a table that is shown at once
 _WIDTH = re.compile(r'<svg [^>]*?width="([0-9.]+)pt"')
 
 
@@ -98,12 +99,23 @@ def _table(table: Table, outputs: Path) -> str:
     for row in table.rows
   )
   links = _links(outputs / "tables", table.name, ("csv", "tex"))
-  return (
+  is_long = len(table.rows) > _OPEN_ROWS
+  said = text(table.caption)
+  if is_long:
+    said = f'<span class="unseen">{said}</span>'
+  made = (
     '<div class="scroll" tabindex="0" role="region"'
     f' aria-label="{_attribute(table.caption)}">'
     '<table class="sortable">'
-    f"<caption><span>{text(table.caption)}{links}</span></caption>"
+    f"<caption><span>{said}{links}</span></caption>"
     f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+  )
+  if not is_long:
+    return made
+  # So that what was found isn't lost between long tables.
+  return (
+    f'<details class="long"><summary>Table of {len(table.rows)} rows:'
+    f" {text(table.caption)}</summary>{made}</details>"
   )
 
 
