@@ -448,10 +448,11 @@ def themed(content: bytes, prefix: str) -> str:
   text = text[text.index("<svg") :]
   text = _ID.sub(rf"\g<1>{prefix}-\g<2>", text)
   for name, (light, _) in COLORS.items():
-    text = text.replace(f"fill: {light}", f"fill: var(--trd-{name}, {light})")
-    text = text.replace(
-      f"stroke: {light}", f"stroke: var(--trd-{name}, {light})"
-    )
+    variable = f"var(--trd-{name}, {light})"
+    for what in ("fill", "stroke"):
+      text = text.replace(f"{what}: {light}", f"{what}: {variable}")
+      # The ground of a hatch: an attribute knows no variables.
+      text = text.replace(f'{what}="{light}"', f'style="{what}: {variable}"')
   return text
 
 

@@ -292,7 +292,7 @@ def _leak_finding(run: Run, found: _Leaks, runs: int) -> str:
     return f"No refined trajectory{whose} speaks of a draft or a reference."
   return (
     f"{found.anywhere:,} of {found.rows:,} refined trajectories{whose}"
-    f" ({100 * found.anywhere / found.rows:.1f}%) speak of a draft or a"
+    f" ({100 * found.anywhere / found.rows:.2g}%) speak of a draft or a"
     f" reference, {found.in_answer:,} of them in their answer."
   )
 
