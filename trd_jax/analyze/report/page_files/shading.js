@@ -20,18 +20,14 @@ const SHADES = [
   { key: "teacher", label: "Teacher log p", unit: "nats",
     says: "darker: the teacher held the token less likely",
     of: (n) => -n[TEACHER_NLL], scale: (s) => s[TEACHER_NLL] },
-  { key: "difference", label: "Their difference", unit: "nats", signed: true,
-    says: "difference of log-probabilities: blue, the teacher held the " +
+  { key: "difference", label: "Difference", unit: "nats", signed: true,
+    says: "teacher’s log p minus student’s: blue, the teacher held the " +
       "token likelier; orange, the student did",
     of: (n) => n[NLL] - n[TEACHER_NLL],
     scale: (s) => Math.max(s[NLL], s[TEACHER_NLL]) },
   { key: "onset", label: "Epistemic mass", unit: "",
     says: "the student’s probability of words that open a doubt (Wait, Hmm, …)",
-    of: (n) => n[ONSET], scale: (s) => Math.max(s[ONSET], s[TEACHER_ONSET]) },
-  { key: "teacher_onset", label: "of the teacher", unit: "",
-    says: "the teacher’s probability of words that open a doubt",
-    of: (n) => n[TEACHER_ONSET],
-    scale: (s) => Math.max(s[ONSET], s[TEACHER_ONSET]) },
+    of: (n) => n[ONSET], scale: (s) => s[ONSET] },
   { key: "clipped", label: "Clip, weight", unit: "×", signed: true,
     centre: 1,
     says: "outlined: the clip bounds the token; blue and orange: it counts " +
