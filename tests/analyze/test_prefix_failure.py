@@ -220,6 +220,32 @@ def test_the_analysis_shows_what_was_measured(measured, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_without_refined_or_right_drafts_is_shown_without(
+  measured, tmp_path
+):
+  run_dir = RunDir(tmp_path / "w")
+  shutil.copytree(measured.root, run_dir.root)
+  path = prefix_result.path(run_dir)
+  result = json.loads(path.read_text())
+  for name in ("cosines", "means", "modes", "divergence", "paths"):
+    result[name] = [
+      row
+      for row in result[name]
+      if row["group"] == "failed" and row.get("gradient") != "trd"
+    ]
+  del result["counts"]["right"]
+  path.write_text(json.dumps(result))
+  made = ANALYSIS.make([Run(run_dir.root)])
+  assert made is not None
+  assert "and 0 right drafts" in made.findings[0]
+  assert not any("TRD" in sentence for sentence in made.findings)
+  for figure in made.figures:
+    assert look.svg(figure.draw())
+  for table in made.tables:
+    assert not any("trd" in row or "right prefix" in row for row in table.rows)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "damage",
   [

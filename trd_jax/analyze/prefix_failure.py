@@ -53,6 +53,10 @@ from trd_jax.generation.chat_model import ChatModel
 from trd_jax.model import backend, sharding
 from trd_jax.model.weights import adapters, hf
 
+_REMEDY = (
+  "gradients of a dozen kinds are kept at once, each as large as the student's"
+  " linear layers: measure on CPUs with JAX_PLATFORMS=cpu, or a smaller student"
+)
 _ROWS = 8  # trajectories of a batch; fewer where gradients are large
 _MOST_NUMBERS = 2**26  # of one kind of gradient of a batch
 _ROUND = 32  # lengths of rows, so that few shapes are compiled
@@ -79,8 +83,8 @@ def measure(
 
   Raises:
     UserError: the domain has no verifier of prefixes; the rollouts aren't
-      there or another student's; no draft has failed; or as
-      `training_set.build` and `hf.load`.
+      there or another student's; no draft has failed; a device has no memory
+      for the gradients; or as `training_set.build` and `hf.load`.
   """
   failed_prefixes.verifier(experiment.domain)
   if number < 1 or not seeds or len(set(seeds)) < len(seeds):
@@ -102,12 +106,15 @@ def measure(
     group: _draw(prefixes, number, seeds)
     for group, prefixes in drafts.by_group.items()
   }
-  sides, lora_a = _load(experiment, student, teacher)
   every = [row.prefix for rows in chosen.values() for row in rows]
-  found = _Measured(sides, lora_a, student.chat, drafts, every, len(seeds))
-  with Progress(
-    sum(len(rows) for rows in chosen.values()), "prefix failure", "drafts"
-  ) as progress:
+  with (
+    backend.enough_memory(_REMEDY),
+    Progress(
+      sum(map(len, chosen.values())), "prefix failure", "drafts"
+    ) as progress,
+  ):
+    sides, lora_a = _load(experiment, student, teacher)
+    found = _Measured(sides, lora_a, student.chat, drafts, every, len(seeds))
     for group, rows in chosen.items():
       found.add(group, rows, progress.update)
   result = {
