@@ -95,6 +95,8 @@ def test_what_is_somebody_s_is_neither_replaced_nor_removed(own, capsys):
     (["--workdir={}", "--compare=~nobody-here/x"], "no user nobody-here"),
     (["--workdir={}", "--config.seed=3"], "leave it out"),
     (["--workdir={}", "--score=-1"], "--score=-1"),
+    (["--workdir={}", "--inspect=few"], "--inspect=few"),
+    (["--workdir={}", "--inspect=-1"], "--inspect=-1"),
   ],
 )
 def test_a_mistake_is_one_line(argv, message, own, capsys):

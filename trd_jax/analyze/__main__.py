@@ -29,6 +29,11 @@ FLAGS = (
   cli.Flag(
     "prefix_failure", 0, "failed drafts to measure gradients along first"
   ),
+  cli.Flag(
+    "inspect",
+    "2000",
+    "trajectories of each run whose texts the page has; all for all",
+  ),
   cli.Flag("only", (), "the analyses to make; default all"),
   cli.Flag("list", False, "name all analyses and make none"),
   cli.Flag("format", ("svg",), "of figures: svg, png or both"),
@@ -62,6 +67,7 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
         f" {', '.join(files.FORMATS)}"
       )
   inspect = _inspect(flags.inspect)
+  inspect = None if flags.inspect == "all" else _whole(flags.inspect)
   runs = _open(run_dir, flags)
   folder = run_dir.root / "analyze"
   files.check(folder)
@@ -85,6 +91,17 @@ def run(experiment: Experiment, run_dir: RunDir | None, flags) -> None:
   print(f"         {folder / 'report' / 'index.html'}", flush=True)
   if broken:
     raise UserError(*broken)
+
+
+def _whole(text: str) -> int:
+  """Returns the number that --inspect names.
+
+  Raises:
+    UserError: it is none.
+  """
+  if not text.isascii() or not text.isdigit() or len(text) > 9:
+    raise UserError(f"--inspect={text}: name a number from 0 on, or all")
+  return int(text)
 
 
 def _chosen(flags, registry: Mapping[str, "Analysis"]) -> list["Analysis"]:

@@ -58,8 +58,8 @@ _DASHES: tuple[Any, ...] = (
   (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)),
   (0, (9, 3)),
 )
-HATCHES = {"right": "", "wrong": "////", "unjudged": "...."}
-"""What tells areas apart where there is no colour."""
+HATCHES = {"right": "", "wrong": "////", "unjudged": "---"}
+"""What tells areas apart without colour; dots would make large files."""
 
 PANEL = (3.2, 2.3)
 """Width and height of a panel in inches; two stand side by side."""

@@ -23,7 +23,7 @@ from trd_jax.grading import estimators
 _STAGES = (("rollout", "y_o"), ("refine", "y_r"))
 _CELLS = {
   (True, True): ("right → right", "right", ""),
-  (False, True): ("wrong → right", "series-5", "...."),
+  (False, True): ("wrong → right", "series-5", "|||"),
   (False, False): ("wrong → wrong", "wrong", "////"),
   (True, False): ("right → wrong", "series-4", "xxxx"),
 }
