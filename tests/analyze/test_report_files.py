@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import report_runs
 from tests.support.report_runs import HOSTILE, HOSTILE_ID, LAB, piece_rows
+from tests.support.stage_runs import chosen
 from trd_jax.analyze import report
 from trd_jax.analyze.report import catalogue, escaping, pieces, token_scores
 from trd_jax.analyze.report.catalogue import Catalogue, Entry
@@ -16,6 +17,7 @@ from trd_jax.analyze.runs import Run
 from trd_jax.analyze.scoring import STAGE
 from trd_jax.data.chat import Chat
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.experiment import to_json
 from trd_jax.experiment.records import Problem, TokenScores, Trajectory
 from trd_jax.experiment.run_dir import RunDir
 
@@ -118,6 +120,37 @@ def test_a_first_wrong_step_is_counted_as_browsers_count(run_dir):
   steps = {row[0]: row[5] for row in families(run_dir)["r0-o"]}
   assert steps["3+7=0\n\\boxed{0}"] == [0, 5, "3+7=10"]
   assert steps["3+8=11\n\\boxed{11}"] is None
+
+
+def test_what_a_prompt_left_out_of_a_draft_is_its_middle(run_dir):
+  cuts = {row[0]: row[7] for row in families(run_dir)["r0-o"] if row[7]}
+  ((text, (start, end)),) = cuts.items()
+  assert text == "3+9=12\n\\boxed{12}"
+  chat = Chat.load(LAB)
+  ids = chat.encode(text)
+  assert abs(len(chat.encode(text[:start])) - (len(ids) - 3) / 2) <= 1
+  assert len(chat.encode(text[start:end])) == 3
+
+
+@pytest.mark.parametrize("trajectory", ["y_star", "teacher"])
+def test_runs_without_drafts_have_a_list(tmp_path, trajectory):
+  run_dir = RunDir(tmp_path, to_json(chosen(trajectory=trajectory)))
+  problem = Problem(
+    "p", "Start at 3.", "3", "y*", "arithmetic", "t", None, "{}"
+  )
+  report_runs.write(run_dir, "problems", Problem, [problem])
+  if trajectory == "teacher":
+    row = report_runs.trajectory(
+      Chat.load(LAB), "p", "refine", "of its own", 1, draft_key=None
+    )
+    report_runs.write(run_dir, "refine", Trajectory, [row])
+  report.write([Run(run_dir.root)], {}, folder(run_dir))
+  run, found = data_of(run_dir)["runs"][0], families(run_dir)
+  assert run["columns"]["cell"] == [2 if trajectory == "teacher" else 0]
+  assert found["r0-s"] == [["y*", None]]
+  assert [row[0] for row in found["r0-r"]] == (
+    ["of its own"] if trajectory == "teacher" else []
+  )
 
 
 def test_a_report_replaces_an_earlier_one_and_nothing_else(run_dir):

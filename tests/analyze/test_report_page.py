@@ -26,6 +26,12 @@ RESULTS = {
           ("<i>c</i>", None),
         ),
       ),
+      Table(
+        "wide",
+        "Wider than a phone.",
+        [Column(f"column {n}", "number") for n in range(20)],
+        [[Number(12345.6, best=True)] * 20],
+      ),
     ),
   )
 }
@@ -116,7 +122,7 @@ def test_the_report_says_what_was_asked_found_and_counted(visit):
   assert "partial: train, merge, evaluate/base, evaluate/trained" in (
     page.locator(".warnings").first.inner_text()
   )
-  rows = page.locator("table.sortable tbody tr")
+  rows = page.locator("table.sortable").first.locator("tbody tr")
   assert "25.0% −50.0 [20.0, 30.0]" in rows.first.inner_text().replace(
     "\t", " "
   )

@@ -49,7 +49,17 @@ def workdir(root, prefix: str = "", scored: bool = True) -> RunDir:
       Problem(name, x, "10", "3+7=10", "arithmetic", "test", None, "{}")
     )
     drafts.append(trajectory(chat, name, "rollout", y_o, o_right))
-    refined.append(trajectory(chat, name, "refine", prefix + y_r, r_right))
+    lost = 3 if name == WORSE else 0
+    refined.append(
+      trajectory(
+        chat,
+        name,
+        "refine",
+        prefix + y_r,
+        r_right,
+        draft_elided_tokens=lost,
+      )
+    )
   write(run_dir, "problems", Problem, problems)
   write(run_dir, "rollout", Trajectory, drafts)
   write(run_dir, "refine", Trajectory, refined)
