@@ -248,9 +248,11 @@ def _script() -> str:
 def _style() -> str:
   colors = (
     f":root {{ {look.variables(dark=False)} }}\n"
-    "@media (prefers-color-scheme: dark) {"
+    # On paper it is always light.
+    "@media screen and (prefers-color-scheme: dark) {"
     f' :root:not([data-theme="light"]) {{ {look.variables(dark=True)} }} }}\n'
-    f':root[data-theme="dark"] {{ {look.variables(dark=True)} }}\n'
+    "@media screen {"
+    f' :root[data-theme="dark"] {{ {look.variables(dark=True)} }} }}\n'
   )
   return colors + _file("page.css")
 
