@@ -100,7 +100,8 @@ test: $(VENV)/.test
 
 # Of the environments that it makes no test may say that they are missing.
 test-all: $(VENV)/.test $(VLLM_VENV)/.triton $(EVALPLUS_VENV)/.evalplus
-	@TRD_REQUIRE_VLLM=1 TRD_REQUIRE_SANDBOX=1 TRD_REQUIRE_EVALPLUS=1 $(PYTEST)
+	@TRD_REQUIRE_VLLM=1 TRD_REQUIRE_SANDBOX=1 TRD_REQUIRE_EVALPLUS=1 \
+	  TRD_REQUIRE_BROWSER=1 $(PYTEST)
 
 lint: style $(VENV)/.dev
 	@$(PYRIGHT)
