@@ -12,6 +12,7 @@ from trd_jax.analyze import analysis, runs
 from trd_jax.analyze.analysis import Analysis, Result
 from trd_jax.experiment import cli
 from trd_jax.experiment.errors import UserError
+from trd_jax.experiment.files.json_files import write_json
 
 
 def analyze(*argv: str) -> int:
@@ -188,3 +189,35 @@ def test_names_of_folders_command_no_terminal(tmp_path, capsys):
   assert analyze(f"--workdir={root}", "--only=results") == 0
   assert "\x1b" not in capsys.readouterr().out
   assert json.dumps(runs.Run(root).label) == json.dumps("a\\x1b[2Jb $x_y$")
+
+
+def test_whatever_is_damaged_is_a_line(tmp_path):
+  """Each file of a workdir in turn: an analysis may refuse it, and no more."""
+  root = tmp_path / "run"
+  run_dir = made_runs.workdir(root)
+  made_runs.write_scores(run_dir)
+  write_json(run_dir.rounds, {"rounds": [], "best": 1})
+  write_json(run_dir.summary, {"benchmarks": {}})
+  files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+  assert len(files) > 20
+  refused = set()
+  for number, path in enumerate(files):
+    content = path.read_bytes()
+    damaged = (
+      content[: len(content) // 2],
+      b"",
+      bytes(255 - byte for byte in content),
+    )
+    path.write_bytes(damaged[number % 3])
+    try:
+      opened = runs.open_runs([root])
+    except UserError:
+      opened = []
+    for one in analysis.registry().values() if opened else ():
+      try:
+        one.make(opened)
+      except UserError as error:
+        refused.add(str(error))
+    path.write_bytes(content)
+  assert len(refused) > 10
+  assert max(map(len, refused)) < 400

@@ -327,6 +327,30 @@ def test_first_errors_are_of_the_texts(tables, made):
     assert row["first wrong here"] == 0
 
 
+def test_first_errors_are_counted_by_step(tmp_path):
+  run_dir = made_runs.workdir(tmp_path / "run", stages=("problems",))
+  rows = []
+  for number in range(12):
+    right = f"{number}+7={number + 7}"
+    text = right
+    if number < 4:  # wrong at the first step, and not corrected
+      text = f"{number}+7={number + 8}"
+    elif number < 6:  # a slip that the next line corrects
+      text = f"{number}+7={number + 8}\nWait, {right}"
+    elif number < 9:  # wrong in the box, which is the second step
+      text = f"{right}\n\\boxed{{19}}"
+    rows.append(made_runs.trajectory("rollout", number, text=text))
+  with run_dir.shard_writer("rollout", made_runs.Trajectory) as writer:
+    for row in rows:
+      writer.add(row)
+  tables = made_tables([run_dir.root])
+  found = [
+    (row["step"], row["right so far"], row["first wrong here"], row["share"])
+    for row in rows_of(tables["first_errors"])
+  ]
+  assert found == [(1, 12, 4, 4 / 12), (2, 8, 3, 3 / 8)]
+
+
 # -- training and cost -------------------------------------------------------
 
 
@@ -359,6 +383,68 @@ def test_wall_clock_is_the_sum_of_its_rows(tables, made):
   )
 
 
+# -- scores ------------------------------------------------------------------
+
+SCORES = {
+  "divergence": "divergence",
+  "teacher's entropy": "teacher_entropy",
+  "teacher's onset mass": "teacher_onset_mass",
+  "student's NLL": "student_nll",
+  "teacher's NLL": "teacher_nll",
+}
+
+
+def test_scores_are_means_over_tokens(tmp_path):
+  root = tmp_path / "run"
+  run_dir = made_runs.workdir(root, stages=("problems", "rollout", "refine"))
+  made_runs.write_scores(run_dir)
+  tables = made_tables([root])
+  scores = frame(root, "analyze/scores")
+  verdicts = {
+    row.key: {True: "right", False: "wrong"}.get(row.correct, "unjudged")
+    for stage in STAGES.values()
+    for row in frame(root, stage).itertuples()
+  }
+  scores["verdict"] = scores["trajectory_key"].map(verdicts)
+  found = rows_of(tables["token_scores"])
+  assert sum(row["trajectories"] for row in found) == len(scores) == 32
+  for row in found:
+    mine = scores
+    for name in ("trajectory", "verdict", "student"):
+      mine = mine[mine[name] == row[name]]
+    assert row["trajectories"] == len(mine) > 0
+    assert row["tokens"] == mine["response_ids"].map(len).sum()
+    for called, name in SCORES.items():
+      values = np.concatenate(mine[name].tolist())
+      assert row[called] == pytest.approx(values.mean(), rel=1e-6)
+  by_key = scores.set_index(["problem_id", "trajectory", "student"])
+  tokens = []
+  for (problem, trajectory, student), row in by_key.iterrows():
+    if trajectory != "y_o":
+      continue
+    other = by_key.loc[(problem, "y_r", student)]["response_ids"]
+    differ = np.flatnonzero(row["response_ids"] != other)
+    for place, divergence in enumerate(row["divergence"]):
+      if len(differ):
+        distance = place - differ[0]
+        tokens.append((row["verdict"], student, distance, divergence))
+  tokens = pd.DataFrame(
+    tokens, columns=["verdict", "student", "distance", "divergence"]
+  )
+  found = rows_of(tables["scores_by_distance"])
+  assert sum(row["tokens"] for row in found) == len(tokens) > 100
+  starts = [*(-(2**n) for n in range(10, -1, -1)), 0]
+  starts += [2**n for n in range(11)]
+  for row in found:
+    start = row["distance from"]
+    end = dict(zip(starts, [*starts[1:], math.inf], strict=True))[start]
+    mine = tokens[tokens["distance"].between(start, end, inclusive="left")]
+    for name in ("verdict", "student"):
+      mine = mine[mine[name] == row[name]]
+    assert row["tokens"] == len(mine)
+    assert row["divergence"] == pytest.approx(mine["divergence"].mean())
+
+
 # -- other runs --------------------------------------------------------------
 
 
@@ -382,6 +468,35 @@ def test_several_runs_and_subsets_stand_side_by_side(tmp_path):
   assert part[column].change == pytest.approx(means[1] - means[0])
   points = rows_of(tables["points"])
   assert [row["train.subset"] for row in points] == ["all", "fail"]
+
+
+def test_rounds_are_those_of_their_summaries(tmp_path):
+  from trd_jax.experiment.files.json_files import write_json
+
+  root = tmp_path / "run"
+  first = made_runs.workdir(root, pipeline__rounds=3)
+  second = made_runs.workdir(root / "rounds" / "2", seed=2)
+  for run_dir in (first, second):  # as the pipeline does; round 3 is to come
+    base, trained = map(run_dir.done, MODELS.values())
+    pairs = {
+      name: {"base": base[name], "trained": trained[name]} for name in base
+    }
+    write_json(run_dir.summary, {"benchmarks": pairs})
+  found = rows_of(made_tables([root])["rounds"])
+  assert [row["round"] for row in found] == [0, 0, 1, 1, 2, 2]
+  places = {0: (root, "base"), 1: (root, "trained")}
+  places[2] = (root / "rounds" / "2", "trained")
+  for row in found:
+    where, model = places[row["round"]]
+    counts = by_question(where, MODELS[model], row["benchmark"])
+    assert value(row["Avg@K"]) == pytest.approx(counts.mean() / K)
+    assert value(row["Pass@K"]) == pytest.approx((counts > 0).mean())
+  (result,) = [
+    result
+    for one in analysis.registry().values()
+    if one.name == "rounds" and (result := one.make([runs.Run(root)]))
+  ]
+  assert "still to come" in result.partial
 
 
 def test_a_run_without_rewrites_and_without_verdicts(tmp_path):

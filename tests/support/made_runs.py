@@ -7,7 +7,12 @@ import numpy as np
 
 from trd_jax.experiment import experiment
 from trd_jax.experiment.metric_log import MetricWriter
-from trd_jax.experiment.records import GradedSample, Problem, Trajectory
+from trd_jax.experiment.records import (
+  GradedSample,
+  Problem,
+  TokenScores,
+  Trajectory,
+)
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.grading import scores
 
@@ -203,6 +208,54 @@ def workdir(
       rows = rows[: len(rows) // 2 + 1]
     write(run_dir, stage, rows, done=stage not in unfinished)
   return run_dir
+
+
+def score(of: Trajectory, student: str) -> TokenScores:
+  """Random scores of a trajectory under one student."""
+  rng = np.random.default_rng([len(of.key), of.seed, student == "base"])
+  numbers = {
+    name: rng.random(len(of.response_ids)).tolist()
+    for name in (
+      *("divergence", "loss_weight", "student_nll", "teacher_nll"),
+      *("student_entropy", "teacher_entropy", "student_onset_mass"),
+      *("teacher_onset_mass", "student_top_logprobs", "teacher_top_logprobs"),
+    )
+  }
+  return TokenScores(
+    key=f"{of.key}-{student}",
+    trajectory_key=of.key,
+    problem_id=of.problem_id,
+    trajectory="y_o" if of.stage == "rollout" else "y_r",
+    student="base" if student == "base" else "trained",
+    context="x",
+    divergence_name="forward_kl",
+    student_model="made",
+    student_revision="0",
+    teacher_model="made",
+    teacher_revision="0",
+    response_ids=of.response_ids,
+    clipped=[0] * len(of.response_ids),
+    top_k=1,
+    student_top_ids=of.response_ids,
+    teacher_top_ids=of.response_ids,
+    **numbers,
+  )
+
+
+def write_scores(run_dir: RunDir) -> None:
+  """Scores what a workdir has, y_r as y_o with one other token."""
+  with run_dir.shard_writer("analyze/scores", TokenScores, 7) as writer:
+    for row in rows_of("rollout")[:8]:
+      place = row.seed % len(row.response_ids)
+      ids = list(row.response_ids)
+      ids[place] += 1000
+      refined = trajectory("refine", row.seed, response_ids=ids)
+      # One was taken over as it is: it has no place where it differs.
+      if row.seed == 5:
+        refined = trajectory("refine", 5, response_ids=list(row.response_ids))
+      for student in ("base", "trained"):
+        writer.add(score(row, student))
+        writer.add(score(refined, student))
 
 
 def _write_training(run_dir: RunDir, done: bool) -> None:

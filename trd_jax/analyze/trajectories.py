@@ -1,7 +1,7 @@
 """Trajectories of a run by verdict and by kind of reference, as arrays."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,21 +72,17 @@ def _objects(table: pa.Table, column: str) -> np.ndarray:
   return np.array(table[column].to_pylist(), object)
 
 
-_references: dict[Path, dict[str, str]] = {}
-
-
+@functools.cache
 def references(run: Run) -> Mapping[str, str]:
   """Returns what the reference of each problem is that has one, by its id."""
-  if run.workdir not in _references:
-    found: dict[str, str] = {}
-    for part in run.parts("problems", ("solution", "answer")):
-      for row in part.to_pylist():
-        if row["solution"] and row["solution"].strip():
-          found[row["problem_id"]] = SOLUTION
-        elif row["answer"].strip():
-          found[row["problem_id"]] = ANSWER
-    _references[run.workdir] = found
-  return _references[run.workdir]
+  found: dict[str, str] = {}
+  for part in run.parts("problems", ("solution", "answer")):
+    for row in part.to_pylist():
+      if row["solution"] and row["solution"].strip():
+        found[row["problem_id"]] = SOLUTION
+      elif row["answer"].strip():
+        found[row["problem_id"]] = ANSWER
+  return found
 
 
 class ReferenceLengths(NamedTuple):

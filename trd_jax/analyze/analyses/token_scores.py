@@ -112,7 +112,41 @@ def make(runs: Sequence[Run]) -> Result | None:
     ],
     [_row(key, one) for key, one in found.items()],
   )
-  return Result(_findings(found, len(runs)), figures, [table])
+  tables = [table]
+  if len(figures) > 1:
+    tables.append(_distance_table(found, len(edges)))
+  return Result(_findings(found, len(runs)), figures, tables)
+
+
+def _distance_table(found: Mapping[_Key, _Sums], before: int) -> Table:
+  """Returns means by distance.
+
+  Args:
+    found: the sums.
+    before: how many entries of them come before those by distance.
+  """
+  rows: list[list[Cell]] = []
+  for key, one in found.items():
+    for place, distance in enumerate(_DISTANCES.tolist(), before):
+      if tokens := int(one.tokens[place]):
+        means = [float(sums[place] / tokens) for sums in one.sums.values()]
+        rows.append([*key, int(distance), tokens, *means])
+  return Table(
+    "scores_by_distance",
+    "Means of scores along drafts from so many tokens before (negative) or"
+    " after the first token in which the rewrite differs, up to the next row's;"
+    " what is farther is in the outermost rows.",
+    [
+      Column("run"),
+      Column("trajectory"),
+      Column("verdict"),
+      Column("student"),
+      Column("distance from", "count"),
+      Column("tokens", "count"),
+      *(Column(called, "number") for called in _NUMBERS.values()),
+    ],
+    rows,
+  )
 
 
 def _edges(runs: Sequence[Run]) -> np.ndarray | None:
