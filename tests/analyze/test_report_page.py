@@ -1,6 +1,8 @@
 """The report as a browser shows it: driven by hand, opened from the disk."""
 
+import random
 import re
+from importlib import resources
 
 import pytest
 
@@ -199,6 +201,60 @@ def test_differences_are_marked_and_the_first_wrong_step_is_named(visit):
   assert lane.locator("ins").first.evaluate(line) == "underline"
   page.locator("[data-key=diff]").click()
   page.locator(".lane ins").first.wait_for(state="detached")
+
+
+def differences(page, pairs):
+  """What the page's own script finds to differ, of each pair of texts."""
+  folder = resources.files("trd_jax.analyze.report") / "page_files"
+  source = (folder / "differences.js").read_text("utf-8")
+  return page.evaluate(
+    "pairs => {" + source + "return pairs.map(p => differences(...p)); }", pairs
+  )
+
+
+def without(text, ranges):
+  units = text.encode("utf-16-le")
+  kept, at = b"", 0
+  for start, end in ranges:
+    assert at <= 2 * start < 2 * end <= len(units)
+    kept += units[at : 2 * start]
+    at = 2 * end
+  return (kept + units[at:]).decode("utf-16-le")
+
+
+def test_what_isnt_marked_is_the_same_in_both_texts(visit):
+  rng = random.Random(0)
+  words = ["a", "b", "wait ", " ", "\n", "12", "😀", "=", "\\boxed{", "é"]
+
+  def some(most):
+    return "".join(rng.choices(words, k=rng.randrange(most)))
+
+  pairs = [(some(60), some(60)) for _ in range(200)]
+  # One word of many, long texts that share lines, and some without likeness.
+  many = some(40_000) + " " + "x " * 100
+  pairs += [(many, many.replace("x ", "y ", 1))]
+  lines = [f"{n} {some(9).replace(chr(10), ' ')}\n" for n in range(3_000)]
+  other = [
+    line.replace("a", "c", 1) if n % 2 else line for n, line in enumerate(lines)
+  ]
+  pairs += [("".join(lines), "".join(other))]
+  pairs += [
+    (
+      "".join(rng.choices("abcdefgh \n", k=30_000)),
+      "".join(rng.choices("ijklmnop \n", k=30_000)),
+    )
+  ]
+  levels = []
+  for (one, two), found in zip(pairs, differences(visit(), pairs), strict=True):
+    rest = without(one, found["removed"]), without(two, found["added"])
+    assert rest[0] == rest[1]
+    levels.append(found["level"])
+  assert levels[-2:] == ["line", "whole"]
+  assert found["removed"]
+  _, one_word, by_line, _ = differences(visit(), [pairs[0], *pairs[-3:]])
+  assert [end - start for start, end in one_word["removed"]] == [1]
+  marked = sum(end - start for start, end in by_line["removed"])
+  assert marked < 0.25 * len(pairs[-2][0])  # words, and not their lines
 
 
 def test_tokens_are_shaded_and_say_their_numbers(visit):

@@ -1,22 +1,33 @@
 // What differs between two texts: Myers' shortest edit script over words, or
-// over lines where that takes too long.
+// over lines, and over words within lines that changed, where that takes too
+// long.
 
 const MOST_EDITS = { word: 1200, line: 2000 };
 const MOST_WORDS = 60000;
+const WORD = /[\p{L}\p{N}\p{M}_]+|[^\S\n]+|\n|[^]/gu;
+const LINE = /[^\n]*\n|[^\n]+/gu;
 
 // Returns {level, removed, added}: ranges of characters of either text.
 function differences(one, other) {
   if (one === other) return { level: "same", removed: [], added: [] };
   const levels = [];
   if (one.length + other.length < 12 * MOST_WORDS) {
-    levels.push(["word", /[\p{L}\p{N}\p{M}_]+|[^\S\n]+|\n|[^]/gu]);
+    levels.push(["word", WORD]);
   }
-  levels.push(["line", /[^\n]*\n|[^\n]+/gu]);
+  levels.push(["line", LINE]);
   for (const [level, pattern] of levels) {
-    const a = one.match(pattern) || [], b = other.match(pattern) || [];
-    if (a.length + b.length > 2 * MOST_WORDS) continue;
-    const runs = alike(...numbered(a, b), MOST_EDITS[level]);
-    if (runs) return { level, ...ranges(a, b, tidied(a, b, runs)) };
+    const changes = changed(one, other, pattern, MOST_EDITS[level]);
+    if (!changes) continue;
+    const removed = [], added = [];
+    for (const [start, end, from, to] of changes) {
+      const inner = level === "line" &&
+        changed(one.slice(start, end), other.slice(from, to), WORD, 400);
+      for (const [s, e, f, t] of inner || [[0, end - start, 0, to - from]]) {
+        if (e > s) removed.push([start + s, start + e]);
+        if (t > f) added.push([from + f, from + t]);
+      }
+    }
+    return { level, removed, added };
   }
   // Too far apart: all but what both begin and end with.
   let head = 0, tail = 0;
@@ -109,24 +120,25 @@ function tidied(a, b, runs) {
   return kept;
 }
 
-// Returns the ranges of characters that no run covers.
-function ranges(a, b, runs) {
-  const gaps = (words, side) => {
-    const found = [];
-    let at = 0, word = 0;
-    const skipTo = (end) => {
-      const start = at;
-      for (; word < end; word++) at += words[word].length;
-      return [start, at];
-    };
-    for (const run of runs) {
-      const [start, end] = skipTo(run[side]);
-      if (end > start) found.push([start, end]);
-      skipTo(run[side] + run[2]);
-    }
-    const [start, end] = skipTo(words.length);
-    if (end > start) found.push([start, end]);
-    return found;
+// Returns what changed as [start, end] in one text and in the other, in
+// characters; null where that takes too long.
+function changed(one, other, pattern, most) {
+  const a = one.match(pattern) || [], b = other.match(pattern) || [];
+  if (a.length + b.length > 2 * MOST_WORDS) return null;
+  const runs = alike(...numbered(a, b), most);
+  if (!runs) return null;
+  const found = [], at = [0, 0], word = [0, 0];
+  const skipTo = (side, end) => {
+    const words = side ? b : a;
+    for (; word[side] < end; word[side]++) at[side] += words[word[side]].length;
+    return at[side];
   };
-  return { removed: gaps(a, 0), added: gaps(b, 1) };
+  for (const [x, y, n] of [...tidied(a, b, runs), [a.length, b.length, 0]]) {
+    const [start, from] = at;
+    const [end, to] = [skipTo(0, x), skipTo(1, y)];
+    if (end > start || to > from) found.push([start, end, from, to]);
+    skipTo(0, x + n);
+    skipTo(1, y + n);
+  }
+  return found;
 }

@@ -303,7 +303,7 @@ const Trajectory = (() => {
     if (!rows.length && scoresOf[state.run].size) {
       notes.push("This problem’s tokens are not scored; the filter “scored by token” shows which are.");
     }
-    if (lanes.some((lane) => lane.level === "line")) notes.push("Long texts: differences are by line.");
+    if (lanes.some((lane) => lane.level === "line")) notes.push("Long texts: differences were looked for by line, then within lines.");
     if (lanes.some((lane) => lane.level === "whole")) {
       notes.push("The texts are too far apart: all between their common beginning and end is marked.");
     }
