@@ -131,6 +131,15 @@ def test_runs_of_one_name_are_told_apart_and_a_sweep_is_its_points(tmp_path):
     runs.open_runs([tmp_path / "sweep", tmp_path / "sweep/points/x"])
 
 
+def test_long_names_that_begin_alike_stay_apart(tmp_path):
+  names = ["x" * 80 + end for end in "abc"]
+  for name in names:
+    made_runs.workdir(tmp_path / name, stages=())
+  labels = [r.label for r in runs.open_runs([tmp_path / n for n in names])]
+  assert len(set(labels)) == 3
+  assert max(map(len, labels)) < 70
+
+
 def test_a_workdir_under_way_is_shown_as_far_as_it_is(tmp_path, capsys):
   root = tmp_path / "run"
   made_runs.workdir(

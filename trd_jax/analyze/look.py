@@ -66,6 +66,7 @@ PANEL = (3.2, 2.3)
 
 _DPI = 72  # of an SVG: its points
 _FONT = 9.0
+_LEGEND_LINE = 0.17  # inches
 
 
 def color(name: str) -> str:
@@ -248,6 +249,9 @@ def legend(
   if len(found) > 1:
     longest = max(map(len, found))
     fit = columns or max(1, min(len(found), 90 // (longest + 8)))
+    # What a long legend needs is added below, and not taken from the panels.
+    more = -(-len(found) // fit) - 1
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * more)
     figure.legend(
       found.values(), found.keys(), loc="outside lower left", ncols=fit
     )

@@ -332,7 +332,16 @@ def open_runs(workdirs: Sequence[Path | str]) -> list[Run]:
   longest = max(len(place.parts) for place in real)
   while depth < longest and len({p.parts[-depth:] for p in real}) < len(real):
     depth += 1
-  return [
+  opened = [
     Run(folder, "/".join(place.parts[-depth:]))
     for folder, place in zip(folders, real, strict=True)
   ]
+  # Long names are cut, and analyses tell runs apart by their labels.
+  used: set[str] = set()
+  for run in opened:
+    label, number = run.label, 1
+    while run.label in used:
+      number += 1
+      run.label = f"{label} ({number})"
+    used.add(run.label)
+  return opened

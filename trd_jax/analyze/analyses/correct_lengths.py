@@ -129,8 +129,11 @@ def _findings(rows: Sequence[_Row], models: Sequence[Model]) -> list[str]:
 
 
 def _draw(rows: Sequence[_Row], names: Sequence[str]) -> Any:
-  figure, axes = look.panels(len(names))
   models = list(dict.fromkeys(row.model for row in rows))
+  longest = max(map(len, models))
+  upright = longest * len(models) > 36
+  height = look.PANEL[1] + 0.07 * longest * upright
+  figure, axes = look.panels(len(names), height=height)
   for panel, name in zip(axes, names, strict=True):
     mine = [row for row in rows if row.benchmark == name]
     for place, model in enumerate(models):
@@ -157,13 +160,7 @@ def _draw(rows: Sequence[_Row], names: Sequence[str]) -> Any:
           linewidth=1.2,
         )
     look.log_lengths(panel, [row.spread for row in mine])
-    tilt = 30 if max(map(len, models)) * len(models) > 40 else 0
-    panel.set_xticks(
-      range(len(models)),
-      models,
-      rotation=tilt,
-      ha="right" if tilt else "center",
-    )
+    panel.set_xticks(range(len(models)), models, rotation=90 if upright else 0)
     panel.set_xlim(-0.6, len(models) - 0.4)
     panel.grid(axis="x", visible=False)
     panel.set_ylabel("tokens")

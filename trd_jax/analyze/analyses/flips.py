@@ -18,6 +18,8 @@ from trd_jax.analyze.comparisons import Model
 from trd_jax.analyze.runs import Run
 
 _MOST_LISTED = 20  # questions of a model and benchmark
+_MOST_PANELS = 12
+_FIRST = f" Of many runs and benchmarks the first {_MOST_PANELS} are shown."
 
 
 class _Flips(NamedTuple):
@@ -56,8 +58,10 @@ def make(runs: Sequence[Run]) -> Result | None:
   figure = Figure(
     "question_flips",
     "How many of K samples solve a question, base against trained; a mark's"
-    " area is the number of questions. Above the diagonal training helped.",
-    look.drawing(_draw, found),
+    " area is the number of questions. Above the diagonal training helped."
+    + _FIRST
+    * (len(found) > _MOST_PANELS),
+    look.drawing(_draw, found[:_MOST_PANELS]),
     "; ".join(_said(one) for one in found),
   )
   summary = Table(

@@ -18,6 +18,7 @@ from trd_jax.analyze.runs import Run
 from trd_jax.analyze.spreads import Spread
 
 _MOST_PANELS = 8
+_FIRST = f" Of many runs the first {_MOST_PANELS} are shown."
 
 
 class _Row(NamedTuple):
@@ -43,7 +44,9 @@ def make(runs: Sequence[Run]) -> Result | None:
     "trajectory_lengths",
     "Tokens of references (y*), drafts (y_o) and refined trajectories (y_r), on"
     " a logarithmic axis: right ones to the left and wrong ones to the right of"
-    " each middle, the line across at the median of all.",
+    " each middle, the line across at the median of all."
+    + _FIRST
+    * (len(runs) > _MOST_PANELS),
     look.drawing(_draw, rows, panels),
     "; ".join(_said(row) for row in rows if row.verdict == "all"),
   )

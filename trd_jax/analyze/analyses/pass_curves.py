@@ -17,6 +17,8 @@ from trd_jax.analyze.comparisons import Model
 from trd_jax.analyze.runs import Evaluation, Run
 from trd_jax.grading import estimators
 
+_MOST_BANDS = 4  # that can be told apart
+
 
 def make(runs: Sequence[Run]) -> Result | None:
   """Makes Pass@k curves of all models, a panel a benchmark."""
@@ -27,8 +29,13 @@ def make(runs: Sequence[Run]) -> Result | None:
   names = comparisons.benchmarks(models)
   figure = Figure(
     "pass_curves",
-    "Unbiased Pass@k, the chance that k samples hold a right one, with bands of"
-    " 95% intervals over questions; k on a logarithmic axis.",
+    "Unbiased Pass@k, the chance that k samples hold a right one, k on a"
+    " logarithmic axis; "
+    + (
+      "bands are 95% intervals over questions."
+      if len(models) <= _MOST_BANDS
+      else "the table has the 95% intervals."
+    ),
     look.drawing(_draw, models, names),
     "; ".join(
       f"{name}, {model.label}: "
@@ -121,9 +128,10 @@ def _draw(models: Sequence[Model], names: Sequence[str]) -> Any:
       k = [one for one, _ in curve]
       cells = [cell for _, cell in curve]
       look.line(panel, number, k, [cell.value for cell in cells], model.label)
-      look.band(
-        panel, number, k, [c.low for c in cells], [c.high for c in cells]
-      )
+      if len(models) <= _MOST_BANDS:
+        look.band(
+          panel, number, k, [c.low for c in cells], [c.high for c in cells]
+        )
     ticks = sorted(
       {
         k

@@ -163,7 +163,9 @@ def _draw(
       )
     if min(x) > 0 and max(x) / min(x) >= 8:
       panel.set_xscale("log")
-      panel.set_xticks(sorted(set(x)), [f"{one:g}" for one in sorted(set(x))])
+      ticks = sorted(set(x))
+      ticks = ticks if len(ticks) <= 5 else [ticks[0], ticks[-1]]
+      panel.set_xticks(ticks, [f"{one:g}" for one in ticks])
       panel.set_xticks([], minor=True)
     panel.set_xlabel(axis)
     panel.set_ylim(0, 1.02)
