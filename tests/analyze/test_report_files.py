@@ -11,7 +11,14 @@ from tests.support import report_runs
 from tests.support.report_runs import HOSTILE, HOSTILE_ID, LAB, piece_rows
 from tests.support.stage_runs import chosen
 from trd_jax.analyze import report
-from trd_jax.analyze.report import catalogue, escaping, pieces, token_scores
+from trd_jax.analyze.analysis import Result
+from trd_jax.analyze.report import (
+  card,
+  catalogue,
+  escaping,
+  pieces,
+  token_scores,
+)
 from trd_jax.analyze.report.catalogue import Catalogue, Entry
 from trd_jax.analyze.runs import Run
 from trd_jax.analyze.scoring import STAGE
@@ -57,6 +64,17 @@ def test_text_in_a_script_can_end_nothing_and_hides_nothing():
   assert "<script" not in shown
   assert "U+202E" in shown
   assert "\u202e" not in shown
+
+
+def test_the_card_says_all_that_a_run_is_judged_by(run_dir):
+  rose, fell = "Avg@2 on a rose.", "Avg@2 on b fell."
+  results = {
+    "results": Result([rose, fell]),
+    "lengths": Result(["First of lengths.", "Second of lengths."]),
+  }
+  said = card.html(Run(run_dir.root), results)
+  assert said.index(rose) < said.index(fell) < said.index("First of lengths.")
+  assert "Second of lengths." not in said
 
 
 def test_pieces_hold_what_the_rows_say(run_dir):

@@ -21,6 +21,7 @@ from trd_jax.experiment.progress import duration
 _RECIPES = {"opd": ("1.7b", "4b"), "opsd": ("1.7b", "4b", "8b")}
 # What says where and how a run is carried out, and nothing about its result.
 _QUIET = ("engine.", "python.", "distributed.", "metrics.")
+_JUDGED_BY = 6  # sentences on benchmarks: three of them, Avg@K and Pass@K each
 
 
 def html(run: Run, results: Mapping[str, Result]) -> str:
@@ -137,20 +138,20 @@ def differing(config: Experiment) -> tuple[str, list[tuple[str, Any, Any]]]:
 
 def _findings(results: Mapping[str, Result]) -> str:
   analyses = registry()
-  lines = [
-    (name, result.findings[0])
-    for name, result in results.items()
-    if result.findings
-  ]
-  if not lines:
-    return ""
   items = []
-  for name, sentence in lines:
+  for name, result in results.items():
+    if not result.findings:
+      continue
+    # What a run is judged by is said whole: the first sentence alone would be
+    # of the first benchmark, and what got worse might stand below.
+    said = result.findings[: _JUDGED_BY if name == "results" else 1]
     title = analyses[name].title if name in analyses else name
     items.append(
       f'<li><a href="#{text(name)}">{text(title)}</a>'
-      f"<span>{text(sentence)}</span></li>"
+      f"<span>{'<br>'.join(map(text, said))}</span></li>"
     )
+  if not items:
+    return ""
   return (
     '<h3 class="eyebrow">What it found</h3>'
     f'<ul class="found">{"".join(items)}</ul>'
