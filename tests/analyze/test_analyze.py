@@ -153,6 +153,18 @@ def test_a_workdir_under_way_is_shown_as_far_as_it_is(tmp_path, capsys):
   assert "evaluate/trained of run isn't finished" in said
 
 
+def test_shards_may_be_replaced_while_they_are_read(tmp_path):
+  run_dir = made_runs.workdir(tmp_path / "run", unfinished=("refine",))
+  opened = runs.Run(run_dir.root)
+  whole = {row["key"] for row in opened.rows("refine", ())}
+  parts = opened.parts("refine", ("problem_id",))
+  first = next(parts)["key"].to_pylist()
+  gone = sorted(whole - set(first))[0]
+  run_dir.keep("refine", made_runs.Trajectory, whole - {gone})
+  rest = [key for part in parts for key in part["key"].to_pylist()]
+  assert sorted(first + rest) == sorted(whole - {gone})
+
+
 def test_a_workdir_that_has_nothing_yet_is_no_mistake(tmp_path):
   root = tmp_path / "run"
   made_runs.workdir(root, stages=())

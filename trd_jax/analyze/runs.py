@@ -186,15 +186,24 @@ class Run:
     self.run_dir.done(stage)
     read = [record.KEY, *(name for name in columns if name != record.KEY)]
     seen: set[str] = set()
-    for name in shards.names(folder):
-      part = shards.read_table(folder / name, record, read)
-      keys = part[record.KEY].to_pylist()
-      # A stage that was killed may have written a row twice: the first counts.
-      new = []
-      for key in keys:
-        new.append(key not in seen)
-        seen.add(key)
-      yield part if all(new) else part.filter(pa.array(new, pa.bool_()))
+    known: set[str] = set()
+    while names := [n for n in shards.names(folder) if n not in known]:
+      for name in names:
+        known.add(name)
+        try:
+          part = shards.read_table(folder / name, record, read)
+        except UserError:
+          if (folder / name).exists():
+            raise
+          # A stage under way has put another in its place, which comes next.
+          continue
+        keys = part[record.KEY].to_pylist()
+        # A killed stage may have written a row twice: the first counts.
+        new = []
+        for key in keys:
+          new.append(key not in seen)
+          seen.add(key)
+        yield part if all(new) else part.filter(pa.array(new, pa.bool_()))
 
   @functools.cache  # noqa: B019 (a run is as long-lived as the process)
   def trajectories(self, stage: str) -> pa.Table:
