@@ -394,6 +394,20 @@ SCORES = {
 }
 
 
+def test_the_run_that_was_asked_for_stands_first_in_every_table(tmp_path):
+  asked = ("z", "a")
+  for name in asked:
+    made_runs.write_scores(made_runs.workdir(tmp_path / name))
+  tables = made_tables([tmp_path / name for name in asked])
+  seen = 0
+  for table in tables.values():
+    labels = [row.get("run") for row in rows_of(table)]
+    if set(labels) == set(asked):
+      seen += 1
+      assert labels == sorted(labels, key=asked.index), table.name
+  assert seen > 4
+
+
 def test_scores_are_means_over_tokens(tmp_path):
   root = tmp_path / "run"
   run_dir = made_runs.workdir(root, stages=("problems", "rollout", "refine"))

@@ -226,7 +226,9 @@ class Run:
       parts.append(
         part.append_column("tokens", pa.array(number.astype(np.int64)))
       )
-    empty = records.schema(Trajectory).empty_table().select(list(_SMALL))
+    # (`Schema.empty_table` would import pandas, half a second for no row.)
+    whole_rows = pa.Table.from_batches([], schema=records.schema(Trajectory))
+    empty = whole_rows.select(list(_SMALL))
     empty = empty.append_column("tokens", pa.array([], pa.int64()))
     schema = empty.schema.remove_metadata()
     whole = [part.cast(schema) for part in (empty, *parts)]

@@ -72,10 +72,9 @@ def make(runs: Sequence[Run]) -> Result | None:
           [0], np.zeros(size), {name: np.zeros(size) for name in _NUMBERS}
         )
       _add(found[key], columns, edges, distance)
-  order = sorted(
-    found,
-    key=lambda key: (key.run, key.trajectory, key.verdict, key.student),
-  )
+  # The run that was asked for first, as everywhere, and not by its name.
+  place = {run.label: number for number, run in enumerate(runs)}
+  order = sorted(found, key=lambda key: (place[key.run], *key[1:]))
   found = {key: found[key] for key in order}
   figures = [
     Figure(
