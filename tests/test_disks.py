@@ -114,3 +114,37 @@ def test_checkpoints_that_cannot_be_written_end_a_training_at_once(disk):
   line = line_of(refused, "train")
   assert str(checkpoints) in line
   assert "read-only" in line
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_what_isnt_a_stage_of_the_pipeline_says_a_line_too(disk, state):
+  assert stage(disk, "rollout", "full").returncode == 0  # skipped where done
+  sweep = "--sweep=configs/sweeps/demo.py"
+  commands = {
+    "convert": [
+      "--source=lab:student",
+      f"--target={disk.path}/a",
+      "--to=orbax",
+    ],
+    "analyze": [f"--workdir={disk.path}/full"],
+    "sweep": ["--config=configs/demo.py", sweep, f"--workdir={disk.path}/b"],
+  }
+  if state == "full":
+    disk.fill()
+  else:
+    disk.mount("-o", "remount,ro", str(disk.path))
+  try:
+    refused = {
+      name: disk.run(sys.executable, "-m", f"trd_jax.{name}", *arguments)
+      for name, arguments in commands.items()
+    }
+  finally:
+    if state == "read-only":
+      disk.mount("-o", "remount,rw", str(disk.path))
+    disk.empty()
+  for name, done in refused.items():
+    line = line_of(done, name)
+    assert str(disk.path) in line
+    assert "make room" in line or "written" in line
+  for made in ("a", "full/analyze/report", "b/config.json"):
+    assert not (disk.seen / made).exists(), made
