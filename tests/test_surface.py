@@ -48,6 +48,29 @@ def test_the_import_is_light():
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_an_interrupt_that_python_would_lose_among_the_imports_is_one_line():
+  code = """
+import sys
+sys.argv[0] = "-m"
+import trd_jax
+
+class Lost:
+  def __del__(self):
+    raise KeyboardInterrupt
+
+Lost()
+print("went on")
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  said = (done.returncode, done.stdout, done.stderr)
+  assert said == (130, "", "trd-jax: interrupted\n")
+
+
 @pytest.mark.parametrize("module", ["evaluate", "train", "pipeline"])
 def test_an_interrupt_among_the_imports_is_one_line(module):
   command = [sys.executable, "-m", f"trd_jax.{module}", "--help_config"]

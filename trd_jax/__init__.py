@@ -5,6 +5,8 @@
 `import trd_jax` stays light.
 """
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,21 @@ def _tell_interrupts() -> None:
       others(kind, error, trace)
 
   sys.excepthook = told
+
+  # Where exceptions are lost, as in the callbacks of imports, Python would say
+  # so in four lines, and go on. Once a stage runs it minds its own signals.
+  lost = sys.unraisablehook
+
+  def told_of_lost(unraisable):
+    mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not (mine and issubclass(unraisable.exc_type, KeyboardInterrupt)):
+      lost(unraisable)
+      return
+    sys.stderr.write("trd-jax: interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+  sys.unraisablehook = told_of_lost
 
 
 # A module is run as a program (python -m trd_jax.…), and this is its package.

@@ -140,7 +140,8 @@ def _show_trajectories(experiment: Experiment, run_dir: RunDir, flags) -> None:
       " trd_jax.rollout with this --workdir first"
     )
   if flags.only.partition("_to_")[1] or flags.only == "leak":
-    _needs(pairs, "refined", flags.only, "y_r", "refine")
+    rewrites = experiment.teacher_writes is not None
+    _needs(pairs, "refined", flags.only, "y_r", "refine" if rewrites else None)
   elif flags.only != "all":
     _needs(pairs, "draft", flags.only, "y_o", "rollout")
   chosen = pairs
@@ -219,17 +220,29 @@ def _pairs(run_dir: RunDir, problems: Iterable[str]) -> list[Pair]:
 
 
 def _needs(
-  pairs: Sequence[Pair], side: str, only: str, name: str, stage: str
+  pairs: Sequence[Pair], side: str, only: str, name: str, stage: str | None
 ) -> None:
   """Refuses a choice by what no trajectory has.
+
+  Args:
+    pairs: what is there.
+    side: of a pair.
+    only: the choice.
+    name: of that side.
+    stage: which writes it; None where the run's method has no such stage.
 
   Raises:
     UserError: there is none.
   """
   if not any(getattr(pair, side) for pair in pairs):
+    why = (
+      f"as trd_jax.{stage} wrote none so far"
+      if stage
+      else "as this run's method makes none"
+    )
     raise UserError(
-      f"--only={only}: there is no {name} here, as trd_jax.{stage} wrote none"
-      " so far; leave --only out to see what there is"
+      f"--only={only}: there is no {name} here, {why}; leave --only out to see"
+      " what there is"
     )
 
 

@@ -32,6 +32,7 @@ from trd_jax.experiment.records import (
   GradedSample,
   Problem,
   Rejected,
+  TokenScores,
   Trajectory,
   to_table,
 )
@@ -47,6 +48,7 @@ RECORDS = {
   "refine": Trajectory,
   "evaluate/base": GradedSample,
   "evaluate/trained": GradedSample,
+  "analyze/scores": TokenScores,
 }
 """The stages that have rows, and what kind of rows."""
 

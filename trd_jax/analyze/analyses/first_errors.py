@@ -130,7 +130,7 @@ def _said(row: _Row, runs: int) -> str:
   )
   if wrong:
     first = int(np.searchsorted(np.cumsum(row.at_step), (wrong + 1) // 2))
-    text += f", the middle one of them first at step {first + 1}"
+    text += f", first at step {first + 1} (the median)"
   return text
 
 

@@ -21,7 +21,7 @@ from trd_jax.experiment.progress import duration
 _RECIPES = {"opd": ("1.7b", "4b"), "opsd": ("1.7b", "4b", "8b")}
 # What says where and how a run is carried out, and nothing about its result.
 _QUIET = ("engine.", "python.", "distributed.", "metrics.")
-_JUDGED_BY = 6  # sentences on benchmarks: three of them, Avg@K and Pass@K each
+_JUDGED_BY = 12  # sentences on Avg@K and Pass@K, by benchmark and run
 
 
 def html(run: Run, results: Mapping[str, Result]) -> str:

@@ -144,6 +144,7 @@ class _Inspected:
       }
     )
     along = run.config.trains_on
+    means = token_scores.divergences(scores, along)
     self.list = {
       "label": run.label,
       "refined": "teacher" if along == "teacher" else "y_r",
@@ -152,7 +153,7 @@ class _Inspected:
         found,
         reasons,
         where.leaks,
-        token_scores.divergences(scores, along),
+        {n: mean for n, (_, mean) in means.items()},
       ),
       "texts": {
         "draft": where.draft,
@@ -161,6 +162,7 @@ class _Inspected:
       },
       "scores": {
         "divergence": scores.divergence,
+        "along": {str(n): name for n, (name, _) in means.items()},
         "scales": scores.scales,
         "part": token_scores.PART,
         "rows": [one.row() for one in scores.rows.values() if one.first >= 0],

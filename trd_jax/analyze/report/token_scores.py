@@ -122,17 +122,19 @@ def read(run: Run, found: Catalogue) -> Scores:
   return Scores(rows, name, scales)
 
 
-def divergences(scores: Scores, trajectory: str) -> dict[int, float]:
-  """Returns the mean divergence of entries along what was trained on.
+def divergences(
+  scores: Scores, trajectory: str
+) -> dict[int, tuple[str, float]]:
+  """Returns entries' mean divergences, and along what they are.
 
   Before training, where that was scored, and along any other trajectory where
   the one that was trained on wasn't.
   """
-  found: dict[int, tuple[tuple[bool, int], float]] = {}
+  found: dict[int, tuple[tuple[bool, int], tuple[str, float]]] = {}
   for one in scores.rows.values():
     rank = (KINDS[one.kind] != trajectory, one.student)
     if one.of not in found or rank < found[one.of][0]:
-      found[one.of] = rank, one.mean
+      found[one.of] = rank, (KINDS[one.kind], one.mean)
   return {of: mean for of, (_, mean) in found.items()}
 
 

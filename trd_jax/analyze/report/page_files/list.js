@@ -9,7 +9,7 @@ const CUT_DRAFT = 1, CUT_REFINED = 2, LEAK = 4;
 const ORDERS = {
   t: {
     "": "as in the data",
-    divergence: "mean divergence, highest first",
+    divergence: "mean D, highest first",
     longest: "y_o, longest first",
     shortest: "y_o, shortest first",
     refined: "y_r, longest first",
@@ -112,14 +112,15 @@ function filteredQuestions(run, f) {
 }
 
 function listItem(run, n, href, isCurrent) {
-  const { columns, refined } = DATA.runs[run];
+  const { columns, refined, scores } = DATA.runs[run];
   const problem = columns.problem[n], cell = columns.cell[n];
   const lengths = [columns.draft[n], columns.refined[n]]
     .filter((length) => length >= 0).map(number).join(" → ");
   const flags = columns.flags[n];
   const tags = [];
   if (columns.divergence[n] !== undefined) {
-    tags.push(make("span", { class: "tag" }, `D ${shown(columns.divergence[n])}`));
+    const mean = shown(columns.divergence[n]);
+    tags.push(make("span", { class: "tag" }, `D ${mean} along ${scores.along[n]}`));
   }
   if (flags & (CUT_DRAFT | CUT_REFINED)) tags.push(make("span", { class: "tag" }, "cut off"));
   if (flags & LEAK) tags.push(make("span", { class: "tag" }, "leak"));
