@@ -7,9 +7,10 @@ and `figures`, how many were drawn.
 """
 
 import json
-import resource
+import re
 import sys
 import time
+from pathlib import Path
 
 from trd_jax.analyze import analysis, look, runs
 
@@ -22,6 +23,8 @@ if __name__ == "__main__":
     for figure in result.figures if result else ():
       look.svg(figure.draw())
       drawn += 1
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  # Not `ru_maxrss`, which begins with what the starting process had.
+  status = Path("/proc/self/status").read_text()
+  peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
   seconds = time.monotonic() - began
   print(json.dumps({"gib": peak, "seconds": seconds, "figures": drawn}))
