@@ -25,23 +25,12 @@ from trd_jax.experiment import (
 from trd_jax.experiment.errors import UserError
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.records import (
-  GradedSample,
-  Problem,
-  TokenScores,
   Trajectory,
 )
 from trd_jax.experiment.run_dir import RunDir
 
 State = Literal["done", "partial", "missing"]
-RECORDS = {
-  "problems": Problem,
-  "rollout": Trajectory,
-  "refine": Trajectory,
-  "evaluate/base": GradedSample,
-  "evaluate/trained": GradedSample,
-  "analyze/scores": TokenScores,
-}
-"""The stages that have rows, and what kind of rows."""
+
 
 # Columns of a trajectory that are small, whatever the run.
 _SMALL = (
@@ -150,7 +139,7 @@ class Run:
       UserError: a shard is damaged, or gone.
     """
     self.run_dir.done(stage)
-    return self.run_dir.table(stage, RECORDS[stage], columns)
+    return self.run_dir.table(stage, records.BY_STAGE[stage], columns)
 
   def rows(
     self,
@@ -161,11 +150,11 @@ class Run:
     """Yields the rows of wanted keys, a shard at a time, each key once.
 
     Args:
-      stage: a key of `RECORDS`.
+      stage: a key of `records.BY_STAGE`.
       columns: which of its columns.
       wanted: keys of rows; None: all.
     """
-    key = RECORDS[stage].KEY
+    key = records.BY_STAGE[stage].KEY
     for part in self.parts(stage, columns):
       if wanted is not None:
         mine = [name in wanted for name in part[key].to_pylist()]
@@ -176,13 +165,13 @@ class Run:
     """Yields some columns of a stage's rows, a shard at a time, each key once.
 
     Args:
-      stage: a key of `RECORDS`.
+      stage: a key of `records.BY_STAGE`.
       columns: which of its columns; its key is always among them.
 
     Raises:
       UserError: a shard is damaged, or gone.
     """
-    record, folder = RECORDS[stage], self.run_dir.stage(stage)
+    record, folder = records.BY_STAGE[stage], self.run_dir.stage(stage)
     self.run_dir.done(stage)
     read = [record.KEY, *(name for name in columns if name != record.KEY)]
     seen: set[str] = set()

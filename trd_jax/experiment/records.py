@@ -416,6 +416,16 @@ class Rejected(_Record):
 
 RecordT = TypeVar("RecordT", bound=_Record)
 
+BY_STAGE: dict[str, type[_Record]] = {
+  "problems": Problem,
+  "rollout": Trajectory,
+  "refine": Trajectory,
+  "evaluate/base": GradedSample,
+  "evaluate/trained": GradedSample,
+  "analyze/scores": TokenScores,
+}
+"""The folders of stages that have rows, and what kind of rows."""
+
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:

@@ -22,35 +22,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_jax.experiment import config_file, experiment
+from trd_jax.experiment import config_file, experiment, records
 from trd_jax.experiment.errors import UserError, did_you_mean, one_line
 from trd_jax.experiment.experiment import Experiment
 from trd_jax.experiment.files.json_files import read_json
 from trd_jax.experiment.metric_log import read_metrics
 from trd_jax.experiment.processes import supervise
-from trd_jax.experiment.records import (
-  GradedSample,
-  Problem,
-  Rejected,
-  TokenScores,
-  Trajectory,
-  to_table,
-)
+from trd_jax.experiment.records import Rejected, to_table
 from trd_jax.experiment.run_dir import RunDir
 from trd_jax.pipeline import pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 """Where a config's bare name is looked for, after the folder one is in."""
-
-RECORDS = {
-  "problems": Problem,
-  "rollout": Trajectory,
-  "refine": Trajectory,
-  "evaluate/base": GradedSample,
-  "evaluate/trained": GradedSample,
-  "analyze/scores": TokenScores,
-}
-"""The stages that have rows, and what kind of rows."""
 
 
 def load_config(path_or_name: str | Path, **overrides: Any) -> Experiment:
@@ -191,7 +174,7 @@ class OpenRun:
   @property
   def stages(self) -> tuple[str, ...]:
     """Returns the stages that have a folder here."""
-    names = (*RECORDS, "train", "merge")
+    names = (*records.BY_STAGE, "train", "merge")
     return tuple(name for name in names if self._run_dir.stage(name).is_dir())
 
   def done(self, stage: str) -> dict[str, Any] | None:
@@ -206,16 +189,17 @@ class OpenRun:
     """Returns a stage's rows by ascending key, each key once.
 
     Args:
-      stage: a key of `RECORDS`.
+      stage: a key of `records.BY_STAGE`.
       columns: the columns to read; None: all. docs/workdir.md explains them.
 
     Raises:
       UserError: the stage has no rows, or a file of it is damaged or gone.
     """
-    record = RECORDS.get(stage)
+    record = records.BY_STAGE.get(stage)
     if record is None:
       raise UserError(
-        f'"{stage}" is no stage with rows; {did_you_mean(stage, RECORDS)}'
+        f'"{stage}" is no stage with rows;'
+        f" {did_you_mean(stage, records.BY_STAGE)}"
       )
     self._run_dir.done(stage)  # refuses rows of which some are gone
     rows = self._run_dir.table(stage, record, columns)
